@@ -1,0 +1,225 @@
+"""The control API under `/_sandbox`: what a test orders and asks of the stand-in. JSON, without a key."""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from http import HTTPStatus
+
+import aiohttp
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from attachments.sandbox.account import Account
+from attachments.sandbox.bodies import sha256
+from attachments.sandbox.delivery import Delivery, Posting, deliver, envelope
+from attachments.sandbox.faults.book import Order
+from attachments.sandbox.fields import BadFieldError, Fields
+from attachments.sandbox.intake import read_messages
+from attachments.sandbox.messages import Message
+from attachments.sandbox.payload import Payload, sample_payload, webhook_payload
+from attachments.sandbox.settings import change_settings, show_settings
+
+
+@web.middleware
+async def explain_mistakes(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers 400 and says what to send instead."""
+    try:
+        return await handler(request)
+    except BadFieldError as error:
+        return web.json_response({"error": str(error)}, status=HTTPStatus.BAD_REQUEST)
+
+
+class Control:
+    """The control API of one account."""
+
+    def __init__(self, account: Account, session: aiohttp.ClientSession) -> None:
+        self._account = account
+        self._session = session
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def routes(self) -> Iterable[web.AbstractRouteDef]:
+        """The table of what there is."""
+        return [
+            web.get("/_sandbox/health", self.health),
+            web.post("/_sandbox/messages", self.add_messages),
+            web.get("/_sandbox/messages", self.show_messages),
+            web.delete("/_sandbox/messages", self.forget_messages),
+            web.post("/_sandbox/faults", self.add_fault),
+            web.get("/_sandbox/faults", self.show_faults),
+            web.delete("/_sandbox/faults", self.forget_faults),
+            web.delete("/_sandbox/faults/{id}", self.forget_fault),
+            web.get("/_sandbox/requests", self.show_requests),
+            web.delete("/_sandbox/requests", self.forget_requests),
+            web.get("/_sandbox/requests/summary", self.summarise_requests),
+            web.post("/_sandbox/deliver", self.deliver),
+            web.get("/_sandbox/deliveries", self.show_deliveries),
+            web.post("/_sandbox/test-button", self.press_test_button),
+            web.get("/_sandbox/settings", self.show_settings),
+            web.post("/_sandbox/settings", self.change_settings),
+            web.post("/_sandbox/keys/{key}/revoke", self.revoke_key),
+        ]
+
+    async def close(self) -> None:
+        """Gives up the deliveries that nobody waits for."""
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def health(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "messages": len(self._account.messages)})
+
+    async def add_messages(self, request: web.Request) -> web.Response:
+        """Takes one message or a list; `?sha256=no` spares the digests, so that no body is read."""
+        document = await _document(request)
+        messages = read_messages(document)
+        ids = [message.id for message in messages]
+        taken = [known for known in ids if known in self._account.messages or ids.count(known) > 1]
+        if taken:
+            text = f"messages: {len(taken)} of the ids stand for a message already; delete the messages first"
+            return web.json_response({"error": text}, status=HTTPStatus.CONFLICT)
+        shown = await self._shown(messages, request)
+        self._account.messages.add(messages)
+        answer = shown[0] if isinstance(document, dict) and "messages" not in document else {"messages": shown}
+        return web.json_response(answer, status=HTTPStatus.CREATED)
+
+    async def show_messages(self, request: web.Request) -> web.Response:
+        return web.json_response({"messages": await self._shown(list(self._account.messages), request)})
+
+    async def forget_messages(self, _: web.Request) -> web.Response:
+        self._account.messages.clear()
+        return _nothing()
+
+    async def add_fault(self, request: web.Request) -> web.Response:
+        order = self._account.faults.add(await _document(request))
+        return web.json_response({"id": order.id}, status=HTTPStatus.CREATED)
+
+    async def show_faults(self, _: web.Request) -> web.Response:
+        return web.json_response({"faults": [_shown_order(order) for order in self._account.faults.orders.values()]})
+
+    async def forget_faults(self, _: web.Request) -> web.Response:
+        self._account.faults.orders.clear()
+        return _nothing()
+
+    async def forget_fault(self, request: web.Request) -> web.Response:
+        if self._account.faults.orders.pop(request.match_info["id"], None) is None:
+            return _missing("There is no such fault; GET /_sandbox/faults names those that there are.")
+        return _nothing()
+
+    async def show_requests(self, _: web.Request) -> web.Response:
+        return web.json_response({"requests": [vars(entry) for entry in self._account.log.entries]})
+
+    async def summarise_requests(self, _: web.Request) -> web.Response:
+        return web.json_response(self._account.log.summary())
+
+    async def forget_requests(self, _: web.Request) -> web.Response:
+        self._account.log.clear()
+        return _nothing()
+
+    async def deliver(self, request: web.Request) -> web.Response:
+        """Posts a webhook `times` times at once; without `wait` answers 202 (see /_sandbox/deliveries)."""
+        fields = Fields(await _document(request), "delivery")
+        message_id, payload = fields.text_or_none("message_id"), fields.take("payload")
+        times, wait = fields.whole("times", 1), fields.flag("wait", default=True)
+        posting = Posting(
+            payload=self._payload(message_id, payload),
+            url=fields.text("url"),
+            secret=fields.header_or_none("secret"),
+            attempts=fields.whole("attempts", 3),
+            timeout=fields.number("timeout", 100.0),
+            pause=fields.number_or_none("retry_delay"),
+        )
+        fields.close()
+        deliveries = [posting.begin() for _ in range(times)]
+        self._account.deliveries.extend(deliveries)
+        tasks = [asyncio.create_task(deliver(self._session, posting, delivery)) for delivery in deliveries]
+        if not wait:
+            # The loop holds its tasks only weakly.
+            self._under_way.update(tasks)
+            for task in tasks:
+                task.add_done_callback(self._under_way.discard)
+            return _shown_deliveries(deliveries, HTTPStatus.ACCEPTED)
+        await asyncio.gather(*tasks)
+        return _shown_deliveries(deliveries)
+
+    async def show_deliveries(self, _: web.Request) -> web.Response:
+        return _shown_deliveries(self._account.deliveries)
+
+    async def press_test_button(self, request: web.Request) -> web.Response:
+        """One attempt with the canned sample; shows status and message as Admin does (webhooks/setup)."""
+        fields = Fields(await _document(request), "test button")
+        posting = Posting(sample_payload(), fields.text("url"), fields.header_or_none("secret"), attempts=1)
+        fields.close()
+        delivery = posting.begin()
+        await deliver(self._session, posting, delivery)
+        answer = envelope(delivery.attempts[-1])
+        return web.json_response(
+            {"status": answer.get("status"), "message": answer.get("message"), "delivery": asdict(delivery)}
+        )
+
+    async def show_settings(self, _: web.Request) -> web.Response:
+        return web.json_response(show_settings(self._account))
+
+    async def change_settings(self, request: web.Request) -> web.Response:
+        change_settings(self._account, await _document(request))
+        return web.json_response(show_settings(self._account))
+
+    async def revoke_key(self, request: web.Request) -> web.Response:
+        if not self._account.keys.revoke(request.match_info["key"]):
+            return _missing("There is no such key; GET /_sandbox/settings names those that there are.")
+        return _nothing()
+
+    def _payload(self, message_id: str | None, payload: object) -> Payload:
+        if (message_id is None) == (payload is None):
+            raise BadFieldError("delivery: send either message_id or payload")
+        if isinstance(payload, dict):
+            return payload
+        message = self._account.messages.find(message_id or "")
+        if message is None:
+            raise BadFieldError("delivery: no message has this message_id, and payload is no object; add the message")
+        return webhook_payload(message)
+
+    async def _shown(self, messages: list[Message], request: web.Request) -> list[dict[str, object]]:
+        digests = request.query.get("sha256") != "no"
+        return await asyncio.to_thread(lambda: [_shown_message(message, digests=digests) for message in messages])
+
+
+def _shown_message(message: Message, *, digests: bool) -> dict[str, object]:
+    return {
+        "id": message.id,
+        "attachments": [
+            {
+                "id": attachment.id,
+                "name": attachment.name,
+                "type": attachment.type,
+                "bytes": attachment.body.size,
+                "sha256": sha256(attachment.body) if digests else None,
+            }
+            for attachment in message.attachments
+        ],
+        "webhook": webhook_payload(message),
+    }
+
+
+def _shown_order(order: Order) -> dict[str, object]:
+    state = {"id": order.id, "matched": order.matched, "fired": order.fired, "spent": order.spent}
+    return {**order.document, **state}
+
+
+def _shown_deliveries(deliveries: Iterable[Delivery], status: int = HTTPStatus.OK) -> web.Response:
+    return web.json_response({"deliveries": [asdict(delivery) for delivery in deliveries]}, status=status)
+
+
+async def _document(request: web.Request) -> object:
+    try:
+        return json.loads(await request.read())
+    except ValueError as error:
+        raise BadFieldError(f"the body is no JSON ({error}); send a JSON object") from error
+
+
+def _missing(text: str) -> web.Response:
+    return web.json_response({"error": text}, status=HTTPStatus.NOT_FOUND)
+
+
+def _nothing() -> web.Response:
+    return web.Response(status=HTTPStatus.NO_CONTENT)

@@ -1,0 +1,1 @@
+"""Faults that a test can order: what they do to an answer, and to which calls they happen."""

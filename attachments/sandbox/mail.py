@@ -1,0 +1,174 @@
+"""Reads mail from disk as Exchange would show it: `.eml` files (RFC 5322) or an mbox (RFC 4155).
+
+What becomes an attachment:
+- a `message/rfc822` or `message/global` part: an itemAttachment, not looked into. So does any other
+  `message/*` part that `email` parses into messages (a delivery status, for one), for it has no bytes;
+- any other part without parts that is disposed as `attachment`, has a file name, or is neither text nor a
+  container: a fileAttachment, inline images included, as the API does not tell them apart. Its bytes are what
+  `get_payload(decode=True)` makes of it;
+- the rest, the texts without a name, is the message's body, and no attachment.
+"""
+
+import mailbox
+import mimetypes
+import re
+from collections.abc import Iterator
+from datetime import UTC
+from email import message_from_bytes, policy
+from email.message import Message as Mail
+from email.utils import formataddr, getaddresses, parsedate_to_datetime
+from pathlib import Path
+
+from attachments.sandbox import graph_ids
+from attachments.sandbox.bodies import HeldBody, Spool
+from attachments.sandbox.messages import DEFAULT_MAILBOX, FILE, ITEM, Attachment, Message
+from attachments.sandbox.payload import now
+
+# What the standard library's parser raises on headers and bodies that are no mail.
+_MALFORMED = (LookupError, ValueError, AttributeError, TypeError)
+
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+_ITEM_TYPES = ("message/rfc822", "message/global")
+_ENVELOPE_BYTES = 100
+"""Bytes that Exchange lists beyond what it delivers (api/messages/list-attachments)."""
+
+
+def read_mail(path: Path, spool: Spool) -> Iterator[Message]:
+    """The messages of a folder of `.eml` files (and of its folders), of one such file, or of an mbox.
+
+    The attachments' bytes go to the spool. Raises OSError when the path cannot be read.
+    """
+    if path.is_dir():
+        for file in sorted(path.rglob("*.eml")):
+            yield parse_mail(file.read_bytes(), spool)
+        return
+    with path.open("rb") as opened:
+        is_mbox = opened.read(5) == b"From "
+    if not is_mbox:
+        yield parse_mail(path.read_bytes(), spool)
+        return
+    box = mailbox.mbox(path, create=False)
+    try:
+        for key in box.iterkeys():
+            yield parse_mail(box.get_bytes(key), spool)
+    finally:
+        box.close()
+
+
+def parse_mail(content: bytes, spool: Spool) -> Message:
+    """One message; whatever is wrong with it, what can be read of it is there."""
+    mail = _parsed(content)
+    message_id = graph_ids.message_id(content)
+    return Message(
+        id=message_id,
+        mailbox=DEFAULT_MAILBOX,
+        sender=next(iter(_addresses(mail, "from")), ""),
+        subject=_header(mail, "subject") or "",
+        received=_received(mail),
+        conversation_id=graph_ids.conversation_id(message_id),
+        internet_message_id=_header(mail, "message-id") or graph_ids.internet_message_id(message_id),
+        to=_addresses(mail, "to"),
+        cc=_addresses(mail, "cc"),
+        attachments=tuple(
+            _attachment(part, message_id, index, spool) for index, part in enumerate(attachment_parts(mail))
+        ),
+    )
+
+
+def attachment_parts(mail: Mail) -> Iterator[Mail]:
+    """The parts that become attachments, in the order of the mail."""
+    if mail.get_content_maintype() == "multipart" and mail.is_multipart():
+        for part in _parts(mail):
+            yield from attachment_parts(part)
+    elif _is_attachment(mail):
+        yield mail
+
+
+def _parsed(content: bytes) -> Mail:
+    try:
+        return message_from_bytes(content, policy=policy.default)
+    except _MALFORMED:
+        return message_from_bytes(content, policy=policy.compat32)
+
+
+def _parts(mail: Mail) -> list[Mail]:
+    payload = mail.get_payload()
+    return [part for part in payload if isinstance(part, Mail)] if isinstance(payload, list) else []
+
+
+def _is_attachment(part: Mail) -> bool:
+    if _disposition(part) == "attachment" or _file_name(part):
+        return True
+    return part.get_content_maintype() not in ("text", "multipart")
+
+
+def _attachment(part: Mail, message_id: str, index: int, spool: Spool) -> Attachment:
+    content_type = part.get_content_type()
+    attachment_id = graph_ids.attachment_id(message_id, index)
+    if part.is_multipart() or content_type in _ITEM_TYPES:
+        inner = next(iter(_parts(part)), None)
+        title = None if inner is None else _header(inner, "subject")
+        name = _file_name(part) or title or f"ATT{index + 1:05}.eml"
+        return Attachment(attachment_id, name, _clean_type(content_type), ITEM, _ENVELOPE_BYTES, HeldBody(b""))
+    body = spool.keep(decoded(part))
+    name = _file_name(part) or f"ATT{index + 1:05}{mimetypes.guess_extension(content_type) or '.bin'}"
+    return Attachment(attachment_id, name, _clean_type(content_type), FILE, body.size + _ENVELOPE_BYTES, body)
+
+
+def decoded(part: Mail) -> bytes:
+    """The bytes that `email` decodes a part to; none when it cannot."""
+    try:
+        content = part.get_payload(decode=True)
+    except _MALFORMED:
+        return b""
+    return content if isinstance(content, bytes) else b""
+
+
+def _header(mail: Mail, name: str) -> str | None:
+    try:
+        value = mail[name]
+        return None if value is None else _clean(str(value))
+    except _MALFORMED:
+        return None
+
+
+def _addresses(mail: Mail, name: str) -> tuple[str, ...]:
+    try:
+        found = getaddresses([str(value) for value in mail.get_all(name, [])])
+    except _MALFORMED:
+        return ()
+    return tuple(_clean(formataddr((title, address))) for title, address in found if address.isascii() and address)
+
+
+def _received(mail: Mail) -> str:
+    try:
+        date = parsedate_to_datetime(str(mail["date"]))
+        return date.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (*_MALFORMED, OverflowError):
+        return now()
+
+
+def _disposition(part: Mail) -> str | None:
+    try:
+        return part.get_content_disposition()
+    except _MALFORMED:
+        return None
+
+
+def _file_name(part: Mail) -> str | None:
+    try:
+        name = part.get_filename()
+    except _MALFORMED:
+        return None
+    return None if name is None else _clean(name) or None
+
+
+def _clean(text: str) -> str:
+    """The text without lone surrogates, which stand for bytes that no charset explained."""
+    return _LONE_SURROGATE.sub("\ufffd", text)
+
+
+def _clean_type(content_type: str) -> str:
+    return content_type if _MEDIA_TYPE.fullmatch(content_type) else "application/octet-stream"
