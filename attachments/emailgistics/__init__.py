@@ -1,0 +1,66 @@
+"""The vendor's contract: what Emailgistics lists, delivers and posts, and all that can go wrong on the way.
+
+Knows neither Prefect nor fsspec.
+"""
+
+from attachments.emailgistics.client import EmailgisticsClient
+from attachments.emailgistics.content_disposition import filename_of
+from attachments.emailgistics.download import Download
+from attachments.emailgistics.errors import (
+    Aborted,
+    BadAnswer,
+    BadRequest,
+    ConnectionFailed,
+    DeadlineExceeded,
+    EmailgisticsError,
+    Forbidden,
+    InvalidArgument,
+    InvalidDelivery,
+    InvalidKey,
+    NotFound,
+    RateLimited,
+    ServerError,
+    TimedOut,
+    Truncated,
+    UnexpectedStatus,
+)
+from attachments.emailgistics.models import Attachment
+from attachments.emailgistics.pacing import Pacer
+from attachments.emailgistics.webhook import (
+    Action,
+    Delivery,
+    Envelope,
+    authenticate,
+    envelope,
+    parse_delivery,
+)
+
+__all__ = [
+    "Aborted",
+    "Action",
+    "Attachment",
+    "BadAnswer",
+    "BadRequest",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "Delivery",
+    "Download",
+    "EmailgisticsClient",
+    "EmailgisticsError",
+    "Envelope",
+    "Forbidden",
+    "InvalidArgument",
+    "InvalidDelivery",
+    "InvalidKey",
+    "NotFound",
+    "Pacer",
+    "RateLimited",
+    "ServerError",
+    "TimedOut",
+    "Truncated",
+    "UnexpectedStatus",
+    "authenticate",
+    "envelope",
+    "filename_of",
+    "parse_delivery",
+]

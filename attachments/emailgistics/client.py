@@ -1,0 +1,224 @@
+"""The client for Emailgistics' HTTP API, as far as attachments need it."""
+
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+import httpx
+
+from attachments.emailgistics.answers import require_success
+from attachments.emailgistics.body import whole
+from attachments.emailgistics.boundary import translated
+from attachments.emailgistics.deadline import Call
+from attachments.emailgistics.download import Download
+from attachments.emailgistics.errors import (
+    DeadlineExceeded,
+    EmailgisticsError,
+    InvalidArgument,
+    TimedOut,
+)
+from attachments.emailgistics.models import Attachment, parse_listing
+from attachments.emailgistics.pacing import ACTION, PacedTransport, Pacer, Unpaced
+from attachments.emailgistics.transport import CALL, SocketTransport, is_loopback
+
+__all__ = ["Download", "EmailgisticsClient"]
+
+LISTING = "Listing the attachments"
+DOWNLOADING = "Downloading an attachment"
+
+CONNECT_SECONDS = 30.0
+"""A host that has not answered by then will not; a large file's patience is of no use here."""
+LISTING_BYTES = 16 * 1024 * 1024
+"""More than thousands of attachments take; a longer list is refused, so memory stays bounded."""
+
+_KEY = re.compile(r"[\x21-\x7e]+", re.ASCII)
+_QUIET_LOGGERS = ("httpx", "httpcore", "httpcore.connection", "httpcore.http11", "httpcore.proxy")
+
+logger = logging.getLogger(__name__)
+
+_announced: set[str] = set()
+_announcing = threading.Lock()
+
+
+class EmailgisticsClient:
+    """Lists and downloads attachments. One instance serves any number of threads over pooled connections.
+
+    `base_url` such as `https://c1.emailgistics.com/api/v1`; plain HTTP for loopback hosts only. Redirects are
+    never followed, and of the environment only proxies and certificates (`SSL_CERT_FILE`) count: no netrc, no
+    cookies. `list_timeout`: seconds for a whole listing. `download_timeout`: seconds for each step of a
+    download (connecting at most 30). `download_deadline`: seconds for all of it, from the request on; waiting
+    for the pacer's turn does not count. The vendor suggests 30 and 300 (api/messages).
+
+    Making one sets the loggers of httpx and httpcore to WARNING: they log URLs and headers, and thereby ids
+    and file names. Raises `InvalidArgument` for a URL or key that cannot be right. Nothing is retried here:
+    see `EmailgisticsError.retryable`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        *,
+        pacer: Pacer | None = None,
+        transport: httpx.BaseTransport | None = None,
+        list_timeout: float = 30,
+        download_timeout: float = 300,
+        download_deadline: float = 1800,
+    ) -> None:
+        self._base_url = checked_base_url(base_url)
+        self._headers = {
+            "Authorization": f"Bearer {checked_key(api_key)}",
+            "Accept-Encoding": "identity",
+            "User-Agent": "emailgistics-attachments",
+        }
+        self._list_timeout = list_timeout
+        self._download_timeout = download_timeout
+        self._download_deadline = download_deadline
+        _quieten_loggers()
+        inner = transport if transport is not None else SocketTransport(self._base_url)
+        self._transport = PacedTransport(inner, pacer if pacer is not None else Unpaced())
+        self._calls: set[Call] = set()
+        self._calls_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"EmailgisticsClient(host={self._base_url.host!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def list_attachments(self, message_id: str) -> tuple[Attachment, ...]:
+        """All that is on the message, in the vendor's order (api/messages/list-attachments)."""
+        call = Call(self._list_timeout, TimedOut)
+        url = self._url("messages", message_id, "attachments")
+        with self._answer(url, LISTING, call, self._list_timeout) as response:
+            return parse_listing(whole(response, call, LISTING, most=LISTING_BYTES))
+
+    @contextmanager
+    def download(self, message_id: str, attachment_id: str, *, listed_size: int | None = None) -> Iterator[Download]:
+        """The attachment's bytes (api/messages/download-attachment), as they come, never all in memory.
+
+        `listed_size` is the size as listed: it counts only when nothing else can prove the body complete.
+        """
+        call = Call(self._download_deadline, DeadlineExceeded)
+        url = self._url("messages", message_id, "attachments", attachment_id, "download")
+        with self._answer(url, DOWNLOADING, call, self._download_timeout) as response:
+            yield Download(response, call, DOWNLOADING, listed_size=listed_size)
+
+    def abort(self) -> None:
+        """End every call that is on, from any thread, also one whose answer has not begun.
+
+        Each raises `Aborted` where it waits. Later calls are not concerned.
+        """
+        with self._calls_lock:
+            calls = tuple(self._calls)
+        for call in calls:
+            call.abort()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._transport.close()
+
+    @contextmanager
+    def _answer(self, url: str, action: str, call: Call, timeout: float) -> Iterator[httpx.Response]:
+        """The successful answer to a GET, its body unread; closed on leaving."""
+        with self._calls_lock:
+            self._calls.add(call)
+        try:
+            with translated(action, call):
+                request = httpx.Request(
+                    "GET",
+                    url,
+                    headers=self._headers,
+                    extensions={
+                        CALL: call,
+                        ACTION: action,
+                        "timeout": {
+                            "connect": min(timeout, CONNECT_SECONDS),
+                            "read": timeout,
+                            "write": timeout,
+                            "pool": call.seconds,
+                        },
+                    },
+                )
+            response = self._transport.handle_request(request)
+            try:
+                _notice_deprecation(response, action)
+                require_success(response, call, action)
+                yield response
+            finally:
+                _close_silently(response, call, action)
+        finally:
+            call.use(None)
+            with self._calls_lock:
+                self._calls.discard(call)
+
+    def _url(self, *segments: str) -> str:
+        return "/".join((str(self._base_url).rstrip("/"), *map(_one_segment, segments)))
+
+
+def checked_base_url(base_url: str) -> httpx.URL:
+    try:
+        url = httpx.URL(base_url.strip())
+    except httpx.InvalidURL:
+        raise InvalidArgument("The base URL is no valid URL") from None
+    if not url.host or url.userinfo or url.query or url.fragment:
+        raise InvalidArgument("The base URL must name a host and perhaps a path, and nothing else")
+    if url.scheme == "https" or (url.scheme == "http" and is_loopback(url.host)):
+        return url
+    raise InvalidArgument("The base URL must start with https:// (plain HTTP is for this machine alone)")
+
+
+def checked_key(api_key: str) -> str:
+    if not api_key:
+        raise InvalidArgument("The API key is empty")
+    if not _KEY.fullmatch(api_key):
+        raise InvalidArgument("The API key holds blanks, line ends or characters that no key has")
+    return api_key
+
+
+def _one_segment(segment: str) -> str:
+    """The text as one segment of a path: nothing in it is left that could divide or climb."""
+    if not segment:
+        raise InvalidArgument("An id is empty")
+    try:
+        quoted = quote(segment, safe="")
+    except UnicodeEncodeError:
+        raise InvalidArgument("An id holds broken Unicode") from None
+    # RFC 3986, section 5.2.4: "." and ".." would be removed on the way.
+    return quoted.replace(".", "%2E") if segment in {".", ".."} else quoted
+
+
+def _close_silently(response: httpx.Response, call: Call, action: str) -> None:
+    """Whatever goes wrong on closing concerns nobody: what was wanted has been read, or has failed before."""
+    with suppress(EmailgisticsError), translated(action, call):
+        response.close()
+
+
+def _quieten_loggers() -> None:
+    for name in _QUIET_LOGGERS:
+        noisy = logging.getLogger(name)
+        noisy.setLevel(max(noisy.level, logging.WARNING))
+
+
+def _notice_deprecation(response: httpx.Response, action: str) -> None:
+    """Log once a process that an endpoint is deprecated (getting-started/versioning)."""
+    if "deprecation" not in response.headers:
+        return
+    with _announcing:
+        first = action not in _announced
+        _announced.add(action)
+    if first:
+        logger.warning("Emailgistics has announced that the endpoint for %r is deprecated", action)

@@ -1,0 +1,120 @@
+"""The wire: a pool of connections in which every wait obeys the deadline of its call.
+
+httpx's own `HTTPTransport` offers no way to a network backend, so this puts httpcore's pool (public API)
+under httpx's interface. `httpx.Client` is left out on purpose: what it would add must not happen here. It
+logs every URL, keeps cookies, reads logins from URLs, and parses a redirect's target even when told not to
+follow it.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+from urllib.request import getproxies, proxy_bypass
+
+import httpcore
+import httpx
+
+from attachments.emailgistics.deadline import CURRENT, Call, DeadlineBackend
+from attachments.emailgistics.errors import InvalidArgument
+
+CALL = "emailgistics.call"
+"""The extension of a request that holds its `Call`."""
+
+MAX_CONNECTIONS = 100
+"""More than the downloads that run at once (32), so that nobody waits here while holding a paced turn."""
+MAX_KEEPALIVE_CONNECTIONS = 40
+KEEPALIVE_SECONDS = 30.0
+"""Idle connections are dropped before the usual server (60 s and more) drops them under a new request."""
+
+
+class SocketTransport(httpx.BaseTransport):
+    """HTTP/1.1 over pooled connections; safe to share between threads. Raises httpcore's errors.
+
+    `url` is where all requests go: proxy and certificates are settled for it once, from the environment.
+    """
+
+    def __init__(self, url: httpx.URL) -> None:
+        proxy = proxy_for(url)
+        self._pool = httpcore.ConnectionPool(
+            # Reading the certificates takes 20 ms and more: not when nobody asks for them.
+            ssl_context=httpx.create_ssl_context() if url.scheme == "https" else None,
+            proxy=None
+            if proxy is None
+            else httpcore.Proxy(
+                str(proxy.url), auth=proxy.raw_auth, headers=proxy.headers.raw, ssl_context=proxy.ssl_context
+            ),
+            max_connections=MAX_CONNECTIONS,
+            max_keepalive_connections=MAX_KEEPALIVE_CONNECTIONS,
+            keepalive_expiry=KEEPALIVE_SECONDS,
+            network_backend=DeadlineBackend(),
+        )
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        call: Call = request.extensions[CALL]
+        opened = CURRENT.set(call)
+        try:
+            answer = self._pool.handle_request(
+                httpcore.Request(
+                    method=request.method,
+                    url=httpcore.URL(
+                        scheme=request.url.raw_scheme,
+                        host=request.url.raw_host,
+                        port=request.url.port,
+                        target=request.url.raw_path,
+                    ),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
+            )
+        finally:
+            CURRENT.reset(opened)
+        return httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer), extensions=answer.extensions)
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class _Body(httpx.SyncByteStream):
+    """The answer's bytes as they come off the socket, without a layer in between."""
+
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    def __iter__(self) -> Iterator[bytes]:
+        stream = self._answer.stream
+        assert isinstance(stream, Iterable)  # noqa: S101 - httpcore types the sync and async kinds as one
+        return iter(stream)
+
+    def close(self) -> None:
+        self._answer.close()
+
+
+def proxy_for(url: httpx.URL) -> httpx.Proxy | None:
+    """The proxy that the environment names for this URL (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), if any.
+
+    Plain HTTP is for loopback hosts alone and never goes through one. Raises `InvalidArgument` for a proxy
+    that cannot be used, without showing its address, which may hold a password.
+    """
+    if url.scheme != "https" or is_loopback(url.host) or proxy_bypass(url.host):
+        return None
+    proxies = getproxies()
+    address = proxies.get("https") or proxies.get("all")
+    if not address:
+        return None
+    try:
+        proxy = httpx.Proxy(address if "://" in address else f"http://{address}")
+    except (ValueError, httpx.InvalidURL):
+        raise InvalidArgument("The proxy that the environment names is no valid URL") from None
+    if proxy.url.scheme not in {"http", "https"} or not proxy.url.host:
+        raise InvalidArgument("The proxy that the environment names is not an HTTP proxy")
+    return proxy
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host can only be this machine: `localhost`, 127.0.0.0/8 or ::1."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
