@@ -1,0 +1,19 @@
+"""Where attachments are kept: keys, safe names, atomic writes, manifests. Knows no Prefect and no vendor."""
+
+from attachments.storage.errors import StoreError
+from attachments.storage.keys import attachment_key, message_key
+from attachments.storage.manifest import Manifest, ManifestAttachment
+from attachments.storage.names import safe_name
+from attachments.storage.store import Store, StoredObject, open_store
+
+__all__ = [
+    "Manifest",
+    "ManifestAttachment",
+    "Store",
+    "StoreError",
+    "StoredObject",
+    "attachment_key",
+    "message_key",
+    "open_store",
+    "safe_name",
+]

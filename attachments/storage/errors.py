@@ -1,0 +1,83 @@
+"""Everything that can go wrong in a store.
+
+StoreError
+├── StoreUnavailable     the store does not answer or is out of some resource: trying again may help
+├── AccessDenied         the store answers, and refuses us
+├── OutOfSpace           no room left, or a quota is used up
+├── NotFound             the store itself is gone (an unmounted disk, a deleted bucket)
+├── AlreadyExists        something that is not ours stands under the key; it was left alone
+├── UnsupportedStore     no store of this kind, or the file system lacks something that a store must have
+├── InvalidManifest      a manifest.json that can't be read: treat it as lost and rebuild it
+└── NewerManifest        a manifest.json from a newer version of this project: never overwritten
+
+Their text holds keys, never a file name or a path: Prefect shows it to everybody who sees a run.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class StoreError(Exception):
+    """A store failed.
+
+    `key` says where: ``<message_key>`` or ``<message_key>/<attachment_key>``, None when it concerns the
+    whole store. `retryable` says whether the same call may succeed when it is made again in a moment;
+    `outcome_code` is the short stable word for a manifest's ``code``.
+    """
+
+    retryable: ClassVar[bool] = False
+    outcome_code: ClassVar[str] = "store-error"
+
+    def __init__(self, message: str, *, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class StoreUnavailable(StoreError):
+    """The store does not answer, or ran out of something that comes back (file handles, memory)."""
+
+    retryable = True
+    outcome_code = "store-unavailable"
+
+
+class AccessDenied(StoreError):
+    """The store refuses: rights, ownership, or a read-only file system."""
+
+    outcome_code = "access-denied"
+
+
+class OutOfSpace(StoreError):
+    """No room, or over quota. Trying again at once is no use; a run after somebody has made room finishes."""
+
+    outcome_code = "out-of-space"
+
+
+class NotFound(StoreError):
+    """The store is not where it was. It is not made anew: the files might land on the wrong disk."""
+
+    outcome_code = "store-not-found"
+
+
+class AlreadyExists(StoreError):
+    """Something that is not ours stands under the key. It was not touched."""
+
+    outcome_code = "already-exists"
+
+
+class UnsupportedStore(StoreError):
+    """No store of this kind, or one that lacks what a store must have."""
+
+    outcome_code = "unsupported-store"
+
+
+class InvalidManifest(StoreError):
+    """A manifest that is damaged or of another shape. It counts as lost: whoever meets it rebuilds it."""
+
+    outcome_code = "invalid-manifest"
+
+
+class NewerManifest(StoreError):
+    """A manifest that a newer version wrote. Overwriting it would lose what that version recorded."""
+
+    outcome_code = "newer-manifest"

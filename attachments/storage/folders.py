@@ -1,0 +1,108 @@
+"""Folders held open. What is in them is named relative to them, so no symlink on the way is ever followed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+FOLDER_MODE = 0o700
+FILE_MODE = 0o600
+
+# What open() says of symlinks, folders, sockets and pipes, in the words of Linux, macOS and BSD.
+_NOT_REGULAR = {errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO}
+
+
+class Folder:
+    """An open folder. Raises OSError; a symlink or a file in a folder's place is a NotADirectoryError."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    @classmethod
+    def at(cls, path: Path) -> Folder:
+        """The folder at a path that the user has configured; a symlink there is the user's choice."""
+        return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+    def folder(self, name: str) -> Folder:
+        """A folder in this one."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return Folder(os.open(name, flags, dir_fd=self.fd))
+        except OSError as error:
+            if error.errno in _NOT_REGULAR:
+                raise NotADirectoryError(errno.ENOTDIR, "not a folder") from None
+            raise
+
+    def made(self, name: str) -> Folder:
+        """A folder in this one, made when it is missing."""
+        with suppress(FileExistsError):
+            os.mkdir(name, FOLDER_MODE, dir_fd=self.fd)
+        return self.folder(name)
+
+    def has(self, name: str) -> bool:
+        """Whether there is anything of this name."""
+        try:
+            os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self) -> list[str]:
+        """What is in it, sorted; without hidden names, which no attachment has but desktops leave behind."""
+        return sorted(name for name in self.all_names() if not name.startswith("."))
+
+    def all_names(self) -> list[str]:
+        """What is in it, hidden or not."""
+        return os.listdir(self.fd)  # noqa: PTH208  # pathlib knows no descriptors
+
+    @contextmanager
+    def opened(self, name: str, flags: int) -> Iterator[int]:
+        """A regular file in this folder, as a descriptor. Anything else of that name is a FileExistsError."""
+        # Without O_NONBLOCK a planted pipe would block for ever.
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            fd = os.open(name, flags, FILE_MODE, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno in _NOT_REGULAR:
+                raise FileExistsError(errno.EEXIST, "not a regular file") from None
+            raise
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise FileExistsError(errno.EEXIST, "not a regular file")
+            yield fd
+        finally:
+            # What was written is synced before it is believed, so closing has nothing more to tell.
+            with suppress(OSError):
+                os.close(fd)
+
+    def sync(self) -> None:
+        """Makes the names in it survive a power failure."""
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            # Some network file systems have no fsync for folders; their servers keep names by themselves.
+            if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self.fd)
+
+
+def make_with_parents(path: Path) -> None:
+    """Makes a folder and those above it, so that they survive a power failure."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    for folder in reversed(missing):
+        folder.mkdir(FOLDER_MODE, exist_ok=True)
+        with Folder.at(folder.parent) as parent:
+            parent.sync()

@@ -1,0 +1,55 @@
+"""Where things stand in a store.
+
+``<root>/<message_key>/<attachment_key>/<safe file name>`` and ``<root>/<message_key>/manifest.json``. Ids are
+hashed because a Graph id runs to 250 characters, is case-sensitive and may hold ``/``, where a path component
+takes 255 bytes and some file systems ignore case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+KEY_LENGTH = 32
+"""Hex digits in a key: 128 bits of SHA-256."""
+
+MANIFEST_NAME = "manifest.json"
+
+_KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
+
+
+def message_key(message_id: str) -> str:
+    """The key of a message: the first 32 hex digits of the SHA-256 of its id."""
+    return _hashed(message_id)
+
+
+def attachment_key(attachment_id: str) -> str:
+    """The key of an attachment within its message: the first 32 hex digits of the SHA-256 of its id."""
+    return _hashed(attachment_id)
+
+
+def attachment_path(message_key: str, attachment_key: str, safe_name: str) -> str:
+    """The key of an attachment's object, from the store's root. Raises ValueError for what is no key."""
+    return f"{checked_key(message_key)}/{checked_key(attachment_key)}/{safe_name}"
+
+
+def manifest_path(message_key: str) -> str:
+    """The key of a message's manifest, from the store's root. Raises ValueError for what is no key."""
+    return f"{checked_key(message_key)}/{MANIFEST_NAME}"
+
+
+def is_key(text: str) -> bool:
+    """Whether the text has the form of a message key or an attachment key."""
+    return _KEY.fullmatch(text) is not None
+
+
+def checked_key(text: str) -> str:
+    """The key as it is. Raises ValueError for anything else: an id could lead out of the root."""
+    if not is_key(text):
+        raise ValueError(f"not a key: expected {KEY_LENGTH} hex digits, as message_key() and attachment_key() make")
+    return text
+
+
+def _hashed(identifier: str) -> str:
+    # JSON can carry half a surrogate pair; such an id is odd, but still an id.
+    return hashlib.sha256(identifier.encode("utf-8", "surrogatepass")).hexdigest()[:KEY_LENGTH]

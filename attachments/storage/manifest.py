@@ -1,0 +1,229 @@
+"""The record of what was on a message and what became of each part: ``manifest.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    computed_field,
+    model_validator,
+)
+
+from attachments.storage.errors import InvalidManifest, NewerManifest
+
+SCHEMA = 1
+"""The version of the manifest's shape that this code writes."""
+
+Outcome = Literal["stored", "filtered", "unsupported", "failed", "purged"]
+
+_WAS_STORED = frozenset({"stored", "purged"})
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc), PlainSerializer(_iso, return_type=str)]
+"""A moment in UTC, written as ISO 8601 with ``Z``. One without a zone is taken for UTC."""
+
+
+class _Record(BaseModel):
+    """What both models share: frozen, tolerant of what a later version added, quiet about contents."""
+
+    model_config = ConfigDict(
+        extra="allow",  # what another version recorded is handed on
+        frozen=True,
+        populate_by_name=True,
+        hide_input_in_errors=True,  # names and addresses must not show in an error's text
+    )
+
+    computed: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, data: Any) -> Any:
+        """Names may hold half a surrogate pair, which no UTF-8 can; what is computed is not read back."""
+        if not isinstance(data, dict):
+            return data
+        return _without_surrogates({name: value for name, value in data.items() if name not in cls.computed})
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+class ManifestAttachment(_Record):
+    """One attachment, and what became of it. Sizes are in bytes."""
+
+    id: str
+    attachment_key: str
+    name: str | None = None
+    content_type: str | None = None
+    listed_size: int | None = None
+    """As the vendor lists it; need not equal `bytes`."""
+    kind: str = "fileAttachment"
+    """The vendor's `attachmentType`, which may be one that is not known yet."""
+    outcome: Outcome
+    key: str | None = None
+    """Where the object stands, from the store's root."""
+    bytes: int | None = None
+    sha256: str | None = None
+    stored_at: Moment | None = None
+    rule: str | None = None
+    """The rule that dropped it, when it was filtered."""
+    code: str | None = None
+    """What went wrong, when it failed."""
+    deployment: str | None = None
+    """Who recorded this outcome; needed once deployments with different filters share a manifest."""
+
+    @property
+    def size(self) -> int | None:
+        """The listed size in bytes, under the name that selection's filter asks for."""
+        return self.listed_size
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no run can do more for it: it is stored, was stored and purged, or can't be downloaded."""
+        return self.outcome in _WAS_STORED or self.outcome == "unsupported"
+
+    def replaced_by(self, newer: ManifestAttachment) -> ManifestAttachment:
+        """What is known once a later run has recorded `newer` of the same attachment.
+
+        What is stored or purged stays so whatever a run failed at or did not want. A failure stays until the
+        attachment is stored or until whoever failed no longer wants it: another deployment's filter must not
+        hide it. Of all else the later wins.
+        """
+        was_stored = self.outcome in _WAS_STORED and newer.outcome not in _WAS_STORED
+        anothers_failure = (self.outcome, newer.outcome) == ("failed", "filtered") and (
+            self.deployment != newer.deployment
+        )
+        winner = self if was_stored or anothers_failure else newer
+        return winner.model_copy(update={**(self.model_extra or {}), **(newer.model_extra or {})})
+
+    def __repr__(self) -> str:
+        return f"ManifestAttachment(attachment_key={self.attachment_key!r}, outcome={self.outcome!r})"
+
+
+class Manifest(_Record):
+    """All that is on a message, and what became of each part."""
+
+    computed: ClassVar[frozenset[str]] = frozenset({"complete"})
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    message_id: str
+    message_key: str
+    mailbox: str | None = None
+    received: Moment | None = None
+    conversation_id: str | None = None
+    deployment: str | None = None
+    flow_run_id: str | None = None
+    updated: Moment
+    attachments: tuple[ManifestAttachment, ...] = ()
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy has no decorated properties (python/mypy#1362)
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that is wanted is missing."""
+        return all(entry.outcome != "failed" for entry in self.attachments)
+
+    def settles(self, wanted: Callable[[ManifestAttachment], bool]) -> bool:
+        """Whether a run whose filter is `wanted` has nothing left to do for this message."""
+        return all(entry.is_settled or not wanted(entry) for entry in self.attachments)
+
+    def entry(self, attachment_key: str) -> ManifestAttachment | None:
+        """What is recorded of one attachment."""
+        return next((entry for entry in self.attachments if entry.attachment_key == attachment_key), None)
+
+    def merged_with(self, newer: Manifest) -> Manifest:
+        """This manifest and what a later run has found, forgetting nothing that either knew.
+
+        `newer` is the later one whatever the clocks say: they may jump. What it does not know (a backfill
+        knows no mailbox) stays as it was. Entries keep their order; new ones come last.
+        """
+        merged = {entry.attachment_key: entry for entry in self._signed_entries()}
+        for entry in newer._signed_entries():
+            older = merged.get(entry.attachment_key)
+            merged[entry.attachment_key] = older.replaced_by(entry) if older else entry
+        known = {field: value for field, value in newer if value is not None and field not in self.computed}
+        return self.model_copy(update={**known, "attachments": tuple(merged.values())})
+
+    def to_bytes(self) -> bytes:
+        """As it is written: UTF-8 JSON, its names in the order that the documentation gives."""
+        data = self.model_dump(mode="json", by_alias=True)
+        listed = [_without_blanks(entry) for entry in data.pop("attachments")]
+        complete = data.pop("complete")
+        extra = {field: data.pop(field) for field in (self.model_extra or {})}
+        whole = {**data, "complete": complete, "attachments": listed, **extra}
+        return json.dumps(whole, ensure_ascii=False, indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, message_key: str) -> Self:
+        """The manifest of this message. Raises InvalidManifest, or NewerManifest for a later schema."""
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError):
+            found = None
+        version = found.get("schema") if isinstance(found, dict) else None
+        if isinstance(version, int) and version > SCHEMA:
+            raise NewerManifest(
+                f"the manifest of message {message_key} has schema {version}, this version writes {SCHEMA}: "
+                "a newer version of this project uses the same store; update this one",
+                key=message_key,
+            )
+        manifest = cls._parsed(found)
+        if manifest is None or manifest.message_key != message_key:
+            raise InvalidManifest(
+                f"the manifest of message {message_key} is damaged or another message's; "
+                "run its download again to rebuild it",
+                key=message_key,
+            )
+        return manifest
+
+    @classmethod
+    def _parsed(cls, data: object) -> Self | None:
+        try:
+            return cls.model_validate(data)
+        except ValidationError:
+            return None
+
+    def _signed_entries(self) -> Iterator[ManifestAttachment]:
+        """The entries, each with who recorded it."""
+        for entry in self.attachments:
+            yield entry if entry.deployment else entry.model_copy(update={"deployment": self.deployment})
+
+    def __repr__(self) -> str:
+        return (
+            f"Manifest(message_key={self.message_key!r}, complete={self.complete}, attachments={len(self.attachments)})"
+        )
+
+
+def _without_blanks(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry without what only some outcomes have."""
+    return {
+        field: value
+        for field, value in entry.items()
+        if value is not None or field not in {"rule", "code", "deployment"}
+    }
+
+
+def _without_surrogates(value: Any) -> Any:
+    """The same value with U+FFFD for each half of a surrogate pair in its texts."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_without_surrogates(name): _without_surrogates(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    return value

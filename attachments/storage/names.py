@@ -1,0 +1,144 @@
+"""File names that every store and operating system can take.
+
+An attachment's name comes from whoever sent the mail. It is shown to people, becomes part of an object's key
+and is copied by programs we do not know, so what is kept is the part of it that is harmless everywhere; the
+manifest records the name as it was. What is decided here, and why:
+
+- **Paths.** What looks like a path (``/etc/passwd``, ``C:\\x\\y.pdf``, ``\\\\host\\y.pdf``, ``a/../b.pdf``)
+  keeps its last component, as RFC 6266 section 4.3 asks of browsers. Any other separator is part of a
+  title (``Offer 1/2.pdf``) and becomes ``_``, so that nothing of the title is lost.
+- **Invisible characters.** Line and tab controls become a space, other controls ``_``. Format characters go:
+  bidirectional ones (``invoice<U+202E>fdp.exe`` reads as ``invoiceexe.pdf``), zero-width ones, tags, fillers.
+  The joiners U+200C and U+200D stay between two characters that are not ASCII, where Persian, Indic scripts
+  and emoji need them. Lone surrogates, private-use and unassigned characters become ``_``.
+- **Characters with a meaning.** ``<>:"|?*`` (Windows) become ``_``, and so do ``#`` and ``%``, which silently
+  change the meaning of a URL. ``[`` and ``]`` become parentheses: fsspec and shells take them for a
+  pattern, so that deleting ``scan[1].pdf`` would delete ``scan1.pdf``.
+- **Beginnings.** A leading dot gets a ``_`` before it, so that nothing is hidden and ``.pdf`` keeps its
+  extension; a leading ``-`` becomes ``_``, so that no program takes the name for an option. ``~`` stays: it
+  means something only where a path begins, and a key begins with a message key.
+- **Ends.** No dots and no spaces, which Windows drops.
+- **Windows' device names** (``NUL .pdf``, ``com¹.txt``) get a ``_`` before them.
+- **Length.** At most 255 bytes of UTF-8. The extension stays, also a double one (``.tar.gz``, ``.pdf.p7m``);
+  no cut separates a letter from its accent or takes an emoji apart.
+- **NFC**, so that one name has one spelling.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from pathvalidate import FileNameValidator
+
+MAX_BYTES = 255
+"""The longest name, in bytes of UTF-8: the limit of ext4, XFS and APFS, and of NTFS in characters."""
+
+_FALLBACK = "attachment"
+
+# pathvalidate lacks the console's two names, which Windows reserves as well.
+_KNOWN_DEVICES = FileNameValidator(platform="universal").reserved_keywords
+_DEVICES = frozenset(name.casefold() for name in (*_KNOWN_DEVICES, "CONIN$", "CONOUT$"))
+
+_LOOKS_LIKE_A_PATH = re.compile(r"(?s)~?[/\\]|[A-Za-z]:[/\\]|file:|.*(?:^|[/\\])\.{1,2}(?:[/\\]|$)")
+_SEPARATORS = re.compile(r"[/\\]+")
+
+_REPLACED = str.maketrans({**dict.fromkeys('<>:"|?*#%', "_"), "[": "(", "]": ")"})
+
+# Format characters that print: the number and verse signs of Arabic, Syriac and Kaithi scripts.
+_VISIBLE_FORMATS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
+# Letters and marks that do not print: fillers, the grapheme joiner, Khmer's inherent vowels, blank braille.
+_INVISIBLE_OTHERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2065\u2800\u3164\uffa0")
+_JOINERS = frozenset("\u200c\u200d")
+_LINE_CONTROLS = frozenset("\t\n\v\f\r\x85\u2028\u2029")
+_SKIN_TONES = frozenset("\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff")
+
+_EXTENSION = re.compile(r"(?:\.[^\W_]{1,12}){0,1}\.[^\W_]{1,16}\Z")
+
+
+def safe_name(name: str | None, *, fallback: str = _FALLBACK) -> str:
+    """The name to store a file under: never empty, never a path, at most 255 bytes of UTF-8.
+
+    `fallback` is for a name that is missing or of which nothing is left. ``safe_name(safe_name(x))`` is
+    ``safe_name(x)``. Never raises.
+    """
+    return _settled(name or "") or _settled(fallback) or _FALLBACK
+
+
+def _settled(name: str) -> str:
+    """Cleaned until cleaning changes nothing: taking one thing away can put another in its place."""
+    while (cleaned := _cleaned(name)) != name:
+        name = cleaned
+    return name
+
+
+def _cleaned(name: str) -> str:
+    name = unicodedata.normalize("NFC", _printable(_whole(name)))
+    name = _last_component(name).translate(_REPLACED)
+    name = name.strip().rstrip(". ").rstrip()
+    if not name:
+        return ""
+    if name[0] == "-":
+        name = "_" + name[1:]
+    if name[0] == "." or name.partition(".")[0].rstrip().casefold() in _DEVICES:
+        name = "_" + name
+    return _shortened(name)
+
+
+def _whole(name: str) -> str:
+    """The name with surrogate pairs joined, and `_` for each half that has no partner."""
+    # "replace" writes U+FFFD, which a name may hold on its own account too; it tells nothing, so it goes.
+    return name.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\ufffd", "_")
+
+
+def _printable(name: str) -> str:
+    kept: list[str] = []
+    for at, char in enumerate(name):
+        category = unicodedata.category(char)
+        if char in _LINE_CONTROLS:
+            kept.append(" ")
+        elif category in {"Cc", "Co", "Cn"}:
+            kept.append("_")
+        elif char in _JOINERS:
+            if _joins(name[at - 1 : at], name[at + 1 : at + 2]):
+                kept.append(char)
+        elif char in _INVISIBLE_OTHERS or (category == "Cf" and char not in _VISIBLE_FORMATS):
+            continue
+        else:
+            kept.append(char)
+    return "".join(kept)
+
+
+def _joins(before: str, after: str) -> bool:
+    """Whether a joiner between these two characters can have a meaning in some script, or in an emoji."""
+    return all(side and not side.isascii() and unicodedata.category(side)[0] in "LMS" for side in (before, after))
+
+
+def _last_component(name: str) -> str:
+    if not _SEPARATORS.search(name):
+        return name
+    if _LOOKS_LIKE_A_PATH.match(name):
+        return next((part for part in reversed(_SEPARATORS.split(name)) if part.strip(". ")), "")
+    return _SEPARATORS.sub("_", name)
+
+
+def _shortened(name: str) -> str:
+    if len(name.encode()) <= MAX_BYTES:
+        return name
+    found = _EXTENSION.search(name)
+    extension = found.group() if found else ""
+    stem = name.removesuffix(extension)
+    room = MAX_BYTES - len(extension.encode())
+    end = len(stem.encode()[:room].decode("utf-8", "ignore"))
+    whole = end
+    while whole > 0 and _belongs_together(stem[whole - 1], stem[whole : whole + 1]):
+        whole -= 1
+    # A "letter" of hundreds of accents is no letter; then any code point is a fair place to cut.
+    return (stem[: whole or end].rstrip(" .") or stem[:end]) + extension
+
+
+def _belongs_together(before: str, after: str) -> bool:
+    """Whether a cut between these two characters would take apart what readers see as one."""
+    if not after:
+        return False
+    return before in _JOINERS or after in _JOINERS | _SKIN_TONES or unicodedata.category(after)[0] == "M"

@@ -1,0 +1,66 @@
+"""What proves that an object is ours and whole: its size and SHA-256, in extended attributes on the file.
+
+They stand on it before it gets its final name, so an object with a proof that holds was committed by us.
+Where the file system has no such attributes, or Python can't set them (macOS), an object simply has no proof.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+_SHA256 = "user.attachments.sha256"
+_BYTES = "user.attachments.bytes"
+_MIME_TYPE = "user.mime_type"  # freedesktop.org's shared-mime-info names it so
+
+_BLOCK = 1024 * 1024
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file holds: its size in bytes and its SHA-256 as hex digits."""
+
+    bytes: int
+    sha256: str
+
+
+def attach_proof(fd: int, content: Content, *, content_type: str | None = None) -> None:
+    """Writes the proof onto an open file, where that is possible."""
+    if not hasattr(os, "setxattr"):
+        return
+    # One that can't be set costs a download when a manifest is lost, nothing else.
+    with suppress(OSError):
+        os.setxattr(fd, _BYTES, str(content.bytes).encode())
+        os.setxattr(fd, _SHA256, content.sha256.encode())
+        if content_type:
+            os.setxattr(fd, _MIME_TYPE, content_type.encode("utf-8", "replace"))
+
+
+def claimed(fd: int) -> Content | None:
+    """What the proof on an open file says that it holds. None when it has none that can be read."""
+    if not hasattr(os, "getxattr"):
+        return None
+    try:
+        return Content(bytes=int(os.getxattr(fd, _BYTES)), sha256=os.getxattr(fd, _SHA256).decode())
+    except (OSError, ValueError):
+        return None
+
+
+def holds(fd: int, content: Content) -> bool:
+    """Whether an open file holds just this. Reads all of it, when its size is right. Raises OSError."""
+    if os.fstat(fd).st_size != content.bytes:
+        return False
+    digest = hashlib.sha256()
+    os.lseek(fd, 0, os.SEEK_SET)
+    while block := os.read(fd, _BLOCK):
+        digest.update(block)
+    return digest.hexdigest() == content.sha256
+
+
+def written_at(fd: int) -> datetime:
+    """When an open file was last written to, in UTC."""
+    return _EPOCH + timedelta(microseconds=os.fstat(fd).st_mtime_ns // 1000)

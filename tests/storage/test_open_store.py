@@ -1,0 +1,91 @@
+"""Opening a store: which URLs there are, and what is said of the others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attachments.storage import open_store
+from attachments.storage.errors import UnsupportedStore
+
+from .samples import ATTACHMENT, MESSAGE, PLACE, objects
+
+SECRET = "AKIA" + "SECRET"
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}", "local://{}", "file:{}", "{}/", "file://{}/"])
+def test_a_path_and_a_file_url_open_the_same_store(form: str, root: Path) -> None:
+    """Every way of writing a local path that fsspec knows."""
+    store = open_store(form.format(root))
+    assert store.url == f"file://{root}"
+    assert store.manifest_url(MESSAGE) == f"file://{root}/{MESSAGE}/manifest.json"
+
+
+def test_a_relative_path_starts_at_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a shell; a later change of the working directory does not move the store."""
+    monkeypatch.chdir(tmp_path)
+    store = open_store("some/where")
+    monkeypatch.chdir("/")
+    store.write(MESSAGE, ATTACHMENT, "a.pdf", [b"x"])
+    assert objects(tmp_path / "some" / "where") == {f"{PLACE}/a.pdf": b"x"}
+
+
+def test_the_home_directory_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a shell."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/attachments").url == f"file://{tmp_path}/attachments"
+
+
+@pytest.mark.parametrize("name", ["with space", "50%20", "a#b", "日本", "a:b", "[x]", "q?x=1", "@home"])
+def test_odd_paths_are_taken_as_they_are(tmp_path: Path, name: str) -> None:
+    """A path is a path: nothing in it is decoded or taken for a pattern."""
+    open_store(f"file://{tmp_path}/{name}").write(MESSAGE, ATTACHMENT, "a.pdf", [b"x"])
+    assert objects(tmp_path / name) == {f"{PLACE}/a.pdf": b"x"}
+
+
+@pytest.mark.parametrize("protocol", ["s3", "abfs", "gs", "sftp", "memory", "http", "nonsense"])
+def test_any_other_protocol_is_refused(protocol: str) -> None:
+    """The error names the protocol and what there is, and no part of a URL that may hold credentials."""
+    with pytest.raises(UnsupportedStore, match="supported now are file:///path and plain paths") as caught:
+        open_store(f"{protocol}://{SECRET}:{SECRET}@bucket/x", {"secret": SECRET})
+    assert f"{protocol}:" in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "  ", "simplecache::file:///x", "zip://a::file:///x.zip"])
+def test_what_is_no_place_to_write_to_is_refused(url: str) -> None:
+    """An empty URL would be the working directory; a chain can't be written to atomically."""
+    with pytest.raises(UnsupportedStore, match="set it to"):
+        open_store(url)
+
+
+def test_options_of_another_store_are_refused(root: Path) -> None:
+    """Options left over from another store are a mistake; their names are told, their values are not."""
+    with pytest.raises(UnsupportedStore, match="remove key, secret") as caught:
+        open_store(str(root), {"secret": SECRET, "key": SECRET})
+    assert SECRET not in str(caught.value)
+    assert open_store(str(root), {}).url == f"file://{root}"
+
+
+def test_opening_and_reading_make_nothing(root: Path) -> None:
+    """A mistyped path is not made by looking at it."""
+    store = open_store(str(root))
+    assert store.read_manifest(MESSAGE) is None
+    assert store.stored(MESSAGE) == {}
+    assert not root.exists()
+
+
+def test_the_package_imports_without_posix() -> None:
+    """On Windows there is no fcntl; all but the local store's own modules still import there."""
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"
+        "import attachments.selection, attachments.storage as storage\n"
+        "sys.platform = 'win32'\n"
+        "try: storage.open_store('x')\n"
+        "except storage.StoreError as error: print(error.outcome_code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "unsupported-store"

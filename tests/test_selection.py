@@ -1,0 +1,241 @@
+"""The filter: which attachments are wanted, and what is said when a rule makes no sense."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from attachments.selection import Decision, Filter, Rule, decide
+
+
+@dataclass(frozen=True)
+class Attachment:
+    name: str | None = "invoice.pdf"
+    content_type: str | None = "application/pdf"
+    size: int | None = 50_000
+
+
+def matches(attachment: Attachment, **rule: Any) -> bool:
+    return Rule.model_validate(rule).matches(attachment)
+
+
+def test_without_a_filter_everything_is_wanted() -> None:
+    """No filter, an empty one, and one with empty lists are the same."""
+    for none in (None, Filter(), Filter.model_validate({"include": [], "exclude": []})):
+        assert decide(none, Attachment()) == Decision(wanted=True, rule=None)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "pattern"),
+    [
+        ("application/pdf", "application/pdf"),
+        ("Application/PDF", "application/pdf"),
+        ("application/pdf", "APPLICATION/*"),
+        ("application/pdf; name=x.pdf", "application/pdf"),
+        (" text/plain ;charset=utf-8", "text/*"),
+        ("text/plain", "text/plain; charset=utf-8"),
+        ("application/pdf", "*"),
+        ("image/png", "image/[pj]*"),
+    ],
+)
+def test_content_types_are_compared_without_case_and_parameters(content_type: str, pattern: str) -> None:
+    """On either side, as RFC 9110 section 8.3.1 has it."""
+    assert matches(Attachment(content_type=content_type), content_types=[pattern])
+
+
+@pytest.mark.parametrize("content_type", ["application/pdfx", "x/application/pdf", "image/pdf", "application"])
+def test_a_content_type_matches_as_a_whole(content_type: str) -> None:
+    """A pattern is no search."""
+    assert not matches(Attachment(content_type=content_type), content_types=["application/pdf"])
+
+
+@pytest.mark.parametrize("content_type", ["application/octet-stream", "Application/Octet-Stream; x=y", "", " ", None])
+@pytest.mark.parametrize(
+    ("name", "judged"),
+    [
+        ("a.pdf", "application/pdf"),
+        ("A.PDF", "application/pdf"),
+        ("a.b.docx", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
+        ("a.xlsx", "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
+        ("a.xlsm", "application/vnd.ms-excel.sheet.macroenabled.12"),
+        ("a.eml", "message/rfc822"),
+        ("a.msg", "application/vnd.ms-outlook"),
+        ("a.heic", "image/heic"),
+        ("a.webp", "image/webp"),
+        ("a.jfif", "image/jpeg"),
+        ("a.jpg", "image/jpeg"),
+        ("a.tif", "image/tiff"),
+        ("a.csv", "text/csv"),
+        ("a.zip", "application/zip"),
+        ("a.7z", "application/x-7z-compressed"),
+        ("a.tar.gz", "application/gzip"),
+        ("a.p7m", "application/pkcs7-mime"),
+        ("a.ics", "text/calendar"),
+        ("a.xml", "application/xml"),
+        ("a.json", "application/json"),
+        ("a.pdf ", "application/pdf"),
+        ("data:,x.pdf", "application/pdf"),
+    ],
+)
+def test_a_type_that_says_nothing_is_judged_by_the_name(content_type: str | None, name: str, judged: str) -> None:
+    """Exchange lists many an office file as application/octet-stream."""
+    assert matches(Attachment(name, content_type), content_types=[judged])
+    assert not matches(Attachment(name, content_type), content_types=["application/octet-stream"])
+
+
+@pytest.mark.parametrize("name", ["a", "a.", "a.nonsense", "pdf", "", None, ".pdf.x"])
+def test_an_unknown_name_leaves_the_type_that_says_nothing(name: str | None) -> None:
+    """It can still be matched as what it is."""
+    assert matches(Attachment(name, ""), content_types=["application/octet-stream"])
+
+
+def test_a_type_that_says_something_is_believed() -> None:
+    """A name does not overrule it."""
+    assert not matches(Attachment("a.pdf", "image/png"), content_types=["application/pdf"])
+
+
+def test_types_do_not_depend_on_the_machine() -> None:
+    """Neither /etc/mime.types nor what another library has registered before us changes a decision."""
+    code = """
+import mimetypes
+mimetypes.add_type("text/plain", ".pdf")
+mimetypes.add_type("text/x-nonsense", ".nonsense")
+from tests.test_selection import Attachment, matches
+print(matches(Attachment("a.pdf", ""), content_types=["application/pdf"]))
+print(matches(Attachment("a.nonsense", ""), content_types=["text/*"]))
+"""
+    repository = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=repository)
+    assert done.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("Invoice.PDF", "*.pdf"),
+        ("invoice.pdf", "INVOICE-*"[:-2] + ".*"),
+        ("RÉSUMÉ.doc", "re\u0301sume\u0301.*"),
+        ("re\u0301sume\u0301.doc", "résumé.*"),
+        ("STRASSE.txt", "straße.txt"),
+        ("a\nb.txt", "a?b.txt"),
+        ("x[1].pdf", "x[[]1].pdf"),
+        ("日本語.pdf", "日本*"),
+        (None, "*"),
+    ],
+)
+def test_names_are_compared_without_case_and_spelling(name: str | None, pattern: str) -> None:
+    """What readers take for the same name is the same name."""
+    assert matches(Attachment(name), names=[pattern])
+
+
+@pytest.mark.parametrize("name", ["invoice.pdf.exe", "xinvoice", None])
+def test_a_name_matches_as_a_whole(name: str | None) -> None:
+    """A pattern is no search."""
+    assert not matches(Attachment(name), names=["*.pdf", "invoice"])
+
+
+@pytest.mark.parametrize(("size", "expected"), [(9, False), (10, True), (20, True), (21, False), (None, False)])
+def test_sizes_are_inclusive_bounds(size: int | None, expected: bool) -> None:
+    """And a size that is not listed is within none."""
+    assert matches(Attachment(size=size), min_size=10, max_size=20) is expected
+    assert matches(Attachment(size=size), min_size=10) is (expected or size == 21)
+    assert matches(Attachment(size=size), max_size=20) is (expected or size == 9)
+
+
+def test_a_rule_matches_when_all_its_conditions_do() -> None:
+    """Any of a list, but all of the conditions."""
+    rule = {"content_types": ["image/*", "application/pdf"], "names": ["inv*", "bill*"], "max_size": 100}
+    assert matches(Attachment("bill.pdf", "application/pdf", 100), **rule)
+    assert not matches(Attachment("bill.pdf", "application/pdf", 101), **rule)
+    assert not matches(Attachment("bill.pdf", "text/plain", 100), **rule)
+    assert not matches(Attachment("note.pdf", "application/pdf", 100), **rule)
+
+
+FILTER = Filter.model_validate(
+    {
+        "include": [{"content_types": ["application/pdf"]}, {"names": ["*.xlsx", "*.csv"]}],
+        "exclude": [
+            {"content_types": ["image/*", "video/*"], "max_size": 20000},
+            {"min_size": 1000000},
+            {"names": ["secret*"], "min_size": 1, "max_size": 2},
+        ],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("attachment", "rule"),
+    [
+        (Attachment(), None),
+        (Attachment("a.csv", "text/plain"), None),
+        (Attachment("a.txt", "text/plain"), "include: no rule matches"),
+        (Attachment("a.pdf", size=1_000_000), "exclude[1]: min_size 1000000"),
+        (Attachment("a.png", "image/png", 5), "exclude[0]: content_types image/* or video/*, max_size 20000"),
+        (Attachment("secret.pdf", size=2), "exclude[2]: names secret*, min_size 1, max_size 2"),
+    ],
+)
+def test_the_rule_that_dropped_it_is_told(attachment: Attachment, rule: str | None) -> None:
+    """In the words of the configuration, so that nothing of the attachment shows."""
+    assert decide(FILTER, attachment) == Decision(wanted=rule is None, rule=rule)
+    assert FILTER.decide(attachment) == decide(FILTER, attachment)
+
+
+def test_no_name_makes_a_pattern_slow() -> None:
+    """Names come from outside; many stars meet the worst of them in no time."""
+    attachment = Attachment("a" * 100_000)
+    started = time.perf_counter()
+    assert not matches(attachment, names=["*a" * 20 + "b"])
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"include": [{}]}, "a rule without conditions; give it content_types, names, min_size or max_size"),
+        ({"include": [{"names": [], "content_types": None}]}, "a rule without conditions"),
+        ({"include": [{"max_bytes": 5}]}, "unknown max_bytes; a rule has content_types, names, min_size, max_size"),
+        ({"includes": []}, "unknown includes; a filter has include, exclude"),
+        ({"exclude": [{"min_size": 3, "max_size": 2}]}, "min_size 3 is larger than max_size 2"),
+        ({"exclude": [{"max_size": -1}]}, "greater than or equal to 0"),
+        ({"exclude": [{"min_size": -1}]}, "greater than or equal to 0"),
+        ({"exclude": [{"max_size": "20 kB"}]}, "exclude.0.max_size"),
+        ({"exclude": [{"names": "*.png"}]}, r'write a list, even of one: \["\*.png"\]'),
+        ({"exclude": [{"names": [" "]}]}, "one of the patterns is empty; remove it"),
+        ({"exclude": [{"names": [5]}]}, "exclude.0.names.0"),
+        ({"exclude": [{"content_types": ["pdf"]}]}, r'no content type; write one such as .* names \["\*.pdf"\]'),
+        ({"exclude": {"names": ["x"]}}, "exclude"),
+        ({"exclude": ["x"]}, "exclude.0"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(bad: dict[str, Any], says: str) -> None:
+    """Before anything runs, with what to change."""
+    with pytest.raises(ValidationError, match=says):
+        Filter.model_validate(bad)
+
+
+def test_a_filter_is_a_value() -> None:
+    """Frozen, hashable, equal to its twin, and carried between processes and through JSON as it is."""
+    assert pickle.loads(pickle.dumps(FILTER)) == FILTER
+    assert Filter.model_validate_json(FILTER.model_dump_json()) == FILTER
+    assert hash(FILTER) == hash(Filter.model_validate(FILTER.model_dump()))
+    with pytest.raises(ValidationError):
+        FILTER.include = ()  # type: ignore[misc]
+
+
+def test_a_form_can_be_made_of_it() -> None:
+    """The Prefect UI shows titles and descriptions, and refuses unknown keys itself."""
+    schema = Filter.model_json_schema()
+    for model in (schema, schema["$defs"]["Rule"]):
+        assert model["additionalProperties"] is False
+        assert model["description"]
+        for field in model["properties"].values():
+            assert field["title"]
+            assert field["description"]
