@@ -1,0 +1,181 @@
+"""`attachments …`: one small command for each thing that an operator does."""
+
+import argparse
+import asyncio
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+DEFAULT_INBOX = "~/.local/state/emailgistics-attachments/inbox.sqlite"
+FAILED = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it did what it says, 1 when it could not, 2 when it was called wrongly."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name in any script, on any terminal
+    options = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = options.command
+    return command(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="attachments", description="Mail attachments, from Emailgistics into your storage."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    setup = commands.add_parser(
+        "setup", help="make blocks, limits, work pool and deployments in Prefect; safe to repeat"
+    )
+    setup.set_defaults(command=_setup)
+
+    receive = commands.add_parser("receive", help="take webhooks from Emailgistics")
+    receive.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    receive.add_argument("--port", type=int, default=8080, help="port to listen on; 0 picks one (default: %(default)s)")
+    receive.add_argument("--inbox", type=Path, help=f"the inbox file (default: ATTACHMENTS_INBOX or {DEFAULT_INBOX})")
+    receive.add_argument("--insecure", action="store_true", help="take webhooks without a secret, from anybody")
+    receive.add_argument("--tls-certificate", type=Path, metavar="PEM", help="serve HTTPS with this certificate")
+    receive.add_argument("--tls-key", type=Path, metavar="PEM", help="the certificate's key")
+    receive.set_defaults(command=_receive)
+
+    trigger = commands.add_parser("trigger", help="send a webhook as Emailgistics would, to try an installation")
+    trigger.add_argument("message_id", help="the message's id")
+    trigger.add_argument(
+        "--url", default="http://127.0.0.1:8080/webhooks/default", help="the receiver (default: %(default)s)"
+    )
+    trigger.add_argument("--mailbox", help="the shared mailbox's address")
+    trigger.set_defaults(command=_trigger)
+
+    locate = commands.add_parser("locate", help="say where a message's files are")
+    locate.add_argument("message_id", help="the message's id")
+    locate.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    locate.set_defaults(command=_locate)
+
+    demo = commands.add_parser("demo", help="show the whole road on this machine, with mail that we made up")
+    demo.add_argument("--folder", type=Path, default=Path("build/demo"), help="where all goes (default: %(default)s)")
+    demo.add_argument("--keep", action="store_true", help="leave everything running, until Ctrl-C")
+    demo.set_defaults(command=_demo)
+
+    # The sandbox reads its own arguments: it knows nothing of us.
+    sandbox = commands.add_parser("sandbox", help="a stand-in Emailgistics: API and webhook sender", add_help=False)
+    sandbox.add_argument("arguments", nargs=argparse.REMAINDER)
+    sandbox.set_defaults(command=_sandbox)
+    return parser
+
+
+def _setup(_: argparse.Namespace) -> int:
+    from attachments.setup import SetupError, set_up  # noqa: PLC0415  Prefect takes seconds to import
+
+    try:
+        asyncio.run(set_up(os.environ, lambda result, subject: print(f"{result:<10}{subject}")))
+    except SetupError as error:
+        return _fail(str(error))
+    print("All set. Next: `prefect worker start --pool attachments` and `attachments receive`.")
+    return 0
+
+
+def _receive(options: argparse.Namespace) -> int:
+    secrets = _secrets()
+    if not secrets and not options.insecure:
+        return _fail(
+            "EMAILGISTICS_WEBHOOK_SECRET is not set, so anybody could post here. Set it to the webhook's secret in "
+            "Emailgistics Admin (two, comma-separated, while rotating), or say --insecure."
+        )
+    if options.tls_key and not options.tls_certificate:
+        return _fail("--tls-key is of no use without --tls-certificate.")
+
+    from attachments.receiver.inbox import InboxUnavailable  # noqa: PLC0415  Prefect takes seconds to import
+    from attachments.receiver.server import CannotServe, ReceiverSettings, serve  # noqa: PLC0415
+
+    logging.basicConfig(format="%(asctime)s %(levelname)-8s %(name)s  %(message)s", level=logging.INFO)
+    for noisy in ("httpx", "httpcore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if options.insecure:
+        secrets = []
+        logging.getLogger("attachments").warning("Running --insecure: webhooks are taken from anybody.")
+    inbox = options.inbox or Path(os.environ.get("ATTACHMENTS_INBOX") or DEFAULT_INBOX)
+    try:
+        serve(
+            ReceiverSettings(
+                inbox=inbox.expanduser(),
+                secrets=secrets,
+                host=options.host,
+                port=options.port,
+                certificate=options.tls_certificate,
+                certificate_key=options.tls_key,
+            )
+        )
+    except (InboxUnavailable, CannotServe) as error:
+        return _fail(str(error))
+    return 0
+
+
+def _trigger(options: argparse.Namespace) -> int:
+    from attachments.trigger import TriggerError, trigger  # noqa: PLC0415
+
+    try:
+        print(trigger(options.url, next(iter(_secrets()), None), options.message_id, options.mailbox))
+    except TriggerError as error:
+        return _fail(str(error))
+    return 0
+
+
+def _locate(options: argparse.Namespace) -> int:
+    from attachments.storage import StoreError, message_key, open_store  # noqa: PLC0415
+
+    url = os.environ.get("ATTACHMENTS_URL")
+    if not url:
+        return _fail("ATTACHMENTS_URL is not set. Set it to the store's URL.")
+    try:
+        store_options = json.loads(os.environ.get("ATTACHMENTS_STORAGE_OPTIONS") or "{}")
+    except ValueError:
+        store_options = None
+    if not isinstance(store_options, dict):
+        return _fail('ATTACHMENTS_STORAGE_OPTIONS is no JSON object. Write one: {"option": "value"}.')
+    key = message_key(options.message_id)
+    try:
+        store = open_store(url, store_options)
+        manifest = store.read_manifest(key)
+    except StoreError as error:
+        return _fail(str(error))
+    if manifest is None:
+        return _fail(f"There is no manifest of message {key} in the store: nothing of it has been stored yet.")
+    if options.json:
+        print(manifest.to_bytes().decode())
+        return 0
+    print(store.manifest_url(key))
+    for entry in manifest.attachments:
+        where = entry.key or entry.attachment_key
+        print(f"{entry.outcome:<12}{entry.bytes or 0:>14,}  {where}  {entry.rule or entry.code or ''}".rstrip())
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from attachments.demo.show import show  # noqa: PLC0415
+
+    return show(options.folder.resolve(), keep=options.keep)
+
+
+def _sandbox(options: argparse.Namespace) -> int:
+    from attachments.sandbox.__main__ import main as run_sandbox  # noqa: PLC0415
+
+    return run_sandbox(options.arguments)
+
+
+def _secrets() -> list[str]:
+    return [secret.strip() for secret in os.environ.get("EMAILGISTICS_WEBHOOK_SECRET", "").split(",") if secret.strip()]
+
+
+def _fail(message: str) -> int:
+    print(message, file=sys.stderr)
+    return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Starts the product's processes on free ports, waits until they are ready, and ends them again.
+
+Each is its own process, as in production, with its output in a log file. Only processes that were started here
+are ended, by their id.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+READY = 90.0  # seconds for a process to get ready; Prefect's server takes 10 to 20 on a small machine
+END = 20.0  # seconds for a process to end after SIGTERM before it is killed
+LOOPBACK = "127.0.0.1"
+
+
+class NotReady(RuntimeError):
+    """A process did not get ready; the text says which, and shows the end of its log."""
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = READY) -> None:
+    """Wait until the condition holds. Raises `NotReady` after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise NotReady(f"{what}: not within {seconds:.0f} s")
+        time.sleep(0.05)
+
+
+def answers(url: str) -> bool:
+    """Whether a GET gets a success."""
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+@dataclass
+class Process:
+    """A process of ours that can be ended, killed, frozen and started again with the same command."""
+
+    name: str
+    command: list[str]
+    environment: Mapping[str, str]
+    log: Path
+    is_ready: Callable[[], bool]
+    _running: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start it, and wait until it is ready."""
+        with self.log.open("ab") as log:
+            self._running = subprocess.Popen(  # noqa: S603  our own commands
+                self.command,
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        if wait:
+            self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait for readiness. Raises `NotReady` when it ended or took too long."""
+        end = time.monotonic() + READY
+        while not self.is_ready():
+            if self.code is not None or time.monotonic() > end:
+                tail = self.log.read_text("utf-8", "replace")[-2000:]
+                raise NotReady(f"{self.name} did not get ready (exit status {self.code}). End of {self.log}:\n{tail}")
+            time.sleep(0.05)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._running is not None, f"{self.name} was not started"  # noqa: S101
+        return self._running.pid
+
+    @property
+    def code(self) -> int | None:
+        """Its exit status, None while it runs."""
+        return self._running.poll() if self._running else None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it and to the processes that it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """`kill -9`, and wait for its end."""
+        self.signal(signal.SIGKILL)
+        assert self._running is not None  # noqa: S101
+        self._running.wait()
+
+    def stop(self) -> int:
+        """SIGTERM to the process itself, `kill -9` when it does not end. Returns its exit status."""
+        assert self._running is not None, f"{self.name} was not started"  # noqa: S101
+        if self.code is None:
+            self.signal(signal.SIGCONT)
+            self._running.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._running.wait(END)
+        self.signal(signal.SIGKILL)  # whatever it left behind
+        return self._running.wait()
+
+
+@dataclass(frozen=True)
+class Road:
+    """Everything between a webhook and a file, but for Emailgistics itself."""
+
+    folder: Path
+    prefect: Process
+    worker: Process
+    receiver: Process
+    environment: Mapping[str, str]
+    api_url: str
+    receiver_url: str
+    secret: str
+
+    @property
+    def store(self) -> Path:
+        """Where the files go."""
+        return self.folder / "attachments"
+
+    @property
+    def inbox(self) -> Path:
+        """The receiver's inbox."""
+        return self.folder / "inbox.sqlite"
+
+    @property
+    def database(self) -> Path:
+        """Prefect's SQLite database."""
+        return self.folder / "prefect" / "prefect.db"
+
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """In the order in which they start."""
+        return self.prefect, self.receiver, self.worker
+
+    def webhook_url(self, deployment: str = "default") -> str:
+        """Where Emailgistics posts to."""
+        return f"{self.receiver_url}/webhooks/{deployment}"
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A command of the same virtual environment, such as `attachments setup`, against this Prefect."""
+        return subprocess.run(  # noqa: S603  our own commands
+            [_script(command[0]), *command[1:]],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=120,
+        )
+
+
+def road(folder: Path, base_url: str, api_key: str, *, worker_options: tuple[str, ...] = ()) -> Road:
+    """A road whose files are under `folder`; nothing is started yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prefect_port, receiver_port = free_port(), free_port()
+    api_url = f"http://{LOOPBACK}:{prefect_port}/api"
+    secret = "demo-webhook-secret"  # noqa: S105  for loopback alone
+    environment = {
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_PROFILES_PATH": str(folder / "prefect" / "profiles.toml"),
+        "PREFECT_API_URL": api_url,
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "EMAILGISTICS_BASE_URL": base_url,
+        "EMAILGISTICS_API_KEY": api_key,
+        "EMAILGISTICS_WEBHOOK_SECRET": secret,
+        "ATTACHMENTS_URL": (folder / "attachments").as_uri(),
+        "ATTACHMENTS_INBOX": str(folder / "inbox.sqlite"),
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+    worker_log = folder / "worker.log"
+    receiver_url = f"http://{LOOPBACK}:{receiver_port}"
+    return Road(
+        folder=folder,
+        prefect=Process(
+            "Prefect server",
+            [_script("prefect"), "server", "start", "--host", LOOPBACK, "--port", str(prefect_port)],
+            environment,
+            folder / "prefect-server.log",
+            lambda: answers(f"{api_url}/health"),
+        ),
+        worker=Process(
+            "worker",
+            [_script("prefect"), "worker", "start", "--pool", "attachments", *worker_options],
+            environment,
+            worker_log,
+            lambda: "started!" in worker_log.read_text("utf-8", "replace"),
+        ),
+        receiver=Process(
+            "receiver",
+            [_script("attachments"), "receive", "--host", LOOPBACK, "--port", str(receiver_port)],
+            environment,
+            folder / "receiver.log",
+            lambda: answers(f"{receiver_url}/ready"),
+        ),
+        environment=environment,
+        api_url=api_url,
+        receiver_url=receiver_url,
+        secret=secret,
+    )
+
+
+@contextmanager
+def running(stack: Road, *, keep: Callable[[], bool] = lambda: False) -> Iterator[Road]:
+    """Start Prefect, set it up, start receiver and worker; end them all with the block, however it ends."""
+    try:
+        stack.prefect.start()
+        setup = stack.run("attachments", "setup", check=False)
+        if setup.returncode != 0:
+            raise NotReady(f"attachments setup failed:\n{setup.stdout}{setup.stderr}")
+        stack.receiver.start()
+        stack.worker.start()
+        yield stack
+    finally:
+        for process in reversed(stack.processes):
+            if process._running is not None and not keep():
+                process.stop()
+
+
+def _script(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))

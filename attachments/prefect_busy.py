@@ -1,0 +1,82 @@
+"""Patience with Prefect's embedded SQLite, in milliseconds instead of seconds.
+
+A request that reads and then writes fails at once when another has written in between, and Prefect answers 503.
+That is over within milliseconds, but Prefect's client sleeps 2, 4, 8 … s before it asks again, and gives up after
+five times. Measured: a run of two files took 8 s with that, and 1.2 s with this.
+"""
+
+import asyncio
+import random
+import time
+
+import httpx
+from prefect.client.orchestration import PrefectClient, SyncPrefectClient
+
+SHORTEST, LONGEST = 0.03, 1.0  # seconds between two tries
+PATIENCE = 60.0  # seconds until the 503 is believed
+
+
+def make_patient(client: PrefectClient | SyncPrefectClient) -> None:
+    """Let a client of Prefect's ask again quickly while the API answers 503.
+
+    Prefect makes its clients itself and offers no way in but the httpx client that it wraps. A connection through
+    a proxy keeps Prefect's own pace.
+    """
+    inner = client._client
+    if isinstance(inner, httpx.AsyncClient):
+        inner._transport = _AsyncPatience(inner._transport)
+    else:
+        inner._transport = _Patience(inner._transport)
+
+
+class _Patience(httpx.BaseTransport):
+    def __init__(self, inner: httpx.BaseTransport) -> None:
+        self._inner = inner
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        pauses = _Pauses()
+        while True:
+            response = self._inner.handle_request(request)
+            pause = pauses.after(response)
+            if pause is None:
+                return response
+            response.close()
+            time.sleep(pause)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class _AsyncPatience(httpx.AsyncBaseTransport):
+    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        pauses = _Pauses()
+        while True:
+            response = await self._inner.handle_async_request(request)
+            pause = pauses.after(response)
+            if pause is None:
+                return response
+            await response.aclose()
+            await asyncio.sleep(pause)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class _Pauses:
+    """How long to wait after each answer of one request."""
+
+    def __init__(self) -> None:
+        self._end = time.monotonic() + PATIENCE
+        self._next = SHORTEST
+
+    def after(self, response: httpx.Response) -> float | None:
+        """Seconds to wait before asking again; None when the answer stands."""
+        busy = response.status_code == httpx.codes.SERVICE_UNAVAILABLE and "retry-after" not in response.headers
+        if not busy or time.monotonic() > self._end:
+            return None
+        pause = self._next * random.uniform(0.5, 1)  # noqa: S311  jitter
+        self._next = min(LONGEST, self._next * 1.5)
+        return pause

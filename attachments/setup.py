@@ -1,0 +1,186 @@
+"""`attachments setup`: makes in Prefect what the product needs. Run it as often as you like.
+
+Blocks come from the environment; limits, the work pool and the deployments from here and from prefect.yaml.
+What a user has changed (a limit's size, a pool's type) stays as it is.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import yaml
+from prefect.blocks.core import Block
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentTriggerTypes, TriggerTypes
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_URL
+from prefect.types.entrypoint import EntrypointType
+from pydantic import SecretStr, TypeAdapter, ValidationError
+
+from attachments.worker import WarmWorker
+from blocks import AttachmentStore, EmailgisticsAccount
+
+LIMITS = {"emailgistics-api": 100, "emailgistics-backfill": 60}  # slots, each held for a minute
+POOL = "attachments"
+Result = Literal["made", "updated", "was there"]
+Tell = Callable[[Result, str], None]
+B = TypeVar("B", bound=Block)
+_triggers: TypeAdapter[DeploymentTriggerTypes] = TypeAdapter(DeploymentTriggerTypes)
+
+
+class SetupError(Exception):
+    """The set-up cannot go on; the text says what to change."""
+
+
+async def set_up(environment: Mapping[str, str], tell: Tell) -> None:
+    """Make blocks, limits, the work pool and the deployments, and tell of each.
+
+    Raises:
+        SetupError: a variable is missing or wrong, or Prefect cannot be reached. Nothing was made if so.
+    """
+    if not PREFECT_API_URL.value():
+        raise SetupError(
+            "PREFECT_API_URL is not set. Start a server with `prefect server start` and set it, for example to "
+            "http://127.0.0.1:4200/api."
+        )
+    async with get_client() as client:
+        problem = await client.api_healthcheck()
+        if problem is not None:
+            raise SetupError(
+                f"Prefect does not answer at {PREFECT_API_URL.value()} ({type(problem).__name__}). Is it running?"
+            )
+        account = await _account(environment, client)
+        store = await _store(environment, client)
+        await _save(account, "default", client, tell)
+        await _save(store, "default", client, tell)
+        for name, slots in LIMITS.items():
+            await _make_limit(name, slots, client, tell)
+        await _make_pool(client, tell)
+        for spec in _declared_deployments():
+            await _deploy(spec, client, tell)
+
+
+async def _account(environment: Mapping[str, str], client: PrefectClient) -> EmailgisticsAccount:
+    key = environment.get("EMAILGISTICS_API_KEY", "").strip()
+    base_url = environment.get("EMAILGISTICS_BASE_URL", "").strip()
+    existing = await _existing(EmailgisticsAccount, client)
+    if not key and existing is None:
+        raise SetupError(
+            "EMAILGISTICS_API_KEY is not set. Make a key with the scopes messages:read and messages:content in "
+            "Emailgistics Admin and put it there."
+        )
+    values: dict[str, Any] = existing.model_dump(exclude={"block_type_slug"}) if existing else {}
+    if key:
+        values["api_key"] = SecretStr(key)
+    if base_url:
+        values["base_url"] = base_url
+    return _valid(EmailgisticsAccount, values, "EMAILGISTICS_API_KEY and EMAILGISTICS_BASE_URL")
+
+
+async def _store(environment: Mapping[str, str], client: PrefectClient) -> AttachmentStore:
+    url = environment.get("ATTACHMENTS_URL", "").strip()
+    options = environment.get("ATTACHMENTS_STORAGE_OPTIONS", "").strip()
+    existing = await _existing(AttachmentStore, client)
+    if not url and existing is None:
+        raise SetupError("ATTACHMENTS_URL is not set. Put the folder for the files there: file:///srv/attachments.")
+    values: dict[str, Any] = existing.model_dump(exclude={"block_type_slug"}) if existing else {}
+    if url:
+        values["url"] = url
+    if options:
+        try:
+            values["options"] = json.loads(options)
+        except ValueError:
+            raise SetupError('ATTACHMENTS_STORAGE_OPTIONS is not JSON. Write an object: {"option": "value"}.') from None
+    return _valid(AttachmentStore, values, "ATTACHMENTS_URL and ATTACHMENTS_STORAGE_OPTIONS")
+
+
+def _valid(block: type[B], values: dict[str, Any], variables: str) -> B:
+    try:
+        return block(**values)
+    except ValidationError as error:
+        reasons = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors(include_input=False))
+        raise SetupError(f"{variables}: {reasons}") from None
+
+
+async def _existing(block: type[B], client: PrefectClient) -> B | None:
+    """The default block as it stands, None when there is none."""
+    slug = cast("str", block._block_type_slug)
+    try:
+        document = await client.read_block_document_by_name("default", slug)
+    except ObjectNotFound:
+        return None
+    return block._from_block_document(document)
+
+
+async def _save(block: Block, name: str, client: PrefectClient, tell: Tell) -> None:
+    existing = await _existing(type(block), client)
+    subject = f"block {block._block_type_slug}/{name}"
+    if existing is not None and _revealed(existing) == _revealed(block):
+        tell("was there", subject)
+        return
+    await block.asave(name, overwrite=True, client=client)
+    tell("updated" if existing else "made", subject)
+
+
+def _revealed(block: Block) -> dict[str, Any]:
+    return block.model_dump(mode="json", context={"include_secrets": True}, exclude={"block_type_slug"})
+
+
+async def _make_limit(name: str, slots: int, client: PrefectClient, tell: Tell) -> None:
+    try:
+        existing = await client.read_global_concurrency_limit_by_name(name)
+    except ObjectNotFound:
+        await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=slots, active=True))
+        tell("made", f"limit {name}: {slots} calls in any 60 s")
+    else:
+        state = "" if existing.active else ", SWITCHED OFF: runs refuse to start until it is on again"
+        tell("was there", f"limit {name}: {existing.limit} calls in any 60 s{state}")
+
+
+async def _make_pool(client: PrefectClient, tell: Tell) -> None:
+    try:
+        pool = await client.read_work_pool(POOL)
+    except ObjectNotFound:
+        template = WarmWorker.get_default_base_job_template()
+        await client.create_work_pool(WorkPoolCreate(name=POOL, type=WarmWorker.type, base_job_template=template))
+        tell("made", f"work pool {POOL}, type {WarmWorker.type}")
+    else:
+        tell("was there", f"work pool {POOL}, type {pool.type}")
+
+
+def _declared_deployments() -> list[dict[str, Any]]:
+    """The deployments of prefect.yaml: of the installed package, or of the checkout."""
+    packaged = resources.files("attachments") / "prefect.yaml"
+    declared = packaged if packaged.is_file() else Path(__file__).parent.parent / "prefect.yaml"
+    return cast("list[dict[str, Any]]", yaml.safe_load(declared.read_text("utf-8"))["deployments"])
+
+
+async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> None:
+    flow: Flow[..., Any] = load_flow_from_entrypoint(spec["entrypoint"])
+    name = f"{flow.name}/{spec['name']}"
+    try:
+        existing = await client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        existing = None
+    triggers: list[DeploymentTriggerTypes | TriggerTypes] = [
+        _triggers.validate_python(trigger) for trigger in spec.get("triggers", [])
+    ]
+    deployment = RunnerDeployment.from_flow(
+        flow,
+        name=spec["name"],
+        description=spec.get("description"),
+        # What a user has set in the UI outlives an upgrade.
+        parameters={**spec.get("parameters", {}), **(existing.parameters if existing else {})},
+        paused=existing.paused if existing else spec.get("paused"),
+        tags=existing.tags if existing else spec.get("tags"),
+        triggers=triggers,
+        work_pool_name=spec["work_pool"]["name"],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    await deployment.aapply()
+    tell("updated" if existing else "made", f"deployment {name}")

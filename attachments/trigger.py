@@ -1,0 +1,49 @@
+"""`attachments trigger`: sends a webhook as Emailgistics would, to try an installation."""
+
+import json
+from datetime import UTC, datetime
+
+import httpx
+
+TIMEOUT = 100.0  # seconds, as the vendor's (webhooks/delivery)
+
+
+class TriggerError(Exception):
+    """The webhook was not taken; the text says what to do."""
+
+
+def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) -> str:
+    """Post one `received` event and return the receiver's message.
+
+    The fields are the vendor's (webhooks/request-payload). Raises `TriggerError` for any other answer than success.
+    """
+    moment = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    payload = {
+        "id": message_id,
+        "event": "received",
+        "received": moment,
+        "timestamp": moment,
+        "mailbox": mailbox,
+        "hasAttachments": True,
+    }
+    headers = {b"Content-Type": b"application/json"}
+    if secret:
+        headers[b"Authorization"] = f"Bearer {secret}".encode()
+    try:
+        answer = httpx.post(url, content=json.dumps(payload), headers=headers, timeout=TIMEOUT)
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+        raise TriggerError(f"{url} is no URL. It looks like http://127.0.0.1:8080/webhooks/default.") from None
+    except httpx.HTTPError as error:
+        raise TriggerError(
+            f"No receiver answers at {url} ({type(error).__name__}). Is `attachments receive` running?"
+        ) from None
+    try:
+        envelope = answer.json()
+        word, message = envelope["status"], envelope["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise TriggerError(
+            f"What answers at {url} is no receiver (HTTP {answer.status_code}). Check the address."
+        ) from None
+    if answer.status_code != httpx.codes.OK or word != "success":
+        raise TriggerError(f"HTTP {answer.status_code}: {message}")
+    return str(message)

@@ -1,0 +1,344 @@
+"""The `warm` worker: flow runs start at once, in the worker's own process.
+
+Prefect's `process` worker starts an interpreter for each run and needs 7 to 8 s for a job of 0.2 s (DESIGN.md,
+"Measured here"). This one has the code imported and the connections open, and runs each flow in a thread.
+
+`prefect worker start --pool attachments` finds it through the `prefect.collections` entry point. Other types of
+work pool run the same deployments: nothing in the flows depends on this worker.
+
+**Taking up what a dead worker left.** Prefect leaves the runs of a worker that died as they were. Each run
+carries the name of the worker that took it, each worker beats every few seconds, and the living one whose
+name comes first gives the runs of silent workers back to the queue.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache, partial
+from typing import Any
+from uuid import UUID, uuid4
+
+import anyio
+import anyio.abc
+import httpx
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkerFilter,
+    WorkerFilterStatus,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.context import SyncClientContext
+from prefect.exceptions import Abort, ObjectNotFound, Pause
+from prefect.flow_engine import run_flow
+from prefect.flows import Flow, load_flow_from_entrypoint, load_flow_from_flow_run
+from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
+from prefect.states import Cancelled, Crashed, Scheduled
+from prefect.workers.base import (
+    BaseJobConfiguration,
+    BaseVariables,
+    BaseWorker,
+    BaseWorkerResult,
+)
+
+from attachments.prefect_busy import make_patient
+
+BEAT = 4.0  # seconds between heartbeats
+SILENCE = 20.0  # seconds without a heartbeat after which a worker counts as dead
+LOOK = 5.0  # seconds between looks for runs of dead workers
+POLL = 0.5  # seconds between looks for new runs, unless PREFECT_WORKER_QUERY_SECONDS says otherwise
+DRAIN = 20.0  # seconds that runs under way get to finish after SIGTERM
+LIMIT = 8  # runs at a time, unless `--limit` says otherwise
+MOST_DEATHS = 5  # a run that was under way at so many deaths of workers is not tried again: it may be the cause
+WORKER_LABEL = "prefect.worker.name"
+PAGE = 200
+
+logger = logging.getLogger("prefect.attachments.worker")
+
+
+class WarmJobConfiguration(BaseJobConfiguration):
+    """A warm run needs no infrastructure, so there is nothing to configure."""
+
+
+class WarmVariables(BaseVariables):
+    """A warm run needs no infrastructure, so there are no variables beyond Prefect's own."""
+
+
+class WarmWorkerResult(BaseWorkerResult):
+    """How a run in the worker's process ended. Its state in Prefect says more."""
+
+
+class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResult]):
+    """Runs flows in threads of its own process. Its name gets a suffix, so that no two processes share one."""
+
+    type = "warm"
+    job_configuration = WarmJobConfiguration
+    job_configuration_variables = WarmVariables
+    _display_name = "Warm"
+    _description = (
+        "Runs flows at once, in threads of a worker that has their code loaded. Made for short, frequent runs."
+    )
+    _documentation_url = "https://docs.prefect.io/v3/concepts/workers"
+
+    def __init__(
+        self, work_pool_name: str, *, name: str | None = None, limit: int | None = None, **options: Any
+    ) -> None:
+        unique = f"{name or 'warm'} {socket.gethostname()} {os.getpid()} {uuid4().hex[:6]}"
+        super().__init__(work_pool_name, name=unique, limit=limit or LIMIT, **options)
+        self._under_way: dict[UUID, FlowRun] = {}
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self, *args: Any, **options: Any) -> None:
+        """Poll until told to stop. Looks for runs twice a second unless the setting was set by hand."""
+        settings = {} if "PREFECT_WORKER_QUERY_SECONDS" in os.environ else {PREFECT_WORKER_QUERY_SECONDS: POLL}
+        with temporary_settings(settings):
+            await super().start(*args, **options)
+
+    async def setup(self) -> None:
+        """Start the heartbeat and the watch over dead workers beside the polling."""
+        await super().setup()
+        make_patient(self.client)
+        self._watch = asyncio.create_task(self._keep_watch())
+
+    async def teardown(self, *exc_info: Any) -> None:
+        """Let what is under way finish, for `DRAIN` seconds; hand the rest back and end without it."""
+        with anyio.CancelScope(shield=True):
+            await self._drain()
+            if self._watch:
+                self._watch.cancel()
+                with suppress(asyncio.CancelledError):
+                    await self._watch
+        await super().teardown(*exc_info)
+
+    async def _drain(self) -> None:
+        if self._under_way:
+            logger.warning("Stopping: %d runs under way may finish within %.0f s.", len(self._under_way), DRAIN)
+        with anyio.move_on_after(DRAIN):
+            while self._under_way:
+                await anyio.sleep(0.1)
+        if not self._under_way:
+            return
+        for run in list(self._under_way.values()):
+            with suppress(httpx.HTTPError):
+                await self._give_back(run, "Its worker was stopped; the run starts again.")
+        # A thread cannot be stopped. What it has written is no more than after a crash: nothing under a final key.
+        logging.shutdown()
+        os._exit(0)
+
+    async def run(
+        self,
+        flow_run: FlowRun,
+        configuration: WarmJobConfiguration,  # noqa: ARG002  Prefect's signature
+        task_status: anyio.abc.TaskStatus[str] | None = None,  # type: ignore[override]  # Prefect stores it as text
+    ) -> WarmWorkerResult:
+        """Run a flow in a thread; its state in Prefect tells how it ended."""
+        self._under_way[flow_run.id] = flow_run
+        try:
+            flow = await self._flow_of(flow_run)
+            if task_status:
+                task_status.started(self.name)
+            await _in_a_thread(partial(_run, flow, flow_run), name=f"flow-run-{flow_run.id}")
+        finally:
+            self._under_way.pop(flow_run.id, None)
+        return WarmWorkerResult(status_code=0, identifier=self.name)
+
+    async def _flow_of(self, flow_run: FlowRun) -> Flow[..., Any]:
+        assert flow_run.deployment_id is not None  # noqa: S101  a work pool's runs come from deployments
+        deployment = await self.client.read_deployment(flow_run.deployment_id)
+        if deployment.pull_steps or not deployment.entrypoint or ":" in deployment.entrypoint:
+            return await load_flow_from_flow_run(flow_run, use_placeholder_flow=False)
+        return await asyncio.to_thread(_imported_flow, deployment.entrypoint)
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        """Look for runs. Prefect's own loop gives up after a minute without the API; this one does not."""
+        try:
+            return await super().get_and_submit_flow_runs()
+        except httpx.TransportError as error:
+            logger.warning("Prefect is away (%s); looking again in a moment.", type(error).__name__)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                raise
+            logger.warning("Prefect answered %d; looking again in a moment.", error.response.status_code)
+        return []
+
+    async def sync_with_backend(self) -> None:
+        """Prefect's own heartbeat, which likewise must outlive the API's absence once the worker is set up."""
+        try:
+            await super().sync_with_backend()
+        except httpx.TransportError as error:
+            if not self.is_setup:
+                raise
+            logger.warning("Prefect is away (%s); the worker goes on.", type(error).__name__)
+        except httpx.HTTPStatusError as error:
+            if not self.is_setup or error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                raise
+            logger.warning("Prefect answered %d; the worker goes on.", error.response.status_code)
+
+    async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
+        """A warm run starts at once: a state between pending and running would only cost a call."""
+
+    async def _propose_crashed_state(
+        self, flow_run: FlowRun, message: str, client: PrefectClient | None = None
+    ) -> None:
+        """A run that could not be started since Prefect did not answer has not crashed: the watch takes it up again."""
+        if isinstance(sys.exc_info()[1], httpx.HTTPError):
+            logger.warning("Prefect was away while flow run %s was about to start; it is taken up again.", flow_run.id)
+            return
+        await super()._propose_crashed_state(flow_run, message, client)
+
+    # ---- the watch over dead workers ----
+
+    async def _keep_watch(self) -> None:
+        watch = _Watch()
+        while True:
+            await asyncio.sleep(BEAT)
+            try:
+                await self.client.send_worker_heartbeat(self._work_pool_name, self.name, int(BEAT))
+                watch.api_answered()
+                if watch.is_time_to_look():
+                    await self._take_up_orphans(watch)
+            except (httpx.HTTPError, ObjectNotFound) as error:
+                watch.api_failed()
+                reason = (
+                    error.response.status_code if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
+                )
+                logger.warning("Prefect does not take the worker's heartbeat (%s); it is tried again.", reason)
+
+    async def _take_up_orphans(self, watch: "_Watch") -> None:
+        workers = await self.client.read_workers_for_work_pool(
+            self._work_pool_name,
+            WorkerFilter(status=WorkerFilterStatus(any_=[WorkerStatus.ONLINE])),
+            limit=PAGE,
+            offset=0,
+        )
+        living = watch.living({worker.name: worker.last_heartbeat_time for worker in workers}) | {self.name}
+        may_judge_others = watch.can_judge and min(living) == self.name
+        for run in await self._unfinished_runs():
+            owner = run.labels.get(WORKER_LABEL)
+            if owner == self.name:
+                is_orphan = run.id not in self._under_way and run.id not in self._submitting_flow_run_ids
+            else:
+                is_orphan = may_judge_others and owner not in living
+            if is_orphan and watch.stood_still(run):
+                await self._give_back(run)
+
+    async def _unfinished_runs(self) -> list[FlowRun]:
+        return await self.client.read_flow_runs(
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self._work_pool_name])),
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(
+                    type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+                )
+            ),
+            sort=FlowRunSort.ID_DESC,
+            limit=PAGE,
+        )
+
+    async def _give_back(self, run: FlowRun, message: str = "Its worker is gone; the run starts again.") -> None:
+        state: State[None] = Scheduled(name="AwaitingRetry", message=message)
+        if run.state_type == StateType.CANCELLING:
+            state = Cancelled(message="Cancelled while its worker was gone.")
+        elif run.run_count >= MOST_DEATHS:
+            state = Crashed(
+                message=f"{MOST_DEATHS} workers died while this run was under way. It is not started again by itself; "
+                "look at the workers' memory and logs, then retry it."
+            )
+        with suppress(ObjectNotFound, Abort):
+            await self.client.set_flow_run_state(run.id, state, force=True)
+            logger.warning("Flow run %s is now %s: %s", run.id, state.name, state.message)
+
+
+class _Watch:
+    """What this worker has heard of the others, by its own clock, since Prefect was last away."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None  # when the API began to answer without a break
+        self._looked = -LOOK
+        self._heard: dict[str, tuple[datetime | None, float]] = {}  # name → its last beat, when we first saw that beat
+        self._before: dict[UUID, UUID] = {}  # run → its state at the look before
+        self._seen: dict[UUID, UUID] = {}
+
+    def api_answered(self) -> None:
+        """Note that Prefect answers."""
+        if self._since is None:
+            self._since = anyio.current_time()
+
+    def api_failed(self) -> None:
+        """Note that Prefect does not answer: nobody's silence means anything now."""
+        self._since = None
+
+    def is_time_to_look(self) -> bool:
+        """Whether a look for runs without a worker is due; starts that look."""
+        if anyio.current_time() - self._looked < LOOK:
+            return False
+        self._looked = anyio.current_time()
+        self._before, self._seen = self._seen, {}
+        return True
+
+    def living(self, beats: Mapping[str, datetime | None]) -> set[str]:
+        """The workers of which a new beat was seen within `SILENCE`, from the last beats that the server knows."""
+        now = anyio.current_time()
+        for name, beat in beats.items():
+            if name not in self._heard or self._heard[name][0] != beat:
+                self._heard[name] = (beat, now)
+        self._heard = {name: known for name, known in self._heard.items() if name in beats}
+        return {name for name, (_, when) in self._heard.items() if now - when < SILENCE}
+
+    @property
+    def can_judge(self) -> bool:
+        """Only who has heard the API for as long as a silence takes may call another worker dead."""
+        return self._since is not None and anyio.current_time() - self._since >= SILENCE
+
+    def stood_still(self, run: FlowRun) -> bool:
+        """Whether the run stood in the very same state at the look before."""
+        assert run.state is not None  # noqa: S101  the filter asks for states
+        self._seen[run.id] = run.state.id
+        return self._before.get(run.id) == run.state.id
+
+
+@lru_cache(maxsize=64)
+def _imported_flow(entrypoint: str) -> Flow[..., Any]:
+    return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+
+
+def _run(flow: Flow[..., Any], flow_run: FlowRun) -> None:
+    """Run to a final state, which Prefect is told. Another worker that has taken the run meanwhile is no error."""
+    with suppress(Abort, Pause), SyncClientContext() as context:
+        make_patient(context.client)
+        run_flow(flow, flow_run=flow_run, return_type="state")
+
+
+async def _in_a_thread(work: Callable[[], None], *, name: str) -> None:
+    """Do blocking work in a thread that does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def target() -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except BaseException as caught:  # noqa: BLE001  handed to whoever waits
+            error = caught
+        loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=target, name=name, daemon=True).start()
+    await done

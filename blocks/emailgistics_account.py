@@ -1,0 +1,102 @@
+"""The Emailgistics account: where its API is, how to get in, and how fast to go."""
+
+from functools import lru_cache
+
+from prefect.blocks.core import Block
+from pydantic import Field, SecretStr, field_validator
+
+from attachments.emailgistics import EmailgisticsClient
+from attachments.emailgistics.client import checked_base_url, checked_key
+from attachments.pacing import PrefectPacer
+
+
+class EmailgisticsAccount(Block):
+    """An account on Emailgistics, from which attachments are downloaded.
+
+    Example:
+        ```python
+        account = EmailgisticsAccount.load("default")
+        account.client().list_attachments(message_id)
+        ```
+    """
+
+    _block_type_name = "Emailgistics Account"
+    _block_type_slug = "emailgistics-account"
+    _description = "An account on Emailgistics, from which mail attachments are downloaded."
+    _documentation_url = "https://apidocs.emailgistics.com"  # type: ignore[assignment]  # as Prefect's own blocks do
+
+    base_url: str = Field(
+        default="https://c1.emailgistics.com/api/v1",
+        title="Base URL",
+        description="The API of your region, as Emailgistics Admin shows it. HTTPS only.",
+    )
+    api_key: SecretStr = Field(
+        default=...,
+        title="API key",
+        description="An API key with the scopes messages:read and messages:content, made in Emailgistics Admin.",
+    )
+    limit_name: str = Field(
+        default="emailgistics-api",
+        title="Pacing limit",
+        description=(
+            "The Prefect global concurrency limit whose slots the calls take: calls in any 60 seconds. "
+            "Each Emailgistics account needs its own."
+        ),
+    )
+    list_timeout: float = Field(
+        default=30, gt=0, title="Listing time-out", description="Seconds to wait for a message's list of attachments."
+    )
+    download_timeout: float = Field(
+        default=300,
+        gt=0,
+        title="Download time-out",
+        description="Seconds without a byte before a download is given up.",
+    )
+    download_deadline: float = Field(
+        default=1800, gt=0, title="Download deadline", description="Seconds that one download may take as a whole."
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _base_url_is_safe(cls, value: str) -> str:
+        checked_base_url(value)
+        return value
+
+    @field_validator("api_key")
+    @classmethod
+    def _api_key_is_sane(cls, value: SecretStr) -> SecretStr:
+        checked_key(value.get_secret_value())
+        return value
+
+    def client(self) -> EmailgisticsClient:
+        """The client of this account: one a process and configuration, so that connections are reused.
+
+        Safe to share between threads. Its calls are paced by the limit.
+        """
+        return _client(
+            self.base_url,
+            self.api_key.get_secret_value(),
+            self.limit_name,
+            self.list_timeout,
+            self.download_timeout,
+            self.download_deadline,
+        )
+
+
+@lru_cache(maxsize=32)
+def _client(
+    base_url: str, api_key: str, limit_name: str, list_timeout: float, download_timeout: float, download_deadline: float
+) -> EmailgisticsClient:
+    return EmailgisticsClient(
+        base_url,
+        api_key,
+        pacer=_pacer(limit_name),
+        list_timeout=list_timeout,
+        download_timeout=download_timeout,
+        download_deadline=download_deadline,
+    )
+
+
+@lru_cache(maxsize=32)
+def _pacer(limit_name: str) -> PrefectPacer:
+    return PrefectPacer(limit_name)

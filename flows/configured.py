@@ -1,0 +1,29 @@
+"""Loads the blocks that a run names."""
+
+from typing import cast
+
+from blocks import AttachmentStore, EmailgisticsAccount
+from flows.failures import NotConfigured
+
+
+def load_account(name: str) -> EmailgisticsAccount:
+    """The Emailgistics Account block of that name. Raises `NotConfigured` when there is none that can be read."""
+    try:
+        return cast("EmailgisticsAccount", EmailgisticsAccount.load(name))
+    except ValueError:
+        raise NotConfigured(_missing("emailgistics-account", name)) from None
+
+
+def load_store(name: str) -> AttachmentStore:
+    """The Attachment Store block of that name. Raises `NotConfigured` when there is none that can be read."""
+    try:
+        return cast("AttachmentStore", AttachmentStore.load(name))
+    except ValueError:
+        raise NotConfigured(_missing("attachment-store", name)) from None
+
+
+def _missing(block_type: str, name: str) -> str:
+    return (
+        f"There is no usable block {block_type}/{name}. Make it in the Prefect UI under Blocks, or let "
+        "`attachments setup` make the default one."
+    )

@@ -1,0 +1,244 @@
+"""One message: list → select → download → manifest. A run again, however often, does only what is missing."""
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from prefect import flow, runtime, task, unmapped
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import BaseModel, ConfigDict
+
+from attachments.emailgistics import Attachment
+from attachments.selection import Filter
+from attachments.storage import (
+    Manifest,
+    ManifestAttachment,
+    Store,
+    StoredObject,
+    attachment_key,
+    message_key,
+    safe_name,
+)
+from attachments.storage.errors import InvalidManifest
+from blocks import AttachmentStore, EmailgisticsAccount
+from flows.configured import load_account, load_store
+from flows.failures import RETRYING, can_get_better, can_get_better_or_is_fresh, code_of, contained
+from flows.report import Report, already_stored, finish
+
+DOWNLOADS_AT_ONCE = 4
+
+
+class Message(BaseModel):
+    """The message that a run is about, and what is known of it from the webhook."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    key: str
+    mailbox: str | None = None
+    received: datetime | None = None
+    conversation_id: str | None = None
+
+
+class Outcome(BaseModel):
+    """What became of one attachment in this run; `seconds` is how long its download took."""
+
+    model_config = ConfigDict(frozen=True)
+
+    entry: ManifestAttachment
+    seconds: float | None = None
+    error: str | None = None
+
+
+@task(name="read-manifest", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=can_get_better, **RETRYING)
+def read_manifest(message: Message, store: AttachmentStore) -> Manifest | None:
+    """What is recorded of the message; nothing when the record is missing or damaged, for then it is rebuilt."""
+    with contained():
+        try:
+            return store.store().read_manifest(message.key)
+        except InvalidManifest:
+            return None
+
+
+@task(
+    name="list-attachments",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retry_condition_fn=can_get_better_or_is_fresh,
+    **RETRYING,
+)
+def list_attachments(message: Message, account: EmailgisticsAccount) -> tuple[Attachment, ...]:
+    """What is on the message, as the vendor lists it."""
+    with contained():
+        return account.client().list_attachments(message.id)
+
+
+@task(
+    name="download-attachment",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retry_condition_fn=can_get_better,
+    **RETRYING,
+)
+def download_attachment(
+    attachment: Attachment, message: Message, account: EmailgisticsAccount, store: AttachmentStore
+) -> Outcome:
+    """Stream one attachment into the store: all of it or nothing."""
+    started = time.monotonic()
+    with (
+        contained(),
+        account.client().download(message.id, attachment.id, listed_size=attachment.size) as download,
+    ):
+        stored = store.store().write(
+            message.key,
+            attachment_key(attachment.id),
+            safe_name(download.file_name or attachment.name),
+            download,
+            content_type=attachment.content_type,
+        )
+    return Outcome(entry=_as_stored(attachment, stored), seconds=time.monotonic() - started)
+
+
+@task(name="write-manifest", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=can_get_better, **RETRYING)
+def write_manifest(
+    message: Message, outcomes: Sequence[Outcome], store: AttachmentStore, deployment: str | None
+) -> Manifest:
+    """Record what was on the message and what became of each part, beside what other runs have recorded."""
+    with contained():
+        found = Manifest(
+            message_id=message.id,
+            message_key=message.key,
+            mailbox=message.mailbox,
+            received=message.received,
+            conversation_id=message.conversation_id,
+            deployment=deployment,
+            flow_run_id=runtime.flow_run.id,
+            updated=datetime.now(UTC),
+            attachments=tuple(outcome.entry for outcome in outcomes),
+        )
+        return store.store().update_manifest(message.key, lambda known: known.merged_with(found) if known else found)
+
+
+@flow(
+    name="download-attachments",
+    task_runner=ThreadPoolTaskRunner(max_workers=DOWNLOADS_AT_ONCE),  # type: ignore[arg-type]  # generic in its future
+    persist_result=False,
+)
+def download_attachments(
+    message_id: str,
+    mailbox: str | None = None,
+    received: datetime | None = None,
+    conversation_id: str | None = None,
+    filter: Filter | None = None,  # noqa: A002  the name that users know it by
+    account: str = "default",
+    store: str = "default",
+    force: bool = False,
+) -> State[None]:
+    """Put the attachments of one message into storage: complete, checksummed, once.
+
+    Args:
+        message_id: The message's id, as the webhook's `id` or a report's `messageId` gives it.
+        mailbox: The shared mailbox's address; recorded in the manifest.
+        received: When the message came in; recorded in the manifest.
+        conversation_id: The conversation it belongs to; recorded in the manifest.
+        filter: Which attachments to take; all when left out.
+        account: The name of the Emailgistics Account block.
+        store: The name of the Attachment Store block.
+        force: Do it again although the manifest says that it is done. What stands is compared, never overwritten.
+    """
+    with contained():
+        message = Message(
+            id=message_id,
+            key=message_key(message_id),
+            mailbox=mailbox,
+            received=received,
+            conversation_id=conversation_id,
+        )
+        source, target, wanted = load_account(account), load_store(store), filter or Filter()
+
+        known = None if force else read_manifest(message, target)
+        if known is not None and known.settles(lambda entry: wanted.decide(entry).wanted):
+            return already_stored(known)
+
+        listed = list_attachments(message, source)
+        standing = {} if force else _standing(target.store(), message)
+        decided = [_decide(attachment, wanted, known, standing) for attachment in listed]
+        missing = [attachment for attachment, entry in zip(listed, decided, strict=True) if entry is None]
+
+        downloads = download_attachment.map(missing, unmapped(message), unmapped(source), unmapped(target))
+        fetched = iter([_outcome(*pair) for pair in zip(missing, downloads, strict=True)])
+        outcomes = [Outcome(entry=entry) if entry is not None else next(fetched) for entry in decided]
+
+        manifest = write_manifest(message, outcomes, target, _deployment())
+        return finish(
+            Report(
+                message_key=message.key,
+                manifest_url=target.store().manifest_url(message.key),
+                complete=manifest.complete,
+                outcomes=outcomes,
+            )
+        )
+
+
+def _standing(store: Store, message: Message) -> Mapping[str, StoredObject]:
+    """What an earlier run has stored, also when its manifest is lost."""
+    return store.stored(message.key)
+
+
+def _decide(
+    attachment: Attachment, wanted: Filter, known: Manifest | None, standing: Mapping[str, StoredObject]
+) -> ManifestAttachment | None:
+    """What is clear without a download; None when the attachment has to be fetched."""
+    key = attachment_key(attachment.id)
+    recorded = known.entry(key) if known else None
+    if recorded is not None and recorded.outcome in ("stored", "purged"):
+        return recorded
+    if key in standing:
+        return _as_stored(attachment, standing[key])
+    decision = wanted.decide(attachment)
+    if not decision.wanted:
+        return _entry(attachment, outcome="filtered", rule=decision.rule)
+    if not attachment.downloadable:
+        return _entry(attachment, outcome="unsupported")
+    return None
+
+
+def _outcome(attachment: Attachment, download: PrefectFuture[Outcome]) -> Outcome:
+    """What became of a download. One attachment's failure is recorded, and is not its neighbours'."""
+    result = download.result(raise_on_failure=False)
+    if isinstance(result, Outcome):
+        return result
+    return Outcome(entry=_entry(attachment, outcome="failed", code=code_of(result)), error=str(result))
+
+
+def _as_stored(attachment: Attachment, stored: StoredObject) -> ManifestAttachment:
+    return _entry(
+        attachment,
+        outcome="stored",
+        key=stored.key,
+        bytes=stored.bytes,
+        sha256=stored.sha256,
+        stored_at=stored.stored_at,
+    )
+
+
+def _entry(attachment: Attachment, **found: object) -> ManifestAttachment:
+    return ManifestAttachment.model_validate(
+        {
+            "id": attachment.id,
+            "attachment_key": attachment_key(attachment.id),
+            "name": attachment.name,
+            "content_type": attachment.content_type,
+            "listed_size": attachment.size,
+            "kind": attachment.kind,
+            **found,
+        }
+    )
+
+
+def _deployment() -> str | None:
+    name = runtime.deployment.name
+    return f"{runtime.flow_run.flow_name}/{name}" if name else None

@@ -1,0 +1,75 @@
+"""What may be tried again, and what an error may say.
+
+Prefect writes an exception's text into states and logs, which everybody with the UI can read.
+"""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task, exponential_backoff
+
+from attachments.emailgistics import EmailgisticsError, NotFound
+from attachments.pacing import PacingError
+from attachments.storage import StoreError
+
+RETRIES = 6
+BACK_OFF = 2  # seconds before the first retry, doubled for each: about two minutes in all
+JITTER = 0.3
+FRESH = 4  # tries in which a 404 is not believed: 2 + 4 + 8 + 16 seconds, half a minute
+
+RETRYING: dict[str, Any] = {
+    "retries": RETRIES,
+    "retry_delay_seconds": exponential_backoff(BACK_OFF),
+    "retry_jitter_factor": JITTER,
+}
+"""Arguments of every task that talks to the vendor or the store; each adds its `retry_condition_fn`."""
+
+
+class UnexpectedError(Exception):
+    """A defect of ours, or a failure that nobody thought of. Its own text stays out: it could hold a file name."""
+
+
+class NotConfigured(Exception):
+    """Something that the run needs is not set up."""
+
+
+OurError = EmailgisticsError | StoreError | PacingError | NotConfigured | UnexpectedError
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Let only errors out whose text is safe to show. Unknown ones become `UnexpectedError` with their type and place."""
+    try:
+        yield
+    except (EmailgisticsError, StoreError, PacingError, NotConfigured, UnexpectedError):
+        raise
+    except Exception as error:  # noqa: BLE001  nothing unknown may reach Prefect with its text
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UnexpectedError(
+            f"{type(error).__name__} in {place.name}, line {place.lineno}. Please report this with the version you run."
+        ) from None
+
+
+def can_get_better(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
+    """Whether to try a task again: time-outs, broken connections, 429, 5xx and a store that is away."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, EmailgisticsError | StoreError) and error.retryable
+
+
+def can_get_better_or_is_fresh(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """As `can_get_better`; and a message that is not found may be too new, for half a minute.
+
+    A new message can be listed as 404 for some seconds before Exchange has settled (DESIGN.md, "One message").
+    """
+    is_fresh = isinstance(state.result(raise_on_failure=False), NotFound) and run.run_count <= FRESH
+    return is_fresh or can_get_better(task, run, state)
+
+
+def code_of(error: object) -> str:
+    """The short stable word for a manifest's `code`."""
+    if isinstance(error, EmailgisticsError | StoreError):
+        return error.outcome_code
+    return "unpaced" if isinstance(error, PacingError) else "unexpected"

@@ -1,0 +1,122 @@
+"""What a run tells: its final state, an event for other automations, and a table in the UI. Keys, never names."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.events import emit_event
+from prefect.states import Completed, Failed
+
+from attachments.storage import Manifest, ManifestAttachment
+from attachments.storage.manifest import Outcome
+
+STORED = "emailgistics.attachments.stored"
+WORDS: dict[Outcome, str] = {
+    "stored": "stored",
+    "filtered": "left out by the filter",
+    "unsupported": "not downloadable (links and nested items)",
+    "purged": "purged earlier",
+    "failed": "failed",
+}
+
+
+MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]{1,100}", re.ASCII | re.IGNORECASE)
+
+
+class Attempt(Protocol):
+    """What became of one attachment in this run."""
+
+    @property
+    def entry(self) -> ManifestAttachment: ...
+    @property
+    def seconds(self) -> float | None: ...
+    @property
+    def error(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run has done for a message."""
+
+    message_key: str
+    manifest_url: str
+    complete: bool
+    outcomes: Sequence[Attempt]
+
+
+def already_stored(manifest: Manifest) -> State[None]:
+    """The final state of a run that had nothing to do."""
+    count = len(manifest.attachments)
+    return Completed(message=f"Nothing to do: the manifest settles all {count} attachment{'s'[: count != 1]}.")
+
+
+def finish(report: Report) -> State[None]:
+    """Tell everybody who listens, and say in one sentence how the run ended."""
+    _emit(report)
+    _show(report)
+    sentence = _sentence(report.outcomes)
+    failures = [outcome for outcome in report.outcomes if outcome.entry.outcome == "failed"]
+    if not failures:
+        return Completed(message=f"{sentence}.")
+    first = next((outcome.error for outcome in failures if outcome.error), "")
+    return Failed(message=f"{sentence}. First failure: {first} A retry fetches only what is missing.")
+
+
+def _sentence(outcomes: Sequence[Attempt]) -> str:
+    if not outcomes:
+        return "The message has no attachments"
+    counts = Counter(outcome.entry.outcome for outcome in outcomes)
+    parts = [f"{counts[word]} {text}" for word, text in WORDS.items() if counts[word]]
+    return f"Of {len(outcomes)} attachments {', '.join(parts)}; {_stored_bytes(outcomes):,} bytes are in the store"
+
+
+def _stored_bytes(outcomes: Sequence[Attempt]) -> int:
+    return sum(outcome.entry.bytes or 0 for outcome in outcomes if outcome.entry.outcome == "stored")
+
+
+def _emit(report: Report) -> None:
+    counts = Counter(outcome.entry.outcome for outcome in report.outcomes)
+    if not counts["stored"]:
+        return
+    emit_event(
+        event=STORED,
+        resource={
+            "prefect.resource.id": f"emailgistics.message.{report.message_key}",
+            "prefect.resource.name": report.message_key,
+        },
+        payload={
+            "message_key": report.message_key,
+            "manifest_url": report.manifest_url,
+            "complete": report.complete,
+            "counts": dict(counts),
+            "bytes": _stored_bytes(report.outcomes),
+        },
+    )
+
+
+def _show(report: Report) -> None:
+    create_table_artifact(
+        key="attachments",
+        description=f"Attachments of message `{report.message_key}`",
+        table=[
+            {
+                "attachment": outcome.entry.attachment_key,
+                "type": _plain_type(outcome.entry.content_type),
+                "outcome": outcome.entry.outcome,
+                "bytes": outcome.entry.bytes,
+                "seconds": round(outcome.seconds, 2) if outcome.seconds is not None else None,
+                "code": outcome.entry.code,
+            }
+            for outcome in report.outcomes
+        ],
+    )
+
+
+def _plain_type(content_type: str | None) -> str:
+    """The media type alone: its parameters may carry a file name."""
+    plain = (content_type or "").partition(";")[0].strip()
+    return plain if MEDIA_TYPE.fullmatch(plain) else "other"

@@ -1,0 +1,221 @@
+"""The whole product and a sandbox, as processes of their own, with what tests ask of them."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from attachments.demo.processes import Road, road, running, wait_for
+from attachments.sandbox.process import Sandbox, running_sandbox
+from attachments.storage import Manifest, message_key
+
+PATIENCE = 90.0  # seconds for a run on a busy machine; embedded SQLite makes Prefect wait in steps of 2 s
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+FAST = 100_000  # slots of the pacing limit, so that tests do not wait for the minute
+
+# Mounts that the worker alone sees: a disk of 1 MiB, and one that may not be written.
+MOUNTS = """
+mkdir -p "$0/small" "$0/readonly"
+mount -t tmpfs -o size=1m none "$0/small"
+mount -t tmpfs -o ro none "$0/readonly"
+exec "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A running road with the sandbox at its start."""
+
+    road: Road
+    sandbox: Sandbox
+    prefect: httpx.Client
+
+    def send(self, message: dict[str, Any], deployment: str = "default", **options: Any) -> list[dict[str, Any]]:
+        """Have the sandbox deliver a message's webhook; every delivery must succeed."""
+        deliveries = self.sandbox.control.deliver(
+            message_id=message["id"], url=self.road.webhook_url(deployment), secret=self.road.secret, **options
+        )
+        assert [delivery["outcome"] for delivery in deliveries] == ["success"] * len(deliveries)
+        return deliveries
+
+    def runs(self, **of: Any) -> list[dict[str, Any]]:
+        """Flow runs by parameter values, newest first."""
+        found = []
+        while True:
+            page = self._post("flow_runs/filter", {"limit": 200, "offset": len(found), "sort": "START_TIME_DESC"})
+            found += page
+            if len(page) < 200:
+                return [run for run in found if of.items() <= run["parameters"].items()]
+
+    def ended_run(self, message: dict[str, Any], *, after: int = 0) -> dict[str, Any]:
+        """The newest run of a message once all of its runs have ended and there are more than `after`."""
+
+        def ended() -> bool:
+            runs = self.runs(message_id=message["id"])
+            return len(runs) > after and all(run["state_type"] in FINAL for run in runs)
+
+        wait_for(ended, f"the run of message {message_key(message['id'])}", PATIENCE)
+        return max(self.runs(message_id=message["id"]), key=lambda run: run["created"])
+
+    def run_deployment(self, deployment: str = "default", **parameters: Any) -> dict[str, Any]:
+        """A run of a deployment with these parameters, ended."""
+        found = self._get(f"deployments/name/download-attachments/{deployment}")
+        run = self._post(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})
+
+        def ended() -> bool:
+            return self._get(f"flow_runs/{run['id']}")["state_type"] in FINAL
+
+        wait_for(ended, f"flow run {run['id']}", PATIENCE)
+        return self._get(f"flow_runs/{run['id']}")
+
+    def deploy(self, name: str, **parameters: Any) -> None:
+        """Another deployment of the flow, known to the receiver when this returns."""
+        fields = ("flow_id", "entrypoint", "work_pool_name", "parameter_openapi_schema", "pull_steps")
+        default = self._get("deployments/name/download-attachments/default")
+        body = {field: default[field] for field in fields}
+        self._post("deployments/", {**body, "name": name, "parameters": parameters})
+        nothing = {"id": "probe", "event": "something-else"}
+
+        def known() -> bool:
+            headers = {"Authorization": f"Bearer {self.road.secret}"}
+            url = self.road.webhook_url(name)
+            return httpx.post(url, json=nothing, headers=headers, trust_env=False).is_success
+
+        wait_for(known, f"the receiver to know deployment {name}")
+
+    def save_blocks(self, code: str) -> None:
+        """Run code that saves blocks, as a user's script would."""
+        prelude = "from blocks import AttachmentStore, EmailgisticsAccount\n"
+        self.road.run("python", "-c", prelude + textwrap.dedent(code))
+
+    def manifest(self, message: dict[str, Any], root: Path | None = None) -> Manifest | None:
+        """The manifest of a message as it stands in the store."""
+        key = message_key(message["id"])
+        path = (root or self.road.store) / key / "manifest.json"
+        return Manifest.from_bytes(path.read_bytes(), message_key=key) if path.exists() else None
+
+    def complete_manifest(self, message: dict[str, Any]) -> Manifest:
+        """The manifest of a message once it stands and is complete."""
+
+        def complete() -> bool:
+            manifest = self.manifest(message)
+            return manifest is not None and manifest.complete
+
+        wait_for(complete, f"the manifest of message {message_key(message['id'])}", PATIENCE)
+        found = self.manifest(message)
+        assert found is not None
+        return found
+
+    def files(self, message: dict[str, Any]) -> list[Path]:
+        """The message's files in the store, manifest aside."""
+        folder = self.road.store / message_key(message["id"])
+        return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
+
+    def calls(self, message: dict[str, Any], endpoint: str | None = None) -> list[dict[str, Any]]:
+        """What the vendor was asked about a message."""
+        return [call for call in self.sandbox.control.requests(endpoint) if call["message_id"] == message["id"]]
+
+    def is_idle(self) -> bool:
+        """Whether the inbox is empty and no run is under way."""
+        ready = httpx.get(f"{self.road.receiver_url}/ready", trust_env=False).json()
+        return ready["inbox"] == 0 and all(run["state_type"] in FINAL for run in self.runs())
+
+    def emit(self, event: str, resource: str, payload: dict[str, Any]) -> None:
+        """An event, as Prefect Cloud's webhooks make them."""
+        occurred = datetime.now(UTC).isoformat()
+        body = {"event": event, "occurred": occurred, "resource": {"prefect.resource.id": resource}, "payload": payload}
+        code = f"from prefect.events import Event\nimport anyio\n{EMIT}\nanyio.run(emit, Event.model_validate({body!r}))"
+        self.road.run("python", "-c", code)
+
+    def events(self, name: str, resource: str) -> list[dict[str, Any]]:
+        """Events of that name about that resource, which Prefect keeps."""
+        filters = {"event": {"name": [name]}, "resource": {"id": [resource]}, "order": "ASC"}
+        found: list[dict[str, Any]] = self._post("events/filter", {"filter": filters, "limit": 50})["events"]
+        return found
+
+    def artifacts(self, flow_run_id: str) -> list[dict[str, Any]]:
+        """The artifacts of a flow run."""
+        return self._post("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}})
+
+    def everything_kept(self) -> Iterator[tuple[str, bytes]]:
+        """Every place where customer data must not be: Prefect's tables, and what every process has printed."""
+        for log in sorted(self.road.folder.glob("*.log")):
+            yield log.name, log.read_bytes()
+        with sqlite3.connect(f"file:{self.road.database}?mode=ro", uri=True) as database:
+            database.text_factory = bytes
+            tables = [name.decode() for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+            for table in tables:
+                for row in database.execute(f'SELECT * FROM "{table}"'):
+                    yield f"table {table}", b" ".join(v if isinstance(v, bytes) else str(v).encode() for v in row)
+        database.close()
+        for path in (self.road.database, Path(f"{self.road.database}-wal")):
+            if path.exists():
+                yield path.name, path.read_bytes()
+
+    def _get(self, path: str) -> Any:
+        return self.prefect.get(path).raise_for_status().json()
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._asked("POST", path, body).json()
+
+    def change(self, path: str, body: dict[str, Any]) -> None:
+        """Change something in Prefect."""
+        self._asked("PATCH", path, body)
+
+    def _asked(self, method: str, path: str, body: dict[str, Any]) -> httpx.Response:
+        """Prefect's answer. Embedded SQLite says 503 now and then; a person would ask again."""
+        answer: list[httpx.Response] = []
+
+        def taken() -> bool:
+            answer[:] = [self.prefect.request(method, path, json=body)]
+            return answer[0].status_code != httpx.codes.SERVICE_UNAVAILABLE
+
+        wait_for(taken, f"Prefect's answer to {path}")
+        return answer[0].raise_for_status()
+
+
+EMIT = """
+async def emit(event):
+    from prefect.events.clients import get_events_client
+    async with get_events_client() as client:
+        await client.emit(event)
+"""
+
+
+@contextmanager
+def installation(folder: Path, *, slots: int = FAST, limit: int | None = None) -> Iterator[Installation]:
+    """Start everything; `slots` is the size of the pacing limit, `limit` the sandbox's calls in 60 s."""
+    with running_sandbox(limit=limit) as sandbox:
+        stack = road(folder, sandbox.base_url, sandbox.key)
+        namespace = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
+        stack.worker.command[:0] = [*namespace, "sh", "-ec", MOUNTS, str(folder)]
+        with running(stack), httpx.Client(base_url=f"{stack.api_url}/", trust_env=False, timeout=60) as prefect:
+            everything = Installation(stack, sandbox, prefect)
+            everything.change("v2/concurrency_limits/emailgistics-api", {"limit": slots})
+            yield everything
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition for as long as a run may take on a busy machine."""
+    wait_for(condition, what, PATIENCE)
+
+
+def run_python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A script in an interpreter of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )

@@ -1,0 +1,86 @@
+"""The other ways to the same job: the command line, and an event."""
+
+import uuid
+
+from attachments.storage import message_key
+from tests.road.installation import Installation, until
+
+
+def test_the_prefect_command_line_runs_the_job(running: Installation) -> None:
+    """Must show 7: `prefect deployment run download-attachments/default -p message_id=…`."""
+    message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "a"}])
+    running.road.run("prefect", "deployment", "run", "download-attachments/default", "-p", f"message_id={message['id']}")
+    assert running.ended_run(message)["state_type"] == "COMPLETED"
+    assert len(running.files(message)) == 1
+
+
+def test_an_event_runs_the_job(running: Installation) -> None:
+    """Must show 7: `emailgistics.message.received` starts the deployment, with what the payload holds and no more."""
+    full = running.sandbox.control.add_message(mailbox="ap@example.com", attachments=[{"name": "a.txt", "text": "a"}])
+    bare = running.sandbox.control.add_message(attachments=[{"name": "b.txt", "text": "b"}])
+    fields = ("id", "mailbox", "received", "conversationId")
+    payload = {field: full["webhook"][field] for field in fields}
+    running.emit("emailgistics.message.received", f"emailgistics.webhook.{uuid.uuid4()}", payload)
+    running.emit("emailgistics.message.received", f"emailgistics.webhook.{uuid.uuid4()}", {"id": bare["id"]})
+
+    manifest = running.complete_manifest(full)
+    assert manifest.mailbox == "ap@example.com"
+    assert manifest.received is not None
+    assert manifest.conversation_id == full["webhook"]["conversationId"]
+    manifest = running.complete_manifest(bare)
+    assert manifest.mailbox is None
+    assert manifest.received is None
+
+
+def test_setup_again_changes_nothing_but_the_deployments(running: Installation) -> None:
+    """Idempotent: the second time, blocks, limits and pool were there, and what a user has changed stays."""
+    running.change("v2/concurrency_limits/emailgistics-backfill", {"limit": 42})
+    done = running.road.run("attachments", "setup")
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("made")] == []
+    assert "was there block emailgistics-account/default" in lines
+    assert "was there limit emailgistics-backfill: 42 calls in any 60 s" in lines
+    assert len(running._post("automations/filter", {})) == 1, "the trigger was replaced, not doubled"
+
+
+def test_locate_says_where_the_files_are(running: Installation) -> None:
+    """`attachments locate` prints the manifest's place and a line an attachment."""
+    message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "abc"}])
+    running.run_deployment(message_id=message["id"])
+    done = running.road.run("attachments", "locate", message["id"])
+    assert f"{message_key(message['id'])}/manifest.json" in done.stdout
+    assert "stored" in done.stdout
+
+
+def test_a_missing_block_is_said_in_one_sentence(running: Installation) -> None:
+    """A run that names a block which does not exist fails at once and says how to make it."""
+    message = running.sandbox.control.add_message(attachments=[])
+    run = running.run_deployment(message_id=message["id"], account="nowhere")
+    assert run["state_type"] == "FAILED"
+    assert "no usable block emailgistics-account/nowhere" in run["state"]["message"]
+
+
+def test_a_missing_limit_is_an_error_not_an_unpaced_call(running: Installation) -> None:
+    """Prefect grants slots of a limit that does not exist; we refuse to call."""
+    running.save_blocks(f"""
+        EmailgisticsAccount(
+            base_url={running.sandbox.base_url!r}, api_key={running.sandbox.key!r}, limit_name="no-such-limit"
+        ).save("unpaced", overwrite=True)
+    """)
+    message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "a"}])
+    run = running.run_deployment(message_id=message["id"], account="unpaced")
+    assert run["state_type"] == "FAILED"
+    assert "no global concurrency limit no-such-limit" in run["state"]["message"]
+    assert running.calls(message) == []
+
+
+def test_a_wrong_key_is_said_plainly_and_not_retried(running: Installation) -> None:
+    """401 concerns every run: one call, and a state that says what to change."""
+    running.save_blocks(f"""
+        EmailgisticsAccount(base_url={running.sandbox.base_url!r}, api_key="wrong").save("wrong", overwrite=True)
+    """)
+    message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "a"}])
+    run = running.run_deployment(message_id=message["id"], account="wrong")
+    assert run["state_type"] == "FAILED"
+    assert "HTTP 401" in run["state"]["message"]
+    assert len(running.sandbox.control.requests("list")) > 0
