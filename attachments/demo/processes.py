@@ -18,7 +18,8 @@ from pathlib import Path
 import httpx
 
 READY = 90.0  # seconds for a process to get ready; Prefect's server takes 10 to 20 on a small machine
-END = 20.0  # seconds for a process to end after SIGTERM before it is killed
+END = 40.0  # seconds for a process to end after SIGTERM before it is killed; the worker drains for 20
+FOREIGN = ("PREFECT_", "EMAILGISTICS_", "ATTACHMENTS_")  # the user's own settings, which must not reach what we start
 LOOPBACK = "127.0.0.1"
 
 
@@ -50,6 +51,11 @@ def answers(url: str) -> bool:
         return False
 
 
+def surroundings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process of ours: the user's, without what would point it at another installation."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)} | dict(environment)
+
+
 @dataclass
 class Process:
     """A process of ours that can be ended, killed, frozen and started again with the same command."""
@@ -66,7 +72,7 @@ class Process:
         with self.log.open("ab") as log:
             self._running = subprocess.Popen(  # noqa: S603  our own commands
                 self.command,
-                env={**os.environ, **self.environment},
+                env=surroundings(self.environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -159,7 +165,7 @@ class Road:
         """A command of the same virtual environment, such as `attachments setup`, against this Prefect."""
         return subprocess.run(  # noqa: S603  our own commands
             [_script(command[0]), *command[1:]],
-            env={**os.environ, **self.environment},
+            env=surroundings(self.environment),
             capture_output=True,
             text=True,
             check=check,
@@ -177,6 +183,7 @@ def road(folder: Path, base_url: str, api_key: str, *, worker_options: tuple[str
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_PROFILES_PATH": str(folder / "prefect" / "profiles.toml"),
         "PREFECT_API_URL": api_url,
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect' / 'prefect.db'}",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
@@ -186,6 +193,7 @@ def road(folder: Path, base_url: str, api_key: str, *, worker_options: tuple[str
         "ATTACHMENTS_URL": (folder / "attachments").as_uri(),
         "ATTACHMENTS_INBOX": str(folder / "inbox.sqlite"),
         "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
     }
     worker_log = folder / "worker.log"
     receiver_url = f"http://{LOOPBACK}:{receiver_port}"

@@ -1,0 +1,69 @@
+"""What the demo shows: a line for each step, and a table. Plain lines where there is no terminal."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from attachments.demo.comparison import Row
+
+LOG_WIDTH = 160  # columns where there is no terminal
+DIGITS = 8  # of a key are shown; the shell finds the rest
+
+
+class Screen:
+    """The terminal, or the log of a build."""
+
+    def __init__(self) -> None:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that knows no Japanese is no reason to fail
+        plain = Console()
+        self._console = plain if plain.is_terminal else Console(width=LOG_WIDTH)
+        self._began = time.monotonic()
+
+    def say(self, text: str = "") -> None:
+        """A line, as it is."""
+        self._console.print(Text(text), soft_wrap=True)
+
+    def done(self, text: str) -> None:
+        """A step that has ended, with the seconds since the start."""
+        self._console.print(Text(f"{time.monotonic() - self._began:5.1f} s  {text}"), soft_wrap=True)
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Something that takes time. A build's log shows only what comes of it."""
+        with self._console.status(Text(text)):
+            yield
+
+    def table(self, rows: Sequence[Row], where: str) -> None:
+        """What is where, a section for each message."""
+        table = Table(box=box.SIMPLE, title="What is where", title_justify="left", title_style="bold")
+        for heading in ("Message", "Attachment", "Outcome"):
+            table.add_column(heading, overflow="fold")
+        table.add_column("Bytes", justify="right", no_wrap=True)
+        table.add_column("SHA-256", no_wrap=True)
+        table.add_column("Where", no_wrap=True)
+        subject = None
+        for row in rows:
+            if subject not in (None, row.subject):
+                table.add_section()
+            size = "" if row.bytes is None else f"{row.bytes:,}"
+            first = row.subject if row.subject != subject else ""
+            cells = (first, row.name, row.outcome, size, row.verdict.value, _shortened(row.where))
+            table.add_row(*map(Text, cells), style=None if row.verdict.is_fine else "red")
+            subject = row.subject
+        self._console.print(table)
+        found = next((row.where for row in rows if row.where), None)
+        if found:
+            self.say(f"Where is from {where}; the shell fills in the stars: ls {where}/{_shortened(found)}")
+
+
+def _shortened(where: str) -> str:
+    """The place as a pattern that still names one folder: `f07dd6db*/21992a19*/`."""
+    return "".join(f"{key[:DIGITS]}*/" for key in where.split("/")[:-1])
