@@ -9,21 +9,19 @@ A process that dies leaves its slots to the leases' expiry: `LEASE` seconds afte
 """
 
 import atexit
-import contextvars
 import heapq
 import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from attachments.prefect_busy import make_patient
+from attachments.prefect_busy import PrefectAway, make_patient
 
 logger = logging.getLogger("attachments.pacing")
 
@@ -56,8 +54,6 @@ class PrefectPacer:
         self._pause_until = 0.0
         self._pause = FIRST_PAUSE
         self._returns = _Returns()
-        self._unretried = contextvars.copy_context()
-        self._keep = self._unretried.run(_retry_nothing)
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -90,7 +86,7 @@ class PrefectPacer:
         while True:
             time.sleep(max(0.0, self._pause_until - time.monotonic()))
             try:
-                answer = self._unretried.run(self._ask)
+                answer = self._ask()
             except httpx.HTTPStatusError as error:
                 if error.response.status_code == httpx.codes.LOCKED:
                     time.sleep(self._returns.until_next(at_most=ASK_AGAIN))
@@ -102,8 +98,8 @@ class PrefectPacer:
                     ) from None
                 self._wait_for_prefect(str(error.response.status_code))
                 continue
-            except httpx.TransportError as error:
-                self._wait_for_prefect(type(error).__name__)
+            except PrefectAway as error:
+                self._wait_for_prefect(str(error))
                 continue
             body = answer.json()
             if not body["limits"]:
@@ -164,7 +160,7 @@ class _Returns:
         # Settings of its own keep it apart from the client of whatever flow run happens to come first,
         # which is closed when that run ends.
         self.client = get_client(httpx_settings={"timeout": ANSWER_TIMEOUT}, sync_client=True)
-        make_patient(self.client)
+        make_patient(self.client, tell_when_away=True)
         self.client.__enter__()
         self._changed = threading.Condition()
         self._heap: list[tuple[float, int, _Slot]] = []
@@ -197,7 +193,6 @@ class _Returns:
             self._changed.notify()
 
     def _serve(self) -> None:
-        _keep = _retry_nothing()
         while True:
             slot = self._next()
             if slot is None:
@@ -227,7 +222,7 @@ class _Returns:
     def _renew(self, slot: _Slot) -> None:
         try:
             self.client.renew_concurrency_lease(slot.lease, LEASE)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, PrefectAway) as error:
             logger.warning("A lease on a slot could not be renewed (%s).", type(error).__name__)
         slot.renewed = time.monotonic()
         self._push(slot)
@@ -237,7 +232,7 @@ class _Returns:
         assert slot.due is not None  # noqa: S101  only slots that are due get here
         try:
             self.client.release_concurrency_slots_with_lease(slot.lease)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, PrefectAway) as error:
             if slot.failures * AWAY > LEASE:
                 logger.warning("A slot could not be given back (%s); its lease will run out.", type(error).__name__)
                 return
@@ -248,13 +243,3 @@ class _Returns:
         with self._changed:
             self._closed = True
             self._changed.notify()
-
-
-def _retry_nothing() -> AbstractContextManager[object]:
-    """Keep Prefect's client from its own retries in this context: they would hold up whoever waits for a slot.
-
-    The setting holds for as long as what this returns is kept.
-    """
-    settings = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
-    settings.__enter__()
-    return settings

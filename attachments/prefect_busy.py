@@ -16,27 +16,38 @@ SHORTEST, LONGEST = 0.03, 1.0  # seconds between two tries
 PATIENCE = 60.0  # seconds until the 503 is believed
 
 
-def make_patient(client: PrefectClient | SyncPrefectClient) -> None:
+class PrefectAway(Exception):
+    """Prefect's API cannot be reached, or does not answer in time."""
+
+
+def make_patient(client: PrefectClient | SyncPrefectClient, *, tell_when_away: bool = False) -> None:
     """Let a client of Prefect's ask again quickly while the API answers 503.
 
     Prefect makes its clients itself and offers no way in but the httpx client that it wraps. A connection through
-    a proxy keeps Prefect's own pace.
+    a proxy keeps Prefect's own pace. With `tell_when_away`, a synchronous client raises `PrefectAway` at once where
+    Prefect's own would go on trying for a minute.
     """
     inner = client._client
     if isinstance(inner, httpx.AsyncClient):
         inner._transport = _AsyncPatience(inner._transport)
     else:
-        inner._transport = _Patience(inner._transport)
+        inner._transport = _Patience(inner._transport, tell_when_away=tell_when_away)
 
 
 class _Patience(httpx.BaseTransport):
-    def __init__(self, inner: httpx.BaseTransport) -> None:
+    def __init__(self, inner: httpx.BaseTransport, *, tell_when_away: bool) -> None:
         self._inner = inner
+        self._tell_when_away = tell_when_away
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         pauses = _Pauses()
         while True:
-            response = self._inner.handle_request(request)
+            try:
+                response = self._inner.handle_request(request)
+            except httpx.TransportError as error:
+                if self._tell_when_away:
+                    raise PrefectAway(type(error).__name__) from None
+                raise
             pause = pauses.after(response)
             if pause is None:
                 return response

@@ -16,7 +16,6 @@ from attachments.selection import Filter
 from attachments.storage import (
     Manifest,
     ManifestAttachment,
-    Store,
     StoredObject,
     attachment_key,
     message_key,
@@ -25,8 +24,16 @@ from attachments.storage import (
 from attachments.storage.errors import InvalidManifest
 from blocks import AttachmentStore, EmailgisticsAccount
 from flows.configured import load_account, load_store
-from flows.failures import RETRYING, can_get_better, can_get_better_or_is_fresh, code_of, contained
-from flows.report import Report, already_stored, finish
+from flows.failures import (
+    OUR_ERRORS,
+    RETRYING,
+    can_get_better,
+    can_get_better_or_is_fresh,
+    code_of,
+    contained,
+    is_retryable,
+)
+from flows.report import Report, already_stored, finish, gave_up
 
 DOWNLOADS_AT_ONCE = 4
 
@@ -51,6 +58,7 @@ class Outcome(BaseModel):
     entry: ManifestAttachment
     seconds: float | None = None
     error: str | None = None
+    retryable: bool = False
 
 
 @task(name="read-manifest", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=can_get_better, **RETRYING)
@@ -71,9 +79,10 @@ def read_manifest(message: Message, store: AttachmentStore) -> Manifest | None:
     **RETRYING,
 )
 def list_attachments(message: Message, account: EmailgisticsAccount) -> tuple[Attachment, ...]:
-    """What is on the message, as the vendor lists it."""
+    """What is on the message, in the vendor's order, each id once."""
     with contained():
-        return account.client().list_attachments(message.id)
+        listed = account.client().list_attachments(message.id)
+        return tuple({attachment.id: attachment for attachment in listed}.values())
 
 
 @task(
@@ -149,43 +158,45 @@ def download_attachments(
         store: The name of the Attachment Store block.
         force: Do it again although the manifest says that it is done. What stands is compared, never overwritten.
     """
-    with contained():
-        message = Message(
-            id=message_id,
-            key=message_key(message_id),
-            mailbox=mailbox,
-            received=received,
-            conversation_id=conversation_id,
+    message = Message(
+        id=message_id,
+        key=message_key(message_id),
+        mailbox=mailbox,
+        received=received,
+        conversation_id=conversation_id,
+    )
+    try:
+        with contained():
+            return _download(message, filter or Filter(), load_account(account), load_store(store), force=force)
+    except OUR_ERRORS as error:
+        return gave_up(error)
+
+
+def _download(
+    message: Message, wanted: Filter, account: EmailgisticsAccount, store: AttachmentStore, *, force: bool
+) -> State[None]:
+    known = None if force else read_manifest(message, store)
+    if known is not None and known.settles(lambda entry: wanted.decide(entry).wanted):
+        return already_stored(known)
+
+    listed = list_attachments(message, account)
+    standing = {} if force else store.store().stored(message.key)
+    decided = [_decide(attachment, wanted, known, standing) for attachment in listed]
+    missing = [attachment for attachment, entry in zip(listed, decided, strict=True) if entry is None]
+
+    downloads = download_attachment.map(missing, unmapped(message), unmapped(account), unmapped(store))
+    fetched = iter([_outcome(*pair) for pair in zip(missing, downloads, strict=True)])
+    outcomes = [Outcome(entry=entry) if entry is not None else next(fetched) for entry in decided]
+
+    manifest = write_manifest(message, outcomes, store, _deployment())
+    return finish(
+        Report(
+            message_key=message.key,
+            manifest_url=store.store().manifest_url(message.key),
+            complete=manifest.complete,
+            outcomes=outcomes,
         )
-        source, target, wanted = load_account(account), load_store(store), filter or Filter()
-
-        known = None if force else read_manifest(message, target)
-        if known is not None and known.settles(lambda entry: wanted.decide(entry).wanted):
-            return already_stored(known)
-
-        listed = list_attachments(message, source)
-        standing = {} if force else _standing(target.store(), message)
-        decided = [_decide(attachment, wanted, known, standing) for attachment in listed]
-        missing = [attachment for attachment, entry in zip(listed, decided, strict=True) if entry is None]
-
-        downloads = download_attachment.map(missing, unmapped(message), unmapped(source), unmapped(target))
-        fetched = iter([_outcome(*pair) for pair in zip(missing, downloads, strict=True)])
-        outcomes = [Outcome(entry=entry) if entry is not None else next(fetched) for entry in decided]
-
-        manifest = write_manifest(message, outcomes, target, _deployment())
-        return finish(
-            Report(
-                message_key=message.key,
-                manifest_url=target.store().manifest_url(message.key),
-                complete=manifest.complete,
-                outcomes=outcomes,
-            )
-        )
-
-
-def _standing(store: Store, message: Message) -> Mapping[str, StoredObject]:
-    """What an earlier run has stored, also when its manifest is lost."""
-    return store.stored(message.key)
+    )
 
 
 def _decide(
@@ -211,7 +222,11 @@ def _outcome(attachment: Attachment, download: PrefectFuture[Outcome]) -> Outcom
     result = download.result(raise_on_failure=False)
     if isinstance(result, Outcome):
         return result
-    return Outcome(entry=_entry(attachment, outcome="failed", code=code_of(result)), error=str(result))
+    return Outcome(
+        entry=_entry(attachment, outcome="failed", code=code_of(result)),
+        error=str(result),
+        retryable=is_retryable(result),
+    )
 
 
 def _as_stored(attachment: Attachment, stored: StoredObject) -> ManifestAttachment:

@@ -36,15 +36,16 @@ class NotConfigured(Exception):
     """Something that the run needs is not set up."""
 
 
+OUR_ERRORS = (EmailgisticsError, StoreError, PacingError, NotConfigured, UnexpectedError)
 OurError = EmailgisticsError | StoreError | PacingError | NotConfigured | UnexpectedError
 
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Let only errors out whose text is safe to show. Unknown ones become `UnexpectedError` with their type and place."""
+    """Let only errors out whose text is safe to show. Unknown ones become `UnexpectedError`: their type and place."""
     try:
         yield
-    except (EmailgisticsError, StoreError, PacingError, NotConfigured, UnexpectedError):
+    except OUR_ERRORS:
         raise
     except Exception as error:  # noqa: BLE001  nothing unknown may reach Prefect with its text
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -53,10 +54,14 @@ def contained() -> Iterator[None]:
         ) from None
 
 
+def is_retryable(error: object) -> bool:
+    """Whether the same thing may succeed later without anybody doing anything."""
+    return isinstance(error, EmailgisticsError | StoreError) and error.retryable
+
+
 def can_get_better(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
     """Whether to try a task again: time-outs, broken connections, 429, 5xx and a store that is away."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, EmailgisticsError | StoreError) and error.retryable
+    return is_retryable(state.result(raise_on_failure=False))
 
 
 def can_get_better_or_is_fresh(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:

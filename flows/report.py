@@ -13,6 +13,8 @@ from prefect.states import Completed, Failed
 
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage.manifest import Outcome
+from flows.again import try_again_later
+from flows.failures import OurError, is_retryable
 
 STORED = "emailgistics.attachments.stored"
 WORDS: dict[Outcome, str] = {
@@ -36,6 +38,8 @@ class Attempt(Protocol):
     def seconds(self) -> float | None: ...
     @property
     def error(self) -> str | None: ...
+    @property
+    def retryable(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,16 @@ def finish(report: Report) -> State[None]:
     if not failures:
         return Completed(message=f"{sentence}.")
     first = next((outcome.error for outcome in failures if outcome.error), "")
-    return Failed(message=f"{sentence}. First failure: {first} A retry fetches only what is missing.")
+    what_next = try_again_later() if any(outcome.retryable for outcome in failures) else ""
+    return Failed(
+        message=f"{sentence}. First failure: {first} A retry fetches only what is missing. {what_next}".rstrip()
+    )
+
+
+def gave_up(error: OurError) -> State[None]:
+    """The final state of a run that could not even begin to download."""
+    what_next = try_again_later() if is_retryable(error) else ""
+    return Failed(message=f"{error} {what_next}".rstrip())
 
 
 def _sentence(outcomes: Sequence[Attempt]) -> str:
