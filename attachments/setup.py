@@ -61,7 +61,7 @@ async def set_up(environment: Mapping[str, str], tell: Tell) -> None:
         for name, slots in LIMITS.items():
             await _make_limit(name, slots, client, tell)
         await _make_pool(client, tell)
-        for spec in _declared_deployments():
+        for spec in declared_deployments():
             await _deploy(spec, client, tell)
 
 
@@ -153,7 +153,7 @@ async def _make_pool(client: PrefectClient, tell: Tell) -> None:
         tell("was there", f"work pool {POOL}, type {pool.type}")
 
 
-def _declared_deployments() -> list[dict[str, Any]]:
+def declared_deployments() -> list[dict[str, Any]]:
     """The deployments of prefect.yaml: of the installed package, or of the checkout."""
     packaged = resources.files("attachments") / "prefect.yaml"
     declared = packaged if packaged.is_file() else Path(__file__).parent.parent / "prefect.yaml"

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect.blocks.core import Block
 from prefect.types import SecretDict
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from attachments.storage import Store, StoreError, open_store
 
@@ -16,7 +16,9 @@ class AttachmentStore(Block):
 
     Example:
         ```python
-        store = AttachmentStore.load("default").store()
+        from blocks import AttachmentStore
+
+        store = AttachmentStore.load("BLOCK_NAME").store()
         ```
     """
 
@@ -24,6 +26,8 @@ class AttachmentStore(Block):
     _block_type_slug = "attachment-store"
     _description = "The storage that mail attachments are written to."
     _documentation_url = "https://filesystem-spec.readthedocs.io"  # type: ignore[assignment]  # as Prefect's own blocks do
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # a URL and options may hold credentials
 
     url: str = Field(
         default=...,

@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr, field_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator
 
 from attachments.emailgistics import EmailgisticsClient
 from attachments.emailgistics.client import checked_base_url, checked_key
@@ -15,7 +15,9 @@ class EmailgisticsAccount(Block):
 
     Example:
         ```python
-        account = EmailgisticsAccount.load("default")
+        from blocks import EmailgisticsAccount
+
+        account = EmailgisticsAccount.load("BLOCK_NAME")
         account.client().list_attachments(message_id)
         ```
     """
@@ -24,6 +26,8 @@ class EmailgisticsAccount(Block):
     _block_type_slug = "emailgistics-account"
     _description = "An account on Emailgistics, from which mail attachments are downloaded."
     _documentation_url = "https://apidocs.emailgistics.com"  # type: ignore[assignment]  # as Prefect's own blocks do
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # a key that is refused must not be shown for it
 
     base_url: str = Field(
         default="https://c1.emailgistics.com/api/v1",

@@ -143,5 +143,3 @@ def _eventually(condition: object, seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end, "not in time"
         time.sleep(0.05)
-
-

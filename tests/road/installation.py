@@ -2,8 +2,6 @@
 
 import os
 import sqlite3
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,7 +64,9 @@ class Installation:
         wait_for(ended, f"the run of message {message_key(message['id'])}", PATIENCE)
         return max(self.runs(message_id=message["id"]), key=lambda run: run["created"])
 
-    def run_deployment(self, deployment: str = "default", **parameters: Any) -> dict[str, Any]:
+    def run_deployment(
+        self, deployment: str = "default", patience: float = PATIENCE, **parameters: Any
+    ) -> dict[str, Any]:
         """A run of a deployment with these parameters, ended."""
         found = self._get(f"deployments/name/download-attachments/{deployment}")
         run = self._post(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})
@@ -74,7 +74,7 @@ class Installation:
         def ended() -> bool:
             return self._get(f"flow_runs/{run['id']}")["state_type"] in FINAL
 
-        wait_for(ended, f"flow run {run['id']}", PATIENCE)
+        wait_for(ended, f"flow run {run['id']}", patience)
         return self._get(f"flow_runs/{run['id']}")
 
     def deploy(self, name: str, **parameters: Any) -> None:
@@ -133,7 +133,9 @@ class Installation:
         """An event, as Prefect Cloud's webhooks make them."""
         occurred = datetime.now(UTC).isoformat()
         body = {"event": event, "occurred": occurred, "resource": {"prefect.resource.id": resource}, "payload": payload}
-        code = f"from prefect.events import Event\nimport anyio\n{EMIT}\nanyio.run(emit, Event.model_validate({body!r}))"
+        code = (
+            f"from prefect.events import Event\nimport anyio\n{EMIT}\nanyio.run(emit, Event.model_validate({body!r}))"
+        )
         self.road.run("python", "-c", code)
 
     def events(self, name: str, resource: str) -> list[dict[str, Any]]:
@@ -152,7 +154,9 @@ class Installation:
             yield log.name, log.read_bytes()
         with sqlite3.connect(f"file:{self.road.database}?mode=ro", uri=True) as database:
             database.text_factory = bytes
-            tables = [name.decode() for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+            tables = [
+                name.decode() for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type='table'")
+            ]
             for table in tables:
                 for row in database.execute(f'SELECT * FROM "{table}"'):
                     yield f"table {table}", b" ".join(v if isinstance(v, bytes) else str(v).encode() for v in row)
@@ -204,18 +208,6 @@ def installation(folder: Path, *, slots: int = FAST, limit: int | None = None) -
             yield everything
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
+def until(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
     """Wait for a condition for as long as a run may take on a busy machine."""
-    wait_for(condition, what, PATIENCE)
-
-
-def run_python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """A script in an interpreter of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    wait_for(condition, what, patience)

@@ -31,8 +31,8 @@ def test_a_download_that_is_cut_off_leaves_nothing_and_a_retry_completes_it(
     assert len(running.calls(message, "download")) == 2
 
 
-def test_a_cut_download_that_never_gets_better_ends_failed_with_nothing_stored(running: Installation) -> None:
-    """Retries run out: the run fails, its neighbour is stored, the manifest says which is missing; later all is well."""
+def test_one_failure_is_not_the_neighbours_and_a_retry_fetches_only_what_is_missing(running: Installation) -> None:
+    """A 403 fails the run, not its neighbour; the manifest says which is missing; a later run fetches it."""
     message = running.sandbox.control.add_message(
         attachments=[{"name": "good.txt", "text": "good"}, {"name": "bad.bin", "bytes": SIZE}]
     )
@@ -47,7 +47,10 @@ def test_a_cut_download_that_never_gets_better_ends_failed_with_nothing_stored(r
     assert run["state"]["message"].startswith("Of 2 attachments 1 stored, 1 failed; 4 bytes are in the store.")
     assert manifest is not None
     assert not manifest.complete
-    assert [(entry.outcome, entry.code) for entry in manifest.attachments] == [("stored", None), ("failed", "forbidden")]
+    assert [(entry.outcome, entry.code) for entry in manifest.attachments] == [
+        ("stored", None),
+        ("failed", "forbidden"),
+    ]
     assert len(running.calls(message, "download")) == 2, "a 403 is not tried again"
 
     running.sandbox.control.delete(f"faults/{order}").raise_for_status()

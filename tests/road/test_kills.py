@@ -67,7 +67,9 @@ def test_a_killed_worker_leaves_its_run_to_the_next_one(running: Installation) -
     assert manifest.attachments[0].sha256 == message["attachments"][0]["sha256"]
     assert len(running.files(message)) == 1
     assert len(running.runs(message_id=message["id"])) == 1
-    assert not [path for path in (running.road.store / ".incoming").iterdir() if message_key(message["id"]) in path.name]
+    assert not [
+        path for path in (running.road.store / ".incoming").iterdir() if message_key(message["id"]) in path.name
+    ]
 
 
 def test_sigterm_lets_a_short_run_finish(running: Installation) -> None:

@@ -25,13 +25,21 @@ def test_a_canary_is_found_in_the_store_alone(running: Installation) -> None:
             sender=f"{CANARY}@example.com",
             body_text=f"body {CANARY}",
             attachments=[
-                {"name": f"{CANARY}.pdf", "content_type": f'application/pdf; name="{CANARY}"', "text": f"content {CANARY}"},
+                {
+                    "name": f"{CANARY}.pdf",
+                    "content_type": f'application/pdf; name="{CANARY}"',
+                    "text": f"content {CANARY}",
+                },
                 {"name": f"{CANARY}.bin", "bytes": 3_000_000},
             ],
         )
         assert CANARY in str(made["webhook"])
         if fault:
-            control.fault(message_id=made["id"], fault={"body": f'{{"error": {{"message": "{CANARY}"}}}}', **fault["fault"]}, **{k: v for k, v in fault.items() if k != "fault"})  # type: ignore[dict-item,arg-type]
+            control.fault(
+                message_id=made["id"],
+                fault={"body": f'{{"error": {{"message": "{CANARY}"}}}}', **fault["fault"]},
+                **{k: v for k, v in fault.items() if k != "fault"},
+            )  # type: ignore[dict-item,arg-type]
         return made
 
     answers = []

@@ -90,9 +90,7 @@ def test_redeliveries_cost_no_second_download_and_then_no_call(running: Installa
 def test_two_runs_of_one_message_at_once_leave_one_object_and_both_succeed(running: Installation) -> None:
     """Fault 17: both runs download, one commits, the other compares and is content."""
     message = running.sandbox.control.add_message(attachments=[{"name": "race.bin", "bytes": 300_000}])
-    running.sandbox.control.fault(
-        endpoint="download", message_id=message["id"], fault={"kind": "delay", "seconds": 3}
-    )
+    running.sandbox.control.fault(endpoint="download", message_id=message["id"], fault={"kind": "delay", "seconds": 3})
     with ThreadPoolExecutor(2) as pool:
         runs = list(pool.map(lambda _: running.run_deployment(message_id=message["id"]), range(2)))
     assert [run["state_type"] for run in runs] == ["COMPLETED", "COMPLETED"]

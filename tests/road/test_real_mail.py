@@ -4,11 +4,11 @@ import email
 import email.policy
 import hashlib
 import shutil
-import test.test_email
 from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
+import test.test_email
 
 from attachments.sandbox.process import running_sandbox
 from tests.road.installation import Installation, until
@@ -43,12 +43,16 @@ def test_real_mail_comes_out_as_email_decodes_it(running: Installation, tmp_path
     """Must show 9: each file in the store equals a part as `email` decodes it, for every message of the folder."""
     folder = tmp_path / "mail"
     folder.mkdir()
-    paths = sorted(STANDARD_LIBRARY.glob("msg_*.txt")) if source == "standard library" else sorted(FIXTURE_MAIL.glob("*.eml"))
+    paths = (
+        sorted(STANDARD_LIBRARY.glob("msg_*.txt"))
+        if source == "standard library"
+        else sorted(FIXTURE_MAIL.glob("*.eml"))
+    )
     assert len(paths) >= 5
     for path in paths:
         shutil.copy(path, folder / f"{path.stem}.eml")
     with running_sandbox(mail=folder, limit=None) as other:
-        name = source.split()[0]
+        name = source.split(maxsplit=1)[0]
         running.save_blocks(f"""
             EmailgisticsAccount(base_url={other.base_url!r}, api_key={other.key!r}).save({name!r}, overwrite=True)
         """)
@@ -58,7 +62,9 @@ def test_real_mail_comes_out_as_email_decodes_it(running: Installation, tmp_path
         assert messages
         decodable = {digest for path in paths for digest in _decoded(path)}
         for message in messages:
-            other.control.deliver(message_id=message["id"], url=running.road.webhook_url(name), secret=running.road.secret)
+            other.control.deliver(
+                message_id=message["id"], url=running.road.webhook_url(name), secret=running.road.secret
+            )
         with_attachments = [message for message in messages if message["webhook"]["hasAttachments"]]
         until(lambda: all(running.manifest(message) for message in with_attachments), "all manifests")
         stored = 0

@@ -1,15 +1,22 @@
 """The other ways to the same job: the command line, and an event."""
 
+import dataclasses
 import uuid
+from pathlib import Path
 
+import pytest
+
+from attachments.demo.processes import free_port
 from attachments.storage import message_key
-from tests.road.installation import Installation, until
+from tests.road.installation import Installation
 
 
 def test_the_prefect_command_line_runs_the_job(running: Installation) -> None:
     """Must show 7: `prefect deployment run download-attachments/default -p message_id=…`."""
     message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "a"}])
-    running.road.run("prefect", "deployment", "run", "download-attachments/default", "-p", f"message_id={message['id']}")
+    running.road.run(
+        "prefect", "deployment", "run", "download-attachments/default", "-p", f"message_id={message['id']}"
+    )
     assert running.ended_run(message)["state_type"] == "COMPLETED"
     assert len(running.files(message)) == 1
 
@@ -84,3 +91,46 @@ def test_a_wrong_key_is_said_plainly_and_not_retried(running: Installation) -> N
     assert run["state_type"] == "FAILED"
     assert "HTTP 401" in run["state"]["message"]
     assert len(running.sandbox.control.requests("list")) > 0
+
+
+@pytest.mark.parametrize("variable", ["EMAILGISTICS_API_KEY", "ATTACHMENTS_URL"])
+def test_setup_names_the_variable_that_is_missing_and_makes_nothing(running: Installation, variable: str) -> None:
+    """On an installation without blocks, each missing variable is named with what to put there."""
+    document = {"EMAILGISTICS_API_KEY": "emailgistics-account", "ATTACHMENTS_URL": "attachment-store"}[variable]
+    found = running._get(f"block_types/slug/{document}/block_documents/name/default")
+    running.prefect.delete(f"block_documents/{found['id']}").raise_for_status()
+    environment = {name: value for name, value in running.road.environment.items() if name != variable}
+    refused = dataclasses.replace(running.road, environment=environment).run("attachments", "setup", check=False)
+    assert refused.returncode == 1
+    assert f"{variable} is not set." in refused.stderr
+    assert refused.stdout == ""
+    assert f"made      block {document}/default" in running.road.run("attachments", "setup").stdout
+
+
+def test_prefect_deploy_makes_the_same_deployment(running: Installation) -> None:
+    """`prefect deploy --all` with our prefect.yaml: same entry point, one trigger."""
+    project = Path(__file__).parents[2]
+    before = running._get("deployments/name/download-attachments/default")
+    running.road.run("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(project / "prefect.yaml"))
+    after = running._get("deployments/name/download-attachments/default")
+    fields = ("id", "entrypoint", "work_pool_name", "parameters", "pull_steps")
+    assert {field: after[field] or None for field in fields} == {field: before[field] or None for field in fields}
+    assert len(running._post("automations/filter", {})) == 1
+
+
+@pytest.mark.soak
+def test_an_outage_that_outlasts_the_retries_is_followed_by_a_later_attempt(running: Installation) -> None:
+    """The run fails, and a run of its own with the same parameters stands in the queue, some minutes ahead."""
+    running.save_blocks(f"""
+        EmailgisticsAccount(
+            base_url="http://127.0.0.1:{free_port()}/api/v1", api_key={running.sandbox.key!r}
+        ).save("away", overwrite=True)
+    """)
+    message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "a"}])
+    run = running.run_deployment(message_id=message["id"], account="away", patience=240)
+    assert run["state_type"] == "FAILED"
+    assert "Attempt 2 of 9 follows by itself in 5 minutes." in run["state"]["message"]
+    later = [other for other in running.runs(message_id=message["id"]) if other["id"] != run["id"]]
+    assert [(other["state_type"], other["tags"]) for other in later] == [("SCHEDULED", ["attempt-2"])]
+    assert later[0]["parameters"] == run["parameters"]
+    running.prefect.delete(f"flow_runs/{later[0]['id']}").raise_for_status()

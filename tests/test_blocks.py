@@ -1,0 +1,75 @@
+"""What a user fills into the Prefect UI's forms."""
+
+from pathlib import Path
+
+import pytest
+from prefect.blocks.core import Block
+from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
+from pydantic import SecretStr, ValidationError
+
+from blocks import AttachmentStore, EmailgisticsAccount
+
+
+@pytest.mark.parametrize("block", [EmailgisticsAccount, AttachmentStore])
+class TestAsPrefectWantsBlocks(BlockStandardTestSuite):
+    """Prefect's own suite: descriptions on every field, and an example."""
+
+    test_has_a_valid_image = None  # we have no icon, and the test would download it
+
+    @pytest.fixture
+    def block(self, block: type[Block]) -> type[Block]:
+        return block
+
+
+@pytest.mark.parametrize("block", [EmailgisticsAccount, AttachmentStore])
+def test_every_field_of_a_form_has_a_title_and_a_description(block: type[Block]) -> None:
+    """A person can fill the form in without reading code."""
+    fields = block.model_json_schema()["properties"]
+    assert fields
+    assert [name for name, field in fields.items() if not field.get("title") or not field.get("description")] == []
+
+
+def test_the_key_is_masked() -> None:
+    """The API key shows neither in a representation nor in a plain dump; Prefect knows it as a secret."""
+    account = EmailgisticsAccount(api_key=SecretStr("very-secret"))
+    assert "very-secret" not in repr(account) + str(account) + str(account.model_dump())
+    assert EmailgisticsAccount.model_json_schema()["secret_fields"] == ["api_key"]
+
+
+def test_storage_options_are_masked() -> None:
+    """Options may hold credentials, so they are secret as a whole."""
+    assert AttachmentStore.model_json_schema()["secret_fields"] == ["options.*"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ({"base_url": "http://c1.emailgistics.com/api/v1", "api_key": "k"}, "must start with https://"),
+        ({"base_url": "c1.emailgistics.com", "api_key": "k"}, "base URL"),
+        ({"api_key": ""}, "API key is empty"),
+        ({"api_key": "two words"}, "blanks"),
+        ({"api_key": "k", "list_timeout": 0}, "greater than 0"),
+    ],
+)
+def test_a_wrong_account_is_refused_with_what_to_change(fields: dict[str, object], remedy: str) -> None:
+    """Validation says what is wrong in words for people, and never shows the key."""
+    with pytest.raises(ValidationError) as refusal:
+        EmailgisticsAccount(**fields)  # type: ignore[arg-type]
+    assert remedy in str(refusal.value)
+    assert "two words" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [("", "empty"), ("ftp://host/x", "supported now are file:///path"), ("zip::file:///x", "chains")],
+)
+def test_a_wrong_store_is_refused_with_what_to_change(url: str, remedy: str) -> None:
+    """A URL that cannot be written to atomically is refused when the block is made, not when mail arrives."""
+    with pytest.raises(ValidationError, match=remedy):
+        AttachmentStore(url=url)
+
+
+def test_a_client_and_a_store_are_made_once_for_a_configuration(tmp_path: Path) -> None:
+    """Connections are reused between runs: equal blocks share one store."""
+    first, second = AttachmentStore(url=str(tmp_path)), AttachmentStore(url=str(tmp_path))
+    assert first.store() is second.store()

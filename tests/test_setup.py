@@ -1,0 +1,43 @@
+"""`attachments setup` before there is a Prefect to talk to; with one, tests/road shows it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from attachments.demo.processes import free_port, surroundings
+from attachments.setup import declared_deployments
+
+ATTACHMENTS = str(Path(sys.executable).with_name("attachments"))
+
+
+def _setup(home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ATTACHMENTS, "setup"],
+        env=surroundings({"PREFECT_HOME": str(home), **environment}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_no_prefect_url_is_said_with_how_to_get_one(tmp_path: Path) -> None:
+    """Without PREFECT_API_URL nothing is started behind the user's back."""
+    done = _setup(tmp_path)
+    assert done.returncode == 1
+    assert "PREFECT_API_URL is not set. Start a server with `prefect server start`" in done.stderr
+
+
+def test_an_unreachable_prefect_is_said_in_one_line(tmp_path: Path) -> None:
+    """A wrong address or a stopped server: no traceback."""
+    done = _setup(tmp_path, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES="0")
+    assert done.returncode == 1
+    assert "Prefect does not answer at http://127.0.0.1:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_declared_deployments_are_module_paths() -> None:
+    """Every deployment of prefect.yaml runs from the installed package, on any pool, from any folder."""
+    deployments = declared_deployments()
+    assert [deployment["name"] for deployment in deployments] == ["default"]
+    assert all(":" not in deployment["entrypoint"] for deployment in deployments)
