@@ -12,6 +12,7 @@ from pathlib import Path
 
 DEFAULT_INBOX = "~/.local/state/emailgistics-attachments/inbox.sqlite"
 FAILED = 1
+HIGHEST_PORT = 65535
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
 
     receive = commands.add_parser("receive", help="take webhooks from Emailgistics")
     receive.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    receive.add_argument("--port", type=int, default=8080, help="port to listen on; 0 picks one (default: %(default)s)")
+    receive.add_argument(
+        "--port", type=_port, default=8080, help="port to listen on; 0 picks one (default: %(default)s)"
+    )
     receive.add_argument("--inbox", type=Path, help=f"the inbox file (default: ATTACHMENTS_INBOX or {DEFAULT_INBOX})")
     receive.add_argument("--insecure", action="store_true", help="take webhooks without a secret, from anybody")
     receive.add_argument("--tls-certificate", type=Path, metavar="PEM", help="serve HTTPS with this certificate")
@@ -67,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     sandbox.add_argument("arguments", nargs=argparse.REMAINDER)
     sandbox.set_defaults(command=_sandbox)
     return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= HIGHEST_PORT:  # the resolver would take 99999 for another port
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to {HIGHEST_PORT}")
+    return port
 
 
 def _setup(_: argparse.Namespace) -> int:

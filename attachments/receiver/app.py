@@ -1,0 +1,266 @@
+"""The ASGI app that Emailgistics posts to.
+
+Its answer depends on the local disk alone: authenticate, parse, append to the inbox, answer. The envelope and
+the rules for what is tried again are the vendor's (webhooks/response-envelope, webhooks/delivery).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from attachments.emailgistics import Delivery, InvalidDelivery, authenticate, envelope, parse_delivery
+from attachments.receiver.defects import where
+from attachments.receiver.dispatcher import Dispatcher
+from attachments.receiver.inbox import Depth, Inbox, InboxUnavailable
+from attachments.receiver.metrics import Metrics
+from attachments.receiver.prefect_api import FLOW
+
+logger = logging.getLogger("attachments.receiver")
+
+MAX_BODY = 1024 * 1024  # bytes
+BODY_PATIENCE = 30.0  # seconds for a sender to send its body
+READY_PATIENCE = 5.0  # seconds for the inbox before a monitor is told that it is stuck
+WARN_EVERY = 10.0  # seconds between warnings of a wrong secret: strangers must not fill the disk with our log
+OPEN_PATHS = ("/health", "/ready", "/metrics")
+READING = ("GET", "HEAD")
+JSON_TYPES = ("application/json", "text/json")
+
+
+class _Refused(Exception):
+    """An answer that ends the delivery; `status` is what the sender sees."""
+
+    def __init__(self, status: int, message: str, outcome: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.outcome = outcome
+
+
+def build_app(inbox: Inbox, dispatcher: Dispatcher, metrics: Metrics, secrets: Sequence[str]) -> Starlette:
+    """The receiver as an ASGI app. An empty `secrets` lets everybody in (`--insecure`)."""
+    receiver = _Receiver(inbox, dispatcher, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with dispatcher.running():
+            yield
+
+    app = Starlette(
+        routes=[
+            Route("/webhooks/{deployment}", receiver.deliver, methods=["POST"]),
+            Route("/health", receiver.health),
+            Route("/ready", receiver.ready),
+            Route("/metrics", receiver.metrics),
+        ],
+        middleware=[Middleware(_Contained), Middleware(_Authenticated, secrets=tuple(secrets), metrics=metrics)],
+        exception_handlers={HTTPException: _http_error, _Refused: receiver.refused},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False  # a webhook sender does not follow a redirect
+    return app
+
+
+class _Contained:
+    """What ends a request from within (a defect of ours, a stop) gets the vendor's envelope too.
+
+    A defect is logged without its text, which may quote the delivery.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answered = False
+
+        async def watched(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        refusal = None
+        try:
+            await self._app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            refusal = _envelope(503, "error", "The receiver is stopping. Please try again.")
+        except Exception as error:  # noqa: BLE001  logged without its text
+            logger.critical("A request met a defect of ours. Please report this: %s", where(error))
+            refusal = _envelope(500, "error", "The receiver met an error of its own. Please try again.")
+        if refusal is not None and not answered:
+            await refusal(scope, receive, send)
+
+
+class _Authenticated:
+    """401 before anything else is looked at, but for the three pages that monitors read."""
+
+    def __init__(self, app: ASGIApp, secrets: Sequence[str], metrics: Metrics) -> None:
+        self._app = app
+        self._secrets = secrets
+        self._metrics = metrics
+        self._unsaid = 0
+        self._said = -WARN_EVERY
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or _is_open(scope) or self._is_allowed(scope):
+            await self._app(scope, receive, send)
+            return
+        self._metrics.deliveries.labels("unauthorized").inc()
+        self._warn()
+        refusal = _envelope(401, "error", "The secret is missing or wrong. Set the receiver's secret in Admin.")
+        refusal.headers["WWW-Authenticate"] = "Bearer"
+        await refusal(scope, receive, send)
+
+    def _is_allowed(self, scope: Scope) -> bool:
+        if not self._secrets:
+            return True
+        header = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+        if header is None:
+            return authenticate(None, self._secrets)
+        # RFC 9110 leaves the encoding of a header open; both that occur are tried, whatever the first one says.
+        readings = [header.decode("latin-1"), header.decode("utf-8", "surrogateescape")]
+        return any([authenticate(reading, self._secrets) for reading in readings])  # noqa: C419  no early exit
+
+    def _warn(self) -> None:
+        self._unsaid += 1
+        if time.monotonic() - self._said >= WARN_EVERY:
+            logger.warning(
+                "Requests without a valid secret were refused: %d. Compare the webhook's secret in Admin with ours.",
+                self._unsaid,
+            )
+            self._unsaid, self._said = 0, time.monotonic()
+
+
+class _Receiver:
+    def __init__(self, inbox: Inbox, dispatcher: Dispatcher, metrics: Metrics) -> None:
+        self._inbox = inbox
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+
+    async def deliver(self, request: Request) -> Response:
+        """One webhook delivery."""
+        deployment = self._known_deployment(request.path_params["deployment"])
+        delivery = _parsed(await _body(request))
+        if not delivery.wants_download:
+            return self._answer("nothing-to-do", "Nothing to do: no attachments to download.")
+        try:
+            new = await self._inbox.append(deployment, delivery)
+        except InboxUnavailable as error:
+            logger.critical(
+                "A delivery was refused with 503: %s Free or mend the disk; Emailgistics tries 3 times.", error
+            )
+            raise _Refused(503, "The inbox cannot be written. Please try again.", "inbox-unavailable") from None
+        self._dispatcher.wake()
+        if new:
+            return self._answer("accepted", f"Accepted: the attachments go through {FLOW}/{deployment}.")
+        return self._answer("duplicate", "Accepted before: the message is waiting for its download already.")
+
+    async def health(self, _: Request) -> Response:
+        """The process lives."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, _: Request) -> Response:
+        """Whether a delivery would get its 200 now."""
+        try:
+            async with asyncio.timeout(READY_PATIENCE):
+                await self._inbox.probe()
+                depth = await self._inbox.depth()
+        except InboxUnavailable as error:
+            return JSONResponse({"status": "error", "message": str(error)}, 503)
+        except TimeoutError:
+            return JSONResponse({"status": "error", "message": "The inbox does not take a write in time."}, 503)
+        return JSONResponse({"status": "ok", "inbox": depth.entries, "oldest_seconds": round(depth.oldest_seconds, 1)})
+
+    async def metrics(self, _: Request) -> Response:
+        """Counters and gauges for Prometheus."""
+        depth = await self._depth()
+        if depth is not None:
+            self._metrics.depth.set(depth.entries)
+            self._metrics.oldest.set(depth.oldest_seconds)
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def refused(self, _: Request, refusal: Exception) -> Response:
+        """Turn a refusal into the vendor's envelope."""
+        assert isinstance(refusal, _Refused)  # noqa: S101  the handler is registered for this type alone
+        self._metrics.deliveries.labels(refusal.outcome).inc()
+        return _envelope(refusal.status, "error", str(refusal))
+
+    async def _depth(self) -> Depth | None:
+        try:
+            async with asyncio.timeout(READY_PATIENCE):
+                return await self._inbox.depth()
+        except (InboxUnavailable, TimeoutError):
+            logger.error("The inbox's depth cannot be read; its gauges keep their last values.")
+            return None
+
+    def _known_deployment(self, name: str) -> str:
+        known = self._dispatcher.deployments
+        if name == "default" or name in known:
+            return name
+        if not self._dispatcher.synced:
+            raise _Refused(503, "The list of deployments is not known yet. Please try again.", "not-synced")
+        raise _Refused(404, f"There is no deployment of that name of {FLOW}.", "unknown-deployment")
+
+    def _answer(self, outcome: str, message: str) -> Response:
+        self._metrics.deliveries.labels(outcome).inc()
+        return _envelope(200, "success", message)
+
+
+def _is_open(scope: Scope) -> bool:
+    return scope["type"] == "http" and scope["path"] in OPEN_PATHS and scope["method"] in READING
+
+
+def _parsed(body: bytes) -> Delivery:
+    """The delivery in a request's body; 400 when there is none."""
+    try:
+        return parse_delivery(body)
+    except InvalidDelivery as error:
+        raise _Refused(400, str(error), "invalid") from None
+
+
+async def _body(request: Request) -> bytes:
+    """The whole body, at most `MAX_BODY` bytes of JSON."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type and content_type not in JSON_TYPES and not content_type.endswith("+json"):
+        raise _Refused(415, "Send the webhook as application/json.", "not-json")
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+        raise _Refused(415, "Send the webhook without a Content-Encoding.", "not-json")
+    too_large = _Refused(413, "The payload is over 1 MiB.", "too-large")
+    if int(request.headers.get("content-length", 0)) > MAX_BODY:  # the server has checked that it is a number
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_PATIENCE):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise too_large
+    except TimeoutError:  # a 4xx would end it for good
+        raise _Refused(503, "The payload did not arrive in time. Please try again.", "slow") from None
+    except ClientDisconnect:
+        raise _Refused(503, "The payload is cut short. Please try again.", "cut") from None
+    return bytes(body)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  the handler is registered for this type alone
+    messages = {
+        404: "There is nothing at this path; webhooks go to /webhooks/default.",
+        405: "This path does not take this method; webhooks come by POST to /webhooks/default.",
+    }
+    answer = _envelope(error.status_code, "error", messages.get(error.status_code, error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _envelope(status: int, word: str, message: str) -> JSONResponse:
+    return JSONResponse(envelope("error" if word == "error" else "success", message), status)

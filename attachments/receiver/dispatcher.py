@@ -1,0 +1,208 @@
+"""Takes entries from the inbox and creates their flow runs, a few at a time.
+
+An entry leaves the inbox only when Prefect's API has said yes. A burst of creations makes Prefect's SQLite
+answer 503, so at most `CONCURRENCY` are under way (DESIGN.md, "Measured here").
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+from attachments.receiver.defects import where
+from attachments.receiver.inbox import Entry, Inbox, InboxUnavailable
+from attachments.receiver.metrics import Metrics
+from attachments.receiver.prefect_api import FLOW, DeploymentGone, FlowRuns, PrefectRefused, PrefectUnavailable
+
+logger = logging.getLogger("attachments.dispatcher")
+
+CONCURRENCY = 4
+REFRESH = 10.0  # seconds between looks at the list of deployments
+REFRESH_WHILE_AWAY = 2.0  # seconds
+REMINDER = 60.0  # seconds between complaints about entries whose deployment does not exist
+LONGEST_PAUSE = 8.0  # seconds between tries while Prefect is away
+REFUSED_PAUSE = 60.0  # seconds before an entry that Prefect refused is offered again; longer each time
+LONGEST_REFUSED_PAUSE = 300.0  # seconds
+ANSWER_DEADLINE = 30.0  # seconds for one creation; Prefect may hang without closing the connection
+IDLE = 1.0  # seconds between looks at an empty inbox; `wake` cuts it short
+
+
+class Dispatcher:
+    """Moves entries from the inbox to Prefect until it is stopped."""
+
+    def __init__(self, inbox: Inbox, flow_runs: FlowRuns, metrics: Metrics) -> None:
+        self._inbox = inbox
+        self._flow_runs = flow_runs
+        self._metrics = metrics
+        self._deployments: dict[str, str] = {}
+        self.synced = False
+        self._wake = asyncio.Event()
+        self._resting: dict[int, float] = {}  # seq → when to offer it again, by the monotonic clock
+        self._refusals: dict[int, int] = {}  # seq → how often Prefect has refused it
+        self._busy: set[int] = set()
+        self._failures = 0
+        self._reminded = -REMINDER
+
+    @property
+    def deployments(self) -> dict[str, str]:
+        """The deployments that webhooks may name."""
+        return self._deployments
+
+    def wake(self) -> None:
+        """Look at the inbox now."""
+        self._wake.set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Dispatch while the block runs; on leaving, what is under way is cut off.
+
+        Its entry stays, and the same idempotency key makes no second run after the next start.
+        """
+        try:
+            self._deployments = await self._inbox.deployments()
+        except InboxUnavailable as error:
+            logger.error("%s The deployments that were known last cannot be read; Prefect is asked.", error)
+        self.synced = bool(self._deployments)
+        tasks = [asyncio.create_task(_forever(loop)) for loop in (self._keep_deployments, self._dispatch)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep_deployments(self) -> None:
+        is_away = False
+        while True:
+            try:
+                async with asyncio.timeout(ANSWER_DEADLINE):
+                    found = dict(await self._flow_runs.deployments())
+                is_away = False
+                changed = found != self._deployments
+                self._deployments, self.synced = found, True
+                if changed:
+                    self.wake()
+                    await self._inbox.remember_deployments(found)
+                await self._remind_of_strays()
+            except (PrefectUnavailable, PrefectRefused, TimeoutError) as error:
+                if not is_away:  # once for each absence
+                    logger.warning(
+                        "Prefect's list of deployments cannot be read (%s); the last known one is used.", _said(error)
+                    )
+                is_away = True
+            except InboxUnavailable as error:
+                logger.error("%s The list of deployments is not kept for the next start.", error)
+            await asyncio.sleep(REFRESH_WHILE_AWAY if is_away else REFRESH)
+
+    async def _remind_of_strays(self) -> None:
+        """Say aloud what waits for a deployment that does not exist."""
+        if time.monotonic() - self._reminded < REMINDER:
+            return
+        for name, entries in (await self._inbox.depths()).items():
+            if name not in self._deployments:
+                self._reminded = time.monotonic()
+                logger.error(
+                    "%d deliveries wait for the deployment %s/%s, which Prefect does not have. `attachments setup` "
+                    "makes the default one.",
+                    entries, FLOW, name,
+                )  # fmt: skip
+
+    async def _dispatch(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._wake.clear()
+                if await self._start_some(group):
+                    continue
+                # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes together with the event.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(IDLE):
+                        await self._wake.wait()
+
+    async def _start_some(self, group: asyncio.TaskGroup) -> int:
+        """Start as many creations as there is room for. While Prefect is away, one probe at a time."""
+        now = time.monotonic()
+        self._resting = {seq: until for seq, until in self._resting.items() if until > now}
+        room = (1 if self._failures else CONCURRENCY) - len(self._busy)
+        if room <= 0:
+            return 0
+        try:
+            entries = await self._inbox.waiting(room, of=self._deployments, besides=self._busy | self._resting.keys())
+        except InboxUnavailable as error:
+            logger.error("%s Nothing is dispatched until it can be read.", error)
+            await asyncio.sleep(IDLE)
+            return 0
+        for entry in entries:
+            self._busy.add(entry.seq)
+            group.create_task(self._hand_over(entry, self._deployments[entry.deployment]))
+        return len(entries)
+
+    async def _hand_over(self, entry: Entry, deployment_id: str) -> None:
+        self._rest(entry, REFUSED_PAUSE)  # should it make us stumble, the others come first
+        try:
+            async with asyncio.timeout(ANSWER_DEADLINE):
+                await self._flow_runs.create(entry, deployment_id)
+            self._failures = 0
+            await self._inbox.remove(entry)
+            self._resting.pop(entry.seq, None)
+            self._refusals.pop(entry.seq, None)
+            self._metrics.dispatched.inc()
+        except DeploymentGone as error:
+            self._failures = 0
+            self._rest(entry, REFRESH)
+            logger.warning(
+                "Message %s waits for %s: %s. It is offered again when the list of deployments has been read anew.",
+                entry.message_key, entry.deployment, error,
+            )  # fmt: skip
+        except PrefectRefused as error:
+            self._failures = 0
+            times = self._refusals[entry.seq] = self._refusals.get(entry.seq, 0) + 1
+            pause = min(LONGEST_REFUSED_PAUSE, REFUSED_PAUSE * times)
+            self._rest(entry, pause)
+            logger.error(
+                "Prefect does not take the run of message %s for %s: %s. It stays in the inbox and is offered again in "
+                "%.0f s. Compare the deployment's parameters with those of this version; `attachments setup` updates "
+                "the default one.",
+                entry.message_key, entry.deployment, error, pause,
+            )  # fmt: skip
+        except (PrefectUnavailable, TimeoutError) as error:
+            self._failures += 1
+            pause = min(LONGEST_PAUSE, 0.5 * 2 ** min(self._failures, 6)) * random.uniform(0.5, 1)  # noqa: S311
+            self._rest(entry, pause)
+            logger.warning(
+                "Prefect is away (%s); message %s stays in the inbox, next try in %.0f s.",
+                _said(error), entry.message_key, pause,
+            )  # fmt: skip
+            await asyncio.sleep(pause)
+        except InboxUnavailable as error:
+            self._rest(entry, LONGEST_PAUSE)
+            logger.error(
+                "%s Message %s was handed over and will be again, under the same key.", error, entry.message_key
+            )
+        except asyncio.CancelledError:
+            self._resting.pop(entry.seq, None)  # another entry's defect cut this one off
+            raise
+        finally:
+            self._busy.discard(entry.seq)
+            self._metrics.failing.set(self._failures)
+            self.wake()
+
+    def _rest(self, entry: Entry, seconds: float) -> None:
+        self._resting[entry.seq] = time.monotonic() + seconds
+
+
+async def _forever(loop: Callable[[], Awaitable[None]]) -> None:
+    """The outermost loop: a defect of ours is shouted about, and the inbox goes on being emptied."""
+    while True:
+        try:
+            await loop()
+        except Exception as error:  # noqa: BLE001  logged without its text
+            logger.critical(
+                "The dispatcher stumbled; it starts again in %.0f s. Please report this: %s", IDLE, where(error)
+            )
+            await asyncio.sleep(IDLE)
+
+
+def _said(error: Exception) -> str:
+    return str(error) or "no answer in time"

@@ -1,0 +1,473 @@
+"""From the inbox to Prefect: the real dispatcher and Prefect's real client, over a socket to a stand-in."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from attachments.emailgistics import Delivery
+from attachments.receiver import dispatcher as figures
+from attachments.receiver.dispatcher import CONCURRENCY, Dispatcher
+from attachments.receiver.inbox import Entry, Inbox
+from attachments.receiver.metrics import Metrics
+from attachments.receiver.prefect_api import PrefectRefused, PrefectUnavailable, prefect_flow_runs
+from attachments.storage import message_key
+
+from .prefect_stub import Mood, PrefectStub
+
+Story = Callable[["Desk"], Awaitable[None]]
+
+
+class Desk:
+    """A running dispatcher with its inbox, and the stand-in behind it."""
+
+    def __init__(self, inbox: Inbox, dispatcher: Dispatcher, metrics: Metrics, prefect: PrefectStub) -> None:
+        self.inbox = inbox
+        self.dispatcher = dispatcher
+        self.metrics = metrics
+        self.prefect = prefect
+
+    async def deliver(self, *message_ids: str, deployment: str = "default", **fields: Any) -> None:
+        deliveries = [Delivery(message_id=message_id, **fields) for message_id in message_ids]
+        await asyncio.gather(*(self.inbox.append(deployment, delivery) for delivery in deliveries))
+        self.dispatcher.wake()
+
+    async def depth(self) -> int:
+        return (await self.inbox.depth()).entries
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 15) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def until_depth(self, entries: int, seconds: float = 15) -> None:
+        async with asyncio.timeout(seconds):
+            while await self.depth() != entries:
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def desk(path: Path, prefect: PrefectStub) -> AsyncIterator[Desk]:
+    inbox, metrics = Inbox(path), Metrics()
+    try:
+        with temporary_settings({PREFECT_API_URL: prefect.url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            async with prefect_flow_runs() as flow_runs:
+                dispatcher = Dispatcher(inbox, flow_runs, metrics)
+                async with dispatcher.running():
+                    yield Desk(inbox, dispatcher, metrics, prefect)
+    finally:
+        inbox.close()
+
+
+@pytest.fixture
+def play(tmp_path: Path, prefect: PrefectStub) -> Callable[[Story], None]:
+    """Runs a test's story with a dispatcher on the test's folder. Each call is one life of the process."""
+
+    def play(story: Story) -> None:
+        async def life() -> None:
+            async with desk(tmp_path / "inbox.sqlite", prefect) as at:
+                await story(at)
+
+        asyncio.run(life())
+
+    return play
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter pauses and deadlines than in production, so that a test sees several of them."""
+    for name, seconds in {
+        "REFRESH": 0.2,
+        "REFRESH_WHILE_AWAY": 0.2,
+        "REMINDER": 0.5,
+        "LONGEST_PAUSE": 0.3,
+        "REFUSED_PAUSE": 0.3,
+        "ANSWER_DEADLINE": 1.0,
+    }.items():
+        monkeypatch.setattr(figures, name, seconds)
+
+
+def test_each_entry_becomes_a_run_and_leaves(play: Callable[[Story], None], prefect: PrefectStub) -> None:
+    """Under the message's key, with the first 12 digits of it as the run's name."""
+
+    async def story(at: Desk) -> None:
+        await at.deliver("a", "b", "c")
+        await at.until_depth(0)
+        await at.until(lambda: at.metrics.registry.get_sample_value("attachments_dispatched_total") == 3)
+
+    play(story)
+    assert sorted(prefect.message_ids) == ["a", "b", "c"]
+    for key, run in prefect.runs.items():
+        digest = message_key(run["parameters"]["message_id"])
+        assert key == f"download-attachments/default/{digest}"
+        assert run["name"] == digest[:12]
+
+
+@pytest.mark.parametrize("received", ["not a date", "9999-99-99", "Subject canary", "2026-11-22T10:00:00", "12", None])
+def test_an_odd_date_does_not_cost_the_run(
+    play: Callable[[Story], None], prefect: PrefectStub, received: str | None
+) -> None:
+    """Prefect refuses a run whose `received` is no date-time; it is left out rather."""
+
+    async def story(at: Desk) -> None:
+        await at.deliver("a", received=received)
+        await at.until_depth(0)
+
+    play(story)
+    (run,) = prefect.runs.values()
+    assert run["parameters"].get("received") in (None, "2026-11-22T10:00:00+00:00")
+
+
+def test_an_opaque_id_goes_through_unchanged(play: Callable[[Story], None], prefect: PrefectStub) -> None:
+    """Of the greatest length, in any script, with what templates and paths are made of."""
+    ids = ["é" * 2048, "a/b+c=", "{{ flow.name }}", " x ", "../..", "%2F", "\u2028日本", '"\\']
+
+    async def story(at: Desk) -> None:
+        await at.deliver(*ids)
+        await at.until_depth(0)
+
+    play(story)
+    assert sorted(prefect.message_ids) == sorted(ids)
+
+
+def test_at_most_four_creations_are_under_way(play: Callable[[Story], None], prefect: PrefectStub) -> None:
+    """And with enough to do, all four are."""
+    prefect.delay = 0.05
+
+    async def story(at: Desk) -> None:
+        await at.deliver(*(str(number) for number in range(40)))
+        await at.until_depth(0)
+
+    play(story)
+    assert prefect.most_at_once == CONCURRENCY == 4
+    assert len(prefect.runs) == 40
+
+
+@pytest.mark.parametrize("mood", ["busy", "hung", "forgetful", "locked-out", "another-site", "odd"])
+def test_what_prefect_does_not_confirm_stays(
+    play: Callable[[Story], None], prefect: PrefectStub, hasty: None, caplog: pytest.LogCaptureFixture, mood: Mood
+) -> None:
+    """Whatever answers at its address: nothing leaves the inbox, one run each is there when it is well again."""
+    ids = [str(number) for number in range(10)]
+
+    async def story(at: Desk) -> None:
+        await at.until(lambda: at.dispatcher.synced)
+        prefect.mood = mood
+        await at.deliver(*ids, mailbox="canary@example.com")
+        await at.until(lambda: caplog.text.count("stays in the inbox") >= 3)
+        assert await at.depth() == 10
+        prefect.mood = "well"
+        await at.until_depth(0)
+
+    play(story)
+    assert sorted(prefect.message_ids) == ids
+    assert "canary" not in caplog.text
+    assert "stumbled" not in caplog.text
+
+
+def test_prefect_may_be_down_from_the_start(play: Callable[[Story], None], prefect: PrefectStub, hasty: None) -> None:
+    """What came meanwhile is dispatched when it is there."""
+    prefect.stop()
+
+    async def story(at: Desk) -> None:
+        await at.deliver("a", "b")
+        await at.until(lambda: at.dispatcher.synced is False)
+        prefect.start()
+        await at.until_depth(0)
+
+    play(story)
+    assert sorted(prefect.message_ids) == ["a", "b"]
+
+
+def test_while_prefect_is_away_it_is_asked_with_one_entry_at_a_time(
+    play: Callable[[Story], None], prefect: PrefectStub, hasty: None
+) -> None:
+    """A server that is coming back is not met by four posts at once."""
+
+    async def story(at: Desk) -> None:
+        await at.until(lambda: at.dispatcher.synced)
+        prefect.mood = "forgetful"  # it counts what it drops
+        await at.deliver("first")
+        await at.until(lambda: prefect.posts >= 1)
+        await at.until(lambda: at.metrics.registry.get_sample_value("attachments_dispatch_failures") == 1)
+        prefect.most_at_once, prefect.delay = 0, 0.05
+        before = prefect.posts
+        await at.deliver(*(str(number) for number in range(20)))
+        await at.until(lambda: prefect.posts >= before + 3)
+        assert prefect.most_at_once == 1
+        prefect.mood = "well"
+        await at.until_depth(0)
+        assert at.metrics.registry.get_sample_value("attachments_dispatch_failures") == 0
+
+    play(story)
+
+
+@pytest.mark.soak
+def test_the_inbox_drains_soon_after_prefect_is_back(play: Callable[[Story], None], prefect: PrefectStub) -> None:
+    """With the figures of production, after as many failures as make the pauses longest."""
+
+    async def story(at: Desk) -> None:
+        await at.until(lambda: at.dispatcher.synced)
+        prefect.stop()
+        at.dispatcher._failures = 50
+        await at.deliver(*(str(number) for number in range(100)))
+        await at.until(lambda: at.dispatcher._failures > 50)
+        prefect.start()
+        await at.until_depth(0, 20)
+
+    play(story)
+    assert len(prefect.runs) == 100
+
+
+def test_a_run_that_is_refused_holds_nothing_up(
+    play: Callable[[Story], None], prefect: PrefectStub, hasty: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stays, is offered again, and the log says what to do without quoting its parameters."""
+    prefect.refused_ids = {"canary-refused"}
+
+    async def story(at: Desk) -> None:
+        await at.deliver("canary-refused", "a", "b")
+        await at.until_depth(1)
+        await at.until(lambda: caplog.text.count("does not take the run") >= 2)
+        prefect.refused_ids = set()
+        await at.until_depth(0)
+
+    play(story)
+    assert set(prefect.message_ids) == {"a", "b", "canary-refused"}
+    assert "canary" not in caplog.text
+    assert message_key("canary-refused") in caplog.text
+
+
+def test_a_refusal_is_not_an_outage(play: Callable[[Story], None], prefect: PrefectStub, hasty: None) -> None:
+    """Hundreds of refused entries neither slow the others down nor count as failures of Prefect."""
+    refused = [f"refused-{number}" for number in range(200)]
+    prefect.refused_ids = set(refused)
+
+    async def story(at: Desk) -> None:
+        await at.deliver(*refused)
+        await at.deliver("good")
+        await at.until(lambda: "good" in prefect.message_ids)
+        assert at.metrics.registry.get_sample_value("attachments_dispatch_failures") == 0
+
+    play(story)
+
+
+def test_entries_wait_for_a_deployment_that_does_not_exist(
+    play: Callable[[Story], None], prefect: PrefectStub, hasty: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before `attachments setup`: they stay, are complained about, and go once the deployment is there."""
+    prefect.deployments = {}
+
+    async def story(at: Desk) -> None:
+        await at.deliver("a", "b")
+        await at.until(lambda: "2 deliveries wait for the deployment download-attachments/default" in caplog.text)
+        assert prefect.posts == 0
+        prefect.deployments["default"] = str(uuid4())
+        await at.until_depth(0)
+
+    play(story)
+
+
+def test_a_deployment_that_was_made_anew_is_found(
+    play: Callable[[Story], None], prefect: PrefectStub, hasty: None
+) -> None:
+    """Its id has changed; the entry goes to the new one after the next look at the list."""
+
+    async def story(at: Desk) -> None:
+        await at.until(lambda: at.dispatcher.synced)
+        prefect.deployments["default"] = str(uuid4())
+        await at.deliver("a")
+        await at.until_depth(0)
+
+    play(story)
+    (run,) = prefect.runs.values()
+    assert run["deployment_id"] == prefect.deployments["default"]
+
+
+def test_the_deployments_outlive_a_restart_without_prefect(play: Callable[[Story], None], prefect: PrefectStub) -> None:
+    """What was known last is known from the start, so that webhooks for them are taken."""
+    prefect.deployments["pdfs"] = str(uuid4())
+
+    async def first(at: Desk) -> None:
+        await at.until(lambda: at.dispatcher.synced)
+        while await at.inbox.deployments() != prefect.deployments:
+            await asyncio.sleep(0.01)
+
+    async def second(at: Desk) -> None:
+        assert at.dispatcher.synced
+        assert at.dispatcher.deployments == prefect.deployments
+
+    play(first)
+    prefect.stop()
+    play(second)
+
+
+def test_hundreds_of_deployments_are_all_known(play: Callable[[Story], None], prefect: PrefectStub) -> None:
+    """Prefect lists 200 at a time."""
+    prefect.deployments = {f"number-{number:03}": str(uuid4()) for number in range(450)}
+
+    async def story(at: Desk) -> None:
+        await at.until(lambda: at.dispatcher.synced)
+        assert at.dispatcher.deployments == prefect.deployments
+
+    play(story)
+
+
+def test_a_lost_reply_makes_no_second_run(play: Callable[[Story], None], prefect: PrefectStub, hasty: None) -> None:
+    """The run is there, its reply was dropped; the entry is offered again under the same key."""
+
+    async def story(at: Desk) -> None:
+        await at.until(lambda: at.dispatcher.synced)
+        prefect.mood = "forgetful"
+        await at.deliver("a")
+        await at.until(lambda: prefect.posts >= 2)
+        assert await at.depth() == 1
+        prefect.mood = "well"
+        await at.until_depth(0)
+
+    play(story)
+    assert len(prefect.runs) == 1
+
+
+def test_a_run_that_failed_before_its_lost_reply_was_noticed_is_not_made_again(
+    play: Callable[[Story], None], prefect: PrefectStub, hasty: None
+) -> None:
+    """The failed run came after the delivery, so it is that delivery's own."""
+
+    async def story(at: Desk) -> None:
+        await at.until(lambda: at.dispatcher.synced)
+        prefect.mood = "forgetful"
+        await at.deliver("a")
+        await at.until(lambda: len(prefect.runs) == 1)
+        prefect.end("a", "FAILED")
+        prefect.mood = "well"
+        await at.until_depth(0)
+
+    play(story)
+    assert len(prefect.runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("ended", "runs"),
+    [("FAILED", 2), ("CRASHED", 2), ("COMPLETED", 1), ("RUNNING", 1), ("SCHEDULED", 1), ("CANCELLED", 1)],
+)
+def test_a_redelivery_tries_again_what_has_failed_and_nothing_else(
+    play: Callable[[Story], None], prefect: PrefectStub, ended: str, runs: int
+) -> None:
+    """The second run has a key of its own, made of the first one's."""
+
+    async def story(at: Desk) -> None:
+        await at.deliver("a")
+        await at.until_depth(0)
+        prefect.end("a", ended)
+        for _ in range(2):  # the second redelivery finds the fresh run under way
+            await at.deliver("a")
+            await at.until_depth(0)
+
+    play(story)
+    assert len(prefect.runs) == runs
+    first, *fresh = prefect.runs.values()
+    assert [run["idempotency_key"] for run in fresh] == [
+        f"{first['idempotency_key']}/after/{first['id']}" for _ in fresh
+    ]
+
+
+def test_a_message_that_fails_each_time_gets_a_run_for_each_redelivery(
+    play: Callable[[Story], None], prefect: PrefectStub
+) -> None:
+    """However often: each failed run's key leads on to the next."""
+
+    async def story(at: Desk) -> None:
+        for _ in range(5):
+            await at.deliver("a")
+            await at.until_depth(0)
+            prefect.end("a", "FAILED")
+
+    play(story)
+    assert len(prefect.runs) == 5
+
+
+def test_a_defect_of_ours_is_told_without_data_and_holds_up_one_entry(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, hasty: None
+) -> None:
+    """An error that nobody has foreseen costs the others a second, and its text does not reach the log."""
+    taken: list[str] = []
+
+    class Defective:
+        async def deployments(self) -> dict[str, str]:
+            return {"default": "1"}
+
+        async def create(self, entry: Entry, _: str) -> None:
+            if entry.message_id == "bad":
+                raise ZeroDivisionError(entry.mailbox)
+            taken.append(entry.message_id)
+
+    async def life() -> None:
+        inbox, metrics = Inbox(tmp_path / "inbox.sqlite"), Metrics()
+        dispatcher = Dispatcher(inbox, Defective(), metrics)
+        async with dispatcher.running():
+            at = Desk(inbox, dispatcher, metrics, PrefectStub())
+            await at.deliver("bad", "a", "b", "c", "d", "e", mailbox="canary@example.com")
+            await at.until_depth(1)
+        inbox.close()
+
+    asyncio.run(life())
+    assert set(taken) == {"a", "b", "c", "d", "e"}
+    assert "ZeroDivisionError" in caplog.text
+    assert "canary" not in caplog.text
+    assert any(record.levelno == logging.CRITICAL for record in caplog.records)
+
+
+def test_a_creation_that_is_cut_off_by_a_stop_is_offered_again(
+    play: Callable[[Story], None], prefect: PrefectStub
+) -> None:
+    """The process ended while Prefect had not answered: the entry is there in the next life, and there is one run."""
+
+    async def first(at: Desk) -> None:
+        await at.until(lambda: at.dispatcher.synced)
+        prefect.delay = 0.5
+        await at.deliver("a")
+        await at.until(lambda: prefect.posts == 1)
+
+    async def second(at: Desk) -> None:
+        assert await at.depth() == 1
+        await at.until_depth(0)
+
+    play(first)
+    prefect.delay = 0
+    play(second)
+    assert len(prefect.runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("mood", "error"),
+    [
+        ("busy", PrefectUnavailable),
+        ("forgetful", PrefectUnavailable),
+        ("locked-out", PrefectUnavailable),
+        ("another-site", PrefectUnavailable),
+        ("odd", PrefectUnavailable),
+        ("refusing", PrefectRefused),
+    ],
+)
+def test_the_seam_raises_its_own_errors_only(prefect: PrefectStub, mood: Mood, error: type[Exception]) -> None:
+    """And they neither carry the client's error nor quote a parameter: Prefect's 409 repeats them all."""
+    entry = Entry(1, "default", message_key("a"), "canary", "canary@example.com", None, "canary", 0.0)
+    prefect.mood = mood
+
+    async def create() -> None:
+        with temporary_settings({PREFECT_API_URL: prefect.url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            async with prefect_flow_runs() as flow_runs:
+                await flow_runs.create(entry, prefect.deployments["default"])
+
+    with pytest.raises(error) as raised:
+        asyncio.run(create())
+    assert type(raised.value).__module__ == "attachments.receiver.prefect_api"
+    assert "canary" not in str(raised.value)
+    assert raised.value.__suppress_context__

@@ -1,0 +1,49 @@
+"""`attachments …` with other figures and faults at exact points; otherwise the very program.
+
+``python -m tests.receiver.tuned '{"attachments.receiver.dispatcher.ANSWER_DEADLINE": 2}' receive …``. The key
+``kill`` with ``before-sync`` or ``after-sync`` has the process kill itself around the commit of the first delivery.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sqlite3
+import sys
+from functools import partial
+from typing import Any
+
+from attachments.cli import main
+
+
+class KilledConnection(sqlite3.Connection):
+    """Ends its process, as `kill -9` does, before or after the commit that puts a delivery on the disk."""
+
+    moment = ""
+    has_delivery = False
+
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        self.has_delivery |= statement.startswith("INSERT INTO entry")
+        at_commit = statement == "COMMIT" and self.has_delivery
+        if at_commit and self.moment == "before-sync":
+            os.kill(os.getpid(), signal.SIGKILL)
+        cursor = super().execute(statement, *values)
+        if at_commit and self.moment == "after-sync":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return cursor
+
+
+def tune(figures: dict[str, Any]) -> None:
+    """Set module constants, and the moment of death."""
+    if moment := figures.pop("kill", None):
+        KilledConnection.moment = moment
+        sqlite3.connect = partial(sqlite3.connect, factory=KilledConnection)
+    for name, value in figures.items():
+        module, _, constant = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), constant), name
+        setattr(importlib.import_module(module), constant, value)
+
+
+if __name__ == "__main__":
+    tune(json.loads(sys.argv[1]))
+    sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,396 @@
+"""`attachments receive`, `trigger` and `locate`: what they say, and their exit status."""
+
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from attachments.cli import main
+from attachments.receiver.inbox import Inbox
+from attachments.storage import Manifest, ManifestAttachment, attachment_key, message_key, open_store
+
+COMMAND = str(Path(sys.executable).with_name("attachments"))
+SECRET = "cli-canary-secret"
+MESSAGE = "AAMkAGI1/xyz="
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "PREFECT_API_URL": "http://127.0.0.1:9/api",
+        "PREFECT_PROFILES_PATH": str(tmp_path / "profiles.toml"),
+        "EMAILGISTICS_WEBHOOK_SECRET": SECRET,
+        "ATTACHMENTS_INBOX": str(tmp_path / "inbox.sqlite"),
+    }
+
+
+def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+# ---- receive ----
+
+
+def refused(found: subprocess.CompletedProcess[str]) -> str:
+    """What it says on its last line; it must be the reason, not a traceback, and hold no secret."""
+    assert found.returncode == 1, found.stderr
+    assert "Traceback" not in found.stderr
+    assert SECRET not in found.stderr + found.stdout
+    return found.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def receive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs `attachments receive` within this process, where it must refuse to start; what it said."""
+    monkeypatch.setenv("EMAILGISTICS_WEBHOOK_SECRET", SECRET)
+    monkeypatch.setenv("ATTACHMENTS_INBOX", str(tmp_path / "inbox.sqlite"))
+
+    def receive(*options: str) -> str:
+        with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+            code = main(["receive", *options])
+        said = capsys.readouterr()
+        return refused(subprocess.CompletedProcess([], code, said.out, said.err))
+
+    return receive
+
+
+@pytest.mark.parametrize("secret", [None, "", "  ", ",", " , ,"])
+def test_receive_needs_a_secret(environment: dict[str, str], secret: str | None) -> None:
+    """Commas and blanks are none. Nothing is opened before that is clear."""
+    del environment["EMAILGISTICS_WEBHOOK_SECRET"]
+    if secret is not None:
+        environment["EMAILGISTICS_WEBHOOK_SECRET"] = secret
+    said = refused(run(environment, "receive"))
+    assert "EMAILGISTICS_WEBHOOK_SECRET" in said
+    assert "--insecure" in said
+    assert not Path(environment["ATTACHMENTS_INBOX"]).exists()
+
+
+@pytest.mark.parametrize("url", [None, "not a url", "127.0.0.1:4200/api"])
+def test_receive_needs_prefects_address(environment: dict[str, str], url: str | None) -> None:
+    """Without one Prefect would start a server of its own, unseen."""
+    environment.pop("PREFECT_API_URL")
+    if url is not None:
+        environment["PREFECT_API_URL"] = url
+    assert "PREFECT_API_URL" in refused(run(environment, "receive", "--port", "0"))
+
+
+def test_receive_tells_of_a_taken_port(environment: dict[str, str]) -> None:
+    """Which one, and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused(run(environment, "receive", "--port", str(port)))
+    assert f"port {port}" in said
+    assert "in use" in said
+
+
+@pytest.mark.parametrize(
+    "options", [("--host", "no.such.host.invalid", "--port", "0"), ("--host", "192.0.2.1", "--port", "0")]
+)
+def test_receive_tells_where_it_cannot_listen(receive: Callable[..., str], options: tuple[str, ...]) -> None:
+    """A name that nobody knows, or an address that this machine does not have."""
+    assert "Cannot listen on" in receive(*options)
+
+
+def _directory(inbox: Path) -> None:
+    inbox.mkdir()
+
+
+def _corrupt(inbox: Path) -> None:
+    inbox.write_bytes(b"\x00garbage" * 1000)
+
+
+def _anothers(inbox: Path) -> None:
+    connection = sqlite3.connect(inbox)
+    connection.execute("CREATE TABLE flow_run (x)")
+    connection.close()
+
+
+def _in_a_place_that_takes_no_files(inbox: Path) -> None:
+    inbox.symlink_to("/proc/no-such-folder/inbox.sqlite")
+
+
+@pytest.mark.parametrize("spoil", [_directory, _corrupt, _anothers, _in_a_place_that_takes_no_files])
+def test_receive_tells_of_an_inbox_that_cannot_be_used(
+    receive: Callable[..., str], tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    """A directory, a damaged file, another program's database, a place where nothing can be written."""
+    inbox = tmp_path / "inbox.sqlite"
+    spoil(inbox)
+    said = receive("--port", "0")
+    assert f"The inbox {inbox} cannot be opened" in said
+    assert "ATTACHMENTS_INBOX" in said
+
+
+def test_receive_tells_of_an_inbox_that_it_may_not_write(environment: dict[str, str], tmp_path: Path) -> None:
+    """A file of another user's."""
+    inbox = Path(environment["ATTACHMENTS_INBOX"])
+    Inbox(inbox).close()
+    inbox.chmod(0o444)
+    tmp_path.chmod(0o555)
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from attachments.receiver.inbox import Inbox, InboxUnavailable\n"
+        "if os.getuid() == 0:\n"
+        "    os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try:\n"
+        "    Inbox(Path(sys.argv[1]))\n"
+        "except InboxUnavailable as error:\n"
+        "    sys.exit(str(error))\n"
+    )
+    for folder in tmp_path.parents[:2]:
+        folder.chmod(0o755)  # pytest's own folders are closed to other users
+    command = [sys.executable, "-c", script, str(inbox)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    tmp_path.chmod(0o755)
+    assert found.returncode == 1
+    assert f"The inbox {inbox} cannot be opened (attempt to write a readonly database)" in found.stderr
+
+
+def test_receive_tells_of_a_certificate_that_it_cannot_read(receive: Callable[..., str], tmp_path: Path) -> None:
+    """No such file, no PEM, or a key alone."""
+    rubbish = tmp_path / "rubbish.pem"
+    rubbish.write_text("no certificate")
+    for options in (
+        ("--tls-certificate", str(tmp_path / "none.pem")),
+        ("--tls-certificate", str(rubbish)),
+        ("--tls-key", str(rubbish)),
+    ):
+        assert "certificate" in receive("--port", "0", *options)
+
+
+def test_insecure_needs_to_be_said_and_is_told(environment: dict[str, str]) -> None:
+    """With --insecure it starts without a secret, and the log warns; SIGTERM ends it with 0."""
+    del environment["EMAILGISTICS_WEBHOOK_SECRET"]
+    command = [COMMAND, "receive", "--port", "0", "--insecure"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        log = ""
+        while "Listening on" not in log:
+            line = process.stderr.readline()
+            assert line, log
+            log += line
+        url = log.split("Listening on ")[1].split()[0]
+        assert run(environment, "trigger", MESSAGE, "--url", url).returncode == 0
+        process.terminate()
+        assert process.wait(15) == 0
+    assert "insecure" in log
+
+
+# ---- trigger ----
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A receiver that answers everything alike; the URL, and what was posted."""
+    posted: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            posted.append({"headers": dict(self.headers), "document": json.loads(content)})
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing to print."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/webhooks/default", posted
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine's own reaches a command."""
+    for name in ("EMAILGISTICS_WEBHOOK_SECRET", "ATTACHMENTS_URL", "ATTACHMENTS_STORAGE_OPTIONS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+def test_trigger_posts_what_emailgistics_would(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The documented fields, with the first of the secrets; it prints the receiver's message and exits with 0."""
+    monkeypatch.setenv("EMAILGISTICS_WEBHOOK_SECRET", " neues-wört , old-one")
+    with answering(200, b'{"status": "success", "message": "Accepted."}') as (url, posted):
+        assert main(["trigger", MESSAGE, "--url", url, "--mailbox", "shared@example.com"]) == 0
+    assert capsys.readouterr().out == "Accepted.\n"
+    (request,) = posted
+    assert request["headers"]["Authorization"].encode("latin-1") == "Bearer neues-wört".encode()
+    assert request["headers"]["Content-Type"] == "application/json"
+    document = request["document"]
+    assert datetime.fromisoformat(document.pop("received")).tzinfo is not None
+    assert datetime.fromisoformat(document.pop("timestamp")).tzinfo is not None
+    assert document == {"id": MESSAGE, "event": "received", "mailbox": "shared@example.com", "hasAttachments": True}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (401, b'{"status": "error", "message": "The secret is wrong."}', "HTTP 401: The secret is wrong."),
+        (200, b'{"status": "error", "message": "No."}', "HTTP 200: No."),
+        (503, b'{"status": "error", "message": "Full."}', "HTTP 503: Full."),
+        (200, b"<html>", "no receiver"),
+        (200, b"[]", "no receiver"),
+        (200, b'{"status": "success"}', "no receiver"),
+        (200, b"[" * 100_000, "no receiver"),
+        (502, b"\xff\xfe", "HTTP 502"),
+    ],
+)
+def test_trigger_fails_when_the_answer_is_no_success(
+    capsys: pytest.CaptureFixture[str], status: int, body: bytes, said: str
+) -> None:
+    """Exit status 1, and the reason on stderr."""
+    with answering(status, body) as (url, _):
+        assert main(["trigger", MESSAGE, "--url", url]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9/x", "not a url", "http://[", "127.0.0.1:8080", "ftp://127.0.0.1/x", ""]
+)
+def test_trigger_fails_when_nobody_answers(capsys: pytest.CaptureFixture[str], url: str) -> None:
+    """A closed port, or what is no URL."""
+    assert main(["trigger", MESSAGE, "--url", url]) == 1
+    said = capsys.readouterr().err
+    assert "no URL" in said or "No receiver answers" in said
+
+
+def test_trigger_takes_any_id(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also one that the terminal's encoding has mangled: the receiver decides."""
+    with answering(200, b'{"status": "success", "message": "\xe2\x9c\x93"}') as (url, posted):
+        assert main(["trigger", "\udcff日本", "--url", url]) == 0
+    assert posted[0]["document"]["id"] == "\udcff日本"
+    assert capsys.readouterr().out == "✓\n"
+
+
+# ---- locate ----
+
+
+def _stored(root: Path) -> Path:
+    """A store with one message's manifest; its root."""
+    key, part = message_key(MESSAGE), attachment_key("part-1")
+    entries = (
+        ManifestAttachment(
+            id="part-1",
+            attachment_key=part,
+            outcome="stored",
+            key=f"{key}/{part}/Rechnung 日本.pdf",
+            bytes=1234567,
+            sha256="0" * 64,
+        ),
+        ManifestAttachment(id="part-2", attachment_key=attachment_key("part-2"), outcome="filtered", rule="image/*"),
+        ManifestAttachment(id="part-3", attachment_key=attachment_key("part-3"), outcome="failed", code="server-error"),
+    )
+    manifest = Manifest(
+        message_id=MESSAGE, message_key=key, updated=datetime(2026, 11, 22, tzinfo=UTC), attachments=entries
+    )
+    open_store(root.as_uri()).update_manifest(key, lambda _: manifest)
+    return root
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ATTACHMENTS_URL", (tmp_path / "store").as_uri())
+    return _stored(tmp_path / "store")
+
+
+def test_locate_tells_where_a_messages_files_are(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The manifest's address, then each attachment with its outcome, size and place, or why there is none."""
+    assert main(["locate", MESSAGE]) == 0
+    address, first, second, third = capsys.readouterr().out.splitlines()
+    assert address.endswith(f"{message_key(MESSAGE)}/manifest.json")
+    assert first.split() == [
+        "stored",
+        "1,234,567",
+        f"{message_key(MESSAGE)}/{attachment_key('part-1')}/Rechnung",
+        "日本.pdf",
+    ]
+    assert second.split() == ["filtered", "0", attachment_key("part-2"), "image/*"]
+    assert third.split() == ["failed", "0", attachment_key("part-3"), "server-error"]
+
+
+def test_locate_prints_the_manifest_as_json(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For a program to read."""
+    assert main(["locate", MESSAGE, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["message_id"] == MESSAGE
+
+
+def test_locate_prints_on_any_terminal(store: Path, environment: dict[str, str]) -> None:
+    """A file name that the terminal cannot show is escaped, not an error."""
+    url = {"ATTACHMENTS_URL": store.as_uri(), "PYTHONIOENCODING": "ascii"}
+    found = run({**environment, **url}, "locate", MESSAGE)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "Rechnung \\u65e5\\u672c.pdf" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ATTACHMENTS_URL": ""}, "ATTACHMENTS_URL is not set"),
+        ({"ATTACHMENTS_URL": "gopher://x"}, "gopher"),
+        ({"ATTACHMENTS_STORAGE_OPTIONS": "{"}, "ATTACHMENTS_STORAGE_OPTIONS"),
+        ({"ATTACHMENTS_STORAGE_OPTIONS": "[]"}, "ATTACHMENTS_STORAGE_OPTIONS"),
+        ({"ATTACHMENTS_STORAGE_OPTIONS": '{"no-such": 1}'}, "no-such"),
+    ],
+)
+def test_locate_fails_when_it_is_not_set_up(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: dict[str, str], said: str
+) -> None:
+    """Exit status 1, and which variable to mend."""
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    assert main(["locate", MESSAGE]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("message_id", ["never-seen", "", "\udcff", "x" * 5000])
+def test_locate_fails_for_a_message_that_it_does_not_know(
+    store: Path, capsys: pytest.CaptureFixture[str], message_id: str
+) -> None:
+    """Exit status 1; the message is told by its key."""
+    assert main(["locate", message_id]) == 1
+    assert message_key(message_id) in capsys.readouterr().err
+
+
+def test_locate_fails_when_the_manifest_is_damaged(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 1 and a line that says so, not a traceback."""
+    (store / message_key(MESSAGE) / "manifest.json").write_text("{")
+    assert main(["locate", MESSAGE]) == 1
+    assert "manifest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["no-such-command"], ["locate"], ["receive", "--port", "x"], ["receive", "--port", "99999"]]
+)
+def test_a_wrong_call_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """With argparse's usage line."""
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    assert "usage: attachments" in capsys.readouterr().err
