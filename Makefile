@@ -19,8 +19,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: install
 	$(BIN)/attachments demo
 
+# Two processes: the tests of the road, which wait for Prefect most of the time, and all others beside them.
 test: install
-	$(PYTEST) -m "not soak"
+	$(PYTEST) -m "not soak" -n 2 --dist loadgroup
 
 soak: install
 	$(PYTEST) -m soak

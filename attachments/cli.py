@@ -20,7 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name in any script, on any terminal
-    options = _parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["sandbox"]:
+        return _sandbox(arguments[1:])
+    options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     return command(options)
 
@@ -65,10 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--keep", action="store_true", help="leave everything running, until Ctrl-C")
     demo.set_defaults(command=_demo)
 
-    # The sandbox reads its own arguments: it knows nothing of us.
-    sandbox = commands.add_parser("sandbox", help="a stand-in Emailgistics: API and webhook sender", add_help=False)
-    sandbox.add_argument("arguments", nargs=argparse.REMAINDER)
-    sandbox.set_defaults(command=_sandbox)
+    commands.add_parser("sandbox", help="a stand-in Emailgistics: API and webhook sender")  # it reads its own options
     return parser
 
 
@@ -172,10 +172,10 @@ def _demo(options: argparse.Namespace) -> int:
     return show(options.folder.resolve(), keep=options.keep)
 
 
-def _sandbox(options: argparse.Namespace) -> int:
+def _sandbox(arguments: list[str]) -> int:
     from attachments.sandbox.__main__ import main as run_sandbox  # noqa: PLC0415
 
-    return run_sandbox(options.arguments)
+    return run_sandbox(arguments)
 
 
 def _secrets() -> list[str]:

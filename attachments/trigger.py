@@ -15,13 +15,13 @@ class TriggerError(Exception):
 def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) -> str:
     """Post one `received` event and return the receiver's message.
 
-    The fields are the vendor's (webhooks/request-payload). Raises `TriggerError` for any other answer than success.
+    The fields are the vendor's (webhooks/request-payload), but for `received`: we do not know when the message came
+    in, and what a webhook says is recorded. Raises `TriggerError` for any other answer than success.
     """
     moment = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     payload = {
         "id": message_id,
         "event": "received",
-        "received": moment,
         "timestamp": moment,
         "mailbox": mailbox,
         "hasAttachments": True,

@@ -155,7 +155,7 @@ def test_receive_tells_of_an_inbox_that_it_may_not_write(environment: dict[str, 
         "except InboxUnavailable as error:\n"
         "    sys.exit(str(error))\n"
     )
-    for folder in tmp_path.parents[:2]:
+    for folder in tmp_path.parents[:3]:
         folder.chmod(0o755)  # pytest's own folders are closed to other users
     command = [sys.executable, "-c", script, str(inbox)]
     found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -235,7 +235,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trigger_posts_what_emailgistics_would(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The documented fields, with the first of the secrets; it prints the receiver's message and exits with 0."""
+    """The documented fields but `received`, with the first of the secrets; it prints the receiver's message and exits with 0."""
     monkeypatch.setenv("EMAILGISTICS_WEBHOOK_SECRET", " neues-wört , old-one")
     with answering(200, b'{"status": "success", "message": "Accepted."}') as (url, posted):
         assert main(["trigger", MESSAGE, "--url", url, "--mailbox", "shared@example.com"]) == 0
@@ -244,7 +244,6 @@ def test_trigger_posts_what_emailgistics_would(
     assert request["headers"]["Authorization"].encode("latin-1") == "Bearer neues-wört".encode()
     assert request["headers"]["Content-Type"] == "application/json"
     document = request["document"]
-    assert datetime.fromisoformat(document.pop("received")).tzinfo is not None
     assert datetime.fromisoformat(document.pop("timestamp")).tzinfo is not None
     assert document == {"id": MESSAGE, "event": "received", "mailbox": "shared@example.com", "hasAttachments": True}
 
@@ -394,3 +393,11 @@ def test_a_wrong_call_is_2(arguments: list[str], capsys: pytest.CaptureFixture[s
         main(arguments)
     assert raised.value.code == 2
     assert "usage: attachments" in capsys.readouterr().err
+
+
+def test_the_sandbox_reads_its_own_options(environment: dict[str, str]) -> None:
+    """`attachments sandbox --help` shows the sandbox's options, and an unknown one is a wrong call."""
+    shown = run(environment, "sandbox", "--help")
+    assert shown.returncode == 0
+    assert "--mail PATH" in shown.stdout
+    assert run(environment, "sandbox", "--no-such-option").returncode == 2

@@ -12,6 +12,8 @@ import pytest
 from attachments import pacing
 from attachments.demo.processes import Process, road
 
+pytestmark = pytest.mark.xdist_group("pacing")  # they share a Prefect server and its limit
+
 LIMIT = 5
 WINDOW = 3.0
 
@@ -100,6 +102,15 @@ def test_a_limit_that_would_not_limit_is_an_error(api: httpx.Client, change: str
         api.patch("/v2/concurrency_limits/test-limit", json={"active": False}).raise_for_status()
     pacer = pacing.PrefectPacer("test-limit")
     with pytest.raises(pacing.PacingError, match=r"attachments setup|Switch it on"), pacer.call():
+        pytest.fail("the call was made")
+
+
+def test_a_limit_that_is_deleted_while_in_use_is_noticed_at_the_next_call(api: httpx.Client) -> None:
+    """The check that a limit exists is made once a minute; every grant is checked as well."""
+    pacer = pacing.PrefectPacer("test-limit")
+    with pacer.call():
+        api.delete("/v2/concurrency_limits/test-limit").raise_for_status()
+    with pytest.raises(pacing.PacingError, match="attachments setup"), pacer.call():
         pytest.fail("the call was made")
 
 

@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m attachments.sandbox", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="attachments sandbox", description="A stand-in Emailgistics: its API, and a sender of webhooks."
+    )
     parser.add_argument("--mail", type=Path, metavar="PATH", help="folder of .eml files, one .eml file, or an mbox")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 lets the system choose")

@@ -10,12 +10,15 @@ from typing import Any
 import httpx
 import pytest
 
-from attachments.demo.processes import Process, answers, free_port, wait_for
+from attachments.demo.processes import Process, free_port, wait_for
 
 from .prefect_stub import PrefectStub
 
 SECRET = "correct-horse-battery"
 PATIENCE = 30.0
+
+# Without TLS, for a context of its own for each request takes longer than the request; a new connection each time.
+client = httpx.Client(trust_env=False, verify=False, timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,20 @@ class Receiver:
         headers = {"Authorization": f"Bearer {SECRET}", **options.pop("headers", {})}
         if document is not None:
             options["json"] = document
-        return httpx.post(
-            f"{self.url}/webhooks/{deployment}",
-            headers={name: value for name, value in headers.items() if value is not None},
-            timeout=options.pop("timeout", PATIENCE),
-            trust_env=False,
-            **options,
-        )
+        return client.post(f"{self.url}/webhooks/{deployment}", headers=headers, **options)
 
     def deliver(self, message_id: str, deployment: str = "default", **fields: Any) -> httpx.Response:
         """Post a `received` event."""
         return self.post({"id": message_id, "event": "received", "hasAttachments": True, **fields}, deployment)
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=PATIENCE, trust_env=False)
+        return client.get(self.url + path)
+
+    def is_ready(self) -> bool:
+        try:
+            return self.get("/ready").is_success
+        except httpx.TransportError:
+            return False
 
     @property
     def depth(self) -> int:
@@ -94,18 +97,11 @@ def make_receiver(
         if tuning
         else [str(Path(sys.executable).with_name("attachments"))]
     )
-    return Receiver(
-        process=Process(
-            "receiver",
-            [*before, *program, "receive", "--port", str(port), *options],
-            environment(folder, prefect.url, secret),
-            folder / "receiver.log",
-            lambda: answers(f"{url}/ready"),
-        ),
-        url=url,
-        inbox=folder / "inbox.sqlite",
-        prefect=prefect,
-    )
+    command = [*before, *program, "receive", "--port", str(port), *options]
+    process = Process("receiver", command, environment(folder, prefect.url, secret), folder / "receiver.log", bool)
+    receiver = Receiver(process=process, url=url, inbox=folder / "inbox.sqlite", prefect=prefect)
+    process.is_ready = receiver.is_ready
+    return receiver
 
 
 @pytest.fixture

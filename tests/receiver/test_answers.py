@@ -8,7 +8,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from .conftest import SECRET, Receiver
+from .conftest import SECRET, Receiver, client
 from .sockets import exchange, raw_request
 
 SUCCESS = "success"
@@ -223,7 +223,7 @@ def test_an_unknown_deployment_is_404(shared: Receiver) -> None:
 )
 def test_an_unknown_path_is_404(shared: Receiver, path: str) -> None:
     """Also with a slash too many: a sender of webhooks does not follow a redirect."""
-    answer = httpx.post(shared.url + path, json=SAMPLE, headers={"Authorization": f"Bearer {SECRET}"}, trust_env=False)
+    answer = client.post(shared.url + path, json=SAMPLE, headers={"Authorization": f"Bearer {SECRET}"})
     check(answer, 404, "error", "/webhooks/default")
 
 
@@ -231,7 +231,7 @@ def test_an_unknown_path_is_404(shared: Receiver, path: str) -> None:
 def test_another_method_is_405(shared: Receiver, method: str) -> None:
     """And `Allow` names the one that there is."""
     url = f"{shared.url}/webhooks/default"
-    answer = httpx.request(method, url, headers={"Authorization": f"Bearer {SECRET}"}, trust_env=False)
+    answer = client.request(method, url, headers={"Authorization": f"Bearer {SECRET}"})
     check(answer, 405, "error", "POST")
     assert answer.headers["Allow"] == "POST"
 
@@ -309,7 +309,7 @@ def test_ids_are_told_apart_by_case(shared: Receiver) -> None:
 def test_monitors_need_no_secret(shared: Receiver, path: str) -> None:
     """Neither for GET nor for HEAD."""
     assert shared.get(path).status_code == 200
-    head = httpx.head(shared.url + path, trust_env=False)
+    head = client.head(shared.url + path)
     assert (head.status_code, head.content) == (200, b"")
 
 

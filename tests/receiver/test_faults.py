@@ -21,7 +21,7 @@ import pytest
 from attachments.demo.processes import wait_for
 
 from .conftest import SECRET, Receiver
-from .prefect_stub import Mood, PrefectStub
+from .prefect_stub import PrefectStub
 from .sockets import connect, raw_request
 
 Make = Callable[..., Receiver]
@@ -109,18 +109,20 @@ def reached(acknowledged: set[str], enough: int) -> bool:
     return len(acknowledged) >= enough
 
 
-def test_prefect_may_be_away_while_webhooks_come(receiver: Receiver) -> None:
-    """Fault 3: 200s go on; when it is back, the inbox drains within 20 s, each message once."""
-    receiver.prefect.stop()
+def test_prefect_may_be_away_while_webhooks_come(make: Make, prefect: PrefectStub) -> None:
+    """Fault 3: 200s go on; when it is back, the inbox drains, each message once."""
+    receiver = make(tuning={"attachments.receiver.dispatcher.LONGEST_PAUSE": 1})
+    receiver.process.start()
+    prefect.stop()
     ids = [f"message-{number}" for number in range(60)]
     for message_id in ids * 2:
         assert receiver.deliver(message_id).status_code == 200
-    assert receiver.get("/ready").status_code == 200
+    assert receiver.is_ready()
     assert receiver.depth == 60
     receiver.until(lambda: receiver.log.count("Prefect is away") >= 4, "the pauses to grow")
-    receiver.prefect.start()
+    prefect.start()
     receiver.until_empty(20)
-    assert sorted(receiver.prefect.message_ids) == sorted(ids)
+    assert sorted(prefect.message_ids) == sorted(ids)
 
 
 def test_prefect_may_hang_while_webhooks_come(make: Make, prefect: PrefectStub) -> None:
@@ -184,9 +186,10 @@ def test_prefect_may_hang_for_minutes(receiver: Receiver) -> None:
     assert sorted(receiver.prefect.message_ids) == sorted(ids)
 
 
-def test_a_burst_of_a_thousand_is_answered(receiver: Receiver) -> None:
+def test_a_burst_of_a_thousand_is_answered(shared: Receiver) -> None:
     """Fault 6: 1,000 deliveries in some 5 s all get 200, and each is one run in the end."""
-    receiver.prefect.mood = "hung"  # the burst is about answers; Prefect need not keep up
+    shared.until_empty()
+    shared.prefect.mood = "hung"  # the burst is about answers; Prefect need not keep up
     seconds: list[float] = []
     statuses: list[int] = []
 
@@ -199,8 +202,8 @@ def test_a_burst_of_a_thousand_is_answered(receiver: Receiver) -> None:
             async def one(number: int) -> None:
                 await asyncio.sleep(number / 200)
                 started = time.perf_counter()
-                payload = {"id": f"message-{number}", "event": "received", "bodyText": pad}
-                async with session.post(f"{receiver.url}/webhooks/default", json=payload) as answer:
+                payload = {"id": f"burst-{number}", "event": "received", "bodyText": pad}
+                async with session.post(f"{shared.url}/webhooks/default", json=payload) as answer:
                     statuses.append(answer.status)
                     await answer.read()
                 seconds.append(time.perf_counter() - started)
@@ -212,13 +215,13 @@ def test_a_burst_of_a_thousand_is_answered(receiver: Receiver) -> None:
     median, p99, worst = (seconds[rank] * 1000 for rank in (500, 989, 999))
     print(f"burst: median {median:.1f} ms, p99 {p99:.1f} ms, worst {worst:.1f} ms")
     assert statuses == [200] * 1000
-    assert receiver.depth == 1000
-    receiver.prefect.mood = "well"
-    receiver.until_empty()
-    assert len(receiver.prefect.runs) == 1000
+    assert shared.depth == 1000
+    shared.prefect.mood = "well"
+    shared.until_empty()
+    assert {f"burst-{number}" for number in range(1000)} <= set(shared.prefect.message_ids)
 
 
-def test_all_at_once_are_answered(receiver: Receiver) -> None:
+def test_all_at_once_are_answered(shared: Receiver) -> None:
     """Fault 6, sharper: 300 connections in the same moment."""
 
     async def burst() -> list[int]:
@@ -226,15 +229,15 @@ def test_all_at_once_are_answered(receiver: Receiver) -> None:
         async with aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0)) as session:
 
             async def one(number: int) -> int:
-                payload = {"id": f"message-{number}", "event": "received"}
-                async with session.post(f"{receiver.url}/webhooks/default", json=payload) as answer:
+                payload = {"id": f"at-once-{number}", "event": "received"}
+                async with session.post(f"{shared.url}/webhooks/default", json=payload) as answer:
                     return answer.status
 
             return list(await asyncio.gather(*(one(number) for number in range(300))))
 
     assert asyncio.run(burst()) == [200] * 300
-    receiver.until_empty()
-    assert len(receiver.prefect.runs) == 300
+    shared.until_empty()
+    assert {f"at-once-{number}" for number in range(300)} <= set(shared.prefect.message_ids)
 
 
 def test_a_locked_inbox_is_waited_for_and_then_refused_in_time(make: Make, prefect: PrefectStub) -> None:
@@ -284,7 +287,7 @@ def test_a_full_disk_is_503_until_there_is_room(make: Make, prefect: PrefectStub
         pytest.skip("needs the right to mount a tmpfs in a namespace of its own")
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = f'mount -t tmpfs -o size=1m none {disk} && head -c 200000 /dev/zero > {disk}/ballast && exec "$@"'
+    mount = f'mount -t tmpfs -o size=1m none {disk} && head -c 350000 /dev/zero > {disk}/ballast && exec "$@"'
     receiver = make(before=("unshare", "-m", "sh", "-c", mount, "sh"), options=("--inbox", str(disk / "inbox.sqlite")))
     prefect.stop()
     receiver.process.start()
@@ -325,16 +328,24 @@ def test_a_rotated_secret_is_refused_after_the_restart(make: Make, tmp_path: Pat
     assert "canary" not in new.log
 
 
-def test_strangers_do_not_fill_the_log(receiver: Receiver) -> None:
-    """A thousand wrong secrets are counted, not each written down; neither are attempts to upgrade."""
+def test_strangers_do_not_fill_the_log(shared: Receiver) -> None:
+    """Hundreds of wrong secrets are counted, not each written down; neither are attempts to upgrade."""
+    lines = len(shared.log.splitlines())
+    before = unauthorized(shared)
     with httpx.Client(trust_env=False) as client:
         for _ in range(300):
-            assert client.post(f"{receiver.url}/webhooks/default").status_code == 401
+            assert client.post(f"{shared.url}/webhooks/default").status_code == 401
             headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
-            assert client.get(f"{receiver.url}/webhooks/default", headers=headers).status_code == 401
-    assert 1 <= receiver.log.count("without a valid secret") <= 3
-    assert len(receiver.log.splitlines()) < 30
-    assert 'attachments_deliveries_total{outcome="unauthorized"} 600.0' in receiver.get("/metrics").text
+            assert client.get(f"{shared.url}/webhooks/default", headers=headers).status_code == 401
+    assert unauthorized(shared) == before + 600
+    assert len(shared.log.splitlines()) <= lines + 3
+
+
+def unauthorized(receiver: Receiver) -> float:
+    """How many requests were refused for their secret."""
+    name = 'attachments_deliveries_total{outcome="unauthorized"} '
+    found = [line.removeprefix(name) for line in receiver.get("/metrics").text.splitlines() if line.startswith(name)]
+    return float(found[0]) if found else 0.0
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
@@ -417,10 +428,10 @@ def drained(connection: socket.socket) -> bytes:
     return received
 
 
-def test_a_sender_that_takes_its_time_is_waited_for(receiver: Receiver) -> None:
+def test_a_sender_that_takes_its_time_is_waited_for(shared: Receiver) -> None:
     """A body that comes in many small pieces is a delivery like any other."""
     request = raw_request("POST", "/webhooks/default", b'{"id": "slow", "event": "received"}', VALID)
-    with connect(receiver.url) as connection:
+    with connect(shared.url) as connection:
         for index in range(0, len(request), 7):
             connection.sendall(request[index : index + 7])
             time.sleep(0.01)  # what is tested is a sender that pauses

@@ -71,11 +71,11 @@ def test_what_was_handed_over_is_wiped(receiver: Receiver) -> None:
     assert b"shared@example.com" not in content
 
 
-def test_no_request_is_logged(receiver: Receiver) -> None:
+def test_no_request_is_logged(shared: Receiver) -> None:
     """Neither request lines nor headers, from the server or from Prefect's client; a quiet day's log is short."""
-    before = len(receiver.log.splitlines())
+    before = len(shared.log.splitlines())
     for number in range(20):
-        assert receiver.deliver(f"message-{number}").status_code == 200
-    receiver.until_empty()
-    assert len(receiver.log.splitlines()) == before
-    assert not any(word in receiver.log for word in ("POST ", "GET ", "HTTP/1.1", "Authorization", "create_flow_run"))
+        assert shared.deliver(f"quiet-{number}").status_code == 200
+    shared.until_empty()
+    assert len(shared.log.splitlines()) == before
+    assert not any(word in shared.log for word in ("POST ", "GET ", "HTTP/1.1", "Authorization", "create_flow_run"))

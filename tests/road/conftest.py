@@ -1,10 +1,18 @@
 """One installation for all tests of the road: Prefect's server takes 10 to 20 s to start."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.road.installation import Installation, installation
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs all of them, so that one installation is enough."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.xdist_group("road"))
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
-from conftest import download_path, list_path
 
 from attachments.sandbox.answers import content_disposition
 from attachments.sandbox.process import Sandbox, SandboxError
+from tests.sandbox.conftest import download_path, list_path
 
 
 def test_lists_what_was_put_on_the_message(sandbox: Sandbox, api: httpx.Client):

@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 import httpx
-from conftest import download_path, list_path
 
 from attachments.sandbox.bodies import GeneratedBody, sha256
 from attachments.sandbox.process import Sandbox
+from tests.sandbox.conftest import download_path, list_path
 
 
 def content(body: GeneratedBody) -> bytes:

@@ -2,9 +2,9 @@
 
 import httpx
 import pytest
-from conftest import download_path, list_path
 
 from attachments.sandbox.process import Sandbox
+from tests.sandbox.conftest import download_path, list_path
 
 TEAPOT = {"kind": "status", "status": 418}
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import download_path, list_path
 
 from attachments.sandbox.process import Sandbox, SandboxError, running_sandbox
+from tests.sandbox.conftest import download_path, list_path
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import download_path, list_path
 
 from attachments.sandbox.process import Sandbox
+from tests.sandbox.conftest import download_path, list_path
 
 SIZE = 1_000_000
 CLOSE = "Connection: close\r\n"

@@ -3,9 +3,9 @@
 from datetime import datetime
 
 import httpx
-from conftest import download_path, list_path
 
 from attachments.sandbox.process import Sandbox
+from tests.sandbox.conftest import download_path, list_path
 
 
 def test_every_call_is_logged_without_its_key(sandbox: Sandbox, api: httpx.Client):

@@ -12,13 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 import test.test_email
-from conftest import download_path, list_path
 
 from attachments.sandbox.bodies import Spool
 from attachments.sandbox.mail import parse_mail, read_mail
 from attachments.sandbox.messages import FILE, Message
 from attachments.sandbox.payload import webhook_payload
 from attachments.sandbox.process import running_sandbox
+from tests.sandbox.conftest import download_path, list_path
 
 CPYTHON_MAIL = sorted((Path(test.test_email.__file__).parent / "data").glob("msg_*.txt"))
 

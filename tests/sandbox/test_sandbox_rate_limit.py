@@ -3,10 +3,10 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-from conftest import list_path
 
 from attachments.sandbox.process import Sandbox, running_sandbox
 from attachments.sandbox.window import Peak, SlidingWindow
+from tests.sandbox.conftest import list_path
 
 
 def test_the_window_is_exact_at_its_edges():
