@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 from attachments import cli
 from attachments.emailgistics import errors as vendor_errors
 from attachments.emailgistics.errors import EmailgisticsError
+from attachments.sandbox import __main__ as sandbox
 from attachments.selection import Filter
 from attachments.setup import LIMITS
 from attachments.storage import Manifest, ManifestAttachment
@@ -68,7 +69,7 @@ def subcommands() -> dict[str, argparse.ArgumentParser]:
     """The parsers of `attachments …`."""
     actions = cli._parser()._actions
     (choices,) = [action.choices for action in actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(choices)
+    return {**choices, "sandbox": sandbox._parser()}  # the sandbox reads its own options
 
 
 @each_document
