@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     receive.set_defaults(command=_receive)
 
     trigger = commands.add_parser("trigger", help="send a webhook as Emailgistics would, to try an installation")
-    trigger.add_argument("message_id", help="the message's id")
+    trigger.add_argument("message_id", type=_message_id, help="the message's id")
     trigger.add_argument(
         "--url", default="http://127.0.0.1:8080/webhooks/default", help="the receiver (default: %(default)s)"
     )
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     trigger.set_defaults(command=_trigger)
 
     locate = commands.add_parser("locate", help="say where a message's files are")
-    locate.add_argument("message_id", help="the message's id")
+    locate.add_argument("message_id", type=_message_id, help="the message's id")
     locate.add_argument("--json", action="store_true", help="print the manifest as JSON")
     locate.set_defaults(command=_locate)
 
@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("sandbox", help="a stand-in Emailgistics: API and webhook sender")  # it reads its own options
     return parser
+
+
+def _message_id(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the message's id is empty; is the variable set that should hold it?")
+    return text
 
 
 def _port(text: str) -> int:
@@ -141,7 +147,7 @@ def _locate(options: argparse.Namespace) -> int:
 
     url = os.environ.get("ATTACHMENTS_URL")
     if not url:
-        return _fail("ATTACHMENTS_URL is not set. Set it to the store's URL.")
+        return _fail("ATTACHMENTS_URL is not set. Set it to the store's URL, for example file:///srv/attachments.")
     try:
         store_options = json.loads(os.environ.get("ATTACHMENTS_STORAGE_OPTIONS") or "{}")
     except ValueError:

@@ -88,15 +88,7 @@ class PrefectPacer:
             try:
                 answer = self._ask()
             except httpx.HTTPStatusError as error:
-                if error.response.status_code == httpx.codes.LOCKED:
-                    time.sleep(self._returns.until_next(at_most=ASK_AGAIN))
-                    continue
-                if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
-                    raise PacingError(
-                        f"Prefect refused a slot of the limit {self.limit_name} ({error.response.status_code}). "
-                        "Set the limit to 1 or more in the Prefect UI under Concurrency."
-                    ) from None
-                self._wait_for_prefect(str(error.response.status_code))
+                self._wait_as_told(error.response.status_code)
                 continue
             except PrefectAway as error:
                 self._wait_for_prefect(str(error))
@@ -105,6 +97,21 @@ class PrefectPacer:
             if not body["limits"]:
                 raise self._missing()
             return UUID(body["lease_id"])
+
+    def _wait_as_told(self, status: int) -> None:
+        """Wait before asking again, as long as the refusal asks for. Raises `PacingError` for one that will stay."""
+        if status == httpx.codes.LOCKED:
+            time.sleep(self._returns.until_next(at_most=ASK_AGAIN))
+        elif status == httpx.codes.UNPROCESSABLE_ENTITY:
+            logger.warning("The limit %s is 0: no call is made until it is larger.", self.limit_name)
+            time.sleep(AWAY)
+        elif status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
+            self._wait_for_prefect(str(status))
+        else:
+            raise PacingError(
+                f"Prefect refused a slot of the limit {self.limit_name} ({status}). Check what this process may do in "
+                "Prefect (PREFECT_API_KEY, PREFECT_API_AUTH_STRING)."
+            ) from None
 
     def _ask(self) -> httpx.Response:
         client = self._returns.client

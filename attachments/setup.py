@@ -14,6 +14,8 @@ import yaml
 from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentTriggerTypes, TriggerTypes
 from prefect.exceptions import ObjectNotFound
@@ -124,7 +126,7 @@ async def _save(block: Block, name: str, client: PrefectClient, tell: Tell) -> N
         tell("was there", subject)
         return
     await block.asave(name, overwrite=True, client=client)
-    tell("updated" if existing else "made", subject)
+    tell("updated" if existing else "made", f"{subject}, from the environment")
 
 
 def _revealed(block: Block) -> dict[str, Any]:
@@ -168,8 +170,10 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
     except ObjectNotFound:
         existing = None
     triggers: list[DeploymentTriggerTypes | TriggerTypes] = [
-        _triggers.validate_python(trigger) for trigger in spec.get("triggers", [])
+        _triggers.validate_python({**trigger, "enabled": await _is_enabled(trigger, client)})
+        for trigger in spec.get("triggers", [])
     ]
+    limit = existing.global_concurrency_limit if existing else None
     deployment = RunnerDeployment.from_flow(
         flow,
         name=spec["name"],
@@ -178,9 +182,23 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         parameters={**spec.get("parameters", {}), **(existing.parameters if existing else {})},
         paused=existing.paused if existing else spec.get("paused"),
         tags=existing.tags if existing else spec.get("tags"),
+        concurrency_limit=ConcurrencyLimitConfig(limit=limit.limit, collision_strategy=_collision_strategy(existing))
+        if limit
+        else None,
         triggers=triggers,
         work_pool_name=spec["work_pool"]["name"],
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
     await deployment.aapply()
     tell("updated" if existing else "made", f"deployment {name}")
+
+
+async def _is_enabled(trigger: dict[str, Any], client: PrefectClient) -> bool:
+    """A trigger that a user has switched off stays off."""
+    existing = await client.read_automations_by_name(trigger["name"])
+    return existing[0].enabled if existing else bool(trigger.get("enabled", True))
+
+
+def _collision_strategy(existing: DeploymentResponse | None) -> ConcurrencyLimitStrategy:
+    options = existing.concurrency_options if existing else None
+    return options.collision_strategy if options else ConcurrencyLimitStrategy.ENQUEUE

@@ -14,6 +14,7 @@ name comes first gives the runs of silent workers back to the queue.
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -101,6 +102,9 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
 
     async def start(self, *args: Any, **options: Any) -> None:
         """Poll until told to stop. Looks for runs twice a second unless the setting was set by hand."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # A shell's `&` starts us so. Prefect turns SIGTERM into SIGINT, and could never be stopped.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         settings = {} if "PREFECT_WORKER_QUERY_SECONDS" in os.environ else {PREFECT_WORKER_QUERY_SECONDS: POLL}
         with temporary_settings(settings):
             await super().start(*args, **options)

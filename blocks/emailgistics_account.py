@@ -63,7 +63,8 @@ class EmailgisticsAccount(Block):
     @field_validator("base_url")
     @classmethod
     def _base_url_is_safe(cls, value: str) -> str:
-        checked_base_url(value)
+        if checked_base_url(value).path.strip("/") == "":
+            raise ValueError("The base URL lacks its path: write it as https://c1.emailgistics.com/api/v1")
         return value
 
     @field_validator("api_key")

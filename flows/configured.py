@@ -3,13 +3,13 @@
 from typing import cast
 
 from blocks import AttachmentStore, EmailgisticsAccount
-from flows.failures import NotConfigured
+from flows.failures import NotConfigured, patiently
 
 
 def load_account(name: str) -> EmailgisticsAccount:
     """The Emailgistics Account block of that name. Raises `NotConfigured` when there is none that can be read."""
     try:
-        return cast("EmailgisticsAccount", EmailgisticsAccount.load(name))
+        return cast("EmailgisticsAccount", patiently(lambda: EmailgisticsAccount.load(name)))
     except ValueError:
         raise NotConfigured(_missing("emailgistics-account", name)) from None
 
@@ -17,7 +17,7 @@ def load_account(name: str) -> EmailgisticsAccount:
 def load_store(name: str) -> AttachmentStore:
     """The Attachment Store block of that name. Raises `NotConfigured` when there is none that can be read."""
     try:
-        return cast("AttachmentStore", AttachmentStore.load(name))
+        return cast("AttachmentStore", patiently(lambda: AttachmentStore.load(name)))
     except ValueError:
         raise NotConfigured(_missing("attachment-store", name)) from None
 

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Annotated
 
 from prefect import flow, runtime, task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from attachments.emailgistics import Attachment
 from attachments.selection import Filter
@@ -32,10 +33,27 @@ from flows.failures import (
     code_of,
     contained,
     is_retryable,
+    patiently,
 )
 from flows.report import Report, already_stored, finish, gave_up
 
 DOWNLOADS_AT_ONCE = 4
+
+
+def _readable(received: object) -> object:
+    """What an event says may be no date at all; that is no reason to leave the attachments where they are."""
+    try:
+        return _moment.validate_python(received or None)
+    except (ValidationError, OverflowError):
+        return None
+
+
+def _in_utc(moment: datetime | None) -> datetime | None:
+    return moment and (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+_moment: TypeAdapter[datetime | None] = TypeAdapter(Annotated[datetime | None, AfterValidator(_in_utc)])
+Received = Annotated[datetime | None, BeforeValidator(_readable)]
 
 
 class Message(BaseModel):
@@ -139,7 +157,7 @@ def write_manifest(
 def download_attachments(
     message_id: str,
     mailbox: str | None = None,
-    received: datetime | None = None,
+    received: Received = None,
     conversation_id: str | None = None,
     filter: Filter | None = None,  # noqa: A002  the name that users know it by
     account: str = "default",
@@ -255,5 +273,5 @@ def _entry(attachment: Attachment, **found: object) -> ManifestAttachment:
 
 
 def _deployment() -> str | None:
-    name = runtime.deployment.name
+    name = patiently(lambda: runtime.deployment.name)
     return f"{runtime.flow_run.flow_name}/{name}" if name else None

@@ -3,11 +3,13 @@
 Prefect writes an exception's text into states and logs, which everybody with the UI can read.
 """
 
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
@@ -18,6 +20,8 @@ from attachments.storage import StoreError
 RETRIES = 6
 BACK_OFF = 2  # seconds before the first retry, doubled for each: about two minutes in all
 JITTER = 0.3
+PATIENCE = 900.0  # seconds that a run waits for Prefect's API to come back
+BETWEEN = 2.0  # seconds between two questions; Prefect's client has its own back-off besides
 FRESH = 4  # tries in which a 404 is not believed: 2 + 4 + 8 + 16 seconds, half a minute
 
 RETRYING: dict[str, Any] = {
@@ -28,6 +32,9 @@ RETRYING: dict[str, Any] = {
 """Arguments of every task that talks to the vendor or the store; each adds its `retry_condition_fn`."""
 
 
+T = TypeVar("T")
+
+
 class UnexpectedError(Exception):
     """A defect of ours, or a failure that nobody thought of. Its own text stays out: it could hold a file name."""
 
@@ -36,8 +43,12 @@ class NotConfigured(Exception):
     """Something that the run needs is not set up."""
 
 
-OUR_ERRORS = (EmailgisticsError, StoreError, PacingError, NotConfigured, UnexpectedError)
-OurError = EmailgisticsError | StoreError | PacingError | NotConfigured | UnexpectedError
+class PrefectLost(Exception):
+    """Prefect's API does not answer, and has not for a long while."""
+
+
+OUR_ERRORS = (EmailgisticsError, StoreError, PacingError, NotConfigured, PrefectLost, UnexpectedError)
+OurError = EmailgisticsError | StoreError | PacingError | NotConfigured | PrefectLost | UnexpectedError
 
 
 @contextmanager
@@ -56,7 +67,23 @@ def contained() -> Iterator[None]:
 
 def is_retryable(error: object) -> bool:
     """Whether the same thing may succeed later without anybody doing anything."""
-    return isinstance(error, EmailgisticsError | StoreError) and error.retryable
+    return isinstance(error, PrefectLost) or (isinstance(error, EmailgisticsError | StoreError) and error.retryable)
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """What Prefect answers to a question that a flow asks itself. Prefect may be away for a while; the run waits.
+
+    Raises:
+        PrefectLost: it has not answered for `PATIENCE` seconds.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ask()
+        except httpx.HTTPError as error:
+            if time.monotonic() > end:
+                raise PrefectLost(f"Prefect's API does not answer ({type(error).__name__}). Is it running?") from None
+            time.sleep(BETWEEN)
 
 
 def can_get_better(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:

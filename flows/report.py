@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import httpx
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
+from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from attachments.storage import Manifest, ManifestAttachment
@@ -112,6 +114,14 @@ def _emit(report: Report) -> None:
 
 
 def _show(report: Report) -> None:
+    """The table in the UI. The work is done and recorded: a Prefect that cannot take the table does not undo it."""
+    try:
+        _make_table(report)
+    except httpx.HTTPError as error:
+        get_run_logger().warning("Prefect did not take the table of this run (%s).", type(error).__name__)
+
+
+def _make_table(report: Report) -> None:
     create_table_artifact(
         key="attachments",
         description=f"Attachments of message `{report.message_key}`",

@@ -45,6 +45,7 @@ def test_storage_options_are_masked() -> None:
     ("fields", "remedy"),
     [
         ({"base_url": "http://c1.emailgistics.com/api/v1", "api_key": "k"}, "must start with https://"),
+        ({"base_url": "https://c1.emailgistics.com", "api_key": "k"}, "lacks its path"),
         ({"base_url": "c1.emailgistics.com", "api_key": "k"}, "base URL"),
         ({"api_key": ""}, "API key is empty"),
         ({"api_key": "two words"}, "blanks"),

@@ -30,6 +30,7 @@ MESSAGE = "AAMkAGI1/xyz="
 def environment(tmp_path: Path) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(Path(__file__).parents[1]),
         "HOME": str(tmp_path),
         "PREFECT_API_URL": "http://127.0.0.1:9/api",
         "PREFECT_PROFILES_PATH": str(tmp_path / "profiles.toml"),
@@ -40,7 +41,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=30, check=False
     )
 
 
@@ -61,8 +62,8 @@ def receive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setenv("EMAILGISTICS_WEBHOOK_SECRET", SECRET)
     monkeypatch.setenv("ATTACHMENTS_INBOX", str(tmp_path / "inbox.sqlite"))
 
-    def receive(*options: str) -> str:
-        with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+    def receive(*options: str, prefect: str | None = "http://127.0.0.1:9/api") -> str:
+        with temporary_settings({PREFECT_API_URL: prefect}):
             code = main(["receive", *options])
         said = capsys.readouterr()
         return refused(subprocess.CompletedProcess([], code, said.out, said.err))
@@ -83,12 +84,9 @@ def test_receive_needs_a_secret(environment: dict[str, str], secret: str | None)
 
 
 @pytest.mark.parametrize("url", [None, "not a url", "127.0.0.1:4200/api"])
-def test_receive_needs_prefects_address(environment: dict[str, str], url: str | None) -> None:
+def test_receive_needs_prefects_address(receive: Callable[..., str], url: str | None) -> None:
     """Without one Prefect would start a server of its own, unseen."""
-    environment.pop("PREFECT_API_URL")
-    if url is not None:
-        environment["PREFECT_API_URL"] = url
-    assert "PREFECT_API_URL" in refused(run(environment, "receive", "--port", "0"))
+    assert "PREFECT_API_URL" in receive("--port", "0", prefect=url)
 
 
 def test_receive_tells_of_a_taken_port(environment: dict[str, str]) -> None:
@@ -235,7 +233,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trigger_posts_what_emailgistics_would(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The documented fields but `received`, with the first of the secrets; it prints the receiver's message and exits with 0."""
+    """The documented fields but `received`, with the first secret; it prints what the receiver says."""
     monkeypatch.setenv("EMAILGISTICS_WEBHOOK_SECRET", " neues-wört , old-one")
     with answering(200, b'{"status": "success", "message": "Accepted."}') as (url, posted):
         assert main(["trigger", MESSAGE, "--url", url, "--mailbox", "shared@example.com"]) == 0
@@ -368,7 +366,16 @@ def test_locate_fails_when_it_is_not_set_up(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("message_id", ["never-seen", "", "\udcff", "x" * 5000])
+@pytest.mark.parametrize("command", ["locate", "trigger"])
+def test_an_empty_id_is_a_wrong_call(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """A shell variable that is not set must not look like a message that is not known."""
+    with pytest.raises(SystemExit) as ended:
+        main([command, ""])
+    assert ended.value.code == 2
+    assert "id is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("message_id", ["never-seen", "\udcff", "x" * 5000])
 def test_locate_fails_for_a_message_that_it_does_not_know(
     store: Path, capsys: pytest.CaptureFixture[str], message_id: str
 ) -> None:

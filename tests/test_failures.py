@@ -4,13 +4,25 @@ import traceback
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from prefect.states import Failed
+from pydantic import TypeAdapter
 
 from attachments.emailgistics import Forbidden, InvalidKey, NotFound, RateLimited, ServerError, TimedOut, Truncated
 from attachments.pacing import PacingError
 from attachments.storage.errors import AccessDenied, AlreadyExists, OutOfSpace, StoreUnavailable
-from flows.failures import UnexpectedError, can_get_better, can_get_better_or_is_fresh, code_of, contained
+from flows import failures
+from flows.download_attachments import Received
+from flows.failures import (
+    PrefectLost,
+    UnexpectedError,
+    can_get_better,
+    can_get_better_or_is_fresh,
+    code_of,
+    contained,
+    patiently,
+)
 
 CANARY = "secret-name.pdf"
 
@@ -66,3 +78,37 @@ def test_every_failure_has_a_code_for_the_manifest() -> None:
     """Short stable words, also for what has no type of its own."""
     errors = [Forbidden("x"), OutOfSpace("x"), PacingError("x"), UnexpectedError("x"), None]
     assert [code_of(error) for error in errors] == ["forbidden", "out-of-space", "unpaced", "unexpected", "unexpected"]
+
+
+def test_a_run_waits_for_prefect_and_gives_up_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect away for a moment costs no run; away for long, the run says so and is tried again later."""
+    monkeypatch.setattr(failures, "BETWEEN", 0.01)
+    answers: list[Exception | str] = [httpx.ReadError("gone"), httpx.ConnectError("gone"), "block"]
+
+    def ask() -> str:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert patiently(ask) == "block"
+    answers[:] = [httpx.ReadError("gone")]
+    monkeypatch.setattr(failures, "PATIENCE", 0.1)
+    with pytest.raises(PrefectLost, match=r"does not answer \(ReadError\)") as caught:
+        patiently(ask)
+    assert failures.is_retryable(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "understood"),
+    [
+        ("2026-11-22T10:00:00Z", "2026-11-22T10:00:00+00:00"),
+        ("2026-11-22T10:00:00", "2026-11-22T10:00:00+00:00"),
+        ("2026-11-22T10:00:00+02:00", "2026-11-22T08:00:00+00:00"),
+        *[(nothing, None) for nothing in ("", None, "22 Nov 2026", "0001-01-01T00:00:00+05:00", ["x"], {})],
+    ],
+)
+def test_what_is_no_date_is_left_out(said: object, understood: str | None) -> None:
+    """Events carry what somebody put there; garbage in `received` must not cost the attachments."""
+    found = TypeAdapter(Received).validate_python(said)
+    assert (found.isoformat() if found else None) == understood

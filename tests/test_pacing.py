@@ -114,6 +114,25 @@ def test_a_limit_that_is_deleted_while_in_use_is_noticed_at_the_next_call(api: h
         pytest.fail("the call was made")
 
 
+def test_a_limit_of_zero_holds_calls_until_it_is_larger(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sets the limit to 0 in the UI stops the calls for a while, and fails no run."""
+    monkeypatch.setattr(pacing, "AWAY", 0.05)
+    api.patch("/v2/concurrency_limits/test-limit", json={"limit": 0}).raise_for_status()
+    pacer = pacing.PrefectPacer("test-limit")
+    made = threading.Event()
+
+    def call() -> None:
+        with pacer.call():
+            made.set()
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    assert not made.wait(1)
+    api.patch("/v2/concurrency_limits/test-limit", json={"limit": 1}).raise_for_status()
+    assert made.wait(30)
+    thread.join()
+
+
 def test_no_call_is_made_while_prefect_is_away(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call waits until there is a server that grants its slot."""
     monkeypatch.setattr(pacing, "AWAY", 0.05)

@@ -104,7 +104,8 @@ class Inbox:
         except (OSError, sqlite3.Error) as error:
             raise InboxUnavailable(
                 f"The inbox {path} cannot be opened ({_reason(error)}). Give ATTACHMENTS_INBOX a path on a local disk "
-                "that this user may write. If the file is damaged, move it away; reconciliation finds its messages."
+                "that this user may write. If the file is damaged, move it away and keep it: what waited in it has to "
+                "be started by hand."
             ) from None
         self._thread = threading.Thread(target=self._serve, name="inbox", daemon=True)
         self._thread.start()

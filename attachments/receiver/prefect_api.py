@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import DeploymentSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
+from attachments.prefect_busy import make_patient
 from attachments.receiver.inbox import Entry
 
 FLOW = "download-attachments"
@@ -90,6 +91,7 @@ class PrefectFlowRuns:
 async def prefect_flow_runs() -> AsyncIterator[PrefectFlowRuns]:
     """A `PrefectFlowRuns` with an open client."""
     async with get_client() as client:
+        make_patient(client)
         yield PrefectFlowRuns(client)
 
 

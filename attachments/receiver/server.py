@@ -6,7 +6,7 @@ import resource
 import signal
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,19 +96,19 @@ def _configuration(settings: ReceiverSettings, app: Any) -> uvicorn.Config:
 
 @contextmanager
 def _listening(settings: ReceiverSettings) -> Iterator[socket.socket]:
-    try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        # With the protocol named, asyncio knows that it is TCP and sends small answers at once (TCP_NODELAY).
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise CannotServe(
-            f"Cannot listen on {settings.host} port {settings.port} ({error.strerror or error}). "
-            "Say another --host or --port, or end what listens there."
-        ) from None
-    with listener:
+    with ExitStack() as stack:
+        try:
+            found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, kind, protocol, _, address = found[0]
+            # With the protocol named, asyncio knows that it is TCP and sends small answers at once (TCP_NODELAY).
+            listener = stack.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            raise CannotServe(
+                f"Cannot listen on {settings.host} port {settings.port} ({error.strerror or error}). "
+                "Say another --host or --port, or end what listens there."
+            ) from None
         yield listener
 
 

@@ -424,6 +424,18 @@ def test_a_defect_of_ours_is_told_without_data_and_holds_up_one_entry(
     assert any(record.levelno == logging.CRITICAL for record in caplog.records)
 
 
+def test_a_stop_in_the_moment_of_a_delivery_is_a_stop(tmp_path: Path, prefect: PrefectStub) -> None:
+    """Before Python 3.12 `asyncio.wait_for` swallows a cancellation that comes together with what it waits for."""
+
+    async def life() -> None:
+        async with asyncio.timeout(10), desk(tmp_path / "inbox.sqlite", prefect) as at:
+            await at.until(lambda: at.dispatcher.synced)
+            await asyncio.sleep(0.1)  # the dispatcher has nothing to do and waits
+            at.dispatcher.wake()
+
+    asyncio.run(life())
+
+
 def test_a_creation_that_is_cut_off_by_a_stop_is_offered_again(
     play: Callable[[Story], None], prefect: PrefectStub
 ) -> None:

@@ -357,6 +357,7 @@ def test_a_stop_answers_what_is_under_way(receiver: Receiver, ending: signal.Sig
         assert receiver.get("/health").status_code == 200  # so the receiver has read what was sent before
         os.kill(receiver.process.pid, ending)
         assert idle.recv(1) == b""
+        receiver.until(lambda: "Waiting for connections to close" in receiver.log, "the stop to wait")
         under_way.sendall(request[-5:])
         assert under_way.recv(65536).startswith(b"HTTP/1.1 200 ")
     assert receiver.process._running is not None

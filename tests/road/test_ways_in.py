@@ -42,12 +42,22 @@ def test_an_event_runs_the_job(running: Installation) -> None:
 def test_setup_again_changes_nothing_but_the_deployments(running: Installation) -> None:
     """Idempotent: the second time, blocks, limits and pool were there, and what a user has changed stays."""
     running.change("v2/concurrency_limits/emailgistics-backfill", {"limit": 42})
+    deployment = running._get("deployments/name/download-attachments/default")
+    running.change(f"deployments/{deployment['id']}", {"concurrency_limit": 7, "parameters": {"store": "default"}})
+    (automation,) = running._post("automations/filter", {})
+    running.change(f"automations/{automation['id']}", {"enabled": False})
     done = running.road.run("attachments", "setup")
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith("made")] == []
     assert "was there block emailgistics-account/default" in lines
     assert "was there limit emailgistics-backfill: 42 calls in any 60 s" in lines
-    assert len(running._post("automations/filter", {})) == 1, "the trigger was replaced, not doubled"
+    (replaced,) = running._post("automations/filter", {})
+    assert replaced["enabled"] is False, "the trigger was replaced, not doubled, and stays off"
+    after = running._get("deployments/name/download-attachments/default")
+    assert after["global_concurrency_limit"]["limit"] == 7
+    assert after["parameters"] == {"store": "default"}
+    running.change(f"automations/{replaced['id']}", {"enabled": True})
+    running.change(f"deployments/{deployment['id']}", {"concurrency_limit": None, "parameters": {}})
 
 
 def test_locate_says_where_the_files_are(running: Installation) -> None:
