@@ -63,6 +63,7 @@ DRAIN = 20.0  # seconds that runs under way get to finish after SIGTERM
 LIMIT = 8  # runs at a time, unless `--limit` says otherwise
 MOST_DEATHS = 5  # a run that was under way at so many deaths of workers is not tried again: it may be the cause
 WORKER_LABEL = "prefect.worker.name"
+DEATHS_LABEL = "attachments.worker.deaths"
 PAGE = 200
 
 logger = logging.getLogger("prefect.attachments.worker")
@@ -135,7 +136,9 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             return
         for run in list(self._under_way.values()):
             with suppress(httpx.HTTPError):
-                await self._give_back(run, "Its worker was stopped; the run starts again.")
+                now = await self.client.read_flow_run(run.id)
+                if now.state is not None and not now.state.is_final():
+                    await self._give_back(now, "Its worker was stopped; the run starts again.")
         # A thread cannot be stopped. What it has written is no more than after a crash: nothing under a final key.
         logging.shutdown()
         os._exit(0)
@@ -235,7 +238,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             else:
                 is_orphan = may_judge_others and owner not in living
             if is_orphan and watch.stood_still(run):
-                await self._give_back(run)
+                await self._take_up(run, owner_died=owner != self.name)
 
     async def _unfinished_runs(self) -> list[FlowRun]:
         return await self.client.read_flow_runs(
@@ -249,15 +252,27 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             limit=PAGE,
         )
 
-    async def _give_back(self, run: FlowRun, message: str = "Its worker is gone; the run starts again.") -> None:
-        state: State[None] = Scheduled(name="AwaitingRetry", message=message)
-        if run.state_type == StateType.CANCELLING:
-            state = Cancelled(message="Cancelled while its worker was gone.")
-        elif run.run_count >= MOST_DEATHS:
-            state = Crashed(
-                message=f"{MOST_DEATHS} workers died while this run was under way. It is not started again by itself; "
+    async def _take_up(self, run: FlowRun, *, owner_died: bool) -> None:
+        """Let a run without a worker start again, unless it has seen too many workers die."""
+        deaths = int(str(run.labels.get(DEATHS_LABEL, 0))) + owner_died
+        if deaths >= MOST_DEATHS:
+            message = (
+                f"{MOST_DEATHS} workers died while this run was under way. It is not started again by itself; "
                 "look at the workers' memory and logs, then retry it."
             )
+            await self._set_state(run, Crashed(message=message))
+            return
+        if owner_died:
+            await self.client.update_flow_run_labels(run.id, {DEATHS_LABEL: deaths})
+        await self._give_back(run, "Its worker is gone; the run starts again.")
+
+    async def _give_back(self, run: FlowRun, message: str) -> None:
+        if run.state_type == StateType.CANCELLING:
+            await self._set_state(run, Cancelled(message="Cancelled while its worker was gone."))
+        else:
+            await self._set_state(run, Scheduled(name="AwaitingRetry", message=message))
+
+    async def _set_state(self, run: FlowRun, state: State[None]) -> None:
         with suppress(ObjectNotFound, Abort):
             await self.client.set_flow_run_state(run.id, state, force=True)
             logger.warning("Flow run %s is now %s: %s", run.id, state.name, state.message)

@@ -392,7 +392,16 @@ def test_locate_fails_when_the_manifest_is_damaged(store: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["no-such-command"], ["locate"], ["receive", "--port", "x"], ["receive", "--port", "99999"]]
+    "arguments",
+    [
+        [],
+        ["no-such-command"],
+        ["locate"],
+        ["locate", ""],
+        ["trigger", " "],
+        ["receive", "--port", "x"],
+        ["receive", "--port", "99999"],
+    ],
 )
 def test_a_wrong_call_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """With argparse's usage line."""

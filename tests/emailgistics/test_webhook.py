@@ -52,12 +52,12 @@ def test_the_mailbox_is_not_shown() -> None:
         ("received", "yes", True),
         ("received", False, False),
         ("closed", True, False),
-        (None, True, False),
-        (["received"], True, False),
+        (None, True, True),
+        (["received"], True, True),
     ],
 )
 def test_when_there_is_something_to_fetch(event: object, has_attachments: object, wanted: bool) -> None:
-    """A `received` message that does not deny attachments; a new event is nothing to us."""
+    """A `received` message that does not deny attachments; a new event is nothing to us, an unsaid one is looked at."""
     assert delivered(event=event, hasAttachments=has_attachments).wants_download is wanted
 
 
