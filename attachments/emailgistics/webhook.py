@@ -51,7 +51,7 @@ class Delivery(BaseModel):
 
     @property
     def wants_download(self) -> bool:
-        """Whether there may be something to fetch: a `received` event, or an unsaid one, that does not deny attachments."""
+        """Whether there may be something to fetch: a `received` or unsaid event that does not deny attachments."""
         return self.event in (None, RECEIVED) and self.has_attachments is not False
 
 
