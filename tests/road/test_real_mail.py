@@ -66,7 +66,7 @@ def test_real_mail_comes_out_as_email_decodes_it(running: Installation, tmp_path
                 message_id=message["id"], url=running.road.webhook_url(name), secret=running.road.secret
             )
         with_attachments = [message for message in messages if message["webhook"]["hasAttachments"]]
-        until(lambda: all(running.manifest(message) for message in with_attachments), "all manifests")
+        until(lambda: all(map(running.manifest, with_attachments)), "all manifests", patience=240)
         stored = 0
         for message in with_attachments:
             manifest = running.complete_manifest(message)
