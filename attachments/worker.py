@@ -14,7 +14,6 @@ name comes first gives the runs of silent workers back to the queue.
 import asyncio
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -103,9 +102,6 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
 
     async def start(self, *args: Any, **options: Any) -> None:
         """Poll until told to stop. Looks for runs twice a second unless the setting was set by hand."""
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            # A shell's `&` starts us so. Prefect turns SIGTERM into SIGINT, and could never be stopped.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         settings = {} if "PREFECT_WORKER_QUERY_SECONDS" in os.environ else {PREFECT_WORKER_QUERY_SECONDS: POLL}
         with temporary_settings(settings):
             await super().start(*args, **options)
@@ -134,14 +130,16 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
                 await anyio.sleep(0.1)
         if not self._under_way:
             return
-        for run in list(self._under_way.values()):
-            with suppress(httpx.HTTPError):
-                now = await self.client.read_flow_run(run.id)
-                if now.state is not None and not now.state.is_final():
-                    await self._give_back(now, "Its worker was stopped; the run starts again.")
-        # A thread cannot be stopped. What it has written is no more than after a crash: nothing under a final key.
-        logging.shutdown()
-        os._exit(0)
+        try:
+            for run in list(self._under_way.values()):
+                with suppress(httpx.HTTPError, ObjectNotFound):
+                    now = await self.client.read_flow_run(run.id)
+                    if now.state is not None and not now.state.is_final():
+                        await self._give_back(now, "Its worker was stopped; the run starts again.")
+        finally:
+            # A thread cannot be stopped. What it has written is no more than after a crash: nothing under a final key.
+            logging.shutdown()
+            os._exit(0)
 
     async def run(
         self,
@@ -150,15 +148,19 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         task_status: anyio.abc.TaskStatus[str] | None = None,  # type: ignore[override]  # Prefect stores it as text
     ) -> WarmWorkerResult:
         """Run a flow in a thread; its state in Prefect tells how it ended."""
+        flow = await self._flow_of(flow_run)
         self._under_way[flow_run.id] = flow_run
+        if task_status:
+            task_status.started(self.name)
+        await _in_a_thread(partial(self._run_to_its_end, flow, flow_run), name=f"flow-run-{flow_run.id}")
+        return WarmWorkerResult(status_code=0, identifier=self.name)
+
+    def _run_to_its_end(self, flow: Flow[..., Any], flow_run: FlowRun) -> None:
+        """In the run's thread, which goes on when whoever waits for it is cancelled."""
         try:
-            flow = await self._flow_of(flow_run)
-            if task_status:
-                task_status.started(self.name)
-            await _in_a_thread(partial(_run, flow, flow_run), name=f"flow-run-{flow_run.id}")
+            _run(flow, flow_run)
         finally:
             self._under_way.pop(flow_run.id, None)
-        return WarmWorkerResult(status_code=0, identifier=self.name)
 
     async def _flow_of(self, flow_run: FlowRun) -> Flow[..., Any]:
         assert flow_run.deployment_id is not None  # noqa: S101  a work pool's runs come from deployments
@@ -174,10 +176,21 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         except httpx.TransportError as error:
             logger.warning("Prefect is away (%s); looking again in a moment.", type(error).__name__)
         except httpx.HTTPStatusError as error:
-            if error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
-                raise
             logger.warning("Prefect answered %d; looking again in a moment.", error.response.status_code)
+        except ValueError as error:
+            logger.warning("Prefect's answer cannot be read (%s); looking again in a moment.", type(error).__name__)
         return []
+
+    async def _submit_run(self, flow_run: FlowRun) -> None:
+        """Start a run. Prefect's own lets one failed call end the worker; here the run waits for the next look."""
+        try:
+            await super()._submit_run(flow_run)
+        except httpx.HTTPError as error:
+            logger.warning("Flow run %s could not be started yet (%s).", flow_run.id, type(error).__name__)
+            self._release_limit_slot(flow_run.id)
+            self._submitting_flow_run_ids.discard(flow_run.id)
+            if self._cancelling_observer is not None:
+                self._cancelling_observer.remove_in_flight_flow_run_id(flow_run.id)
 
     async def sync_with_backend(self) -> None:
         """Prefect's own heartbeat, which likewise must outlive the API's absence once the worker is set up."""
@@ -215,7 +228,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
                 watch.api_answered()
                 if watch.is_time_to_look():
                     await self._take_up_orphans(watch)
-            except (httpx.HTTPError, ObjectNotFound) as error:
+            except Exception as error:  # noqa: BLE001  the outermost loop: whatever a proxy answers, the worker must go on beating
                 watch.api_failed()
                 reason = (
                     error.response.status_code if isinstance(error, httpx.HTTPStatusError) else type(error).__name__

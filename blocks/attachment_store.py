@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect.blocks.core import Block
 from prefect.types import SecretDict
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from attachments.storage import Store, StoreError, open_store
 
@@ -47,6 +47,16 @@ class AttachmentStore(Block):
             open_store(value)
         except StoreError as error:
             raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _options_fit(cls, value: SecretDict, info: ValidationInfo) -> SecretDict:
+        if "url" in info.data:
+            try:
+                open_store(info.data["url"], value.get_secret_value())
+            except StoreError as error:
+                raise ValueError(str(error)) from None
         return value
 
     def store(self) -> Store:

@@ -4,17 +4,20 @@ The retries of a task end after some minutes, so that a worker is not held up by
 could still get better is then tried again as a run of its own, after growing pauses that add up to a night.
 """
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.states import Scheduled
 
 FIRST_PAUSE = 5  # minutes, doubled each time: 5, 10, 20, … 640
 ATTEMPTS = 9  # in all: over 21 hours
 TAG = "attempt-"
+ATTEMPT = re.compile(r"attempt-[0-9]{1,3}", re.ASCII)
 
 
 def try_again_later() -> str:
@@ -26,7 +29,7 @@ def try_again_later() -> str:
     run = context.flow_run if context else None
     if run is None or run.deployment_id is None:
         return "Run it again when the cause is gone."
-    attempt = next((int(tag.removeprefix(TAG)) for tag in run.tags if tag.startswith(TAG)), 1)
+    attempt = next((int(tag.removeprefix(TAG)) for tag in run.tags if ATTEMPT.fullmatch(tag)), 1)
     if attempt >= ATTEMPTS:
         return f"That was attempt {ATTEMPTS}, the last one that is made by itself: run it again when the cause is gone."
     pause = timedelta(minutes=FIRST_PAUSE * 2 ** (attempt - 1))
@@ -34,11 +37,11 @@ def try_again_later() -> str:
         get_client(sync_client=True).create_flow_run_from_deployment(
             run.deployment_id,
             parameters=run.parameters,
-            idempotency_key=f"{run.id}/again",
-            tags=[*(tag for tag in run.tags if not tag.startswith(TAG)), f"{TAG}{attempt + 1}"],
+            idempotency_key=f"{run.id}/{run.run_count}/again",
+            tags=[*(tag for tag in run.tags if not ATTEMPT.fullmatch(tag)), f"{TAG}{attempt + 1}"],
             state=Scheduled(scheduled_time=datetime.now(UTC) + pause, message=f"Attempt {attempt + 1} of {ATTEMPTS}"),
         )
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ObjectNotFound) as error:
         get_run_logger().warning("The next attempt could not be scheduled (%s).", type(error).__name__)
         return "The next attempt could not be scheduled: run it again when the cause is gone."
     return f"Attempt {attempt + 1} of {ATTEMPTS} follows by itself in {pause.total_seconds() / 60:.0f} minutes."

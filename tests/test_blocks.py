@@ -70,6 +70,13 @@ def test_a_wrong_store_is_refused_with_what_to_change(url: str, remedy: str) -> 
         AttachmentStore(url=url)
 
 
+def test_options_that_the_store_does_not_take_are_refused() -> None:
+    """Set-up must not say "all set" for a store that every run will refuse; values of options are not shown."""
+    with pytest.raises(ValidationError, match="remove key from the store's options") as refusal:
+        AttachmentStore(url="file:///srv/attachments", options={"key": "very-secret"})  # type: ignore[arg-type]
+    assert "very-secret" not in str(refusal.value)
+
+
 def test_a_client_and_a_store_are_made_once_for_a_configuration(tmp_path: Path) -> None:
     """Connections are reused between runs: equal blocks share one store."""
     first, second = AttachmentStore(url=str(tmp_path)), AttachmentStore(url=str(tmp_path))

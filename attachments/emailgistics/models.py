@@ -28,10 +28,10 @@ def _content_type(value: Any) -> Any:
     return _text(value).strip() or "application/octet-stream"
 
 
-def _size(value: Any) -> int:
+def _size(value: Any) -> int | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if type(value) is int and value >= 0 else 0
+    return value if type(value) is int and value >= 0 else None
 
 
 def _kind(value: Any) -> str:
@@ -57,8 +57,8 @@ class Attachment(BaseModel):
     content_type: Annotated[str, BeforeValidator(_content_type)] = Field(
         default="application/octet-stream", alias="contentType"
     )
-    size: Annotated[int, BeforeValidator(_size)] = 0
-    """Bytes, as Exchange reports them: need not equal what is delivered. 0 when unknown."""
+    size: Annotated[int | None, BeforeValidator(_size)] = None
+    """Bytes, as Exchange reports them: need not equal what is delivered. None when unknown."""
     kind: Annotated[str, BeforeValidator(_kind)] = Field(default=FILE_ATTACHMENT, alias="attachmentType")
     """`fileAttachment`, `referenceAttachment`, `itemAttachment`, or something newer.
 

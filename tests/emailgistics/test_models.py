@@ -62,8 +62,8 @@ def test_odd_text_has_a_default(odd: object) -> None:
 
 @pytest.mark.parametrize("odd", [None, "1234", -1, 1.5, True, []])
 def test_an_odd_size_is_unknown(odd: object) -> None:
-    """The size is metadata; when it makes no sense it is 0."""
-    assert listed(size=odd).size == 0
+    """The size is metadata; when it makes no sense it is not known, which is not the same as 0."""
+    assert listed(size=odd).size is None
 
 
 def test_a_whole_float_is_a_size() -> None:
