@@ -66,9 +66,11 @@ class Process:
     log: Path
     is_ready: Callable[[], bool]
     _running: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _before: int = field(default=0, init=False)  # bytes of the log that earlier starts have printed
 
     def start(self, *, wait: bool = True) -> None:
         """Start it, and wait until it is ready."""
+        self._before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._running = subprocess.Popen(  # noqa: S603  our own commands
                 self.command,
@@ -80,6 +82,10 @@ class Process:
             )
         if wait:
             self.wait_until_ready()
+
+    def printed(self) -> str:
+        """What it has printed since it was started last."""
+        return self.log.read_bytes()[self._before :].decode("utf-8", "replace")
 
     def wait_until_ready(self) -> None:
         """Wait for readiness. Raises `NotReady` when it ended or took too long."""
@@ -195,8 +201,14 @@ def road(folder: Path, base_url: str, api_key: str, *, worker_options: tuple[str
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
     }
-    worker_log = folder / "worker.log"
     receiver_url = f"http://{LOOPBACK}:{receiver_port}"
+    worker = Process(
+        "worker",
+        [_script("prefect"), "worker", "start", "--pool", "attachments", *worker_options],
+        environment,
+        folder / "worker.log",
+        lambda: "started!" in worker.printed(),
+    )
     return Road(
         folder=folder,
         prefect=Process(
@@ -206,13 +218,7 @@ def road(folder: Path, base_url: str, api_key: str, *, worker_options: tuple[str
             folder / "prefect-server.log",
             lambda: answers(f"{api_url}/health"),
         ),
-        worker=Process(
-            "worker",
-            [_script("prefect"), "worker", "start", "--pool", "attachments", *worker_options],
-            environment,
-            worker_log,
-            lambda: "started!" in worker_log.read_text("utf-8", "replace"),
-        ),
+        worker=worker,
         receiver=Process(
             "receiver",
             [_script("attachments"), "receive", "--host", LOOPBACK, "--port", str(receiver_port)],

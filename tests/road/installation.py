@@ -175,7 +175,11 @@ class Installation:
         """Change something in Prefect."""
         self._asked("PATCH", path, body)
 
-    def _asked(self, method: str, path: str, body: dict[str, Any]) -> httpx.Response:
+    def remove(self, path: str) -> None:
+        """Delete something from Prefect."""
+        self._asked("DELETE", path, None)
+
+    def _asked(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         """Prefect's answer. Embedded SQLite says 503 now and then; a person would ask again."""
         answer: list[httpx.Response] = []
 

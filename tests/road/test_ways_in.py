@@ -108,7 +108,7 @@ def test_setup_names_the_variable_that_is_missing_and_makes_nothing(running: Ins
     """On an installation without blocks, each missing variable is named with what to put there."""
     document = {"EMAILGISTICS_API_KEY": "emailgistics-account", "ATTACHMENTS_URL": "attachment-store"}[variable]
     found = running._get(f"block_types/slug/{document}/block_documents/name/default")
-    running.prefect.delete(f"block_documents/{found['id']}").raise_for_status()
+    running.remove(f"block_documents/{found['id']}")
     environment = {name: value for name, value in running.road.environment.items() if name != variable}
     refused = dataclasses.replace(running.road, environment=environment).run("attachments", "setup", check=False)
     assert refused.returncode == 1
@@ -143,4 +143,4 @@ def test_an_outage_that_outlasts_the_retries_is_followed_by_a_later_attempt(runn
     later = [other for other in running.runs(message_id=message["id"]) if other["id"] != run["id"]]
     assert [(other["state_type"], other["tags"]) for other in later] == [("SCHEDULED", ["attempt-2"])]
     assert later[0]["parameters"] == run["parameters"]
-    running.prefect.delete(f"flow_runs/{later[0]['id']}").raise_for_status()
+    running.remove(f"flow_runs/{later[0]['id']}")
