@@ -27,6 +27,11 @@ class NotReady(RuntimeError):
     """A process did not get ready; the text says which, and shows the end of its log."""
 
 
+def _heed_sigint() -> None:
+    """A script's `&` makes its children ignore SIGINT, and Prefect's worker ends on SIGTERM by way of SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def free_port() -> int:
     """A port of the loopback interface that nobody uses now."""
     with socket.socket() as probe:
@@ -79,6 +84,7 @@ class Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_heed_sigint,  # noqa: PLW1509  it only sets a signal's default
             )
         if wait:
             self.wait_until_ready()
