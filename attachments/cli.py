@@ -3,16 +3,17 @@
 import argparse
 import asyncio
 import io
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 DEFAULT_INBOX = "~/.local/state/emailgistics-attachments/inbox.sqlite"
 FAILED = 1
 HIGHEST_PORT = 65535
+MOST_AT_ONCE = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +64,28 @@ def _parser() -> argparse.ArgumentParser:
     locate.add_argument("--json", action="store_true", help="print the manifest as JSON")
     locate.set_defaults(command=_locate)
 
+    verify = commands.add_parser("verify", help="read what is stored again, and compare it with what is recorded")
+    verify.add_argument("message_id", type=_message_id, nargs="?", help="one message's id (default: all messages)")
+    verify.add_argument(
+        "--identity", type=Path, metavar="FILE", help="an age identity: decrypt as well, and compare what comes out"
+    )
+    verify.add_argument("--clean", action="store_true", help="remove what dead writers have left behind")
+    verify.add_argument(
+        "--older-than",
+        type=_hours,
+        default=timedelta(hours=24),
+        metavar="HOURS",
+        help="what counts as left behind; a living writer looks the same: more than any download takes (default: 24)",
+    )
+    verify.add_argument("--at-once", type=_count, default=4, help="messages at a time (default: %(default)s)")
+    verify.set_defaults(command=_verify)
+
+    decrypt = commands.add_parser("decrypt", help="decrypt a message's attachments into a folder")
+    decrypt.add_argument("message_id", type=_message_id, help="the message's id")
+    decrypt.add_argument("--identity", type=Path, metavar="FILE", required=True, help="the age identity's file")
+    decrypt.add_argument("--to", type=Path, metavar="FOLDER", required=True, help="where the files go")
+    decrypt.set_defaults(command=_decrypt)
+
     demo = commands.add_parser("demo", help="show the whole road on this machine, with mail that we made up")
     demo.add_argument("--folder", type=Path, default=Path("build/demo"), help="where all goes (default: %(default)s)")
     demo.add_argument("--keep", action="store_true", help="leave everything running, until Ctrl-C")
@@ -83,6 +106,20 @@ def _port(text: str) -> int:
     if not 0 <= port <= HIGHEST_PORT:  # the resolver would take 99999 for another port
         raise argparse.ArgumentTypeError(f"a port is a number from 0 to {HIGHEST_PORT}")
     return port
+
+
+def _hours(text: str) -> timedelta:
+    hours = float(text)
+    if not 0 <= hours < 24 * 365 * 100:  # neither NaN nor what no date can hold
+        raise argparse.ArgumentTypeError("write a number of hours, 0 or more")
+    return timedelta(hours=hours)
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= MOST_AT_ONCE:
+        raise argparse.ArgumentTypeError(f"write a number from 1 to {MOST_AT_ONCE}")
+    return count
 
 
 def _setup(_: argparse.Namespace) -> int:
@@ -143,22 +180,14 @@ def _trigger(options: argparse.Namespace) -> int:
 
 
 def _locate(options: argparse.Namespace) -> int:
-    from attachments.storage import StoreError, message_key, open_store  # noqa: PLC0415
+    from attachments.storage import StoreError, message_key  # noqa: PLC0415
+    from attachments.upkeep import UpkeepError, store_of  # noqa: PLC0415
 
-    url = os.environ.get("ATTACHMENTS_URL")
-    if not url:
-        return _fail("ATTACHMENTS_URL is not set. Set it to the store's URL, for example file:///srv/attachments.")
-    try:
-        store_options = json.loads(os.environ.get("ATTACHMENTS_STORAGE_OPTIONS") or "{}")
-    except ValueError:
-        store_options = None
-    if not isinstance(store_options, dict):
-        return _fail('ATTACHMENTS_STORAGE_OPTIONS is no JSON object. Write one: {"option": "value"}.')
     key = message_key(options.message_id)
     try:
-        store = open_store(url, store_options)
+        store = store_of(os.environ)
         manifest = store.read_manifest(key)
-    except StoreError as error:
+    except (StoreError, UpkeepError) as error:
         return _fail(str(error))
     if manifest is None:
         return _fail(f"There is no manifest of message {key} in the store: nothing of it has been stored yet.")
@@ -169,6 +198,37 @@ def _locate(options: argparse.Namespace) -> int:
     for entry in manifest.attachments:
         where = entry.key or entry.attachment_key
         print(f"{entry.outcome:<12}{entry.bytes or 0:>14,}  {where}  {entry.rule or entry.code or ''}".rstrip())
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from attachments.storage import StoreError  # noqa: PLC0415
+    from attachments.upkeep import UpkeepError, identity_of, store_of, verify_store  # noqa: PLC0415
+
+    try:
+        verdict = verify_store(
+            store_of(os.environ),
+            options.message_id,
+            unseal=identity_of(options.identity) if options.identity else None,
+            at_once=options.at_once,
+            clean=options.clean,
+            older_than=options.older_than,
+        )
+    except (StoreError, UpkeepError) as error:
+        return _fail(str(error))
+    return FAILED if verdict.differences else 0
+
+
+def _decrypt(options: argparse.Namespace) -> int:
+    from attachments.storage import StoreError  # noqa: PLC0415
+    from attachments.upkeep import UpkeepError, decrypt_message, identity_of, store_of  # noqa: PLC0415
+
+    try:
+        count = decrypt_message(store_of(os.environ), options.message_id, identity_of(options.identity), options.to)
+    except (StoreError, UpkeepError) as error:
+        return _fail(str(error))
+    if not count:
+        return _fail("Nothing of this message was encrypted by us; `attachments locate` says where its files are.")
     return 0
 
 

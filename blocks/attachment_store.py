@@ -2,13 +2,14 @@
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 from prefect.blocks.core import Block
 from prefect.types import SecretDict
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from attachments.storage import Store, StoreError, open_store
+from attachments.storage import Encryption, Store, StoreError, open_store
+from attachments.storage.encryption import S3Encryption
 
 
 class AttachmentStore(Block):
@@ -32,13 +33,52 @@ class AttachmentStore(Block):
     url: str = Field(
         default=...,
         title="URL",
-        description="The folder that holds everything, as an fsspec URL: file:///srv/attachments.",
+        description=(
+            "The folder that holds everything, as an fsspec URL: file:///srv/attachments, s3://bucket/folder, "
+            "abfs://container@account.dfs.core.windows.net/folder, gs://bucket/folder, sftp://host/folder."
+        ),
     )
     options: SecretDict = Field(
         default_factory=lambda: SecretDict({}),
         title="Options",
-        description="Options of the storage's fsspec file system, as a JSON object. They may hold credentials.",
+        description=(
+            "Options of the storage's fsspec file system, as a JSON object. They may hold credentials; leave these out "
+            "where the worker has them from its environment, a profile or a role."
+        ),
     )
+    s3_encryption: S3Encryption | None = Field(
+        default=None,
+        title="S3 encryption",
+        description="Server-side encryption of S3: SSE-S3 or SSE-KMS. The bucket's own setting when left out.",
+    )
+    kms_key: str | None = Field(
+        default=None,
+        title="KMS key",
+        description=(
+            "The key that the service encrypts with: an id or ARN for SSE-KMS on S3, "
+            "projects/…/cryptoKeys/… on Google Cloud Storage. The bucket's own when left out."
+        ),
+    )
+    azure_encryption_scope: str | None = Field(
+        default=None,
+        title="Azure encryption scope",
+        description="The encryption scope of Azure Blob Storage. The container's own when left out.",
+    )
+    age_recipients: list[str] = Field(
+        default_factory=list,
+        title="age recipients",
+        description=(
+            "Public keys (age1…, ssh-ed25519 …, ssh-rsa …): attachments are encrypted to all of them before they leave "
+            "the worker, in any store. Keep the private keys elsewhere; `attachments decrypt` needs one of them. "
+            "File names and manifests are not encrypted."
+        ),
+    )
+
+    @field_validator("s3_encryption", "kms_key", "azure_encryption_scope", mode="before")
+    @classmethod
+    def _blank_is_none(cls, value: object) -> object:
+        """A form sends an empty text for a field that was emptied."""
+        return None if isinstance(value, str) and not value.strip() else value
 
     @field_validator("url")
     @classmethod
@@ -49,22 +89,29 @@ class AttachmentStore(Block):
             raise ValueError(str(error)) from None
         return value
 
-    @field_validator("options")
-    @classmethod
-    def _options_fit(cls, value: SecretDict, info: ValidationInfo) -> SecretDict:
-        if "url" in info.data:
-            try:
-                open_store(info.data["url"], value.get_secret_value())
-            except StoreError as error:
-                raise ValueError(str(error)) from None
-        return value
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """The options and the encryption are those of the URL's store."""
+        try:
+            open_store(self.url, self.options.get_secret_value(), self._encryption())
+        except StoreError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     def store(self) -> Store:
         """The store: one a process and configuration. Raises `StoreError` when it cannot be opened."""
         options: dict[str, Any] = self.options.get_secret_value()
-        return _store(self.url, json.dumps(options, sort_keys=True))
+        return _store(self.url, json.dumps(options, sort_keys=True), self._encryption())
+
+    def _encryption(self) -> Encryption:
+        return Encryption(
+            s3=self.s3_encryption,
+            kms_key=self.kms_key,
+            azure_scope=self.azure_encryption_scope,
+            age_recipients=tuple(recipient.strip() for recipient in self.age_recipients if recipient.strip()),
+        )
 
 
 @lru_cache(maxsize=32)
-def _store(url: str, options: str) -> Store:
-    return open_store(url, json.loads(options))
+def _store(url: str, options: str, encryption: Encryption) -> Store:
+    return open_store(url, json.loads(options), encryption)

@@ -255,6 +255,8 @@ def _as_stored(attachment: Attachment, stored: StoredObject) -> ManifestAttachme
         bytes=stored.bytes,
         sha256=stored.sha256,
         stored_at=stored.stored_at,
+        stored_bytes=stored.stored_bytes,
+        stored_sha256=stored.stored_sha256,
     )
 
 

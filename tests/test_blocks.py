@@ -62,7 +62,7 @@ def test_a_wrong_account_is_refused_with_what_to_change(fields: dict[str, object
 
 @pytest.mark.parametrize(
     ("url", "remedy"),
-    [("", "empty"), ("ftp://host/x", "supported now are file:///path"), ("zip::file:///x", "chains")],
+    [("", "empty"), ("github://x/y", "nothing could be written"), ("zip::file:///x", "chains")],
 )
 def test_a_wrong_store_is_refused_with_what_to_change(url: str, remedy: str) -> None:
     """A URL that cannot be written to atomically is refused when the block is made, not when mail arrives."""
@@ -75,6 +75,36 @@ def test_options_that_the_store_does_not_take_are_refused() -> None:
     with pytest.raises(ValidationError, match="remove key from the store's options") as refusal:
         AttachmentStore(url="file:///srv/attachments", options={"key": "very-secret"})  # type: ignore[arg-type]
     assert "very-secret" not in str(refusal.value)
+
+
+AGE = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ({"url": "file:///srv/x", "s3_encryption": "SSE-S3"}, "no business of a local folder"),
+        ({"url": "s3://bucket/x", "kms_key": "k"}, "needs the encryption SSE-KMS"),
+        ({"url": "s3://bucket/x", "azure_encryption_scope": "k"}, "nothing that S3 knows"),
+        ({"url": "memory://x", "kms_key": "k"}, "use age recipients instead"),
+        ({"url": "s3://bucket/x", "options": {"sekret": "very-secret"}}, "no option sekret"),
+        ({"url": "file:///srv/x", "age_recipients": ["very-secret"]}, "age recipient 1 can't be used"),
+        ({"url": "file:///srv/x", "age_recipients": [AGE, "age1very-secret"]}, "age recipient 2 can't be used"),
+    ],
+)
+def test_encryption_that_the_store_cannot_do_is_refused(fields: dict[str, object], remedy: str) -> None:
+    """Nobody must believe that mail is encrypted when it is not; and nothing secret is shown for it."""
+    with pytest.raises(ValidationError) as refusal:
+        AttachmentStore(**fields)  # type: ignore[arg-type]
+    assert remedy in str(refusal.value)
+    assert "very-secret" not in str(refusal.value)
+
+
+def test_encryption_may_be_left_blank_in_the_form(tmp_path: Path) -> None:
+    """A form sends an empty text for what was emptied: that is no encryption, not a wrong one."""
+    block = AttachmentStore(url=str(tmp_path), s3_encryption="", kms_key=" ", azure_encryption_scope="")  # type: ignore[arg-type]
+    assert (block.s3_encryption, block.kms_key, block.azure_encryption_scope) == (None, None, None)
+    assert AttachmentStore(url=str(tmp_path), age_recipients=[" ", AGE]).store() is not block.store()
 
 
 def test_a_client_and_a_store_are_made_once_for_a_configuration(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import errno
 import os
 from contextlib import suppress
 
+from attachments.storage.content import Content
 from attachments.storage.errors import AlreadyExists
 from attachments.storage.folders import Folder
 from attachments.storage.incoming import IncomingFile, incoming, sweep
 from attachments.storage.keys import MANIFEST_NAME
-from attachments.storage.proofs import Content, attach_proof, claimed, holds, written_at
+from attachments.storage.proofs import attach_proof, claimed, holds, written_at
 from attachments.storage.store import StoredObject
 
 # What link() says on file systems that have no hard links (FAT, exFAT, some FUSE and network mounts).
@@ -28,7 +29,7 @@ def commit(root: Folder, key: str, file: IncomingFile, content: Content) -> Stor
             committed = _same(folder, content, f"{message_key}/{attachment_key}")
         else:
             _give_name(file, name, folder)
-            committed = StoredObject(key, content.bytes, content.sha256, written_at(file.fd))
+            committed = StoredObject.of(key, content, written_at(file.fd))
         # All three each time: another writer may have made a folder, and died before it could sync.
         folder.sync()
         message.sync()
@@ -42,7 +43,7 @@ def proven(folder: Folder, place: str) -> StoredObject | None:
         with suppress(FileNotFoundError, FileExistsError), folder.opened(name, os.O_RDONLY) as fd:
             content = claimed(fd)
             if content and holds(fd, content):
-                return StoredObject(f"{place}/{name}", content.bytes, content.sha256, written_at(fd))
+                return StoredObject.of(f"{place}/{name}", content, written_at(fd))
     return None
 
 
@@ -81,10 +82,12 @@ def _same(folder: Folder, content: Content, place: str) -> StoredObject:
     """What stands in the folder, when it is what we would have put there: a lost reply, or a race."""
     for name in folder.names():
         with suppress(FileNotFoundError, FileExistsError), folder.opened(name, os.O_RDONLY) as fd:
-            if holds(fd, content):
-                attach_proof(fd, content)
+            # Ciphertext is recognised by its proof alone, which says what it decrypts to.
+            expected = claimed(fd) or Content.plain(content.bytes, content.sha256)
+            if expected.is_same_attachment(content) and holds(fd, expected):
+                attach_proof(fd, expected)
                 os.fsync(fd)
-                return StoredObject(f"{place}/{name}", content.bytes, content.sha256, written_at(fd))
+                return StoredObject.of(f"{place}/{name}", expected, written_at(fd))
     raise AlreadyExists(
         f"something else already stands under attachment {place} and was left alone; move it away, then run it again",
         key=place,

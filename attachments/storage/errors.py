@@ -5,10 +5,12 @@ StoreError
 ├── AccessDenied         the store answers, and refuses us
 ├── OutOfSpace           no room left, or a quota is used up
 ├── NotFound             the store itself is gone (an unmounted disk, a deleted bucket)
+├── NothingStored        nothing stands under the key that was asked for
 ├── AlreadyExists        something that is not ours stands under the key; it was left alone
 ├── UnsupportedStore     no store of this kind, or the file system lacks something that a store must have
 ├── InvalidManifest      a manifest.json that can't be read: treat it as lost and rebuild it
-└── NewerManifest        a manifest.json from a newer version of this project: never overwritten
+├── NewerManifest        a manifest.json from a newer version of this project: never overwritten
+└── CannotDecrypt        what stands there is no age file for these identities, or it was cut or altered
 
 Their text holds keys, never a file name or a path: Prefect shows it to everybody who sees a run.
 """
@@ -59,6 +61,12 @@ class NotFound(StoreError):
     outcome_code = "store-not-found"
 
 
+class NothingStored(StoreError):
+    """Nothing stands under the key: it was never stored, or it was removed since."""
+
+    outcome_code = "nothing-stored"
+
+
 class AlreadyExists(StoreError):
     """Something that is not ours stands under the key. It was not touched."""
 
@@ -81,3 +89,9 @@ class NewerManifest(StoreError):
     """A manifest that a newer version wrote. Overwriting it would lose what that version recorded."""
 
     outcome_code = "newer-manifest"
+
+
+class CannotDecrypt(StoreError):
+    """It is no age file, it was altered or cut, or none of the identities is for it."""
+
+    outcome_code = "cannot-decrypt"

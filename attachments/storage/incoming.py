@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 
 from attachments.storage.folders import Folder
 from attachments.storage.locks import claim
@@ -70,3 +71,16 @@ def sweep(root: Folder, prefix: str = "") -> None:
             with suppress(OSError), folder.opened(name, os.O_RDWR) as fd:
                 if claim(fd):
                     os.unlink(name, dir_fd=folder.fd)
+
+
+def abandoned(root: Folder) -> list[tuple[str, datetime]]:
+    """The files of dead writers, and when each was last written to, in UTC."""
+    found: list[tuple[str, datetime]] = []
+    if not root.has(INCOMING):
+        return found
+    with root.folder(INCOMING) as folder:
+        for name in folder.all_names():
+            with suppress(FileNotFoundError, FileExistsError), folder.opened(name, os.O_RDWR) as fd:
+                if claim(fd):
+                    found.append((name, datetime.fromtimestamp(os.fstat(fd).st_mtime, UTC)))
+    return found

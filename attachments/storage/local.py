@@ -10,23 +10,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fsspec.core import url_to_fs
 
+from attachments.storage.backend import Residue
 from attachments.storage.committing import commit, proven, read_manifest, replace_manifest
-from attachments.storage.errors import InvalidManifest
+from attachments.storage.content import Seal, pour
+from attachments.storage.errors import InvalidManifest, NothingStored
 from attachments.storage.folders import Folder
-from attachments.storage.hashing import StreamHash
-from attachments.storage.incoming import incoming, sweep
+from attachments.storage.incoming import INCOMING, abandoned, incoming, sweep
 from attachments.storage.keys import attachment_path, checked_key, is_key, manifest_path
 from attachments.storage.local_errors import translated
 from attachments.storage.locks import locked
 from attachments.storage.manifest import Manifest
 from attachments.storage.names import safe_name as made_safe
-from attachments.storage.proofs import Content, attach_proof
+from attachments.storage.proofs import BLOCK, attach_proof
 from attachments.storage.root import Root
 from attachments.storage.store import ManifestChange, Store, StoredObject
 
@@ -34,16 +37,19 @@ from attachments.storage.store import ManifestChange, Store, StoredObject
 class LocalStore(Store):
     """Attachments in folders of this machine, or of a mount with POSIX semantics."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, seal: Seal | None = None, suffix: str = "") -> None:
+        """`seal` encrypts what is written, and `suffix` is then added to its name."""
         self._path = path
+        self._seal = seal
+        self._suffix = suffix
         self._root = Root(path)
         self._has_swept = False
 
     @classmethod
-    def at(cls, url: str) -> LocalStore:
+    def at(cls, url: str, *, seal: Seal | None = None, suffix: str = "") -> LocalStore:
         """The store at a ``file://`` URL or path, which fsspec makes absolute."""
         _, path = url_to_fs(url)
-        return cls(Path(path))
+        return cls(Path(path), seal=seal, suffix=suffix)
 
     @property
     def url(self) -> str:
@@ -100,7 +106,7 @@ class LocalStore(Store):
         *,
         content_type: str | None = None,
     ) -> StoredObject:
-        key = attachment_path(message_key, attachment_key, made_safe(safe_name))
+        key = attachment_path(message_key, attachment_key, made_safe(made_safe(safe_name) + self._suffix))
         place, _, _ = key.rpartition("/")
         stem = place.replace("/", ".")
         doing = "store attachment"
@@ -109,20 +115,66 @@ class LocalStore(Store):
                 root = self._root.made(opened)
                 self._sweep(root, stem)
                 file = opened.enter_context(incoming(root, stem))
-            digest = opened.enter_context(StreamHash())
-            # The source's errors are not ours: only what we do with a chunk is translated.
-            for buffer in chunks:
-                # The hash may lag behind, so a buffer that the source fills again is copied.
-                chunk = buffer if isinstance(buffer, bytes) else bytes(memoryview(buffer))
-                digest.update(chunk)
+
+            def write(chunk: bytes) -> None:
+                # The source's errors are not ours: only what we do with a chunk is translated.
                 with translated(doing, key=place):
                     file.write(chunk)
-            content = Content(file.bytes, digest.hexdigest())
+
+            content = pour(chunks, write, self._seal)
             with translated(doing, key=place):
-                attach_proof(file.fd, content, content_type=content_type)
+                attach_proof(file.fd, content, content_type=None if self._suffix else content_type)
                 file.sync()
                 with locked(root, message_key):
                     return commit(root, key, file, content)
+
+    def message_keys(self) -> Iterator[str]:
+        with translated("list the store"), ExitStack() as opened:
+            root = self._root.opened(opened)
+            yield from filter(is_key, root.names() if root else ())
+
+    def objects(self, message_key: str) -> Mapping[str, int]:
+        checked_key(message_key)
+        found: dict[str, int] = {}
+        with translated("list message", key=message_key), ExitStack() as opened:
+            root = self._root.opened(opened)
+            if root is None or not root.has(message_key):
+                return found
+            message = opened.enter_context(root.folder(message_key))
+            for key in filter(is_key, message.names()):
+                with suppress(FileNotFoundError, NotADirectoryError), message.folder(key) as folder:
+                    for name in folder.names():
+                        with suppress(FileNotFoundError, FileExistsError), folder.opened(name, os.O_RDONLY) as fd:
+                            found[attachment_path(message_key, key, name)] = os.fstat(fd).st_size
+        return found
+
+    def read(self, key: str) -> Iterator[bytes]:
+        message, attachment, name = key.split("/")
+        place = f"{checked_key(message)}/{checked_key(attachment)}"
+        with translated("read attachment", key=place), ExitStack() as opened:
+            root = self._root.opened(opened)
+            try:
+                if root is None:
+                    raise FileNotFoundError
+                folder = opened.enter_context(opened.enter_context(root.folder(message)).folder(attachment))
+                fd = opened.enter_context(folder.opened(name, os.O_RDONLY))
+            except (FileNotFoundError, NotADirectoryError, FileExistsError):
+                raise NothingStored(f"nothing stands under attachment {place}", key=place) from None
+            while block := os.read(fd, BLOCK):
+                yield block
+
+    def residue(self, *, older_than: timedelta) -> Iterator[Residue]:
+        with translated("look for what writers left in the store"), ExitStack() as opened:
+            root = self._root.opened(opened)
+            for name, begun in abandoned(root) if root else ():
+                if begun <= datetime.now(UTC) - older_than:
+                    yield Residue("temporary file", "/".join(name.split(".")[:2]), f"{INCOMING}/{name}", begun)
+
+    def clear(self, residue: Residue) -> None:
+        with translated("clear", key=residue.key), ExitStack() as opened:
+            root = self._root.opened(opened)
+            if root is not None:
+                sweep(root, residue.path.removeprefix(f"{INCOMING}/"))
 
     def _sweep(self, root: Folder, stem: str) -> None:
         """Removes what dead writers have left: all of it once, later what they left of this attachment."""

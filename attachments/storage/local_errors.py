@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from attachments.storage.backend import Failure
 from attachments.storage.errors import AccessDenied, AlreadyExists, OutOfSpace, StoreError, StoreUnavailable
 
 _KINDS: dict[int, tuple[type[StoreError], str]] = {
@@ -39,9 +40,16 @@ def translated(doing: str, *, key: str | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        symbol = errno.errorcode.get(error.errno or 0, "unknown")
-        kind, advice = _KINDS.get(error.errno or 0, _ELSE)
+        failure = failure_of(error)
     else:
         return
-    whole = f"{doing} {key}" if key else doing
-    raise kind(f"could not {whole} ({symbol}): {advice}", key=key) from None
+    raise failure.as_error(doing, key) from None
+
+
+def failure_of(error: Exception) -> Failure:
+    """What an operating system's error means; what has no number is something that may pass."""
+    number = (isinstance(error, OSError) and error.errno) or 0
+    kind, advice = _KINDS.get(number, _ELSE)
+    return Failure(
+        kind, errno.errorcode.get(number, "unknown" if isinstance(error, OSError) else type(error).__name__), advice
+    )

@@ -81,6 +81,9 @@ class ManifestAttachment(_Record):
     bytes: int | None = None
     sha256: str | None = None
     stored_at: Moment | None = None
+    stored_bytes: int | None = None
+    """Of the ciphertext, when the object was encrypted before it was stored; so is `stored_sha256`."""
+    stored_sha256: str | None = None
     rule: str | None = None
     """The rule that dropped it, when it was filtered."""
     code: str | None = None
@@ -209,13 +212,12 @@ class Manifest(_Record):
         )
 
 
+_SOMETIMES = frozenset({"rule", "code", "deployment", "stored_bytes", "stored_sha256"})
+
+
 def _without_blanks(entry: dict[str, Any]) -> dict[str, Any]:
     """The entry without what only some outcomes have."""
-    return {
-        field: value
-        for field, value in entry.items()
-        if value is not None or field not in {"rule", "code", "deployment"}
-    }
+    return {field: value for field, value in entry.items() if value is not None or field not in _SOMETIMES}
 
 
 def _without_surrogates(value: Any) -> Any:

@@ -9,23 +9,19 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+
+from attachments.storage.content import Content
 
 _SHA256 = "user.attachments.sha256"
 _BYTES = "user.attachments.bytes"
+# Of what stands in the file, where that is ciphertext.
+_STORED_SHA256 = "user.attachments.stored-sha256"
+_STORED_BYTES = "user.attachments.stored-bytes"
 _MIME_TYPE = "user.mime_type"  # freedesktop.org's shared-mime-info names it so
 
-_BLOCK = 1024 * 1024
+BLOCK = 1024 * 1024
 _EPOCH = datetime.fromtimestamp(0, UTC)
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a file holds: its size in bytes and its SHA-256 as hex digits."""
-
-    bytes: int
-    sha256: str
 
 
 def attach_proof(fd: int, content: Content, *, content_type: str | None = None) -> None:
@@ -36,6 +32,9 @@ def attach_proof(fd: int, content: Content, *, content_type: str | None = None) 
     with suppress(OSError):
         os.setxattr(fd, _BYTES, str(content.bytes).encode())
         os.setxattr(fd, _SHA256, content.sha256.encode())
+        if content.is_sealed:
+            os.setxattr(fd, _STORED_BYTES, str(content.stored_bytes).encode())
+            os.setxattr(fd, _STORED_SHA256, content.stored_sha256.encode())
         if content_type:
             os.setxattr(fd, _MIME_TYPE, content_type.encode("utf-8", "replace"))
 
@@ -45,20 +44,25 @@ def claimed(fd: int) -> Content | None:
     if not hasattr(os, "getxattr"):
         return None
     try:
-        return Content(bytes=int(os.getxattr(fd, _BYTES)), sha256=os.getxattr(fd, _SHA256).decode())
+        plain = Content.plain(int(os.getxattr(fd, _BYTES)), os.getxattr(fd, _SHA256).decode())
     except (OSError, ValueError):
         return None
+    try:
+        stored = int(os.getxattr(fd, _STORED_BYTES)), os.getxattr(fd, _STORED_SHA256).decode()
+    except (OSError, ValueError):
+        return plain
+    return Content(plain.bytes, plain.sha256, *stored)
 
 
 def holds(fd: int, content: Content) -> bool:
     """Whether an open file holds just this. Reads all of it, when its size is right. Raises OSError."""
-    if os.fstat(fd).st_size != content.bytes:
+    if os.fstat(fd).st_size != content.stored_bytes:
         return False
     digest = hashlib.sha256()
     os.lseek(fd, 0, os.SEEK_SET)
-    while block := os.read(fd, _BLOCK):
+    while block := os.read(fd, BLOCK):
         digest.update(block)
-    return digest.hexdigest() == content.sha256
+    return digest.hexdigest() == content.stored_sha256
 
 
 def written_at(fd: int) -> datetime:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Self
 
-from fsspec.core import split_protocol
-
-from attachments.storage.errors import UnsupportedStore
+from attachments.storage.backend import Residue
+from attachments.storage.content import Content
 from attachments.storage.manifest import Manifest
 
 ManifestChange = Callable[[Manifest | None], Manifest]
@@ -29,6 +27,15 @@ class StoredObject:
     """64 hex digits."""
     stored_at: datetime
     """When its last byte was written, in UTC."""
+    stored_bytes: int | None = None
+    """Of the ciphertext, when that is what stands there; so is `stored_sha256`."""
+    stored_sha256: str | None = None
+
+    @classmethod
+    def of(cls, key: str, content: Content, stored_at: datetime) -> Self:
+        """This content under this key."""
+        sealed = (content.stored_bytes, content.stored_sha256) if content.is_sealed else (None, None)
+        return cls(key, content.bytes, content.sha256, stored_at, *sealed)
 
     def __repr__(self) -> str:
         """Without the key's last part, which is a customer's file name."""
@@ -86,40 +93,28 @@ class Store(ABC):
         size and SHA-256, that is success; anything else there raises AlreadyExists and stays untouched.
         """
 
+    @abstractmethod
+    def message_keys(self) -> Iterator[str]:
+        """The keys of all messages of which anything stands there, each once, in any order."""
 
-def open_store(url: str, options: Mapping[str, Any] | None = None) -> Store:
-    """The store at an fsspec URL: today ``file://…`` or a plain path, relative to the working directory.
+    @abstractmethod
+    def objects(self, message_key: str) -> Mapping[str, int]:
+        """Sizes in bytes of all that stands under a message's attachments, by key: one listing, nothing is proven."""
 
-    Nothing is created before the first write. Raises UnsupportedStore for any other protocol.
-    """
-    protocol = _protocol(url)
-    if protocol not in {"file", "local"}:
-        # The protocol alone: a URL may hold credentials.
-        raise UnsupportedStore(
-            f"no store for {protocol}: URLs; supported now are file:///path and plain paths. "
-            "Set the store's URL to one of these"
-        )
-    if options:
-        raise UnsupportedStore(
-            f"the local store takes no options; remove {', '.join(sorted(options))} from the store's options"
-        )
-    if sys.platform == "win32":
-        raise UnsupportedStore(
-            "the local store needs POSIX file locks, which Windows lacks; run this on Linux, macOS or in WSL"
-        )
-    # Not at the top: this module is imported on Windows too, where the local store's imports fail.
-    from attachments.storage.local import LocalStore  # noqa: PLC0415
+    @abstractmethod
+    def read(self, key: str) -> Iterator[bytes]:
+        """What stands under the key of an object, in blocks, as it is: ciphertext where it was encrypted.
 
-    return LocalStore.at(url)
+        Raises NothingStored when nothing does.
+        """
 
+    @abstractmethod
+    def residue(self, *, older_than: timedelta) -> Iterator[Residue]:
+        """What writers have left behind that is older than this: open uploads, temporary files.
 
-def _protocol(url: str) -> str:
-    if not url.strip():
-        raise UnsupportedStore("the store's URL is empty; set it to a path such as file:///srv/attachments")
-    if "::" in url:
-        raise UnsupportedStore(
-            "the store's URL chains file systems with '::', which can't be written to atomically; "
-            "set it to a plain path or file:///path"
-        )
-    protocol, _ = split_protocol(url)
-    return protocol or "file"
+        A writer that lives looks the same to most stores, so choose an age that no download reaches.
+        """
+
+    @abstractmethod
+    def clear(self, residue: Residue) -> None:
+        """Removes one of these."""

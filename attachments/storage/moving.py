@@ -1,0 +1,259 @@
+"""Any other fsspec file system: written under a temporary path, then moved to the final one.
+
+Sound where the file system itself moves (renames) or copies an object as one step: memory, SMB, HDFS, FTP and object
+stores of other makers. What can do neither is refused. No such backend creates "only when nothing is there", so two
+machines that write one attachment at the same moment both write it: the same bytes, under the same key.
+
+```
+<root>/.incoming/<message_key>.<attachment_key>.<random>      on its way in
+<root>/.proofs/<message_key>.<attachment_key>.<name's hash>   what the object holds, for there are no metadata
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from fsspec import AbstractFileSystem, get_filesystem_class
+from fsspec.asyn import AsyncFileSystem
+
+from attachments.storage.backend import Backend, Conflict, Failure, Labels, Listed, Residue, Standing, Upload, Version
+from attachments.storage.encryption import Encryption
+from attachments.storage.errors import UnsupportedStore
+from attachments.storage.local_errors import failure_of
+
+INCOMING = ".incoming"
+PROOFS = ".proofs"
+_BLOCK = 1024 * 1024
+
+
+class MovingBackend(Backend):
+    """A file system that can move or copy by itself."""
+
+    errors = (OSError, RuntimeError, NotImplementedError)
+
+    def __init__(self, kind: type[AbstractFileSystem], url: str, options: Mapping[str, Any]) -> None:
+        self._kind = kind
+        self._root = str(kind._strip_protocol(url)).rstrip("/")
+        self._options = {**kind._get_kwargs_from_urls(url), **options}
+        self._lock = threading.Lock()
+        self._opened: AbstractFileSystem | None = None
+
+    @classmethod
+    def at(cls, url: str, options: Mapping[str, Any], encryption: Encryption) -> MovingBackend:
+        """The backend at a URL of any protocol that fsspec knows. Raises UnsupportedStore for one of no use."""
+        protocol = url.partition(":")[0]
+        if encryption.needs_service:
+            raise UnsupportedStore(
+                f"{encryption.needs_service} is nothing that a {protocol}: store can do; use age recipients instead"
+            )
+        try:
+            kind = get_filesystem_class(protocol)
+        except (ValueError, ImportError):
+            # The protocol alone: a URL may hold credentials.
+            raise UnsupportedStore(
+                f"no store for {protocol}: URLs; either fsspec knows none, or the package that it needs is not "
+                "installed. Set the store's URL to one of file:, s3:, abfs:, gs:, sftp:"
+            ) from None
+        if not _moves(kind):
+            raise UnsupportedStore(
+                f"a {protocol}: store can neither move nor copy, so nothing could be written to it atomically. "
+                "Set the store's URL to one of file:, s3:, abfs:, gs:, sftp:"
+            )
+        return cls(kind, url, options)
+
+    @property
+    def url(self) -> str:
+        protocol = self._kind.protocol if isinstance(self._kind.protocol, str) else self._kind.protocol[0]
+        host = self._options.get("host")
+        return f"{protocol}://{host or ''}{self._root}"
+
+    def failure(self, error: Exception) -> Failure:
+        return failure_of(error)
+
+    def objects(self, prefix: str) -> Iterator[Listed]:
+        folder = self._path(prefix.rstrip("/"))
+        fs = self._fs
+        with suppress(FileNotFoundError):
+            fs.invalidate_cache(folder)
+            for path, told in fs.find(folder, detail=True).items():
+                yield Listed(self._relative(str(path)), int(told["size"]))
+
+    def message_keys(self) -> Iterator[str]:
+        fs = self._fs
+        with suppress(FileNotFoundError):
+            fs.invalidate_cache(self._root)
+            for told in fs.ls(self._root, detail=False):
+                name = str(told).rstrip("/").rpartition("/")[2]
+                if not name.startswith("."):
+                    yield name
+
+    def look(self, path: str) -> Standing | None:
+        told = self._info(path)
+        if told is None:
+            return None
+        return Standing(int(told["size"]), self._modified(path, told), self._proof(path))
+
+    def read(self, path: str) -> Iterator[bytes]:
+        with self._fs.open(self._path(path), "rb") as file:
+            while block := file.read(_BLOCK):
+                yield block
+
+    def load(self, path: str) -> tuple[bytes, Version] | None:
+        try:
+            data: bytes = self._fs.cat_file(self._path(path))
+        except FileNotFoundError:
+            return None
+        return data, hashlib.sha256(data).hexdigest()
+
+    def save(self, path: str, data: bytes, labels: Labels, *, replaces: Version | None) -> None:  # noqa: ARG002  as below
+        standing = self.load(path)
+        if (standing and standing[1]) != replaces:
+            raise Conflict
+        temporary = self._temporary(path)
+        self._make_folder(temporary)
+        self._fs.pipe_file(self._path(temporary), data)
+        self._move(temporary, path)
+
+    def upload(self, path: str, labels: Labels) -> Upload:  # noqa: ARG002  file systems keep no labels
+        return _MovingUpload(self, path)
+
+    def remove(self, path: str) -> None:
+        for each in (path, self._proof_path(path)):
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(self._path(each))
+
+    def residue(self) -> Iterator[Residue]:
+        for folder, what in ((INCOMING, "temporary file"), (PROOFS, "proof without its object")):
+            for found in self.objects(f"{folder}/"):
+                key = "/".join(found.path.rpartition("/")[2].split(".")[:2])
+                if folder == INCOMING or not any(self.objects(f"{key}/")):
+                    yield Residue(what, key, found.path, self._begun(found.path))
+
+    def clear(self, residue: Residue) -> None:
+        self.remove(residue.path)
+
+    def _begun(self, path: str) -> datetime | None:
+        told = self._info(path)
+        return self._modified(path, told) if told else None
+
+    @property
+    def _fs(self) -> AbstractFileSystem:
+        """Our own instance: fsspec's shared ones carry state (transactions, listings) between threads."""
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._kind(**self._options, skip_instance_cache=True, use_listings_cache=False)
+            return self._opened
+
+    def _path(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else self._root
+
+    def _relative(self, path: str) -> str:
+        whole = str(self._kind._strip_protocol(path))
+        return whole.removeprefix(self._root).lstrip("/")
+
+    def _temporary(self, path: str) -> str:
+        place = path.rpartition("/")[0].replace("/", ".")
+        return f"{INCOMING}/{place}.{secrets.token_hex(8)}"
+
+    def _proof_path(self, path: str) -> str:
+        place, _, name = path.rpartition("/")
+        return f"{PROOFS}/{place.replace('/', '.')}.{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+    def _proof(self, path: str) -> Mapping[str, str]:
+        found = self.load(self._proof_path(path))
+        return cast("dict[str, str]", json.loads(found[0])) if found else {}
+
+    def _info(self, path: str) -> Mapping[str, Any] | None:
+        fs = self._fs
+        try:
+            fs.invalidate_cache(self._path(path.rpartition("/")[0]))
+            told: Mapping[str, Any] = fs.info(self._path(path))
+        except FileNotFoundError:
+            return None
+        return told if told["type"] == "file" else None
+
+    def _modified(self, path: str, told: Mapping[str, Any]) -> datetime:
+        for name in ("created", "mtime", "modified", "LastModified", "last_modified", "modify", "updated"):
+            value = told.get(name)
+            if isinstance(value, datetime):
+                return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+            if isinstance(value, int | float):
+                return datetime.fromtimestamp(value, UTC)
+        try:
+            value = cast("datetime", self._fs.modified(self._path(path)))
+        except NotImplementedError:
+            return datetime.now(UTC)
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+    def _make_folder(self, path: str) -> None:
+        self._fs.makedirs(self._path(path).rpartition("/")[0], exist_ok=True)
+
+    def _move(self, source: str, target: str) -> None:
+        """One step for whoever looks at the target: a rename, or a copy by the service itself."""
+        self._make_folder(target)
+        fs = self._fs
+        if _renames(self._kind):
+            fs.mv(self._path(source), self._path(target))
+        else:
+            fs.cp_file(self._path(source), self._path(target))
+            fs.rm_file(self._path(source))
+
+
+class _MovingUpload(Upload):
+    """Bytes on their way into a temporary file."""
+
+    def __init__(self, backend: MovingBackend, path: str) -> None:
+        self._backend = backend
+        self._path = path
+        self._temporary = backend._temporary(path)
+        self._file: Any = None
+        self._ended = False
+
+    def write(self, data: bytes) -> None:
+        self._open().write(data)
+
+    def commit(self, metadata: Mapping[str, str]) -> None:
+        backend = self._backend
+        self._open().close()
+        if backend._info(self._path) is not None:
+            raise Conflict
+        proof = backend._proof_path(self._path)
+        backend._make_folder(proof)
+        backend._fs.pipe_file(backend._path(proof), json.dumps(dict(metadata)).encode())
+        backend._move(self._temporary, self._path)
+        self._ended = True
+
+    def discard(self) -> None:
+        if self._ended or self._file is None:
+            return
+        self._ended = True
+        # Closing publishes what was written, under a path that nobody reads.
+        with suppress(*self._backend.errors):
+            self._file.close()
+        with suppress(*self._backend.errors):
+            self._backend._fs.rm_file(self._backend._path(self._temporary))
+
+    def _open(self) -> Any:
+        if self._file is None:
+            self._backend._make_folder(self._temporary)
+            self._file = self._backend._fs.open(self._backend._path(self._temporary), "wb")
+        return self._file
+
+
+def _moves(kind: type[AbstractFileSystem]) -> bool:
+    copies = kind.cp_file not in {AbstractFileSystem.cp_file, AsyncFileSystem.cp_file}
+    if issubclass(kind, AsyncFileSystem):
+        copies = kind._cp_file is not AsyncFileSystem._cp_file
+    return copies or _renames(kind)
+
+
+def _renames(kind: type[AbstractFileSystem]) -> bool:
+    return kind.mv is not AbstractFileSystem.mv

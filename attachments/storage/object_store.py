@@ -1,0 +1,286 @@
+"""An object store as a store: exactly once, whole or not at all, whatever the backend.
+
+```
+<root>/<message_key>/<attachment_key>/<safe file name>
+<root>/<message_key>/manifest.json
+<root>/.…                   what a backend keeps for itself: files on their way in, proofs, locks
+```
+
+Where a backend creates only what is not there yet (S3, Azure, GCS, SFTP), two machines that write one attachment
+leave one object. Where it cannot, both write the same bytes under the same key, which leaves one object as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+from attachments.storage.backend import Backend, Conflict, Labels, Listed, Residue, Standing, Upload
+from attachments.storage.content import Content, Seal, pour
+from attachments.storage.errors import AlreadyExists, InvalidManifest, NothingStored, StoreUnavailable
+from attachments.storage.keys import attachment_path, checked_key, is_key, manifest_path
+from attachments.storage.labels import labels_for
+from attachments.storage.listings import Listings, Names
+from attachments.storage.manifest import Manifest
+from attachments.storage.names import safe_name as made_safe
+from attachments.storage.store import ManifestChange, Store, StoredObject
+
+_MANIFEST = Labels("application/json")
+_PARTS = 3
+"""Parts of an attachment's path."""
+_TURNS = 256
+_CHANGES = 40
+"""Times that a manifest's change is tried against other writers, within about half a minute."""
+
+
+class ObjectStore(Store):
+    """Attachments and manifests in a backend."""
+
+    def __init__(self, backend: Backend, *, seal: Seal | None = None, suffix: str = "") -> None:
+        """`seal` encrypts what is written, and `suffix` is then added to its name."""
+        self._backend = backend
+        self._seal = seal
+        self._suffix = suffix
+        self._listings = Listings(self._list)
+        self._turns = [threading.Lock() for _ in range(_TURNS)]
+
+    @property
+    def url(self) -> str:
+        return self._backend.url
+
+    def manifest_url(self, message_key: str) -> str:
+        return f"{self._backend.url}/{manifest_path(message_key)}"
+
+    def read_manifest(self, message_key: str) -> Manifest | None:
+        path = manifest_path(message_key)
+        with self._translated("read the manifest of message", message_key):
+            found = self._backend.load(path)
+        return None if found is None else Manifest.from_bytes(found[0], message_key=message_key)
+
+    def update_manifest(self, message_key: str, change: ManifestChange) -> Manifest:
+        path = manifest_path(message_key)
+        with self._turn(message_key):
+            for attempt in range(_CHANGES):
+                with self._translated("read the manifest of message", message_key):
+                    found = self._backend.load(path)
+                new = change(_parsed(found and found[0], message_key))
+                try:
+                    with self._translated("write the manifest of message", message_key):
+                        self._backend.save(path, new.to_bytes(), _MANIFEST, replaces=found and found[1])
+                except Conflict:
+                    # Another was faster. Odd pauses, so that those who wait do not stay in step.
+                    time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))  # noqa: S311  # no secret
+                else:
+                    return new
+        raise StoreUnavailable(
+            f"could not write the manifest of message {message_key}: others changed it {_CHANGES} times meanwhile; "
+            "it is tried again",
+            key=message_key,
+        )
+
+    def stored(self, message_key: str) -> Mapping[str, StoredObject]:
+        checked_key(message_key)
+        found: dict[str, StoredObject] = {}
+        with self._translated("list message", message_key):
+            for key, paths in self._listings.anew(message_key).items():
+                for path in paths:
+                    standing = self._backend.look(path)
+                    content = standing and _claimed(standing)
+                    if standing and content and (self._backend.metadata_is_proof or self._holds(path, content)):
+                        found.setdefault(key, _stored(path, standing, content))
+        return found
+
+    def write(
+        self,
+        message_key: str,
+        attachment_key: str,
+        safe_name: str,
+        chunks: Iterable[bytes],
+        *,
+        content_type: str | None = None,
+    ) -> StoredObject:
+        name = made_safe(made_safe(safe_name) + self._suffix)
+        path = attachment_path(message_key, attachment_key, name)
+        place = f"{message_key}/{attachment_key}"
+        doing = "store attachment"
+        with self._translated(doing, place):
+            # Before a download is spent: a store that is away says so here, and the commit has one thing less to ask.
+            self._listings.of(message_key)
+            upload = self._backend.upload(path, labels_for(name, None if self._suffix else content_type))
+
+        def write(data: bytes) -> None:
+            # The source's errors are not ours: only what we do with a chunk is translated.
+            with self._translated(doing, place):
+                upload.write(data)
+
+        try:
+            content = pour(chunks, write, self._seal)
+            with self._turn(place), self._translated(doing, place):
+                return self._commit(upload, path, content)
+        finally:
+            upload.discard()
+
+    def message_keys(self) -> Iterator[str]:
+        with self._translated("list the store", None):
+            yield from filter(is_key, self._backend.message_keys())
+
+    def objects(self, message_key: str) -> Mapping[str, int]:
+        checked_key(message_key)
+        with self._translated("list message", message_key):
+            return {found.path: found.bytes for found in self._backend.objects(f"{message_key}/") if _is_object(found)}
+
+    def read(self, key: str) -> Iterator[bytes]:
+        place = _place(key)
+        checked_key(place.partition("/")[0])
+        with self._translated("read attachment", place):
+            if self._backend.look(key) is None:
+                raise NothingStored(f"nothing stands under attachment {place}", key=place)
+            yield from self._backend.read(key)
+
+    def residue(self, *, older_than: timedelta) -> Iterator[Residue]:
+        latest = datetime.now(UTC) - older_than
+        with self._translated("look for what writers left in the store", None):
+            for left in self._backend.residue():
+                if left.begun is None or left.begun <= latest:
+                    yield left
+
+    def clear(self, residue: Residue) -> None:
+        with self._translated("clear", residue.key):
+            self._backend.clear(residue)
+
+    def _commit(self, upload: Upload, path: str, content: Content) -> StoredObject:
+        message_key, attachment_key, _ = path.split("/")
+        if standing := self._listings.of(message_key).get(attachment_key):
+            return self._same(standing, content, path)
+        writer = secrets.token_hex(8)
+        try:
+            upload.commit(_metadata(content, writer))
+        except Conflict:
+            return self._same((path, *self._listings.anew(message_key).get(attachment_key, ())), content, path)
+        committed = self._backend.look(path)
+        if committed is None or committed.bytes != content.stored_bytes:
+            raise self._undone(path, committed, writer)
+        self._listings.add(message_key, attachment_key, path)
+        return _stored(path, committed, content)
+
+    def _undone(self, path: str, committed: Standing | None, writer: str) -> StoreUnavailable:
+        """The store says that it holds something else than it was given. What is ours of it may not stay."""
+        if committed is not None and committed.metadata.get("writer") == writer:
+            self._backend.remove(path)
+        place = _place(path)
+        raise StoreUnavailable(
+            f"the store did not keep attachment {place} as it was written; it was removed, and is tried again",
+            key=place,
+        )
+
+    def _same(self, paths: Iterable[str], content: Content, path: str) -> StoredObject:
+        """What stands there, when it is the same attachment: a lost reply, or a race. Otherwise it is left alone."""
+        place = _place(path)
+        message_key, attachment_key = place.split("/")
+        gone = True
+        for other in dict.fromkeys(paths):
+            standing = self._backend.look(other)
+            if standing is None:
+                continue
+            gone = False
+            claimed = _claimed(standing)
+            # Without a claim it can only be recognised when it stands there unencrypted.
+            expected = claimed or Content.plain(content.bytes, content.sha256)
+            if not expected.is_same_attachment(content) or standing.bytes != expected.stored_bytes:
+                continue
+            if (claimed and self._backend.metadata_is_proof) or self._holds(other, expected):
+                self._listings.add(message_key, attachment_key, other)
+                return _stored(other, standing, expected)
+        self._listings.forget(message_key)
+        if gone:
+            raise StoreUnavailable(
+                f"attachment {place} was removed from the store while it was being written; it is tried again",
+                key=place,
+            )
+        raise AlreadyExists(
+            f"something else already stands under attachment {place} and was left alone; "
+            "move it away, then run it again",
+            key=place,
+        )
+
+    def _holds(self, path: str, content: Content) -> bool:
+        """Whether the object holds just this. Reads all of it."""
+        digest = hashlib.sha256()
+        size = 0
+        for block in self._backend.read(path):
+            digest.update(block)
+            size += len(block)
+        return (size, digest.hexdigest()) == (content.stored_bytes, content.stored_sha256)
+
+    def _list(self, message_key: str) -> Names:
+        names: dict[str, tuple[str, ...]] = {}
+        for found in self._backend.objects(f"{message_key}/"):
+            if _is_object(found):
+                key = found.path.split("/")[1]
+                names[key] = (*names.get(key, ()), found.path)
+        return {key: tuple(sorted(paths)) for key, paths in names.items()}
+
+    @contextmanager
+    def _turn(self, key: str) -> Iterator[None]:
+        """No other thread of this process is in here for this key; a few keys share a turn."""
+        with self._turns[hash(key) % _TURNS]:
+            yield
+
+    @contextmanager
+    def _translated(self, doing: str, key: str | None) -> Iterator[None]:
+        """Turns the backend's errors into a StoreError. Nothing is kept of them but their symbol: they hold paths."""
+        try:
+            yield
+        except self._backend.errors as error:
+            failure = self._backend.failure(error)
+        else:
+            return
+        raise failure.as_error(doing, key) from None
+
+
+def _metadata(content: Content, writer: str) -> dict[str, str]:
+    return {
+        "sha256": content.sha256,
+        "bytes": str(content.bytes),
+        "stored-sha256": content.stored_sha256,
+        "stored-bytes": str(content.stored_bytes),
+        "writer": writer,
+    }
+
+
+def _claimed(standing: Standing) -> Content | None:
+    """What an object's metadata say that it holds, if they can be right."""
+    told = standing.metadata
+    try:
+        content = Content(int(told["bytes"]), told["sha256"], int(told["stored-bytes"]), told["stored-sha256"])
+    except (KeyError, ValueError):
+        return None
+    return content if content.stored_bytes == standing.bytes else None
+
+
+def _stored(path: str, standing: Standing, content: Content) -> StoredObject:
+    return StoredObject.of(path, content, standing.modified)
+
+
+def _parsed(data: bytes | None, message_key: str) -> Manifest | None:
+    try:
+        return None if data is None else Manifest.from_bytes(data, message_key=message_key)
+    except InvalidManifest:
+        return None
+
+
+def _is_object(found: Listed) -> bool:
+    """Whether a path is an attachment's: what desktops and consoles leave behind (folders, hidden files) is not."""
+    parts = found.path.split("/")
+    return len(parts) == _PARTS and is_key(parts[1]) and bool(parts[2]) and not parts[2].startswith(".")
+
+
+def _place(path: str) -> str:
+    """The path without the file name, which must not be shown."""
+    return path.rpartition("/")[0]

@@ -1,0 +1,78 @@
+"""Which store stands behind a URL."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from fsspec.core import split_protocol
+
+from attachments.storage.encryption import Encryption
+from attachments.storage.errors import UnsupportedStore
+from attachments.storage.object_store import ObjectStore
+from attachments.storage.sealing import SUFFIX, sealer
+from attachments.storage.store import Store
+
+_BACKENDS = {
+    "s3": "s3:S3Backend",
+    "s3a": "s3:S3Backend",
+    "abfs": "azure:AzureBackend",
+    "abfss": "azure:AzureBackend",
+    "az": "azure:AzureBackend",
+    "gs": "gcs:GcsBackend",
+    "gcs": "gcs:GcsBackend",
+    "sftp": "sftp:SftpBackend",
+    "ssh": "sftp:SftpBackend",
+}
+"""Protocol to module and class, imported when they are asked for: their libraries take a second to load."""
+
+_OTHERS = "moving:MovingBackend"
+
+
+def open_store(url: str, options: Mapping[str, Any] | None = None, encryption: Encryption | None = None) -> Store:
+    """The store at an fsspec URL, or at a plain path, relative to the working directory.
+
+    Nothing is asked of it, and no credentials are looked for, before the first call. Raises UnsupportedStore for a
+    URL, an option or an encryption that cannot be right.
+    """
+    protocol = _protocol(url)
+    asked = encryption or Encryption()
+    seal, suffix = (sealer(asked.age_recipients), SUFFIX) if asked.age_recipients else (None, "")
+    if protocol in {"file", "local"}:
+        _refuse_for_local(options, asked)
+        # Not at the top: this module is imported on Windows too, where the local store's imports fail.
+        from attachments.storage.local import LocalStore  # noqa: PLC0415
+
+        return LocalStore.at(url, seal=seal, suffix=suffix)
+    module, _, name = _BACKENDS.get(protocol, _OTHERS).partition(":")
+    backend = getattr(import_module(f"attachments.storage.{module}"), name)
+    return ObjectStore(backend.at(url, dict(options or {}), asked), seal=seal, suffix=suffix)
+
+
+def _refuse_for_local(options: Mapping[str, Any] | None, asked: Encryption) -> None:
+    if options:
+        raise UnsupportedStore(
+            f"the local store takes no options; remove {', '.join(sorted(options))} from the store's options"
+        )
+    if asked.needs_service:
+        raise UnsupportedStore(
+            f"{asked.needs_service} is no business of a local folder; use age recipients, or an encrypted file system"
+        )
+    if sys.platform == "win32":
+        raise UnsupportedStore(
+            "the local store needs POSIX file locks, which Windows lacks; run this on Linux, macOS or in WSL"
+        )
+
+
+def _protocol(url: str) -> str:
+    if not url.strip():
+        raise UnsupportedStore("the store's URL is empty; set it to a path such as file:///srv/attachments")
+    if "::" in url:
+        raise UnsupportedStore(
+            "the store's URL chains file systems with '::', which can't be written to atomically; "
+            "set it to a single one, such as s3://bucket/attachments or file:///srv/attachments"
+        )
+    protocol, _ = split_protocol(url)
+    return protocol or "file"

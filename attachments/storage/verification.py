@@ -1,0 +1,134 @@
+"""Is what stands in the store what the manifests say? Read again, hash again, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+
+from attachments.storage.content import Content, Seal, pour
+from attachments.storage.errors import CannotDecrypt, InvalidManifest, NothingStored
+from attachments.storage.manifest import Manifest, ManifestAttachment
+from attachments.storage.store import Store
+
+Progress = Callable[[int], object]
+"""Is told how many more bytes have been read; from any thread."""
+
+
+class Problem(StrEnum):
+    """What can be wrong, in the words that are shown."""
+
+    MISSING = "recorded as stored, but nothing stands there; run its download again with force"
+    SIZE = "has another size than recorded; move it away, then run its download again with force"
+    CONTENT = "has other bytes than recorded; move it away, then run its download again with force"
+    SEALED = "cannot be decrypted with this identity, or decrypts to something else than recorded"
+    UNRECORDED = "stands there, but no manifest names it; run its download again"
+    MANIFEST = "the manifest is damaged; run its download again to rebuild it"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not as it is recorded, by key, for a file name must not be shown."""
+
+    key: str
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found about one message."""
+
+    message_key: str
+    objects: int
+    bytes: int
+    differences: tuple[Difference, ...]
+
+
+def verify(
+    store: Store,
+    message_keys: Iterable[str],
+    *,
+    unseal: Seal | None = None,
+    at_once: int = 4,
+    progress: Progress = lambda _: None,
+) -> Iterator[Checked]:
+    """Checks messages, a few at a time, as their keys come; in the order of the keys.
+
+    Memory does not grow with their number. With `unseal`, what was encrypted is decrypted as well and compared with
+    the attachment's own hash; without it, the ciphertext's hash is compared. Raises StoreError.
+    """
+    keys = iter(message_keys)
+    waiting: list[Future[Checked]] = []
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            while True:
+                for key in islice(keys, 2 * at_once - len(waiting)):
+                    waiting.append(pool.submit(verify_message, store, key, unseal=unseal, progress=progress))  # noqa: PERF401  # counted by islice as it grows
+                if not waiting:
+                    return
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def verify_message(
+    store: Store, message_key: str, *, unseal: Seal | None = None, progress: Progress = lambda _: None
+) -> Checked:
+    """Checks one message: one listing, one manifest, and every byte that is stored of it."""
+    try:
+        manifest = store.read_manifest(message_key)
+    except InvalidManifest:
+        return Checked(message_key, 0, 0, (Difference(message_key, Problem.MANIFEST),))
+    standing = store.objects(message_key)
+    recorded = dict(_stored_entries(manifest))
+    found: list[Difference] = []
+    read = 0
+    for key, entry in recorded.items():
+        problem = _checked(store, key, entry, standing.get(key), unseal, progress)
+        if problem is not None:
+            found.append(Difference(f"{message_key}/{entry.attachment_key}", problem))
+        read += standing.get(key, 0)
+    found.extend(Difference(key.rpartition("/")[0], Problem.UNRECORDED) for key in standing if key not in recorded)
+    return Checked(message_key, len(recorded), read, tuple(found))
+
+
+def unsealed(store: Store, entry: ManifestAttachment, unseal: Seal, write: Callable[[bytes], object]) -> Content:
+    """Decrypts an attachment, writes it, and says what was read and written, as the manifest has it.
+
+    Raises CannotDecrypt when that is not what is recorded; what was written until then must be thrown away.
+    """
+    if entry.key is None:
+        raise NothingStored(f"attachment {entry.attachment_key} is not stored", key=entry.attachment_key)
+    came = pour(store.read(entry.key), write, unseal)
+    if (came.stored_bytes, came.stored_sha256) != (entry.bytes, entry.sha256):
+        raise CannotDecrypt(f"attachment {entry.attachment_key} decrypts to something else than recorded")
+    return Content(came.stored_bytes, came.stored_sha256, came.bytes, came.sha256)
+
+
+def _stored_entries(manifest: Manifest | None) -> Iterator[tuple[str, ManifestAttachment]]:
+    for entry in manifest.attachments if manifest else ():
+        if entry.outcome == "stored" and entry.key is not None:
+            yield entry.key, entry
+
+
+def _checked(
+    store: Store, key: str, entry: ManifestAttachment, size: int | None, unseal: Seal | None, progress: Progress
+) -> Problem | None:
+    if size is None:
+        return Problem.MISSING
+    if size != (entry.bytes if entry.stored_bytes is None else entry.stored_bytes):
+        return Problem.SIZE
+    try:
+        if entry.stored_sha256 is not None and unseal is not None:
+            content = unsealed(store, entry, unseal, lambda block: progress(len(block)))
+        else:
+            content = pour(store.read(key), lambda block: progress(len(block)))
+    except NothingStored:
+        return Problem.MISSING
+    except CannotDecrypt:
+        return Problem.SEALED
+    same = content.stored_sha256 == (entry.stored_sha256 or entry.sha256)
+    return None if same else Problem.CONTENT

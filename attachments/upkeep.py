@@ -1,0 +1,158 @@
+"""`attachments verify` and `attachments decrypt`: what an operator does with a store that is in use."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from attachments.storage import Store, message_key, open_store
+from attachments.storage.content import Seal
+from attachments.storage.manifest import ManifestAttachment
+from attachments.storage.sealing import SUFFIX, opener
+from attachments.storage.verification import Checked, unsealed, verify
+
+
+class UpkeepError(Exception):
+    """It cannot be done; the text says what to change."""
+
+
+def store_of(environment: Mapping[str, str]) -> Store:
+    """The store that `ATTACHMENTS_URL` and `ATTACHMENTS_STORAGE_OPTIONS` name. Raises UpkeepError, StoreError."""
+    url = environment.get("ATTACHMENTS_URL")
+    if not url:
+        raise UpkeepError("ATTACHMENTS_URL is not set. Set it to the store's URL, for example file:///srv/attachments.")
+    try:
+        options = json.loads(environment.get("ATTACHMENTS_STORAGE_OPTIONS") or "{}")
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise UpkeepError('ATTACHMENTS_STORAGE_OPTIONS is no JSON object. Write one: {"option": "value"}.')
+    return open_store(url, options)
+
+
+def identity_of(path: Path) -> Seal:
+    """What decrypts with the identities in a file. Raises UpkeepError, and UnsupportedStore when there are none."""
+    try:
+        return opener(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UpkeepError(f"The identity file cannot be read ({type(error).__name__}): {path}") from None
+
+
+@dataclass
+class Verdict:
+    """What a verification has found in all."""
+
+    messages: int = 0
+    objects: int = 0
+    bytes: int = 0
+    differences: int = 0
+    left: int = 0
+    cleared: int = 0
+
+    def add(self, checked: Checked) -> None:
+        """Counts one message."""
+        self.messages += 1
+        self.objects += checked.objects
+        self.bytes += checked.bytes
+        self.differences += len(checked.differences)
+
+
+def verify_store(
+    store: Store, message_id: str | None, *, unseal: Seal | None, at_once: int, clean: bool, older_than: timedelta
+) -> Verdict:
+    """Compare what stands in the store with what is recorded, print what differs, and say in a line how it went.
+
+    With `clean`, remove what writers have left behind that is older than that. Raises StoreError.
+    """
+    verdict = Verdict()
+    keys = [message_key(message_id)] if message_id else store.message_keys()
+    with _progress() as (count, advance):
+        for checked in verify(store, count(keys), unseal=unseal, at_once=at_once, progress=advance):
+            verdict.add(checked)
+            for difference in checked.differences:
+                print(f"{difference.key}  {difference.problem}", flush=True)
+    for residue in store.residue(older_than=older_than):
+        if clean:
+            store.clear(residue)
+            verdict.cleared += 1
+        else:
+            verdict.left += 1
+        print(f"{residue.key}  {residue.what}{', removed' if clean else ''}", flush=True)
+    print(_summary(verdict))
+    return verdict
+
+
+def decrypt_message(store: Store, message_id: str, unseal: Seal, folder: Path) -> int:
+    """Decrypt a message's attachments into `<folder>/<message_key>/<attachment_key>/`, and print where they are.
+
+    A file has its name only when all of it is there and has the hash that is recorded. Returns how many there are.
+    Raises StoreError, UpkeepError.
+    """
+    key = message_key(message_id)
+    manifest = store.read_manifest(key)
+    if manifest is None:
+        raise UpkeepError(f"There is no manifest of message {key} in the store: nothing of it has been stored yet.")
+    sealed = [entry for entry in manifest.attachments if entry.outcome == "stored" and entry.stored_sha256]
+    for entry in sealed:
+        try:
+            print(_decrypted(store, entry, unseal, folder))
+        except OSError as error:
+            raise UpkeepError(f"Cannot write into {folder} ({error.strerror}).") from None
+    return len(sealed)
+
+
+def _decrypted(store: Store, entry: ManifestAttachment, unseal: Seal, folder: Path) -> Path:
+    target = folder / (entry.key or "").removesuffix(SUFFIX)
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = target.parent / f".{secrets.token_hex(8)}"
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123  # a descriptor
+        try:
+            unsealed(store, entry, unseal, file.write)
+            file.flush()
+            os.fsync(file.fileno())
+            partial.rename(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    return target
+
+
+def _summary(verdict: Verdict) -> str:
+    what = f"{verdict.objects:,} objects of {verdict.messages:,} messages, {verdict.bytes:,} bytes"
+    if verdict.differences:
+        parts = [f"Checked {what}: {verdict.differences:,} differ, see above."]
+    else:
+        parts = [f"Checked {what}: all as recorded."]
+    if verdict.left:
+        parts.append(f"Writers have left {verdict.left:,} things behind; `attachments verify --clean` removes them.")
+    if verdict.cleared:
+        parts.append(f"Removed {verdict.cleared:,} things that writers had left behind.")
+    return " ".join(parts)
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Callable[[Iterable[str]], Iterator[str]], Callable[[int], None]]]:
+    """A bar on the terminal: messages begun, and bytes read. Nothing where there is no terminal."""
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        messages = bar.add_task("messages", total=None)
+        read = bar.add_task("MB read", total=None)
+
+        def counted(keys: Iterable[str]) -> Iterator[str]:
+            listed = list(keys)
+            bar.update(messages, total=len(listed))
+            for key in listed:
+                yield key
+                bar.advance(messages)
+
+        yield counted, lambda size: bar.advance(read, size / 1_000_000)

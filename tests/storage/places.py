@@ -1,0 +1,194 @@
+"""The seven places that the stores are tested in, each with an eye of its own that shares nothing with the store."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from attachments.storage import Encryption, Store, open_store
+from tests.servers.kinds import Azurite, FakeGcs, Moto, Rclone, Sftp
+from tests.servers.server import Server
+
+SERVERS: Mapping[str, type[Server]] = {
+    "s3-moto": Moto,
+    "s3-rclone": Rclone,
+    "azure": Azurite,
+    "gcs": FakeGcs,
+    "sftp": Sftp,
+}
+KINDS = ("local", "memory", *SERVERS)
+REMOTE = tuple(SERVERS)
+HTTP = ("s3-moto", "s3-rclone", "azure", "gcs")
+
+
+class Place:
+    """A fresh root somewhere."""
+
+    def __init__(self, kind: str, url: str, options: Mapping[str, Any], server: Server | None, name: str) -> None:
+        self.kind = kind
+        self.url = url
+        self.options = dict(options)
+        self.server = server
+        self.name = name
+
+    def open(self, *, port: int | None = None, encryption: Encryption | None = None) -> Store:
+        """The store, as another process or machine would open it; through a proxy, when a port is given."""
+        options = self.server.options(port) if self.server and port else self.options
+        return open_store(self.url, options, encryption)
+
+    def visible(self) -> dict[str, bytes]:
+        """Every object under a final key, and what it holds."""
+        return {key: data for key, data in self.everything().items() if not key.startswith(".") and "/." not in key}
+
+    def everything(self) -> dict[str, bytes]:
+        """All that a reader of the backend can see, the store's own things as well."""
+        fs = self.eye
+        root = self.root
+        found: dict[str, bytes] = {}
+        for path in self._found():
+            # What is there when it is listed may be gone when it is read: locks, files on their way in.
+            try:
+                found[path.removeprefix(f"{root}/")] = fs.cat_file(path)
+            except FileNotFoundError:
+                continue
+        return found
+
+    def sizes(self) -> dict[str, int]:
+        """As `visible`, without reading."""
+        fs, root = self.eye, self.root
+        return {
+            path.removeprefix(f"{root}/"): fs.size(path)
+            for path in self._found()
+            if not path.removeprefix(f"{root}/").startswith(".") and "/." not in path
+        }
+
+    def plant(self, key: str, content: bytes) -> None:
+        """Puts an object there that the store did not write."""
+        path = f"{self.root}/{key}"
+        if self.kind in {"local", "sftp"}:
+            self.eye.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self.eye.pipe_file(path, content)
+
+    def open_uploads(self) -> list[str]:
+        """What writers have under way or left behind, as the backend itself tells it."""
+        if self.kind.startswith("s3"):
+            assert isinstance(self.server, Moto | Rclone)
+            client = self.server.client()
+            try:
+                told = client.list_multipart_uploads(Bucket=self.name)
+            except client.exceptions.NoSuchUpload:  # rclone's word for none so far
+                told = {}
+            return [upload["Key"] for upload in told.get("Uploads", ())] + self._orphan_proofs()
+        if self.kind == "azure":
+            assert isinstance(self.server, Azurite)
+            blobs = list(self.server.service().get_container_client(self.name).list_blobs(include=["uncommittedblobs"]))
+            committed = {blob.name for blob in self.server.service().get_container_client(self.name).list_blobs()}
+            return [blob.name for blob in blobs if blob.name not in committed]
+        if self.kind == "gcs":
+            return []  # nobody can list sessions
+        own = [key for key in self.everything() if key.startswith(".incoming/")]
+        return own + self._orphan_proofs()
+
+    @property
+    def root(self) -> str:
+        """The root as fsspec's file system names it."""
+        path = self.url.partition("://")[2]
+        if self.kind == "sftp":
+            return "/" + path.partition("/")[2]
+        return f"/{path}" if self.kind == "memory" else path
+
+    @property
+    def eye(self) -> Any:
+        """A file system of its own."""
+        protocol = self.url.partition("://")[0]
+        options = {name: value for name, value in self.options.items() if name != "host_key"}
+        if self.kind == "sftp":
+            options["host"] = "127.0.0.1"
+        # Prefers what it was told once: a listing in a cache is no evidence.
+        fs = _eye(protocol, tuple(sorted((name, repr(value)) for name, value in options.items())), lambda: options)
+        fs.invalidate_cache()
+        return fs
+
+    def _found(self) -> list[str]:
+        try:
+            return [str(path) for path in self.eye.find(self.root)]
+        except FileNotFoundError:
+            return []
+
+    def _orphan_proofs(self) -> list[str]:
+        places = {"/".join(key.split("/")[:2]) for key in self.visible()}
+        proofs = [key for key in self.everything() if key.startswith(".proofs/")]
+        return [key for key in proofs if "/".join(key.rpartition("/")[2].split(".")[:2]) not in places]
+
+
+class _Options:
+    """Equal to all others, so that a cache does not look at it."""
+
+    def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
+        self.make = make
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Options)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def _eye(protocol: str, key: tuple[tuple[str, str], ...], options: Callable[[], dict[str, Any]]) -> Any:
+    return _opened_eye(protocol, key, _Options(options))
+
+
+@cache
+def _opened_eye(protocol: str, key: tuple[tuple[str, str], ...], options: _Options) -> Any:
+    return fsspec.filesystem(protocol, **options.make(), skip_instance_cache=True)
+
+
+class Places:
+    """Makes places; starts each server when it is first asked for, and stops them all in the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._servers: dict[str, Server] = {}
+
+    def make(self, kind: str) -> Place:
+        """A fresh place of this kind."""
+        name = f"place-{uuid.uuid4().hex[:12]}"
+        if kind == "local":
+            root = self._folder / name / "root"
+            return Place(kind, f"file://{root}", {}, None, name)
+        if kind == "memory":
+            return Place(kind, f"memory://{name}/root", {}, None, name)
+        server = self._servers.get(kind) or self._started(kind)
+        return self.at(kind, server, name)
+
+    @contextmanager
+    def own(self, kind: str) -> Iterator[Place]:
+        """A place on a server of its own, which may be killed."""
+        server = SERVERS[kind](self._folder / f"{kind}-{uuid.uuid4().hex[:6]}")
+        server.start()
+        try:
+            yield self.at(kind, server, f"place-{uuid.uuid4().hex[:12]}")
+        finally:
+            server.stop()
+
+    def at(self, kind: str, server: Server, name: str) -> Place:
+        """A fresh place on this server."""
+        server.make_place(name)
+        return Place(kind, server.url(name), server.options(), server, name)
+
+    def stop(self) -> None:
+        """Stops all servers."""
+        for server in self._servers.values():
+            server.stop()
+
+    def _started(self, kind: str) -> Server:
+        server = SERVERS[kind](self._folder / kind)
+        server.start()
+        self._servers[kind] = server
+        return server

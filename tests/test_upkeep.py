@@ -1,0 +1,137 @@
+"""`attachments verify` and `attachments decrypt`: what they say, what they write, and their exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyrage
+import pytest
+
+from attachments.cli import main
+from attachments.storage import Encryption, attachment_key, message_key, open_store
+from tests.storage.samples import CONTENT
+from tests.storage.test_verification import record
+
+OWNER = pyrage.x25519.Identity.generate()
+MESSAGE_ID = "AAMkAGI1/xyz="
+MESSAGE = message_key(MESSAGE_ID)
+NAME = "-".join(("Kanarienvogel", "Gehalt")) + ".pdf"
+PLACE = f"{MESSAGE}/{attachment_key(NAME)}"
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ATTACHMENTS_URL", str(tmp_path / "root"))
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def filled(root: Path) -> Path:
+    record(open_store(str(root)), MESSAGE, NAME)
+    return root
+
+
+@pytest.fixture
+def identity(tmp_path: Path) -> Path:
+    path = tmp_path / "identity.txt"
+    path.write_text(f"# created: 2026-11-25\n{OWNER}\n")
+    return path
+
+
+@pytest.fixture
+def sealed(root: Path) -> Path:
+    record(open_store(str(root), encryption=Encryption(age_recipients=(str(OWNER.to_public()),))), MESSAGE, NAME)
+    return root
+
+
+@pytest.mark.parametrize("arguments", [[], [MESSAGE_ID], ["--at-once", "1"]])
+def test_verify_says_how_much_it_has_read(
+    arguments: list[str], filled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All messages, or one; status 0 when all is as recorded."""
+    assert main(["verify", *arguments]) == 0
+    assert capsys.readouterr().out == f"Checked 1 objects of 1 messages, {len(CONTENT):,} bytes: all as recorded.\n"
+
+
+def test_verify_names_what_differs_by_key(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 1, the key and what to do; no file name."""
+    (filled / PLACE / NAME).write_bytes(b"x" * len(CONTENT))
+    assert main(["verify"]) == 1
+    told = capsys.readouterr()
+    assert told.out.startswith(f"{PLACE}  has other bytes than recorded; ")
+    assert "1 differ, see above." in told.out
+    assert NAME not in told.out + told.err
+
+
+def test_verify_tells_of_left_overs_and_removes_them(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Young ones may be a living writer's: by default only what is older than a day counts."""
+    left = filled / ".incoming" / f"{PLACE.replace('/', '.')}.0011223344556677"
+    left.write_bytes(b"part")
+    assert main(["verify"]) == 0
+    assert "left" not in capsys.readouterr().out
+    assert main(["verify", "--older-than", "0"]) == 0
+    assert "`attachments verify --clean` removes them" in capsys.readouterr().out
+    assert left.exists()
+    assert main(["verify", "--older-than", "0", "--clean"]) == 0
+    assert f"{PLACE}  temporary file, removed" in capsys.readouterr().out
+    assert not left.exists()
+
+
+def test_decrypt_writes_what_was_attached(
+    sealed: Path, identity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the same keys, readable by the owner alone, and it says where."""
+    assert main(["decrypt", MESSAGE_ID, "--identity", str(identity), "--to", str(tmp_path / "out")]) == 0
+    path = tmp_path / "out" / PLACE / NAME
+    assert capsys.readouterr().out == f"{path}\n"
+    assert path.read_bytes() == CONTENT
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [found.name for found in path.parent.iterdir()] == [NAME]
+
+
+def test_decrypt_leaves_nothing_of_what_was_altered(
+    sealed: Path, identity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cut file decrypts to its beginning: that may not look like the attachment."""
+    path = sealed / PLACE / f"{NAME}.age"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["decrypt", MESSAGE_ID, "--identity", str(identity), "--to", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr()
+    assert "it was cut or altered" in told.err
+    assert NAME not in told.err
+    assert [found for found in (tmp_path / "out").rglob("*") if found.is_file()] == []
+
+
+def test_verify_decrypts_when_it_is_given_the_identity(
+    sealed: Path, identity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another's identity does not fit, and that is told by key."""
+    assert main(["verify", "--identity", str(identity)]) == 0
+    identity.write_text(str(pyrage.x25519.Identity.generate()))
+    assert main(["verify", "--identity", str(identity)]) == 1
+    assert f"{PLACE}  cannot be decrypted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["decrypt", "other", "--identity", "IDENTITY", "--to", "out"], "There is no manifest of message"),
+        (["decrypt", MESSAGE_ID, "--identity", "IDENTITY", "--to", "out"], "Nothing of this message was encrypted"),
+        (["decrypt", MESSAGE_ID, "--identity", "nowhere", "--to", "out"], "identity file cannot be read"),
+        (["verify", "--identity", "/dev/null"], "no usable age identity"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    arguments: list[str], said: str, filled: Path, identity: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 1, one line on standard error, no traceback."""
+    assert main([str(identity) if argument == "IDENTITY" else argument for argument in arguments]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--older-than", "-1"], ["--older-than", "nan"], ["--at-once", "0"], [""]])
+def test_wrong_arguments_are_refused(arguments: list[str], filled: Path) -> None:
+    """Status 2, as every command does."""
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", *arguments])
+    assert ended.value.code == 2
