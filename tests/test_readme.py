@@ -96,11 +96,11 @@ def test_every_option_of_the_receiver_is_documented_with_its_default() -> None:
 
 @each_document
 def test_every_make_target_exists(document: Path) -> None:
-    """But for those that the document says are to come."""
+    """Whatever a document tells the reader to make."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     written = re.findall(r"(?:^|`)make (?:-C \S+ )?([a-z]+(?: [a-z]+)*)", document.read_text("utf-8"), re.MULTILINE)
     mentioned = {target for targets_of_one in written for target in targets_of_one.split()}
-    assert mentioned - targets <= {"bench"}
+    assert mentioned <= targets
 
 
 def variables(text: str) -> set[str]:
@@ -133,7 +133,8 @@ def test_the_blocks_fields_and_defaults_are_documented(block: type[EmailgisticsA
     assert set(written) == set(block.model_fields)
     for name, field in block.model_fields.items():
         if field.default_factory is not None:
-            assert written[name] == "{}"
+            default = field.default_factory()  # type: ignore[call-arg]  # none of ours looks at other fields
+            assert written[name] == str(default.get_secret_value() if hasattr(default, "get_secret_value") else default)
         else:
             assert written[name] == ("none" if field.default is PydanticUndefined else f"{field.default}")
 

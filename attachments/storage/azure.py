@@ -206,8 +206,6 @@ class AzureBackend(Backend):
         await self._blob(path).stage_block(
             block, body, length=len(data), validate_content=True, **self._scope, **_TIMEOUTS
         )
-            block, io.BytesIO(data), length=len(data), validate_content=True, **self._scope, **_TIMEOUTS
-        )
 
     async def commit(self, path: str, blocks: list[str], labels: Labels, metadata: Mapping[str, str]) -> None:
         """Put Block List, where no blob stands. Raises Conflict."""

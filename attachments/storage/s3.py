@@ -113,6 +113,7 @@ class S3Backend(Backend):
         self._encryption = encryption
         self._lock = threading.Lock()
         self._opened: S3FileSystem | None = None
+        self._asking = threading.Lock()
         self._is_conditional: bool | None = None
 
     @classmethod
@@ -241,9 +242,10 @@ class S3Backend(Backend):
     @property
     def is_conditional(self) -> bool:
         """Whether the service heeds `If-None-Match`. Asked of it once."""
-        if self._is_conditional is None:
-            self._is_conditional = self._run(self._heeds_conditions())
-        return self._is_conditional
+        with self._asking:
+            if self._is_conditional is None:
+                self._is_conditional = self._run(self._heeds_conditions())
+            return self._is_conditional
 
     async def creating(self, request: Any) -> Any:
         """What a request that creates something answers. Raises Conflict when something stands there already."""

@@ -71,8 +71,9 @@ class Rclone(_S3):
 
 
 class Azurite(Server):
-    """Azure Blob Storage."""
+    """Azure Blob Storage. It writes to its disk now and then, so a kill takes the newest with it."""
 
+    keeps_data = False
     account = "devstoreaccount1"
     key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # known to all
 
@@ -104,13 +105,14 @@ class Azurite(Server):
 
 
 class FakeGcs(Server):
-    """Google Cloud Storage."""
+    """Google Cloud Storage; in memory, for in files its names may not be as long as Google's."""
+
+    keeps_data = False
 
     def command(self) -> Sequence[str | Path]:
-        (self.folder / "data").mkdir(exist_ok=True)
         where = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(self.port)]
         told = ["-external-url", f"http://127.0.0.1:{self.port}", "-public-host", f"127.0.0.1:{self.port}"]
-        return [fake_gcs._get_binary_path(), *where, *told, "-filesystem-root", self.folder / "data"]
+        return [fake_gcs._get_binary_path(), *where, *told, "-backend", "memory"]
 
     def url(self, name: str) -> str:
         return f"gs://{name}/root"

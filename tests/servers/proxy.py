@@ -1,4 +1,4 @@
-"""A proxy that breaks things, before any of the servers: on a thread of its own, on a free port.
+"""A proxy that breaks things, before any of the HTTP servers: on a thread of its own, on a free port.
 
 It reads requests one by one, so a fault can be ordered for the nth request that looks so and so:
 
@@ -6,20 +6,18 @@ It reads requests one by one, so a fault can be ordered for the nth request that
         proxy.order("PUT", r"partNumber=2", Answer(503), times=2)
         ... store through proxy.port ...
         assert proxy.ordered == 0        # the fault was met
+
+`Wire` breaks connections of any protocol, by bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
+from dataclasses import dataclass
 
-_STEP = 64 * 1024
+from tests.servers.listener import STEP, Listener, close
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reset:
-    """The connection breaks after so many bytes of the request's body; the server has seen as much."""
+    """The connection breaks before the server is told anything; or after so many bytes of the body, which it has seen.
 
-    after: int = 0
+    A body that is not longer is seen whole, and the server may act on it.
+    """
+
+    after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class DropReply:
 
 @dataclass(frozen=True)
 class Stall:
-    """Nothing comes back until the client gives up."""
+    """Nothing comes back until the client gives up; the server is told nothing."""
 
 
 Fault = Answer | Reset | DropReply | Stall
@@ -59,20 +60,14 @@ class _Order:
     times: int
 
 
-@dataclass
-class Proxy:
-    """Before the server on that port of this machine."""
+class Proxy(Listener):
+    """Before the server on that port of this machine. It passes on `Host` as it came, for that is signed."""
 
-    upstream: int
-    requests: list[str] = field(default_factory=list)
-    """Method and target of each request, as they came."""
-
-    def __post_init__(self) -> None:
+    def __init__(self, upstream: int) -> None:
+        super().__init__(upstream)
+        self.requests: list[str] = []
+        """Method and target of each request, as they came."""
         self._orders: list[_Order] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
-        self._connections: set[asyncio.Task[None]] = set()
-        self.port = 0
 
     def order(self, method: str, target: str, fault: Fault, *, skip: int = 0, times: int = 1) -> None:
         """From now on the requests of that method whose target matches meet the fault, after `skip` that do not."""
@@ -83,87 +78,51 @@ class Proxy:
         """Faults that have not been met yet."""
         return sum(order.times for order in self._orders)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._accept, "127.0.0.1", 0, limit=1024 * 1024), self._loop
-        ).result()
-        self._server = server
-        self.port = server.sockets[0].getsockname()[1]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _close(self) -> None:
-        self._server.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                while await self._exchange(reader, writer):
-                    pass
-        finally:
-            self._connections.discard(task)
-            writer.transport.abort()
-
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """One request and its answer; whether another may follow."""
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One request and its answer; the client is told that no other may follow."""
         head = await reader.readuntil(b"\r\n\r\n")
-        method, target = head.split(b" ", 2)[:2]
-        self.requests.append(f"{method.decode()} {target.decode()}")
-        fault = self._fault(method.decode(), target.decode())
+        method, target = (word.decode() for word in head.split(b" ", 2)[:2])
+        self.requests.append(f"{method} {target}")
         body = _Body(head, reader, writer)
-        if isinstance(fault, Answer):
-            async for _ in body:
-                pass
-            reply = f"HTTP/1.1 {fault.status} Ordered\r\nContent-Length: {len(fault.body)}\r\nConnection: close\r\n\r\n"
-            writer.write(reply.encode() + fault.body)
-            await writer.drain()
-            return False
-        if isinstance(fault, Stall):
-            await asyncio.sleep(3600)
-        return await self._forward(head, body, writer, fault)
+        match self._fault(method, target):
+            case Reset(after=None):
+                return
+            case Stall():
+                while await reader.read(STEP):
+                    pass
+                return
+            case Answer(status, content):
+                async for _ in body:
+                    pass
+                reply = f"HTTP/1.1 {status} Ordered\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+                writer.write(reply.encode() + content)
+            case fault:
+                if not await self._forward(head, body, writer, fault):
+                    return
+        await close(writer)
 
     async def _forward(self, head: bytes, body: _Body, writer: asyncio.StreamWriter, fault: Fault | None) -> bool:
+        """Whether the client got its answer."""
         upstream, server = await asyncio.open_connection("127.0.0.1", self.upstream)
         try:
             # One request a connection to the server: then the end of its answer is the connection's.
             lines = [line for line in head[:-4].split(b"\r\n") if not re.match(rb"(?i)(connection|expect):", line)]
             server.write(b"\r\n".join([*lines, b"Connection: close"]) + b"\r\n\r\n")
-            sent = 0
+            left = fault.after if isinstance(fault, Reset) else None
             async for piece in body:
-                if isinstance(fault, Reset) and sent + len(piece) > fault.after:
-                    server.write(piece[: fault.after - sent])
-                    await server.drain()
-                    return False
-                server.write(piece)
+                server.write(piece[:left])
                 await server.drain()
-                sent += len(piece)
-            if isinstance(fault, Reset):
+                if left is not None and (left := left - len(piece)) < 0:
+                    return False
+            if left is not None:
                 return False
-            while piece := await upstream.read(_STEP):
+            while piece := await upstream.read(STEP):
                 if not isinstance(fault, DropReply):
                     writer.write(piece)
                     await writer.drain()
-            return False
+            return not isinstance(fault, DropReply)
         finally:
-            server.close()
-            if not isinstance(fault, Reset | DropReply):
-                writer.close()
-                with contextlib.suppress(OSError):
-                    await writer.wait_closed()
+            await close(server)
 
     def _fault(self, method: str, target: str) -> Fault | None:
         for order in self._orders:
@@ -192,7 +151,7 @@ class _Body:
             self._writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         left = self._length
         while left:
-            piece = await self._reader.read(min(left, _STEP))
+            piece = await self._reader.read(min(left, STEP))
             if not piece:
                 raise ConnectionResetError
             left -= len(piece)

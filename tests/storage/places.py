@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from gcsfs.core import GCSFileSystem
 
 from attachments.storage import Encryption, Store, open_store
 from tests.servers.kinds import Azurite, FakeGcs, Moto, Rclone, Sftp
@@ -36,6 +37,8 @@ class Place:
         self.options = dict(options)
         self.server = server
         self.name = name
+        # What an SFTP server serves is looked at on its disk: that is quicker, and shares nothing with SSH.
+        self._disk = server.folder / "data" / name / "root" if server and kind == "sftp" else None
 
     def open(self, *, port: int | None = None, encryption: Encryption | None = None) -> Store:
         """The store, as another process or machine would open it; through a proxy, when a port is given."""
@@ -99,17 +102,15 @@ class Place:
     def root(self) -> str:
         """The root as fsspec's file system names it."""
         path = self.url.partition("://")[2]
-        if self.kind == "sftp":
-            return "/" + path.partition("/")[2]
+        if self._disk is not None:
+            return str(self._disk)
         return f"/{path}" if self.kind == "memory" else path
 
     @property
     def eye(self) -> Any:
         """A file system of its own."""
-        protocol = self.url.partition("://")[0]
-        options = {name: value for name, value in self.options.items() if name != "host_key"}
-        if self.kind == "sftp":
-            options["host"] = "127.0.0.1"
+        protocol = "file" if self._disk is not None else self.url.partition("://")[0]
+        options = {} if self._disk is not None else self.options
         # Prefers what it was told once: a listing in a cache is no evidence.
         fs = _eye(protocol, tuple(sorted((name, repr(value)) for name, value in options.items())), lambda: options)
         fs.invalidate_cache()
@@ -146,7 +147,9 @@ def _eye(protocol: str, key: tuple[tuple[str, str], ...], options: Callable[[], 
 
 @cache
 def _opened_eye(protocol: str, key: tuple[tuple[str, str], ...], options: _Options) -> Any:
-    return fsspec.filesystem(protocol, **options.make(), skip_instance_cache=True)
+    # gcsfs's other class asks Google by gRPC what kind of bucket it is.
+    kind = GCSFileSystem if protocol == "gs" else fsspec.get_filesystem_class(protocol)
+    return kind(**options.make(), skip_instance_cache=True)
 
 
 class Places:

@@ -1,0 +1,24 @@
+"""Runs the parts that are named, or all; prints their figures and keeps them in build/bench.json."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from benchmarks import memory, throughput
+from benchmarks.figures import Figure, keep, show
+
+PARTS: dict[str, Callable[[], list[Figure]]] = {"throughput": throughput.measure, "memory": memory.measure}
+
+
+def main(asked: Sequence[str]) -> None:
+    if unknown := set(asked) - set(PARTS):
+        sys.exit(f"There is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    for part in asked or PARTS:
+        figures = PARTS[part]()
+        show(part, figures)
+        keep(part, figures)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
