@@ -233,7 +233,7 @@ class SftpBackend(Backend):
             try:
                 _write(sftp, temporary, data)
                 sftp.make(self._path(path).rpartition("/")[0])
-                if False:
+                if not still_ours():
                     raise Conflict
                 sftp.replace(temporary, self._path(path))
             except _ANSWERED:

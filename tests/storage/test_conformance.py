@@ -17,11 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 
+import pyrage
 import pytest
 
-from attachments.storage import Store, StoreError, attachment_key
-from attachments.storage.errors import AccessDenied, NotFound, StoreUnavailable
+from attachments.storage import Encryption, Store, StoreError, attachment_key
+from attachments.storage.content import pour
+from attachments.storage.errors import AccessDenied, CannotDecrypt, NotFound, StoreUnavailable
 from attachments.storage.parts import PART_BYTES
+from attachments.storage.sealing import opener
 from attachments.storage.verification import Problem, verify_message
 from tests.servers.proxy import Answer, DropReply, Fault, Proxy, Reset
 from tests.storage.places import HTTP, KINDS, REMOTE, Place, Places
@@ -401,6 +404,27 @@ def test_verification_sees_what_was_changed_behind_our_back(place: Place) -> Non
         (keys["gone.pdf"], Problem.MISSING),
         (keys["more.pdf"], Problem.UNRECORDED),
     }
+
+
+def test_what_is_encrypted_cannot_be_read_from_the_store(place: Place) -> None:
+    """The raw bytes tell nothing, the owner gets the same bytes back, and a run again recognises what stands there."""
+    owner = pyrage.x25519.Identity.generate()
+    store = place.open(encryption=Encryption(age_recipients=(str(owner.to_public()),)))
+    content = b"canary contents " * (LARGE // 16)
+    written = store.write(MESSAGE, ATTACHMENT, "a.pdf", chunked(content))
+    raw = place.visible()[f"{PLACE}/a.pdf.age"]
+    assert raw.startswith(b"age-encryption.org/v1\n")
+    assert b"canary" not in raw
+    assert (written.sha256, written.stored_sha256) == tuple(hashlib.sha256(each).hexdigest() for each in (content, raw))
+    out = bytearray()
+    pour(place.open().read(written.key), out.extend, opener(str(owner)))
+    assert out == content
+    again = place.open(encryption=Encryption(age_recipients=(str(owner.to_public()),)))
+    assert again.write(MESSAGE, ATTACHMENT, "a.pdf", chunked(content)) == written
+    assert place.visible() == {written.key: raw}
+    for damaged in (raw[:-1], raw[:-1] + bytes([raw[-1] ^ 1])):
+        with pytest.raises(CannotDecrypt):
+            pour([damaged], lambda _: None, opener(str(owner)))
 
 
 def test_one_listing_a_message(places: Places) -> None:
