@@ -47,7 +47,7 @@ class PartedUpload(Upload):
         rest: bytes | memoryview = data
         while rest:
             if self._filled == PART_BYTES:
-                self._send(self._taken())
+                self._send()
             room = PART_BYTES - self._filled
             if len(rest) > room:
                 rest = memoryview(rest)
@@ -56,12 +56,11 @@ class PartedUpload(Upload):
             rest = rest[room:]
 
     def commit(self, metadata: Mapping[str, str]) -> None:
-        last = self._taken()
         if not self._begun:
-            run(self._whole(last, metadata), self._loop)
+            run(self._whole(self._taken(), metadata), self._loop)
         else:
             self._wait()
-            run(self._complete(self._parts + 1, last, metadata), self._loop)
+            run(self._complete(self._parts + 1, self._taken(), metadata), self._loop)
         self._ended = True
 
     def discard(self) -> None:
@@ -81,14 +80,14 @@ class PartedUpload(Upload):
         self._filling, self._filled = [], 0
         return part
 
-    def _send(self, part: bytes) -> None:
-        """Sends a full part as soon as the one before it is through."""
+    def _send(self) -> None:
+        """Sends a full part as soon as the one before it is through, and out of memory."""
         if not self._begun:
             run(self._begin(), self._loop)
             self._begun = True
         self._wait()
         self._parts += 1
-        self._under_way = asyncio.run_coroutine_threadsafe(self._part(self._parts, part), self._loop)
+        self._under_way = asyncio.run_coroutine_threadsafe(self._part(self._parts, self._taken()), self._loop)
 
     def _wait(self) -> None:
         if self._under_way is not None:

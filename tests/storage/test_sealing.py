@@ -140,7 +140,7 @@ def test_what_was_stored_before_encryption_began_is_recognised(sealed: Store, ro
     assert plain.write(MESSAGE, other, "a.pdf", [CONTENT]) == second
 
 
-@pytest.mark.parametrize("text", ["", "x", "AGE-SECRET-KEY-1X", "age1x", "ssh-ed25519 x", str(OWNER)])
+@pytest.mark.parametrize("text", ["", "x", "AGE-SECRET-KEY-1X", "age1x", "ssh-ed25519 x", str(OWNER)], ids=range(6))
 def test_what_is_no_public_key_is_refused(text: str) -> None:
     """Also a private key, which must not even be shown: it has no business here."""
     with pytest.raises(UnsupportedStore, match="recipient 2") as caught:
@@ -148,7 +148,9 @@ def test_what_is_no_public_key_is_refused(text: str) -> None:
     assert len(text) < 6 or text not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "nothing", "AGE-SECRET-KEY-1X", RECIPIENT, "-----BEGIN PRIVATE KEY-----\nx"])
+@pytest.mark.parametrize(
+    "text", ["", "nothing", "AGE-SECRET-KEY-1X", RECIPIENT, "-----BEGIN PRIVATE KEY-----\nx"], ids=range(5)
+)
 def test_what_is_no_identity_is_refused(text: str) -> None:
     """With what the file should hold."""
     with pytest.raises(UnsupportedStore, match="no usable age identity"):
