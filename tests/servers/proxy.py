@@ -13,6 +13,7 @@ It reads requests one by one, so a fault can be ordered for the nth request that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -102,26 +103,28 @@ class Proxy(Listener):
         await close(writer)
 
     async def _forward(self, head: bytes, body: _Body, writer: asyncio.StreamWriter, fault: Fault | None) -> bool:
-        """Whether the client got its answer."""
+        """Whether the client got an answer."""
         upstream, server = await asyncio.open_connection("127.0.0.1", self.upstream)
+        reply = asyncio.create_task(_relay(upstream, writer, lost=isinstance(fault, Reset | DropReply)))
         try:
             # One request a connection to the server: then the end of its answer is the connection's.
             lines = [line for line in head[:-4].split(b"\r\n") if not re.match(rb"(?i)(connection|expect):", line)]
             server.write(b"\r\n".join([*lines, b"Connection: close"]) + b"\r\n\r\n")
             left = fault.after if isinstance(fault, Reset) else None
             async for piece in body:
+                if server.is_closing():
+                    continue  # it has refused; the rest is taken so that the client reads why
                 server.write(piece[:left])
-                await server.drain()
+                try:
+                    await server.drain()
+                except OSError:
+                    if not await reply:
+                        return False
                 if left is not None and (left := left - len(piece)) < 0:
                     return False
-            if left is not None:
-                return False
-            while piece := await upstream.read(STEP):
-                if not isinstance(fault, DropReply):
-                    writer.write(piece)
-                    await writer.drain()
-            return not isinstance(fault, DropReply)
+            return left is None and await reply
         finally:
+            reply.cancel()
             await close(server)
 
     def _fault(self, method: str, target: str) -> Fault | None:
@@ -133,6 +136,19 @@ class Proxy(Listener):
                 order.times -= 1
                 return order.fault
         return None
+
+
+async def _relay(upstream: asyncio.StreamReader, writer: asyncio.StreamWriter, *, lost: bool) -> bool:
+    """Whether the client got an answer, to its end as far as can be told."""
+    came = False
+    with contextlib.suppress(OSError):
+        while piece := await upstream.read(STEP):
+            came = True
+            if not lost:
+                writer.write(piece)
+                await writer.drain()
+        return came and not lost
+    return False
 
 
 class _Body:

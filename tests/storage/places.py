@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -47,14 +47,17 @@ class Place:
 
     def visible(self) -> dict[str, bytes]:
         """Every object under a final key, and what it holds."""
-        return {key: data for key, data in self.everything().items() if not key.startswith(".") and "/." not in key}
+        return self._read(path for path in self._found() if not self._is_own(path))
 
     def everything(self) -> dict[str, bytes]:
         """All that a reader of the backend can see, the store's own things as well."""
+        return self._read(self._found())
+
+    def _read(self, paths: Iterable[str]) -> dict[str, bytes]:
         fs = self.eye
         root = self.root
         found: dict[str, bytes] = {}
-        for path in self._found():
+        for path in paths:
             # What is there when it is listed may be gone when it is read: locks, files on their way in.
             try:
                 found[path.removeprefix(f"{root}/")] = fs.cat_file(path)
@@ -65,11 +68,7 @@ class Place:
     def sizes(self) -> dict[str, int]:
         """As `visible`, without reading."""
         fs, root = self.eye, self.root
-        return {
-            path.removeprefix(f"{root}/"): fs.size(path)
-            for path in self._found()
-            if not path.removeprefix(f"{root}/").startswith(".") and "/." not in path
-        }
+        return {path.removeprefix(f"{root}/"): fs.size(path) for path in self._found() if not self._is_own(path)}
 
     def plant(self, key: str, content: bytes) -> None:
         """Puts an object there that the store did not write."""
@@ -115,6 +114,10 @@ class Place:
         fs = _eye(protocol, tuple(sorted((name, repr(value)) for name, value in options.items())), lambda: options)
         fs.invalidate_cache()
         return fs
+
+    def _is_own(self, path: str) -> bool:
+        """Whether it is the store's own business, which no reader looks at."""
+        return "/." in path.removeprefix(self.root)
 
     def _found(self) -> list[str]:
         try:
