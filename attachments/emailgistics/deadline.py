@@ -87,9 +87,13 @@ class DeadlineStream(httpcore.NetworkStream):
         call.use(self)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        call = self._call
         # More than httpcore asked for is fine: it takes all that it is given.
-        data = self._inner.read(max(max_bytes, READ_BYTES), call.wait(timeout, httpcore.ReadTimeout))
+        return self.read_some(max(max_bytes, READ_BYTES), timeout)
+
+    def read_some(self, most: int, timeout: float | None) -> bytes:
+        """What is there, up to so many bytes; waits for the first. Empty when the other side has closed."""
+        call = self._call
+        data = self._inner.read(most, call.wait(timeout, httpcore.ReadTimeout))
         call.hung_up = not data
         return data
 
