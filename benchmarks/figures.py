@@ -17,6 +17,8 @@ from rich.table import Table
 
 BUILD = Path(__file__).parents[1] / "build"
 KEPT = BUILD / "bench.json"
+WIDTH = 130
+"""Columns of the table, however narrow the terminal (none at all in CI): no name of a figure may be cut."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ def show(part: str, figures: Sequence[Figure]) -> None:
     for figure in figures:
         spread = "" if figure.least is None else f"{figure.least:g} to {figure.most:g}"
         table.add_row(figure.name, f"{figure.value:g} {figure.unit}", spread, figure.what)
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    console.print(table)
 
 
 def keep(part: str, figures: Sequence[Figure]) -> None:

@@ -71,7 +71,11 @@ class Rclone(_S3):
 
 
 class Azurite(Server):
-    """Azure Blob Storage. It writes to its disk now and then, so a kill takes the newest with it."""
+    """Azure Blob Storage; in memory.
+
+    On a disk it can mix up what it stores: a request that breaks off makes it close a file that it still writes to, and
+    the number of that file may be another's by then (Azurite 3.37, FSExtentStore).
+    """
 
     keeps_data = False
     account = "devstoreaccount1"
@@ -83,7 +87,7 @@ class Azurite(Server):
                 "Azurite is missing; `make test` installs it, and so does `make build/azurite/.installed`"
             )
         node = Path(executable.__file__).parent / "bin" / "node"
-        where = ["--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--location", self.folder / "data"]
+        where = ["--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--inMemoryPersistence"]
         return [node, AZURITE, *where, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
 
     def url(self, name: str) -> str:
