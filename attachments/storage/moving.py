@@ -28,9 +28,9 @@ from attachments.storage.backend import Backend, Conflict, Failure, Labels, List
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import UnsupportedStore
 from attachments.storage.local_errors import failure_of
+from attachments.storage.sidecars import PROOFS
 
 INCOMING = ".incoming"
-PROOFS = ".proofs"
 _BLOCK = 1024 * 1024
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -69,7 +70,7 @@ def _refuse_for_local(options: Mapping[str, Any] | None, asked: Encryption) -> N
 def _protocol(url: str) -> str:
     if not url.strip():
         raise UnsupportedStore("the store's URL is empty; set it to a path such as file:///srv/attachments")
-    if "::" in url:
+    if "::" in re.sub(r"([/@])\[[0-9A-Fa-f:.]+\]", r"\1host", url):  # not that of an IPv6 address
         raise UnsupportedStore(
             "the store's URL chains file systems with '::', which can't be written to atomically; "
             "set it to a single one, such as s3://bucket/attachments or file:///srv/attachments"

@@ -4,8 +4,7 @@ s3fs's file objects publish what they have when an exception comes half-way, and
 put and committed here, with the requests that S3 offers for it:
 
 - up to one part: PutObject, with the hash among the metadata;
-- larger: a multipart upload. S3 fixes an object's metadata when the upload begins, before its hash is known. They name
-  a proof, `<root>/.proofs/<message_key>.<attachment_key>.<random>`, which is written before the object is completed.
+- larger: a multipart upload, with a proof of what it holds (`sidecars.py`).
 
 Both only when nothing stands there, `If-None-Match: *`, where the service knows that; AWS, Ceph, MinIO, R2 and others
 do. Some ignore it silently, so it is tried once a process, on `<root>/.store`. Where it is not known, two machines that
@@ -53,8 +52,8 @@ from attachments.storage.backend import (
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import AccessDenied, NotFound, OutOfSpace, StoreUnavailable, UnsupportedStore
 from attachments.storage.parts import PartedUpload, run
+from attachments.storage.sidecars import orphaned_proofs, proof_path, read_proof
 
-PROOFS = ".proofs"
 _STORE = ".store"
 _OURS = "attachments-"
 _BLOCK = 1024 * 1024
@@ -174,7 +173,7 @@ class S3Backend(Backend):
             if name.lower().startswith(_OURS)
         }
         if (proof := ours.pop("proof", None)) is not None:
-            ours = dict(self._proof(path, proof))
+            ours = dict(read_proof(self, path, proof))
         return Standing(told["ContentLength"], told["LastModified"].astimezone(UTC), ours)
 
     def read(self, path: str) -> Iterator[bytes]:
@@ -210,10 +209,7 @@ class S3Backend(Backend):
 
     def residue(self) -> Iterator[Residue]:
         yield from self._open_uploads()
-        for proof in self.objects(f"{PROOFS}/"):
-            place = "/".join(proof.path.rpartition("/")[2].split(".")[:2])
-            if not any(self.objects(f"{place}/")):
-                yield Residue("proof without its object", place, proof.path, proof.modified)
+        yield from orphaned_proofs(self)
 
     def _open_uploads(self) -> Iterator[Residue]:
         try:
@@ -301,10 +297,6 @@ class S3Backend(Backend):
                     return False
                 raise
         return False
-
-    def _proof(self, path: str, proof: str) -> Mapping[str, str]:
-        found = self.load(proof_path(path, proof))
-        return cast("dict[str, str]", json.loads(found[0])) if found else {}
 
     async def _load(self, path: str) -> tuple[bytes, Version]:
         answer = await self._call("get_object", Key=self._root + path)
@@ -414,12 +406,6 @@ class _S3Upload(PartedUpload):
         if await self._backend.stands(self._path):
             raise Conflict
         return {}
-
-
-def proof_path(path: str, proof: str) -> str:
-    """Where the proof of an object is kept whose metadata name it."""
-    place = path.rpartition("/")[0]
-    return f"{PROOFS}/{place.replace('/', '.')}.{proof}"
 
 
 def _code(error: ClientError) -> str:

@@ -1,8 +1,8 @@
 """The contract, kept in Google Cloud Storage: by fake-gcs-server, and by a small stand-in where that one is too lax.
 
 fake-gcs-server 1.54 differs from the documented service in what matters here: a resumable upload forgets its
-`ifGenerationMatch` (fsouza/fake-gcs-server#1967) and its Content-Disposition; asking how far it has got completes it;
-PATCH heeds no conditions. The stand-in does these as the documentation has them, and is tested itself at the end.
+`ifGenerationMatch` (fsouza/fake-gcs-server#1967) and its Content-Disposition; asking how far it has got completes it.
+The stand-in does these as the documentation has them, and is tested itself at the end.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import google_crc32c
 import httpx
+import pyrage
 import pytest
 from gcsfs.retry import HttpError, NonRetryableError
 from google.auth.exceptions import RefreshError, TransportError
@@ -53,6 +54,7 @@ from .contract import StoreContract
 from .samples import ATTACHMENT, CANARY, CONTENT, MESSAGE, PLACE, in_chunks, manifest, sha256
 
 MIB = 1024 * 1024
+RECIPIENT = str(pyrage.x25519.Identity.generate().to_public())
 LARGE = bytes(range(256)) * (12 * MIB // 256)
 KEY = f"{PLACE}/a.pdf"
 
@@ -113,9 +115,11 @@ class StandIn:
     page: int = 1000
     """How many items a listing tells at once."""
     replaces: bytes | None = None
-    """What another writer puts in an object's place before its metadata are changed."""
+    """What another writer puts in an object's place as soon as its upload is finished."""
     spoils: bool = False
     """Whether a bit flips in what is uploaded in parts."""
+    made: list[str] = field(default_factory=list)
+    """The names of all objects that were made, again and again where one was replaced."""
     generation: int = 1000
     lock: threading.Lock = field(default_factory=threading.Lock)
     server: ThreadingHTTPServer | None = None
@@ -136,6 +140,7 @@ class StandIn:
 
     def make(self, told: Mapping[str, Any], data: bytes | bytearray) -> dict[str, Any]:
         self.generation += 1
+        self.made.append(told["name"])
         now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + ".25Z"
         given = {key: told[key] for key in ("name", "contentType", "contentDisposition", "metadata") if key in told}
         fresh = {
@@ -201,13 +206,12 @@ class StandIn:
             if not self._is(session.told["name"], session.expected):
                 return self._error(412, "conditionNotMet", "At least one of the pre-conditions did not hold.")
             session.made = self.make(session.told, bytes(session.data[:-1]) + b"?" if self.spoils else session.data)
+            if self.replaces is not None:
+                self.make({"name": session.told["name"]}, self.replaces)
             return self._json(session.made)
         return 308, {"Range": f"bytes=0-{len(session.data) - 1}"} if session.data else {}, b""
 
     def _object(self, request: Request, name: str) -> tuple[int, dict[str, str], bytes]:
-        if request.method == "PATCH" and self.replaces is not None:
-            self.make({"name": name}, self.replaces)
-            self.replaces = None
         found = self.objects.get(name)
         if found is None:
             return self._error(404, "notFound", f"No such object: strict/{name}")
@@ -217,10 +221,7 @@ class StandIn:
         if request.method == "DELETE":
             del self.objects[name]
             return 204, {}, b""
-        if request.method == "PATCH":
-            metadata = {**found.told.get("metadata", {}), **json.loads(request.body)["metadata"]}
-            found.told |= {"metadata": metadata, "metageneration": str(int(found.told["metageneration"]) + 1)}
-        elif request.query.get("alt") == "media":
+        if request.query.get("alt") == "media":
             headers = {"X-Goog-Generation": found.told["generation"]}
             if at := int(request.headers.get("Range", "bytes=0-")[6:-1]):
                 return 206, headers, found.data[at:]
@@ -274,7 +275,7 @@ def strict() -> Iterator[StandIn]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815  http.server's names
+        do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815  http.server's names
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  http.server's name
             """Quiet."""
@@ -303,7 +304,8 @@ class TestStrictGcsStore(StoreContract):
 
     def visible(self, store: Store) -> Mapping[str, bytes]:
         with self.strict.lock:
-            return {name.removeprefix("root/"): bytes(found.data) for name, found in self.strict.objects.items()}
+            found = {name.removeprefix("root/"): bytes(each.data) for name, each in self.strict.objects.items()}
+        return {key: data for key, data in found.items() if not key.startswith(".")}
 
     def pending(self, store: Store) -> list[str]:
         return [session.told["name"] for session in self.strict.sessions.values() if session.made is None]
@@ -349,6 +351,7 @@ def visible(gcs: FakeGcs, store: Store) -> dict[str, bytes]:
     return {
         key: httpx.get(f"{api(gcs, store)}/{quote('root/' + key, safe='')}?alt=media").raise_for_status().content
         for key in described(gcs, store)
+        if not key.startswith(".")
     }
 
 
@@ -393,15 +396,15 @@ def test_an_object_tells_what_it_is_and_holds(gcs: FakeGcs, store: Store) -> Non
 
 @pytest.mark.parametrize("size", [PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES, 12 * MIB])
 def test_objects_of_any_number_of_parts_tell_what_they_hold(strict: StandIn, size: int) -> None:
-    """One request for one part; a session for more, whose object is given its metadata in the end."""
+    """One request for one part; for more a session and a proof, which is there before the object is."""
     written = strict.open().write(MESSAGE, ATTACHMENT, "a.pdf", in_chunks(LARGE[:size], 700_000), content_type="a/b")
     made = strict.objects[f"root/{KEY}"]
     assert made.data == LARGE[:size]
-    assert written.sha256 == sha256(LARGE[:size]) == made.told["metadata"]["attachments-sha256"]
+    assert written.sha256 == sha256(LARGE[:size]) == proven(strict)["sha256"]
     assert (made.told["contentType"], made.told["contentDisposition"]) == ("a/b", 'attachment; filename="a.pdf"')
     parts = -(-size // PART_BYTES)
     assert len(strict.sent("PUT")) == (0 if parts == 1 else parts)
-    assert len(strict.sent("POST")) == 1
+    assert len(strict.sent("POST")) == (1 if parts == 1 else 2)
     assert strict.open().stored(MESSAGE) == {ATTACHMENT: written}
 
 
@@ -445,6 +448,20 @@ def test_names_reach_the_service_as_they_are(gcs: FakeGcs, store: Store, strict:
         backend.remove(path)
         backend.remove(path)
         assert backend.look(path) is None
+
+
+def proof_of(strict: StandIn) -> str:
+    """Where the attachment's proof is, by the attachment's metadata."""
+    proof = strict.objects[f"root/{KEY}"].told["metadata"]["attachments-proof"]
+    return f"root/.proofs/{MESSAGE}.{ATTACHMENT}.{proof}"
+
+
+def proven(strict: StandIn) -> Mapping[str, str]:
+    """What is proven of the attachment: among its own metadata, or by the proof that they name."""
+    metadata = strict.objects[f"root/{KEY}"].told["metadata"]
+    if "attachments-proof" in metadata:
+        return cast("Mapping[str, str]", json.loads(strict.objects[proof_of(strict)].data))
+    return {name.removeprefix("attachments-"): value for name, value in metadata.items()}
 
 
 def strict_backend(strict: StandIn) -> GcsBackend:
@@ -503,10 +520,10 @@ def test_two_that_race_leave_one_object(strict: StandIn, size: int) -> None:
     """The slower one is refused, finds the same bytes, and calls it success."""
     one, other = race([strict.open(), strict.open()], LARGE[:size])
     assert one.sha256 == other.sha256 == sha256(LARGE[:size])
-    assert {name: found.data for name, found in strict.objects.items()} == {f"root/{KEY}": LARGE[:size]}
-    made = strict.objects[f"root/{KEY}"].told
-    assert made["generation"] == "1001"
-    assert made["metadata"]["attachments-sha256"] == sha256(LARGE[:size])
+    assert strict.objects[f"root/{KEY}"].data == LARGE[:size]
+    assert proven(strict)["sha256"] == one.sha256
+    assert len(strict.objects) == (1 if size <= PART_BYTES else 2)  # the slower one's proof is gone
+    assert strict.made.count(f"root/{KEY}") == 1
 
 
 def test_two_that_race_leave_one_object_at_the_fake(gcs: FakeGcs, store: Store) -> None:
@@ -584,7 +601,7 @@ FAULTS = [Answer(503), Answer(429), Answer(408), Reset(), Reset(after=400_000), 
         (12 * MIB, "PUT", "upload_id", 0),
         (12 * MIB, "PUT", "upload_id", 1),
         (12 * MIB, "PUT", "upload_id", 2),
-        (12 * MIB, "PATCH", "", 0),
+        (12 * MIB, "POST", "multipart", 0),
     ],
 )
 def test_a_fault_on_the_way_is_survived(
@@ -597,8 +614,9 @@ def test_a_fault_on_the_way_is_survived(
         assert proxy.ordered == 0
         made = strict.objects[f"root/{KEY}"]
         assert made.data == LARGE[:size]
-        assert made.told["generation"] == "1001"
-        assert made.told["metadata"]["attachments-sha256"] == written.sha256 == sha256(LARGE[:size])
+        assert strict.made.count(f"root/{KEY}") == 1
+        assert len(strict.objects) == (1 if size <= PART_BYTES else 2)
+        assert proven(strict)["sha256"] == written.sha256 == sha256(LARGE[:size])
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
@@ -612,16 +630,54 @@ def test_a_fault_that_stays_is_reported(strict: StandIn, method: str) -> None:
     assert strict.open().write(MESSAGE, ATTACHMENT, CANARY, [LARGE]).sha256 == sha256(LARGE)
 
 
-def test_metadata_that_cannot_be_added_are_no_failure(strict: StandIn) -> None:
-    """The object stands, whole. Without proof it is read before it is believed."""
-    with Proxy(strict.port) as proxy:
-        proxy.order("PATCH", "", Answer(403), times=100)
-        written = strict.open(proxy.port).write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE])
+def test_an_object_without_its_proof_is_read_before_it_is_believed(strict: StandIn) -> None:
+    """Somebody has removed it. The object stands, whole or not."""
+    written = strict.open().write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE])
+    del strict.objects[proof_of(strict)]
     assert strict.open().stored(MESSAGE) == {}
     assert strict.open().write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE]) == written
     strict.objects[f"root/{KEY}"].data = LARGE[:-1] + b"?"
     with pytest.raises(AlreadyExists):
         strict.open().write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE])
+
+
+def test_an_object_whose_writer_never_heard_of_it_is_its_own(strict: StandIn) -> None:
+    """It died, or lost its network, as the object was finished; encrypted, so that reading it would tell nothing."""
+    asked = Encryption(age_recipients=(RECIPIENT,))
+    with Proxy(strict.port) as proxy:
+        proxy.order("PUT", "upload_id", DropReply(), skip=2, times=100)
+        behind = open_store("gs://strict/root", strict.options(proxy.port), asked)
+        with pytest.raises(StoreUnavailable):
+            behind.write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE])
+    kept = strict.objects[f"root/{KEY}.age"].data
+    written = strict.open(encryption=asked).write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE])
+    assert (written.sha256, written.stored_sha256) == (sha256(LARGE), sha256(kept))
+    assert strict.open(encryption=asked).stored(MESSAGE) == {ATTACHMENT: written}
+
+
+@pytest.mark.parametrize("last", ["PUT", "DELETE"])
+def test_a_proof_without_its_object_is_found_and_cleared(strict: StandIn, last: str) -> None:
+    """A write that fails at its last step removes its proof; one that dies there leaves it to `verify --clean`."""
+    with Proxy(strict.port) as proxy:
+        proxy.order("PUT", "upload_id", Answer(503), skip=2, times=100)
+        if last == "DELETE":
+            proxy.order("DELETE", "", Reset(), times=100)
+        with pytest.raises(StoreUnavailable):
+            strict.open(proxy.port).write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE])
+    store = strict.open()
+    left = list(store.residue(older_than=timedelta(0)))
+    assert [each.what for each in left] == ([] if last == "PUT" else ["proof without its object"])
+    for each in left:
+        assert each.key == PLACE
+        store.clear(each)
+    assert strict.objects == {}
+
+
+def test_the_proof_goes_with_its_object(strict: StandIn) -> None:
+    """No orphan, and no second look for `verify`."""
+    strict.open().write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE])
+    strict_backend(strict).remove(KEY)
+    assert strict.objects == {}
 
 
 def test_a_lost_commit_is_no_error(gcs: FakeGcs, store: Store) -> None:
@@ -655,11 +711,11 @@ def test_a_bit_that_flips_on_the_way_is_noticed(strict: StandIn) -> None:
     assert strict.objects == {}
 
 
-def test_metadata_are_not_put_onto_another_object(strict: StandIn) -> None:
-    """Somebody replaces it between the last part and the metadata: theirs stays, and is not called ours."""
+def test_an_object_that_was_replaced_at_once_is_not_called_ours(strict: StandIn) -> None:
+    """Somebody else's stays."""
     store = strict.open()
     strict.replaces = b"theirs"
-    with pytest.raises(AlreadyExists):
+    with pytest.raises(StoreUnavailable):
         store.write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE])
     assert strict.objects[f"root/{KEY}"].data == b"theirs"
     assert "metadata" not in strict.objects[f"root/{KEY}"].told
@@ -747,7 +803,7 @@ def test_the_kms_key_is_named_whenever_an_object_is_made(strict: StandIn) -> Non
     store.write(MESSAGE, attachment_key("large"), "a.pdf", [LARGE])
     store.update_manifest(MESSAGE, lambda current: manifest())
     made = strict.sent("POST")
-    assert len(made) == 3
+    assert len(made) == 4  # the large one's proof as well
     assert {each.query["kmsKeyName"] for each in made} == {"projects/p/locations/l/keyRings/r/cryptoKeys/k"}
 
 
@@ -766,7 +822,7 @@ def test_an_attachment_costs_few_requests(strict: StandIn) -> None:
     assert [each.method for each in strict.requests] == ["GET", *["POST", "GET"] * 3]
     strict.requests.clear()
     store.write(MESSAGE, attachment_key("large"), "a.pdf", [LARGE])
-    assert [each.method for each in strict.requests] == ["POST", "PUT", "PUT", "PUT", "PATCH", "GET"]
+    assert [each.method for each in strict.requests] == ["POST", "PUT", "PUT", "POST", "PUT", "GET", "GET"]
 
 
 # Errors.
@@ -933,4 +989,4 @@ def test_the_stand_in_keeps_to_the_book(strict: StandIn) -> None:
         assert client.post(where, json={"name": "x"}).status_code == 412
         assert client.delete(two).status_code == 499
         assert client.put(two, headers={"Content-Range": "bytes */*"}).status_code == 404
-        assert client.patch("/storage/v1/b/strict/o/x?ifGenerationMatch=7", json={"metadata": {}}).status_code == 412
+        assert client.delete("/storage/v1/b/strict/o/x?ifGenerationMatch=7").status_code == 412

@@ -70,7 +70,16 @@ def test_opening_asks_nobody(url: str) -> None:
     assert "secret" not in open_store(url).url
 
 
-@pytest.mark.parametrize("url", ["", "  ", "simplecache::file:///x", "zip://a::file:///x.zip"])
+@pytest.mark.parametrize("url", ["sftp://[::1]:2222/root", "sftp://mail@[fe80::1]/root"])
+def test_an_ipv6_address_is_no_chain(url: str) -> None:
+    """Though it has two colons in a row."""
+    assert open_store(url).url == url.replace("mail@", "")
+
+
+CHAINS = ["simplecache::file:///x", "zip://a::file:///x.zip", "zip://[::]::file:///x.zip"]
+
+
+@pytest.mark.parametrize("url", ["", "  ", *CHAINS])
 def test_what_is_no_place_to_write_to_is_refused(url: str) -> None:
     """An empty URL would be the working directory; a chain can't be written to atomically."""
     with pytest.raises(UnsupportedStore, match="set it to"):
