@@ -12,10 +12,12 @@ machines that write one attachment at the same moment both write it: the same by
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -32,6 +34,7 @@ from attachments.storage.sidecars import PROOFS
 
 INCOMING = ".incoming"
 _BLOCK = 1024 * 1024
+_LOOKED_AT = 10_000  # tries, a millisecond apart
 
 
 class MovingBackend(Backend):
@@ -218,7 +221,14 @@ class _MovingUpload(Upload):
         self._ended = False
 
     def write(self, data: bytes) -> None:
-        self._open().write(data)
+        file = self._open()
+        for _ in range(_LOOKED_AT):
+            # A memory file cannot grow while another thread lists it, which takes microseconds.
+            with suppress(BufferError):
+                file.write(data)
+                return
+            time.sleep(0.001)
+        raise OSError(errno.EBUSY, "looked at all the time")
 
     def commit(self, metadata: Mapping[str, str]) -> None:
         backend = self._backend

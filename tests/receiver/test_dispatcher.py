@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from attachments import prefect_busy
 from attachments.emailgistics import Delivery
 from attachments.receiver import dispatcher as figures
 from attachments.receiver.dispatcher import CONCURRENCY, Dispatcher
@@ -468,8 +469,11 @@ def test_a_creation_that_is_cut_off_by_a_stop_is_offered_again(
         ("refusing", PrefectRefused),
     ],
 )
-def test_the_seam_raises_its_own_errors_only(prefect: PrefectStub, mood: Mood, error: type[Exception]) -> None:
+def test_the_seam_raises_its_own_errors_only(
+    prefect: PrefectStub, mood: Mood, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And they neither carry the client's error nor quote a parameter: Prefect's 409 repeats them all."""
+    monkeypatch.setattr(prefect_busy, "PATIENCE", 1.0)
     entry = Entry(1, "default", message_key("a"), "canary", "canary@example.com", None, "canary", 0.0)
     prefect.mood = mood
 

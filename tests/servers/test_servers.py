@@ -156,16 +156,6 @@ def test_what_is_not_installed_is_no_reason_to_skip(tmp_path: Path, monkeypatch:
         Azurite(tmp_path).start()
 
 
-def test_azurite_that_is_asked_to_end_keeps_its_data(tmp_path: Path) -> None:
-    """A kill loses what came in the last five seconds, for it saves its tables that often."""
-    with own(Azurite, tmp_path) as server:
-        server.make_place("before")
-        file_system(server).pipe_file("before/a.pdf", CONTENT)
-        server.stop()
-        server.start()
-        assert file_system(server).cat_file("before/a.pdf") == CONTENT
-
-
 def test_moto_heeds_conditions(started: Callable[[type[Server]], Any]) -> None:
     """As S3: 412 on a plain write and on completing a multipart upload."""
     server = started(Moto)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from threading import Timer
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from attachments.storage import Store
 
 from .contract import StoreContract
 from .places import KINDS, Place, Places
+from .samples import ATTACHMENT, CONTENT, MESSAGE, PLACE
 
 
 class TestEveryStore(StoreContract):
@@ -30,3 +33,17 @@ class TestEveryStore(StoreContract):
 
     def plant(self, store: Store, key: str, content: bytes) -> None:
         self.place.plant(key, content)
+
+
+def test_a_memory_file_that_is_looked_at_grows_a_moment_later(places: Places) -> None:
+    """While another thread asks for its size, Python does not let it."""
+
+    def source() -> Iterator[bytes]:
+        yield CONTENT[:1000]
+        (incoming,) = (file for path, file in MemoryFileSystem.store.items() if f"/{place.name}/root/.incoming" in path)
+        Timer(0.1, incoming.getbuffer().release).start()
+        yield CONTENT[1000:]
+
+    place = places.make("memory")
+    place.open().write(MESSAGE, ATTACHMENT, "a.pdf", source())
+    assert place.visible() == {f"{PLACE}/a.pdf": CONTENT}
