@@ -21,9 +21,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: install
 	$(BIN)/attachments demo
 
-# Two processes: the tests of the road, which wait for Prefect most of the time, and all others beside them.
+# Three processes: one for the tests of the road, which wait for Prefect most of the time, and two for all others.
 test: install $(AZURITE) sshd
-	$(PYTEST) -m "not soak" -n 2 --dist loadgroup
+	$(PYTEST) -m "not soak" -n 3 --dist loadgroup
 
 soak: install $(AZURITE) sshd
 	$(PYTEST) -m soak
