@@ -6,3 +6,11 @@ import os
 # they are compared here, that takes hours.
 for name in ("CI", "BUILD_NUMBER"):
     os.environ.pop(name, None)
+
+LONGEST_ID = 100
+"""Characters of a value that stands in a test's name. The name is put into the environment, which takes 128 KiB."""
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """A name for what is too long to be its own; pytest itself numbers those that are alike."""
+    return f"{argname} of {len(val)}" if isinstance(val, bytes | str) and len(val) > LONGEST_ID else None

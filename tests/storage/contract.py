@@ -139,7 +139,11 @@ class StoreContract(ABC):
         assert store.write(MESSAGE, ATTACHMENT, "b.pdf", [CONTENT]) == first
         assert self.visible(store) == {f"{PLACE}/a.pdf": CONTENT}
 
-    @pytest.mark.parametrize("other", [b"", b"something else", CONTENT[:-1], CONTENT + b"x", b"x" + CONTENT[1:]])
+    @pytest.mark.parametrize(
+        "other",
+        [b"", b"something else", CONTENT[:-1], CONTENT + b"x", b"x" + CONTENT[1:]],
+        ids=["nothing", "shorter", "without its end", "longer", "another first byte"],
+    )
     @pytest.mark.parametrize("name", ["a.pdf", "b.pdf"])
     def test_something_else_under_the_key_is_left_alone(self, store: Store, other: bytes, name: str) -> None:
         """It is an error that names the key, and what stood there stands there still."""

@@ -11,6 +11,7 @@ import errno
 import gc
 import logging
 import os
+import pwd
 import random
 import shutil
 import signal
@@ -85,7 +86,7 @@ class OpenSsh(Server):
 
     def options(self, port: int | None = None) -> dict[str, Any]:
         return {
-            "username": os.environ.get("USER") or subprocess.check_output(["id", "-un"], text=True).strip(),
+            "username": pwd.getpwuid(os.geteuid()).pw_name,
             "pkey": (self.folder / "user_key").read_text(),
             "host_key": (self.folder / "host_key.pub").read_text(),
         }
