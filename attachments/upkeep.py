@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from attachments.storage import Store, message_key, open_store
 from attachments.storage.content import Seal
+from attachments.storage.keys import is_attachment_path
 from attachments.storage.manifest import ManifestAttachment
 from attachments.storage.sealing import SUFFIX, opener
 from attachments.storage.verification import Checked, unsealed, verify
@@ -112,7 +113,13 @@ def decrypt_message(store: Store, message_id: str, unseal: Seal, folder: Path) -
 
 
 def _decrypted(store: Store, entry: ManifestAttachment, unseal: Seal, folder: Path) -> Path:
-    target = folder / (entry.key or "").removesuffix(SUFFIX)
+    # The manifest is read from the store, where others may write.
+    if entry.key is None or not is_attachment_path(entry.key.removesuffix(SUFFIX)) or os.sep in entry.key.split("/")[2]:
+        raise UpkeepError(
+            f"The manifest names no place of the store for attachment {entry.attachment_key}: it was altered. "
+            "It is not decrypted; `attachments verify` says what else differs."
+        )
+    target = folder / entry.key.removesuffix(SUFFIX)
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = target.parent / f".{secrets.token_hex(8)}"
     with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123  # a descriptor

@@ -38,6 +38,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
+from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import SyncClientContext
 from prefect.exceptions import Abort, ObjectNotFound, Pause
@@ -61,6 +62,7 @@ POLL = 0.5  # seconds between looks for new runs, unless PREFECT_WORKER_QUERY_SE
 DRAIN = 20.0  # seconds that runs under way get to finish after SIGTERM
 LIMIT = 8  # runs at a time, unless `--limit` says otherwise
 MOST_DEATHS = 5  # a run that was under way at so many deaths of workers is not tried again: it may be the cause
+UNLABELLED = 30.0  # seconds in one state after which a run that names no worker counts as left by a dead one
 WORKER_LABEL = "prefect.worker.name"
 DEATHS_LABEL = "attachments.worker.deaths"
 PAGE = 200
@@ -181,6 +183,15 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             logger.warning("Prefect's answer cannot be read (%s); looking again in a moment.", type(error).__name__)
         return []
 
+    async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> list[FlowRun]:
+        """Start what was found, but for runs that are not over here yet.
+
+        Prefect's own takes a slot for each, and the second slot for one run would end the worker.
+        """
+        held = set(self._limiter.statistics().borrowers) if self._limiter else set()
+        fresh = [found for found in flow_run_response if found.flow_run.id not in held | self._under_way.keys()]
+        return await super()._submit_scheduled_flow_runs(fresh)
+
     async def _submit_run(self, flow_run: FlowRun) -> None:
         """Start a run. Prefect's own lets one failed call end the worker; here the run waits for the next look."""
         try:
@@ -245,12 +256,13 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         living = watch.living({worker.name: worker.last_heartbeat_time for worker in workers}) | {self.name}
         may_judge_others = watch.can_judge and min(living) == self.name
         for run in await self._unfinished_runs():
+            stood = watch.seconds_unchanged(run)
+            if run.id in self._under_way or run.id in self._submitting_flow_run_ids:
+                continue
             owner = run.labels.get(WORKER_LABEL)
-            if owner == self.name:
-                is_orphan = run.id not in self._under_way and run.id not in self._submitting_flow_run_ids
-            else:
-                is_orphan = may_judge_others and owner not in living
-            if is_orphan and watch.stood_still(run):
+            # Whoever starts a run labels it a moment later: a long one, when Prefect is busy.
+            is_due = stood >= (LOOK - 1 if owner else UNLABELLED)
+            if is_due and (owner == self.name or (may_judge_others and owner not in living)):
                 await self._take_up(run, owner_died=owner != self.name)
 
     async def _unfinished_runs(self) -> list[FlowRun]:
@@ -298,8 +310,8 @@ class _Watch:
         self._since: float | None = None  # when the API began to answer without a break
         self._looked = -LOOK
         self._heard: dict[str, tuple[datetime | None, float]] = {}  # name → its last beat, when we first saw that beat
-        self._before: dict[UUID, UUID] = {}  # run → its state at the look before
-        self._seen: dict[UUID, UUID] = {}
+        self._before: dict[UUID, tuple[UUID, float]] = {}  # run → its state at the look before, seen since when
+        self._seen: dict[UUID, tuple[UUID, float]] = {}
 
     def api_answered(self) -> None:
         """Note that Prefect answers."""
@@ -332,11 +344,13 @@ class _Watch:
         """Only who has heard the API for as long as a silence takes may call another worker dead."""
         return self._since is not None and anyio.current_time() - self._since >= SILENCE
 
-    def stood_still(self, run: FlowRun) -> bool:
-        """Whether the run stood in the very same state at the look before."""
+    def seconds_unchanged(self, run: FlowRun) -> float:
+        """For how long the run has been seen in the very same state, at each look; to be asked at each."""
         assert run.state is not None  # noqa: S101  the filter asks for states
-        self._seen[run.id] = run.state.id
-        return self._before.get(run.id) == run.state.id
+        now = anyio.current_time()
+        state, since = self._before.get(run.id, (run.state.id, now))
+        self._seen[run.id] = (run.state.id, since if state == run.state.id else now)
+        return now - self._seen[run.id][1]
 
 
 @lru_cache(maxsize=64)

@@ -102,6 +102,18 @@ def test_decrypt_leaves_nothing_of_what_was_altered(
     assert [found for found in (tmp_path / "out").rglob("*") if found.is_file()] == []
 
 
+@pytest.mark.parametrize("key", [f"{MESSAGE}/../../evil.age", f"{MESSAGE}/x/evil.age", "/evil.age", f"{PLACE}/...age"])
+def test_decrypt_stays_in_its_folder(
+    sealed: Path, identity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    """Whoever may write to the store may write a manifest, and encrypt to the public key."""
+    path = sealed / MESSAGE / "manifest.json"
+    path.write_text(path.read_text().replace(f"{PLACE}/{NAME}.age", key))
+    assert main(["decrypt", MESSAGE_ID, "--identity", str(identity), "--to", str(tmp_path / "out")]) == 1
+    assert "it was altered" in capsys.readouterr().err
+    assert list(tmp_path.rglob("evil*")) == []
+
+
 def test_verify_decrypts_when_it_is_given_the_identity(
     sealed: Path, identity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,9 @@ MANIFEST_NAME = "manifest.json"
 _KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 
 
+_PARTS = 3
+
+
 def message_key(message_id: str) -> str:
     """The key of a message: the first 32 hex digits of the SHA-256 of its id."""
     return _hashed(message_id)
@@ -36,6 +39,12 @@ def attachment_path(message_key: str, attachment_key: str, safe_name: str) -> st
 def manifest_path(message_key: str) -> str:
     """The key of a message's manifest, from the store's root. Raises ValueError for what is no key."""
     return f"{checked_key(message_key)}/{MANIFEST_NAME}"
+
+
+def is_attachment_path(path: str) -> bool:
+    """Whether it has the form of an attachment's: two keys and a name, with nothing that could lead out of there."""
+    parts = path.split("/")
+    return len(parts) == _PARTS and is_key(parts[0]) and is_key(parts[1]) and parts[2] not in {"", ".", ".."}
 
 
 def is_key(text: str) -> bool:

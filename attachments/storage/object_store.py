@@ -24,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 from attachments.storage.backend import Backend, Conflict, Labels, Listed, Residue, Standing, Upload
 from attachments.storage.content import Content, Seal, pour
 from attachments.storage.errors import AlreadyExists, InvalidManifest, NothingStored, StoreUnavailable
-from attachments.storage.keys import attachment_path, checked_key, is_key, manifest_path
+from attachments.storage.keys import attachment_path, checked_key, is_attachment_path, is_key, manifest_path
 from attachments.storage.labels import labels_for
 from attachments.storage.listings import Listings, Names
 from attachments.storage.manifest import Manifest
@@ -147,6 +147,9 @@ class ObjectStore(Store):
         latest = datetime.now(UTC) - older_than
         with self._translated("look for what writers left in the store", None):
             for left in self._backend.residue():
+                # Below the root there may be another program's uploads, which are none of our business.
+                if not left.path.startswith(".") and not is_attachment_path(left.path):
+                    continue
                 if left.begun is None or left.begun <= latest:
                     yield left
 

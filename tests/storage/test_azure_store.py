@@ -334,6 +334,13 @@ def test_blocks_of_others_are_of_unknown_age(place: Place, store: Store) -> None
     assert all_blobs(place) == []
 
 
+def test_the_uploads_of_other_programs_are_none_of_ours(place: Place, store: Store) -> None:
+    """They may be under way, in the same folder; and their names are not to be told."""
+    for path in ("root/backups/Salaries.xlsx", f"root/{MESSAGE}/Salaries.xlsx", "root/Salaries.xlsx"):
+        container(place).get_blob_client(path).stage_block("another tool", b"x")
+    assert list(store.residue(older_than=timedelta(0))) == []
+
+
 def test_clearing_spares_what_was_committed_meanwhile(place: Place, store: Store) -> None:
     """A writer that was taken for dead and lives."""
     begun_and_left(place, store, LARGE)
