@@ -593,19 +593,29 @@ def test_a_lock_that_its_writer_left_is_broken(spot: Spot, monkeypatch: pytest.M
 
 def test_a_lock_that_changes_hands_is_respected(one: Spot, monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience counts from the last change, so a busy message is not taken for a dead one."""
-    monkeypatch.setattr(SftpBackend, "patience", 0.6)
+    monkeypatch.setattr(SftpBackend, "patience", 2.0)
     store = one.open()
     store.update_manifest(MESSAGE, lambda current: manifest())
     lock = one.root / LOCKS / MESSAGE
-    lock.write_bytes(b"0")
+
+    def pass_it_on(number: int) -> None:
+        """At once, as writers do, who make a lock anew: a reader never finds half of one."""
+        other = one.root.parent / "lock"
+        other.write_bytes(str(number).encode())
+        other.replace(lock)
+
+    pass_it_on(0)
     waiter = threading.Thread(target=store.update_manifest, args=(MESSAGE, lambda current: manifest(entry("late"))))
     waiter.start()
-    for number in range(1, 8):
-        time.sleep(0.2)
-        lock.write_bytes(str(number).encode())
+    started = time.monotonic()
+    for number in range(1, 200):
+        if time.monotonic() - started > 1.5 * SftpBackend.patience:
+            break
+        time.sleep(0.1)
+        pass_it_on(number)
         assert waiter.is_alive()
     lock.unlink()
-    waiter.join(5)
+    waiter.join(30)
     found = store.read_manifest(MESSAGE)
     assert found is not None
     assert len(found.attachments) == 1
