@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from urllib.parse import quote
@@ -39,6 +40,7 @@ def app(base_url: str, key: str, folder: Path) -> flask.Flask:
 
 
 if __name__ == "__main__":
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no line for each request
     server = make_server("127.0.0.1", 0, app(sys.argv[1], sys.argv[2], Path(sys.argv[3])), threaded=True)
     announce(server.port)
     server.serve_forever()
