@@ -99,14 +99,16 @@ class PrefectPacer:
         with ExitStack() as turn:
             turn.enter_context(self._lines[is_backlog].turn())
             slot = self._returns.hold(self._take(self._names[is_backlog]))
+            counts = 0.0  # seconds from now; nothing was sent yet
             try:
                 with self._pause.obeyed() as is_probe:
                     # Whoever calls first after a pause keeps its turn until it is answered.
                     if not is_probe:
                         turn.close()
+                    counts = WINDOW
                     yield
             finally:
-                self._returns.due(slot, time.monotonic() + WINDOW)
+                self._returns.due(slot, time.monotonic() + counts)
 
     def rate_limited(self) -> None:
         """The vendor answered 429: let a minute pass before the fleet's next call, longer if it repeats."""

@@ -20,7 +20,6 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -67,6 +66,7 @@ DRAIN = 20.0  # seconds that runs under way get to finish after SIGTERM
 LIMIT = 8  # runs at a time, unless `--limit` says otherwise
 MOST_DEATHS = 5  # a run that was under way at so many deaths of workers is not tried again: it may be the cause
 UNLABELLED = 30.0  # seconds in one state after which a run that names no worker counts as left by a dead one
+FLOWS_KEPT = 64  # deployment versions whose code stays loaded
 WORKER_LABEL = "prefect.worker.name"
 DEATHS_LABEL = "attachments.worker.deaths"
 PAGE = 200
@@ -104,6 +104,8 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         unique = f"{name or 'warm'} {socket.gethostname()} {os.getpid()} {uuid4().hex[:6]}"
         super().__init__(work_pool_name, name=unique, limit=limit or LIMIT, **options)
         self._under_way: dict[UUID, _UnderWay] = {}
+        self._flows: dict[str, Flow[..., Any]] = {}
+        """By deployment and version."""
         self._watches: list[asyncio.Task[None]] = []
 
     async def start(self, *args: Any, **options: Any) -> None:
@@ -165,9 +167,18 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
     async def _flow_of(self, flow_run: FlowRun) -> Flow[..., Any]:
         assert flow_run.deployment_id is not None  # noqa: S101  a work pool's runs come from deployments
         deployment = await self.client.read_deployment(flow_run.deployment_id)
-        if deployment.pull_steps or not deployment.entrypoint or ":" in deployment.entrypoint:
-            return await load_flow_from_flow_run(flow_run, use_placeholder_flow=False)
-        return await asyncio.to_thread(_imported_flow, deployment.entrypoint)
+        # Not `updated`, which changes whenever a worker has asked for runs.
+        version = repr((deployment.id, deployment.version_id, deployment.entrypoint, deployment.pull_steps))
+        if version not in self._flows:
+            if len(self._flows) >= FLOWS_KEPT:
+                self._flows.clear()
+            if deployment.pull_steps or not deployment.entrypoint or ":" in deployment.entrypoint:
+                self._flows[version] = await load_flow_from_flow_run(flow_run, use_placeholder_flow=False)
+            else:
+                self._flows[version] = await asyncio.to_thread(
+                    load_flow_from_entrypoint, deployment.entrypoint, use_placeholder_flow=False
+                )
+        return self._flows[version]
 
     async def _heed_cancelling(self) -> None:
         """End the runs under way that somebody cancels. Prefect's own workers kill a process for it."""
@@ -386,11 +397,6 @@ class _Watch:
         state, since = self._before.get(run.id, (run.state.id, now))
         self._seen[run.id] = (run.state.id, since if state == run.state.id else now)
         return now - self._seen[run.id][1]
-
-
-@lru_cache(maxsize=64)
-def _imported_flow(entrypoint: str) -> Flow[..., Any]:
-    return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
 
 
 def _run(flow: Flow[..., Any], flow_run: FlowRun) -> None:

@@ -49,10 +49,21 @@ def api(prefect: Process, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Cli
     for name, value in prefect.environment.items():
         monkeypatch.setenv(name, value)
     with httpx.Client(base_url=prefect.environment["PREFECT_API_URL"], trust_env=False, timeout=60) as client:
-        client.delete("/v2/concurrency_limits/test-limit")
-        made = client.post("/v2/concurrency_limits/", json={"name": "test-limit", "limit": LIMIT, "active": True})
-        made.raise_for_status()
+        _make_limit(client, "test-limit", LIMIT)
         yield client
+
+
+def _make_limit(api: httpx.Client, name: str, slots: int) -> None:
+    """A fresh limit, whatever an earlier test has left."""
+    _remove(api, f"/v2/concurrency_limits/{name}")
+    limit = {"name": name, "limit": slots, "active": True}
+    _eventually(lambda: api.post("/v2/concurrency_limits/", json=limit).status_code != httpx.codes.SERVICE_UNAVAILABLE)
+    assert api.get(f"/v2/concurrency_limits/{name}").json()["limit"] == slots
+
+
+def _remove(api: httpx.Client, path: str) -> None:
+    """Embedded SQLite says 503 now and then; a person would ask again."""
+    _eventually(lambda: api.delete(path).status_code in {httpx.codes.NO_CONTENT, httpx.codes.NOT_FOUND})
 
 
 def _most_in_any_window(moments: list[float]) -> int:
@@ -175,9 +186,9 @@ def test_a_429_pauses_and_a_second_one_pauses_longer(
 @pytest.fixture
 def no_pause(api: httpx.Client) -> Iterator[None]:
     """Nothing is left of an earlier test's pause."""
-    api.delete("/variables/name/test-limit-pause")
+    _remove(api, "/variables/name/test-limit-pause")
     yield
-    api.delete("/variables/name/test-limit-pause")
+    _remove(api, "/variables/name/test-limit-pause")
 
 
 STORM = """
@@ -240,8 +251,7 @@ def test_a_pause_that_cannot_be_read_is_none(api: httpx.Client, no_pause: None, 
 
 def test_a_backfill_waits_for_its_own_slots_and_holds_up_nobody(api: httpx.Client, no_pause: None) -> None:
     """With its two slots taken its next call waits, and those of live mail, which come later, do not."""
-    api.delete("/v2/concurrency_limits/test-backlog")
-    api.post("/v2/concurrency_limits/", json={"name": "test-backlog", "limit": 2, "active": True}).raise_for_status()
+    _make_limit(api, "test-backlog", 2)
     pacer = pacing.PrefectPacer("test-limit", "test-backlog")
     waiting, made = threading.Event(), threading.Event()
 
