@@ -6,8 +6,10 @@ exact sliding window of 100 calls in 60 s and counts what it sees arrive.
 
 from __future__ import annotations
 
+import bisect
 import json
 import sys
+import time
 from pathlib import Path
 
 from attachments.demo.processes import wait_for
@@ -18,10 +20,45 @@ MESSAGES = 300
 CAP = 100
 WINDOW = 60.0
 WORKERS = 2
+BROKEN_MESSAGES = 400
+BREAK_AFTER = 100.0
+"""Seconds of work before something breaks."""
+FULL_RATE = 97
 
 
 def measure() -> list[Figure]:
-    return [figure for database in DATABASES for figure in _measured(database)]
+    return [*(figure for database in DATABASES for figure in _measured(database)), *_recovery()]
+
+
+def _recovery() -> list[Figure]:
+    """A worker is killed and Prefect's server restarted half-way; another worker takes its place."""
+    with installation(limit=CAP, slots=CAP, before=without_worker) as everything:
+        for number in range(WORKERS):
+            _counted_worker(everything, f"worker-{number}")
+        messages = everything.messages(BROKEN_MESSAGES, 10_000)
+        everything.create_runs("default", messages)
+        time.sleep(BREAK_AFTER)
+        broken = time.monotonic()
+        everything.workers[0].kill()
+        everything.road.prefect.kill()
+        everything.road.prefect.start()
+        _counted_worker(everything, "successor")
+        wait_for(lambda: all(everything.file(message).exists() for message in messages), "all to be stored", WAIT)
+        calls = everything.sandbox.control.requests()
+    arrived = sorted(float(call["at"]) for call in calls)
+    # The sandbox's clock is this machine's.
+    full = [at for at in arrived if at > broken and _calls_in(arrived, at, at + WINDOW) >= FULL_RATE]
+    refused = sum(call["status"] == 429 for call in calls)
+    what = "worker killed, Prefect restarted → the first minute with 97 calls begins"
+    return [
+        Figure("pacing.recovery.seconds_to_full_rate", round(full[0] - broken, 1) if full else -1, "s", what),
+        Figure("pacing.recovery.max_in_any_60s", most_in_any_window(arrived), "calls", "all the time"),
+        Figure("pacing.recovery.rejected_429", refused, "calls", "beyond the cap"),
+    ]
+
+
+def _calls_in(arrived: list[float], start: float, end: float) -> int:
+    return bisect.bisect_left(arrived, end) - bisect.bisect_left(arrived, start)
 
 
 def _measured(database: str) -> list[Figure]:
