@@ -38,10 +38,8 @@ from attachments.prefect_busy import PrefectAway, make_patient
 logger = logging.getLogger("attachments.pacing")
 
 WINDOW = 60.0  # seconds that a call counts
-LEASE = 90.0  # seconds; what a process that dies leaves taken, at the most, besides the server's 15 s between two looks
-RENEW_AFTER = (
-    25.0  # seconds a call may wait for its response before its lease is renewed, and again: LEASE - WINDOW - 5
-)
+LEASE = 90.0  # seconds; for so long at the most a process that dies leaves its slots taken
+RENEW_AFTER = 25.0  # seconds a call may wait for its response before its lease is renewed, and again; < LEASE - WINDOW
 ASK_AGAIN = 1.0  # seconds between questions when the slots are held by others
 CHECK_AGAIN = 60.0  # seconds between looks at whether the limit is still switched on
 ANSWER_TIMEOUT = 30.0  # seconds for Prefect to answer
