@@ -214,6 +214,10 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         except (httpx.HTTPError, ObjectNotFound) as error:
             # It stays as it is in Prefect, and the watch over runs without a worker ends it.
             logger.warning("Prefect was not told that a run is cancelled (%s).", type(error).__name__)
+        if not under_way.ended.done():
+            logger.warning(
+                "Flow run %s is cancelled; its thread sleeps, and ends when it wakes.", under_way.flow_run.id
+            )
         under_way.leave()
         self._under_way.pop(under_way.flow_run.id, None)
 

@@ -25,7 +25,11 @@ def by_command(running: Installation, run: dict[str, Any]) -> None:
 
 
 def cancelled_in_time(
-    running: Installation, message: dict[str, Any], cancel: Callable[[Installation, dict[str, Any]], None] = by_api
+    running: Installation,
+    message: dict[str, Any],
+    cancel: Callable[[Installation, dict[str, Any]], None] = by_api,
+    *,
+    sleeps: bool = False,
 ) -> None:
     """Cancel the message's only run; then nothing of it is left, and the worker is free for another message."""
     (run,) = running.runs(message_id=message["id"])
@@ -35,6 +39,7 @@ def cancelled_in_time(
     took = time.monotonic() - asked
     print(f"cancelled after {took:.1f} s")
     assert took < SECONDS
+    assert (f"{run['id']} is cancelled; its thread sleeps" in running.road.worker.printed()) is sleeps
     incoming = running.road.store / ".incoming"
 
     def is_gone() -> bool:
@@ -83,7 +88,7 @@ def test_a_pause_between_two_tries_is_not_waited_for(running: Installation) -> N
     """The thread sleeps, within Prefect, and can't be woken: it is left to itself, and does nothing more."""
     message = begun(running, "download", {"kind": "status", "status": 503}, times=None)
     until(lambda: len(running.calls(message, "download")) > 2, "the third try")
-    cancelled_in_time(running, message)
+    cancelled_in_time(running, message, sleeps=True)
 
 
 def test_a_slot_is_not_waited_for(running: Installation) -> None:
