@@ -49,6 +49,20 @@ def _parser() -> argparse.ArgumentParser:
     receive.add_argument("--insecure", action="store_true", help="take webhooks without a secret, from anybody")
     receive.add_argument("--tls-certificate", type=Path, metavar="PEM", help="serve HTTPS with this certificate")
     receive.add_argument("--tls-key", type=Path, metavar="PEM", help="the certificate's key")
+    receive.add_argument(
+        "--wait",
+        type=_wait,
+        default=0.0,
+        metavar="SECONDS",
+        help="hold each answer until the run has ended, for so long at most: Emailgistics then owns the retry "
+        "(up to 95; default: answer at once)",
+    )
+    receive.add_argument(
+        "--answers",
+        type=Path,
+        metavar="FILE",
+        help="YAML or JSON: for each deployment the actions to ask Emailgistics for, and how long to wait",
+    )
     receive.set_defaults(command=_receive)
 
     trigger = commands.add_parser("trigger", help="send a webhook as Emailgistics would, to try an installation")
@@ -93,6 +107,13 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("sandbox", help="a stand-in Emailgistics: API and webhook sender")  # it reads its own options
     return parser
+
+
+def _wait(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 95:  # noqa: PLR2004  receiver.answers.LONGEST_WAIT, which takes a second to import
+        raise argparse.ArgumentTypeError("say 0 to 95 seconds: Emailgistics waits for an answer for 100")
+    return seconds
 
 
 def _message_id(text: str) -> str:
@@ -143,7 +164,8 @@ def _receive(options: argparse.Namespace) -> int:
     if options.tls_key and not options.tls_certificate:
         return _fail("--tls-key is of no use without --tls-certificate.")
 
-    from attachments.receiver.inbox import InboxUnavailable  # noqa: PLC0415  Prefect takes seconds to import
+    from attachments.receiver.answers import AnswersInvalid, load_answers  # noqa: PLC0415  Prefect takes seconds
+    from attachments.receiver.inbox import InboxUnavailable  # noqa: PLC0415
     from attachments.receiver.server import CannotServe, ReceiverSettings, serve  # noqa: PLC0415
 
     logging.basicConfig(format="%(asctime)s %(levelname)-8s %(name)s  %(message)s", level=logging.INFO)
@@ -162,9 +184,10 @@ def _receive(options: argparse.Namespace) -> int:
                 port=options.port,
                 certificate=options.tls_certificate,
                 certificate_key=options.tls_key,
+                answers=load_answers(options.answers, options.wait),
             )
         )
-    except (InboxUnavailable, CannotServe) as error:
+    except (InboxUnavailable, CannotServe, AnswersInvalid) as error:
         return _fail(str(error))
     return 0
 

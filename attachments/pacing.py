@@ -6,38 +6,64 @@ call before that, so there are never more than `limit` calls in any 60 s, howeve
 `rate_limit()` would leave a quarter of the cap unused (DESIGN.md, "Measured here").
 
 A process that dies leaves its slots to the leases' expiry: `LEASE` seconds after the call at the latest.
+
+A 429 all the same (another integration shares the account) pauses the whole fleet: who gets it says so in a Prefect
+Variable, and the others look at it every few seconds. After the pause each process sends one call and waits for its
+answer before it goes on. A call of a backfill takes a slot of a second, smaller limit as well, and waits in a line of
+its own, so that it never stands in the way of live mail.
 """
 
 import atexit
 import heapq
 import logging
+import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.exceptions import ObjectNotFound
+from prefect.client.schemas.actions import VariableCreate, VariableUpdate
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
+from attachments import cancelling
 from attachments.prefect_busy import PrefectAway, make_patient
 
 logger = logging.getLogger("attachments.pacing")
 
 WINDOW = 60.0  # seconds that a call counts
-LEASE = 120.0  # seconds; long enough for a response that begins within LEASE - WINDOW without a renewal
-RENEW_AFTER = 30.0  # seconds a call may wait for its response before its lease is renewed, and again
+LEASE = 90.0  # seconds; for so long at the most a process that dies leaves its slots taken
+RENEW_AFTER = 25.0  # seconds a call may wait for its response before its lease is renewed, and again; < LEASE - WINDOW
 ASK_AGAIN = 1.0  # seconds between questions when the slots are held by others
 CHECK_AGAIN = 60.0  # seconds between looks at whether the limit is still switched on
 ANSWER_TIMEOUT = 30.0  # seconds for Prefect to answer
 AWAY = 2.0  # seconds between tries while Prefect does not answer
 FIRST_PAUSE = 60.0  # seconds after a 429: "wait at least a minute" (getting-started/rate-limits)
 LONGEST_PAUSE = 480.0
+HEAR = 5.0  # seconds between looks for a pause that another process has ordered
 
 
 class PacingError(Exception):
     """The vendor must not be called, since nothing would keep the calls below its cap."""
+
+
+_backlog: ContextVar[bool] = ContextVar("attachments_backlog", default=False)
+
+
+@contextmanager
+def backlog() -> Iterator[None]:
+    """Calls in here, and in threads that are started from here, are a backfill's: live mail goes first."""
+    before = _backlog.set(True)
+    try:
+        yield
+    finally:
+        _backlog.reset(before)
 
 
 class PrefectPacer:
@@ -45,15 +71,19 @@ class PrefectPacer:
 
     Args:
         limit_name: the global concurrency limit, `emailgistics-api` by default.
+        backlog_limit_name: the limit whose slots a backfill's calls take besides; without one they take none.
     """
 
-    def __init__(self, limit_name: str) -> None:
+    def __init__(self, limit_name: str, backlog_limit_name: str | None = None) -> None:
         self.limit_name = limit_name
-        self._turn = threading.Lock()  # one thread asks; the others queue behind it
-        self._checked = -CHECK_AGAIN
-        self._pause_until = 0.0
-        self._pause = FIRST_PAUSE
+        self._names = {
+            False: (limit_name,),
+            True: (limit_name, backlog_limit_name) if backlog_limit_name else (limit_name,),
+        }
+        self._lines = {False: _Line(), True: _Line()}
+        self._checked = dict.fromkeys(self._names[True], -CHECK_AGAIN)
         self._returns = _Returns()
+        self._pause = _Pause(limit_name, self._returns.client)
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -63,30 +93,32 @@ class PrefectPacer:
 
         Raises:
             PacingError: the limit does not exist, or is switched off.
+            RunCancelled: the run was cancelled while it waited.
         """
-        with self._turn:
-            lease = self._take()
-        slot = self._returns.hold(lease)
-        try:
-            yield
-        finally:
-            self._returns.due(slot, time.monotonic() + WINDOW)
+        is_backlog = _backlog.get()
+        with ExitStack() as turn:
+            turn.enter_context(self._lines[is_backlog].turn())
+            slot = self._returns.hold(self._take(self._names[is_backlog]))
+            counts = 0.0  # seconds from now; nothing was sent yet
+            try:
+                with self._pause.obeyed() as is_probe:
+                    # Whoever calls first after a pause keeps its turn until it is answered.
+                    if not is_probe:
+                        turn.close()
+                    counts = WINDOW
+                    yield
+            finally:
+                self._returns.due(slot, time.monotonic() + counts)
 
     def rate_limited(self) -> None:
-        """The vendor answered 429: let a minute pass before the next call of this process, longer if it repeats."""
-        now = time.monotonic()
-        if now < self._pause_until:
-            return
-        repeats = now - self._pause_until < self._pause
-        self._pause = min(self._pause * 2, LONGEST_PAUSE) if repeats else FIRST_PAUSE
-        self._pause_until = now + self._pause
-        logger.warning("Emailgistics answered 429 (rate limit): no calls for %.0f s.", self._pause)
+        """The vendor answered 429: let a minute pass before the fleet's next call, longer if it repeats."""
+        self._pause.order()
 
-    def _take(self) -> UUID:
+    def _take(self, names: tuple[str, ...]) -> UUID:
         while True:
-            time.sleep(max(0.0, self._pause_until - time.monotonic()))
+            self._pause.wait()
             try:
-                answer = self._ask()
+                answer = self._ask(names)
             except httpx.HTTPStatusError as error:
                 self._wait_as_told(error.response.status_code)
                 continue
@@ -94,17 +126,18 @@ class PrefectPacer:
                 self._wait_for_prefect(str(error))
                 continue
             body = answer.json()
-            if not body["limits"]:
-                raise self._missing()
+            missing = set(names) - {limit["name"] for limit in body["limits"]}
+            if missing:
+                raise self._missing(min(missing))
             return UUID(body["lease_id"])
 
     def _wait_as_told(self, status: int) -> None:
         """Wait before asking again, as long as the refusal asks for. Raises `PacingError` for one that will stay."""
         if status == httpx.codes.LOCKED:
-            time.sleep(self._returns.until_next(at_most=ASK_AGAIN))
+            cancelling.sleep(self._returns.until_next(at_most=ASK_AGAIN))
         elif status == httpx.codes.UNPROCESSABLE_ENTITY:
             logger.warning("The limit %s is 0: no call is made until it is larger.", self.limit_name)
-            time.sleep(AWAY)
+            cancelling.sleep(AWAY)
         elif status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
             self._wait_for_prefect(str(status))
         else:
@@ -113,37 +146,152 @@ class PrefectPacer:
                 "Prefect (PREFECT_API_KEY, PREFECT_API_AUTH_STRING)."
             ) from None
 
-    def _ask(self) -> httpx.Response:
+    def _ask(self, names: tuple[str, ...]) -> httpx.Response:
         client = self._returns.client
-        self._check(client)
+        for name in names:
+            self._check(name, client)
         return client.increment_concurrency_slots_with_lease(
-            names=[self.limit_name], slots=1, mode="concurrency", lease_duration=LEASE
+            names=list(names), slots=1, mode="concurrency", lease_duration=LEASE
         )
 
-    def _check(self, client: SyncPrefectClient) -> None:
+    def _check(self, name: str, client: SyncPrefectClient) -> None:
         """A limit that is missing or switched off limits nothing, silently: Prefect grants every slot."""
-        if time.monotonic() - self._checked < CHECK_AGAIN:
+        if time.monotonic() - self._checked[name] < CHECK_AGAIN:
             return
         try:
-            limit = client.read_global_concurrency_limit_by_name(self.limit_name)
+            limit = client.read_global_concurrency_limit_by_name(name)
         except ObjectNotFound:
-            raise self._missing() from None
+            raise self._missing(name) from None
         if not limit.active:
             raise PacingError(
-                f"The limit {self.limit_name} is switched off, so nothing would keep the calls below the cap of "
+                f"The limit {name} is switched off, so nothing would keep the calls below the cap of "
                 "Emailgistics. Switch it on in the Prefect UI under Concurrency."
             )
-        self._checked = time.monotonic()
+        self._checked[name] = time.monotonic()
 
-    def _missing(self) -> PacingError:
+    def _missing(self, name: str) -> PacingError:
         return PacingError(
-            f"There is no global concurrency limit {self.limit_name}, so nothing would keep the calls below the cap "
+            f"There is no global concurrency limit {name}, so nothing would keep the calls below the cap "
             "of Emailgistics. `attachments setup` makes it."
         )
 
     def _wait_for_prefect(self, reason: str) -> None:
         logger.warning("Prefect gives no slot (%s); the call waits, none is made without.", reason)
-        time.sleep(AWAY)
+        cancelling.sleep(AWAY)
+
+
+class _Line:
+    """One at a time, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for the turn, and keep it. Raises `RunCancelled` when the run is to end while it waits."""
+        mine = threading.Event()
+        with self._lock:
+            self._waiting.append(mine)
+            self._waiting[0].set()
+        try:
+            with cancelling.waking(mine.set):
+                mine.wait()
+            cancelling.go_on()
+            yield
+        finally:
+            with self._lock:
+                self._waiting.remove(mine)
+                if self._waiting:
+                    self._waiting[0].set()
+
+
+class _Pause:
+    """No calls for a while, after a 429: in this process at once, in others as soon as they hear of it."""
+
+    def __init__(self, limit_name: str, client: SyncPrefectClient) -> None:
+        self._client = client
+        self._variable = re.sub(r"[^a-z0-9_-]", "-", f"{limit_name}-pause".lower())
+        self._lock = threading.Lock()
+        self._until = -LONGEST_PAUSE  # monotonic
+        self._seconds = FIRST_PAUSE
+        self._heard = -HEAR
+        self._is_doubted = False
+        """Whether there was a pause, and no call has come through since."""
+
+    def order(self) -> None:
+        """Pause the fleet, for twice as long as the last time when that was just now."""
+        with self._lock:
+            now = time.monotonic()
+            if now < self._until:
+                return
+            repeats = self._is_doubted or now - self._until < self._seconds
+            self._begin(min(self._seconds * 2, LONGEST_PAUSE) if repeats else FIRST_PAUSE)
+            seconds = self._seconds
+        logger.warning("Emailgistics answered 429 (rate limit): no calls for %.0f s.", seconds)
+        self._tell({"until": (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(), "seconds": seconds})
+
+    def wait(self) -> None:
+        """Wait until there is no pause, as far as is known."""
+        self._hear()
+        while (left := self._left()) > 0:
+            cancelling.sleep(left)
+
+    @contextmanager
+    def obeyed(self) -> Iterator[bool]:
+        """Enter with a slot, before the call; yields whether it is the one that finds out whether the pause is over."""
+        while (left := self._left()) > 0:  # ordered while the slot was asked for
+            cancelling.sleep(left)
+        with self._lock:
+            is_probe, began = self._is_doubted, self._until
+        yield is_probe
+        with self._lock:
+            if is_probe and self._until == began:
+                self._is_doubted = False
+
+    def _left(self) -> float:
+        with self._lock:
+            return self._until - time.monotonic()
+
+    def _begin(self, seconds: float, left: float | None = None) -> None:
+        self._until = time.monotonic() + (seconds if left is None else left)
+        self._seconds = seconds
+        self._is_doubted = True
+
+    def _hear(self) -> None:
+        """Read of others' pauses. Whoever cannot finds out by a 429 of its own."""
+        with self._lock:
+            if time.monotonic() - self._heard < HEAR:
+                return
+            self._heard = time.monotonic()
+        try:
+            variable = self._client.read_variable_by_name(self._variable)
+            told = variable.value if variable else None
+            if not isinstance(told, Mapping):
+                return
+            seconds = min(float(told["seconds"]), LONGEST_PAUSE)
+            left = min((datetime.fromisoformat(told["until"]) - datetime.now(UTC)).total_seconds(), LONGEST_PAUSE)
+        except (httpx.HTTPError, PrefectAway) as error:
+            logger.debug("Whether the fleet pauses cannot be read (%s).", type(error).__name__)
+            return
+        except (KeyError, TypeError, ValueError):
+            logger.warning("The Prefect Variable %s holds no pause; it is ignored. Delete it.", self._variable)
+            return
+        with self._lock:
+            if left > 0 and time.monotonic() + left > self._until:
+                logger.warning("Another process met the rate limit: no calls for %.0f s.", left)
+                self._begin(seconds, left)
+
+    def _tell(self, pause: dict[str, Any]) -> None:
+        try:
+            try:
+                self._client.update_variable(VariableUpdate(name=self._variable, value=pause))
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != httpx.codes.NOT_FOUND:
+                    raise
+                self._client.create_variable(VariableCreate(name=self._variable, value=pause))
+        except (httpx.HTTPError, PrefectAway, ObjectAlreadyExists) as error:
+            logger.warning("The other processes could not be told of the pause (%s).", type(error).__name__)
 
 
 class _Slot:

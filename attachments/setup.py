@@ -29,6 +29,8 @@ from blocks import AttachmentStore, EmailgisticsAccount
 
 LIMITS = {"emailgistics-api": 100, "emailgistics-backfill": 60}  # slots, each held for a minute
 POOL = "attachments"
+QUEUES: Mapping[str, tuple[int, int | None]] = {"default": (1, None), "backfill": (10, 4)}
+"""Priority (1 goes first) and how many runs may be under way at a time, of all workers together."""
 Result = Literal["made", "updated", "was there"]
 Tell = Callable[[Result, str], None]
 B = TypeVar("B", bound=Block)
@@ -63,6 +65,8 @@ async def set_up(environment: Mapping[str, str], tell: Tell) -> None:
         for name, slots in LIMITS.items():
             await _make_limit(name, slots, client, tell)
         await _make_pool(client, tell)
+        for name, (priority, limit) in QUEUES.items():
+            await _make_queue(name, priority, limit, client, tell)
         for spec in declared_deployments():
             await _deploy(spec, client, tell)
 
@@ -155,6 +159,17 @@ async def _make_pool(client: PrefectClient, tell: Tell) -> None:
         tell("was there", f"work pool {POOL}, type {pool.type}")
 
 
+async def _make_queue(name: str, priority: int, limit: int | None, client: PrefectClient, tell: Tell) -> None:
+    subject = f"work queue {POOL}/{name}"
+    try:
+        queue = await client.read_work_queue_by_name(name, POOL)
+    except ObjectNotFound:
+        await client.create_work_queue(name=name, work_pool_name=POOL, priority=priority, concurrency_limit=limit)
+        tell("made", f"{subject}, priority {priority}{f', {limit} runs at a time' if limit else ''}")
+    else:
+        tell("was there", f"{subject}, priority {queue.priority}")
+
+
 def declared_deployments() -> list[dict[str, Any]]:
     """The deployments of prefect.yaml: of the installed package, or of the checkout."""
     packaged = resources.files("attachments") / "prefect.yaml"
@@ -187,6 +202,7 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         else None,
         triggers=triggers,
         work_pool_name=spec["work_pool"]["name"],
+        work_queue_name=spec["work_pool"].get("work_queue_name"),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
     await deployment.aapply()

@@ -20,7 +20,6 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
-from functools import lru_cache, partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -30,6 +29,7 @@ import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
     WorkerFilter,
@@ -53,16 +53,20 @@ from prefect.workers.base import (
     BaseWorkerResult,
 )
 
+from attachments.cancelling import CURRENT, Cancellation
 from attachments.prefect_busy import make_patient
 
 BEAT = 4.0  # seconds between heartbeats
 SILENCE = 20.0  # seconds without a heartbeat after which a worker counts as dead
+CANCEL_LOOK = 1.5  # seconds between looks for runs under way that somebody cancels
+CANCEL_GRACE = 2.0  # seconds that a cancelled run gets to end by itself; then it is left to itself
 LOOK = 5.0  # seconds between looks for runs of dead workers
 POLL = 0.5  # seconds between looks for new runs, unless PREFECT_WORKER_QUERY_SECONDS says otherwise
 DRAIN = 20.0  # seconds that runs under way get to finish after SIGTERM
 LIMIT = 8  # runs at a time, unless `--limit` says otherwise
 MOST_DEATHS = 5  # a run that was under way at so many deaths of workers is not tried again: it may be the cause
 UNLABELLED = 30.0  # seconds in one state after which a run that names no worker counts as left by a dead one
+FLOWS_KEPT = 64  # deployment versions whose code stays loaded
 WORKER_LABEL = "prefect.worker.name"
 DEATHS_LABEL = "attachments.worker.deaths"
 PAGE = 200
@@ -99,8 +103,10 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
     ) -> None:
         unique = f"{name or 'warm'} {socket.gethostname()} {os.getpid()} {uuid4().hex[:6]}"
         super().__init__(work_pool_name, name=unique, limit=limit or LIMIT, **options)
-        self._under_way: dict[UUID, FlowRun] = {}
-        self._watch: asyncio.Task[None] | None = None
+        self._under_way: dict[UUID, _UnderWay] = {}
+        self._flows: dict[str, Flow[..., Any]] = {}
+        """By deployment and version."""
+        self._watches: list[asyncio.Task[None]] = []
 
     async def start(self, *args: Any, **options: Any) -> None:
         """Poll until told to stop. Looks for runs twice a second unless the setting was set by hand."""
@@ -112,16 +118,16 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         """Start the heartbeat and the watch over dead workers beside the polling."""
         await super().setup()
         make_patient(self.client)
-        self._watch = asyncio.create_task(self._keep_watch())
+        self._watches = [asyncio.create_task(self._keep_watch()), asyncio.create_task(self._heed_cancelling())]
 
     async def teardown(self, *exc_info: Any) -> None:
         """Let what is under way finish, for `DRAIN` seconds; hand the rest back and end without it."""
         with anyio.CancelScope(shield=True):
             await self._drain()
-            if self._watch:
-                self._watch.cancel()
+            for watch in self._watches:
+                watch.cancel()
                 with suppress(asyncio.CancelledError):
-                    await self._watch
+                    await watch
         await super().teardown(*exc_info)
 
     async def _drain(self) -> None:
@@ -133,9 +139,9 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         if not self._under_way:
             return
         try:
-            for run in list(self._under_way.values()):
+            for run_id in list(self._under_way):
                 with suppress(httpx.HTTPError, ObjectNotFound):
-                    now = await self.client.read_flow_run(run.id)
+                    now = await self.client.read_flow_run(run_id)
                     if now.state is not None and not now.state.is_final():
                         await self._give_back(now, "Its worker was stopped; the run starts again.")
         finally:
@@ -151,25 +157,69 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
     ) -> WarmWorkerResult:
         """Run a flow in a thread; its state in Prefect tells how it ended."""
         flow = await self._flow_of(flow_run)
-        self._under_way[flow_run.id] = flow_run
+        under_way = self._under_way[flow_run.id] = _UnderWay(flow_run)
         if task_status:
             task_status.started(self.name)
-        await _in_a_thread(partial(self._run_to_its_end, flow, flow_run), name=f"flow-run-{flow_run.id}")
+        # Not here: the thread goes on when whoever waits for it is cancelled.
+        await under_way.run(flow, at_end=lambda: self._under_way.pop(flow_run.id, None))
         return WarmWorkerResult(status_code=0, identifier=self.name)
-
-    def _run_to_its_end(self, flow: Flow[..., Any], flow_run: FlowRun) -> None:
-        """In the run's thread, which goes on when whoever waits for it is cancelled."""
-        try:
-            _run(flow, flow_run)
-        finally:
-            self._under_way.pop(flow_run.id, None)
 
     async def _flow_of(self, flow_run: FlowRun) -> Flow[..., Any]:
         assert flow_run.deployment_id is not None  # noqa: S101  a work pool's runs come from deployments
         deployment = await self.client.read_deployment(flow_run.deployment_id)
-        if deployment.pull_steps or not deployment.entrypoint or ":" in deployment.entrypoint:
-            return await load_flow_from_flow_run(flow_run, use_placeholder_flow=False)
-        return await asyncio.to_thread(_imported_flow, deployment.entrypoint)
+        # Not `updated`, which changes whenever a worker has asked for runs.
+        version = repr((deployment.id, deployment.version_id, deployment.entrypoint, deployment.pull_steps))
+        if version not in self._flows:
+            if len(self._flows) >= FLOWS_KEPT:
+                self._flows.clear()
+            if deployment.pull_steps or not deployment.entrypoint or ":" in deployment.entrypoint:
+                self._flows[version] = await load_flow_from_flow_run(flow_run, use_placeholder_flow=False)
+            else:
+                self._flows[version] = await asyncio.to_thread(
+                    load_flow_from_entrypoint, deployment.entrypoint, use_placeholder_flow=False
+                )
+        return self._flows[version]
+
+    async def _heed_cancelling(self) -> None:
+        """End the runs under way that somebody cancels. Prefect's own workers kill a process for it."""
+        while True:
+            await asyncio.sleep(CANCEL_LOOK)
+            waiting = [run_id for run_id, run in self._under_way.items() if not run.cancellation.is_asked]
+            if not waiting:
+                continue
+            try:
+                cancelled = await self.client.read_flow_runs(
+                    flow_run_filter=FlowRunFilter(
+                        id=FlowRunFilterId(any_=waiting),
+                        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING])),
+                    ),
+                    limit=PAGE,
+                )
+            except Exception as error:  # noqa: BLE001  whatever a proxy answers, the worker must go on looking
+                logger.warning(
+                    "Prefect does not say which runs are cancelled (%s); it is asked again.", type(error).__name__
+                )
+                continue
+            found = [self._under_way[run.id] for run in cancelled if run.id in self._under_way]
+            await asyncio.gather(*map(self._cancel, found))
+
+    async def _cancel(self, under_way: "_UnderWay") -> None:
+        """End a run: at once where it waits for the vendor or a slot, else when it next looks."""
+        under_way.cancellation.ask()
+        await asyncio.wait([under_way.ended], timeout=CANCEL_GRACE)
+        try:
+            now = await self.client.read_flow_run(under_way.flow_run.id)
+            if now.state is not None and not now.state.is_final():
+                await self._set_state(now, Cancelled(message="The run was cancelled; what it had stored stays."))
+        except (httpx.HTTPError, ObjectNotFound) as error:
+            # It stays as it is in Prefect, and the watch over runs without a worker ends it.
+            logger.warning("Prefect was not told that a run is cancelled (%s).", type(error).__name__)
+        if not under_way.ended.done():
+            logger.warning(
+                "Flow run %s is cancelled; its thread sleeps, and ends when it wakes.", under_way.flow_run.id
+            )
+        under_way.leave()
+        self._under_way.pop(under_way.flow_run.id, None)
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Look for runs. Prefect's own loop gives up after a minute without the API; this one does not."""
@@ -353,11 +403,6 @@ class _Watch:
         return now - self._seen[run.id][1]
 
 
-@lru_cache(maxsize=64)
-def _imported_flow(entrypoint: str) -> Flow[..., Any]:
-    return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
-
-
 def _run(flow: Flow[..., Any], flow_run: FlowRun) -> None:
     """Run to a final state, which Prefect is told. Another worker that has taken the run meanwhile is no error."""
     with suppress(Abort, Pause), SyncClientContext() as context:
@@ -365,26 +410,41 @@ def _run(flow: Flow[..., Any], flow_run: FlowRun) -> None:
         run_flow(flow, flow_run=flow_run, return_type="state")
 
 
-async def _in_a_thread(work: Callable[[], None], *, name: str) -> None:
-    """Do blocking work in a thread that does not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
+class _UnderWay:
+    """A run in a thread of its own, which does not keep the process from ending."""
 
-    def settle(error: BaseException | None) -> None:
-        if done.cancelled():
+    def __init__(self, flow_run: FlowRun) -> None:
+        self.flow_run = flow_run
+        self.cancellation = Cancellation()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """When the thread has ended, or is not waited for any more."""
+
+    async def run(self, flow: Flow[..., Any], *, at_end: Callable[[], object]) -> None:
+        """Run the flow, until it ends or `leave` is called. Raises what ends the thread, which calls `at_end`."""
+        loop = asyncio.get_running_loop()
+
+        def target() -> None:
+            CURRENT.set(self.cancellation)
+            error: BaseException | None = None
+            try:
+                _run(flow, self.flow_run)
+            except BaseException as caught:  # noqa: BLE001  handed to whoever waits
+                error = caught
+            finally:
+                at_end()
+            loop.call_soon_threadsafe(self._settle, error)
+
+        threading.Thread(target=target, name=f"flow-run-{self.flow_run.id}", daemon=True).start()
+        await self.ended
+
+    def leave(self) -> None:
+        """Wait for the thread no longer. It ends as soon as it notices that the run is cancelled."""
+        self._settle(None)
+
+    def _settle(self, error: BaseException | None) -> None:
+        if self.ended.done():
             return
         if error is None:
-            done.set_result(None)
+            self.ended.set_result(None)
         else:
-            done.set_exception(error)
-
-    def target() -> None:
-        error: BaseException | None = None
-        try:
-            work()
-        except BaseException as caught:  # noqa: BLE001  handed to whoever waits
-            error = caught
-        loop.call_soon_threadsafe(settle, error)
-
-    threading.Thread(target=target, name=name, daemon=True).start()
-    await done
+            self.ended.set_exception(error)

@@ -5,10 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import memory, throughput
+from benchmarks import burst, growth, latency, live, memory, pacing, throughput
 from benchmarks.figures import Figure, keep, show
 
-PARTS: dict[str, Callable[[], list[Figure]]] = {"throughput": throughput.measure, "memory": memory.measure}
+PARTS: dict[str, Callable[[], list[Figure]]] = {
+    "latency": latency.measure,
+    "pacing": pacing.measure,
+    "burst": burst.measure,
+    "live_under_backlog": live.measure,
+    "throughput": throughput.measure,
+    "memory": memory.measure,
+    "growth": growth.measure,
+}
 
 
 def main(asked: Sequence[str]) -> None:

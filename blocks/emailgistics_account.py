@@ -47,6 +47,14 @@ class EmailgisticsAccount(Block):
             "Each Emailgistics account needs its own."
         ),
     )
+    backlog_limit_name: str = Field(
+        default="emailgistics-backfill",
+        title="Backfill's pacing limit",
+        description=(
+            "The Prefect global concurrency limit whose slots the calls of a backfill take as well: what it leaves of "
+            "the pacing limit is for live mail."
+        ),
+    )
     list_timeout: float = Field(
         default=30, gt=0, title="Listing time-out", description="Seconds to wait for a message's list of attachments."
     )
@@ -82,6 +90,7 @@ class EmailgisticsAccount(Block):
             self.base_url,
             self.api_key.get_secret_value(),
             self.limit_name,
+            self.backlog_limit_name,
             self.list_timeout,
             self.download_timeout,
             self.download_deadline,
@@ -90,12 +99,18 @@ class EmailgisticsAccount(Block):
 
 @lru_cache(maxsize=32)
 def _client(
-    base_url: str, api_key: str, limit_name: str, list_timeout: float, download_timeout: float, download_deadline: float
+    base_url: str,
+    api_key: str,
+    limit_name: str,
+    backlog_limit_name: str,
+    list_timeout: float,
+    download_timeout: float,
+    download_deadline: float,
 ) -> EmailgisticsClient:
     return EmailgisticsClient(
         base_url,
         api_key,
-        pacer=_pacer(limit_name),
+        pacer=_pacer(limit_name, backlog_limit_name),
         list_timeout=list_timeout,
         download_timeout=download_timeout,
         download_deadline=download_deadline,
@@ -103,5 +118,5 @@ def _client(
 
 
 @lru_cache(maxsize=32)
-def _pacer(limit_name: str) -> PrefectPacer:
-    return PrefectPacer(limit_name)
+def _pacer(limit_name: str, backlog_limit_name: str) -> PrefectPacer:
+    return PrefectPacer(limit_name, backlog_limit_name)

@@ -2,17 +2,21 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Annotated
 
 from prefect import flow, runtime, task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
+from attachments.cancelling import RunCancelled
 from attachments.emailgistics import Attachment
+from attachments.pacing import backlog
 from attachments.selection import Filter
 from attachments.storage import (
     Manifest,
@@ -38,6 +42,8 @@ from flows.failures import (
 from flows.report import Report, already_stored, finish, gave_up
 
 DOWNLOADS_AT_ONCE = 4
+BACKFILL = "backfill"
+"""The tag of runs that let live mail go first."""
 
 
 def _readable(received: object) -> object:
@@ -184,8 +190,10 @@ def download_attachments(
         conversation_id=conversation_id,
     )
     try:
-        with contained():
+        with contained(), backlog() if BACKFILL in runtime.flow_run.tags else nullcontext():
             return _download(message, filter or Filter(), load_account(account), load_store(store), force=force)
+    except RunCancelled:
+        raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
     except OUR_ERRORS as error:
         return gave_up(error)
 
@@ -240,6 +248,8 @@ def _outcome(attachment: Attachment, download: PrefectFuture[Outcome]) -> Outcom
     result = download.result(raise_on_failure=False)
     if isinstance(result, Outcome):
         return result
+    if isinstance(result, RunCancelled):
+        raise result
     return Outcome(
         entry=_entry(attachment, outcome="failed", code=code_of(result)),
         error=str(result),

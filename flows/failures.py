@@ -13,6 +13,8 @@ import httpx
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
+from attachments import cancelling
+from attachments.cancelling import RunCancelled
 from attachments.emailgistics import EmailgisticsError, NotFound
 from attachments.pacing import PacingError
 from attachments.storage import StoreError
@@ -47,18 +49,24 @@ class PrefectLost(Exception):
     """Prefect's API does not answer, and has not for a long while."""
 
 
-OUR_ERRORS = (EmailgisticsError, StoreError, PacingError, NotConfigured, PrefectLost, UnexpectedError)
-OurError = EmailgisticsError | StoreError | PacingError | NotConfigured | PrefectLost | UnexpectedError
+OUR_ERRORS = (EmailgisticsError, StoreError, PacingError, NotConfigured, PrefectLost, RunCancelled, UnexpectedError)
+OurError = EmailgisticsError | StoreError | PacingError | NotConfigured | PrefectLost | RunCancelled | UnexpectedError
 
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Let only errors out whose text is safe to show. Unknown ones become `UnexpectedError`: their type and place."""
+    """Let only errors out whose text is safe to show. Unknown ones become `UnexpectedError`: their type and place.
+
+    Raises `RunCancelled` when the run is cancelled, before or meanwhile, whatever that broke.
+    """
+    cancelling.go_on()
     try:
         yield
     except OUR_ERRORS:
+        cancelling.go_on()
         raise
     except Exception as error:  # noqa: BLE001  nothing unknown may reach Prefect with its text
+        cancelling.go_on()
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise UnexpectedError(
             f"{type(error).__name__} in {place.name}, line {place.lineno}. Please report this with the version you run."
@@ -83,7 +91,7 @@ def patiently(ask: Callable[[], T]) -> T:
         except httpx.HTTPError as error:
             if time.monotonic() > end:
                 raise PrefectLost(f"Prefect's API does not answer ({type(error).__name__}). Is it running?") from None
-            time.sleep(BETWEEN)
+            cancelling.sleep(BETWEEN)
 
 
 def can_get_better(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:

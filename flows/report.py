@@ -16,6 +16,7 @@ from prefect.states import Completed, Failed
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage.manifest import Outcome
 from flows.again import try_again_later
+from flows.endings import FAILED_FOR_NOW
 from flows.failures import OurError, is_retryable
 
 STORED = "emailgistics.attachments.stored"
@@ -56,41 +57,45 @@ class Report:
 
 def already_stored(manifest: Manifest) -> State[None]:
     """The final state of a run that had nothing to do."""
-    count = len(manifest.attachments)
-    return Completed(message=f"Nothing to do: the manifest settles all {count} attachment{'s'[: count != 1]}.")
+    return Completed(message=f"Nothing to do: the manifest settles all. {_sentence(manifest.attachments)}.")
 
 
 def finish(report: Report) -> State[None]:
     """Tell everybody who listens, and say in one sentence how the run ended."""
     _emit(report)
     _show(report)
-    sentence = _sentence(report.outcomes)
+    sentence = _sentence([outcome.entry for outcome in report.outcomes])
     failures = [outcome for outcome in report.outcomes if outcome.entry.outcome == "failed"]
     if not failures:
         return Completed(message=f"{sentence}.")
     first = next((outcome.error for outcome in failures if outcome.error), "")
-    what_next = try_again_later() if any(outcome.retryable for outcome in failures) else ""
-    return Failed(
-        message=f"{sentence}. First failure: {first} A retry fetches only what is missing. {what_next}".rstrip()
+    return _failed(
+        f"{sentence}. First failure: {first} A retry fetches only what is missing.",
+        passing=any(outcome.retryable for outcome in failures),
     )
 
 
 def gave_up(error: OurError) -> State[None]:
     """The final state of a run that could not even begin to download."""
-    what_next = try_again_later() if is_retryable(error) else ""
-    return Failed(message=f"{error} {what_next}".rstrip())
+    return _failed(str(error), passing=is_retryable(error))
 
 
-def _sentence(outcomes: Sequence[Attempt]) -> str:
-    if not outcomes:
+def _failed(message: str, *, passing: bool) -> State[None]:
+    if not passing:
+        return Failed(message=message.rstrip())
+    return Failed(name=FAILED_FOR_NOW, message=f"{message} {try_again_later()}".strip())
+
+
+def _sentence(entries: Sequence[ManifestAttachment]) -> str:
+    if not entries:
         return "The message has no attachments"
-    counts = Counter(outcome.entry.outcome for outcome in outcomes)
+    counts = Counter(entry.outcome for entry in entries)
     parts = [f"{counts[word]} {text}" for word, text in WORDS.items() if counts[word]]
-    return f"Of {len(outcomes)} attachments {', '.join(parts)}; {_stored_bytes(outcomes):,} bytes are in the store"
+    return f"Of {len(entries)} attachments {', '.join(parts)}; {_stored_bytes(entries):,} bytes are in the store"
 
 
-def _stored_bytes(outcomes: Sequence[Attempt]) -> int:
-    return sum(outcome.entry.bytes or 0 for outcome in outcomes if outcome.entry.outcome == "stored")
+def _stored_bytes(entries: Sequence[ManifestAttachment]) -> int:
+    return sum(entry.bytes or 0 for entry in entries if entry.outcome == "stored")
 
 
 def _emit(report: Report) -> None:
@@ -108,7 +113,7 @@ def _emit(report: Report) -> None:
             "manifest_url": report.manifest_url,
             "complete": report.complete,
             "counts": dict(counts),
-            "bytes": _stored_bytes(report.outcomes),
+            "bytes": _stored_bytes([outcome.entry for outcome in report.outcomes]),
         },
     )
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from attachments import pacing
+from attachments.cancelling import CURRENT, Cancellation, RunCancelled
 from attachments.demo.processes import Process, road
 
 pytestmark = pytest.mark.xdist_group("pacing")  # they share a Prefect server and its limit
@@ -48,10 +49,21 @@ def api(prefect: Process, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Cli
     for name, value in prefect.environment.items():
         monkeypatch.setenv(name, value)
     with httpx.Client(base_url=prefect.environment["PREFECT_API_URL"], trust_env=False, timeout=60) as client:
-        client.delete("/v2/concurrency_limits/test-limit")
-        made = client.post("/v2/concurrency_limits/", json={"name": "test-limit", "limit": LIMIT, "active": True})
-        made.raise_for_status()
+        _make_limit(client, "test-limit", LIMIT)
         yield client
+
+
+def _make_limit(api: httpx.Client, name: str, slots: int) -> None:
+    """A fresh limit, whatever an earlier test has left."""
+    _remove(api, f"/v2/concurrency_limits/{name}")
+    limit = {"name": name, "limit": slots, "active": True}
+    _eventually(lambda: api.post("/v2/concurrency_limits/", json=limit).status_code != httpx.codes.SERVICE_UNAVAILABLE)
+    assert api.get(f"/v2/concurrency_limits/{name}").json()["limit"] == slots
+
+
+def _remove(api: httpx.Client, path: str) -> None:
+    """Embedded SQLite says 503 now and then; a person would ask again."""
+    _eventually(lambda: api.delete(path).status_code in {httpx.codes.NO_CONTENT, httpx.codes.NOT_FOUND})
 
 
 def _most_in_any_window(moments: list[float]) -> int:
@@ -153,18 +165,168 @@ def test_no_call_is_made_while_prefect_is_away(api: httpx.Client, monkeypatch: p
     thread.join()
 
 
-def test_a_429_pauses_and_a_second_one_pauses_longer(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_429_pauses_and_a_second_one_pauses_longer(
+    api: httpx.Client, no_pause: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After a 429 no call is made for a while; when the next is refused again, for twice as long."""
     monkeypatch.setattr(pacing, "FIRST_PAUSE", 1.0)
     pacer = pacing.PrefectPacer("test-limit")
     pauses = []
-    for _ in range(2):
+    with pacer.call():
         pacer.rate_limited()
+    for _ in range(2):
         started = time.monotonic()
         with pacer.call():
             pauses.append(time.monotonic() - started)
+            pacer.rate_limited()
     assert 0.9 < pauses[0] < 1.9
     assert 1.9 < pauses[1] < 3.5
+
+
+@pytest.fixture
+def no_pause(api: httpx.Client) -> Iterator[None]:
+    """Nothing is left of an earlier test's pause."""
+    _remove(api, "/variables/name/test-limit-pause")
+    yield
+    _remove(api, "/variables/name/test-limit-pause")
+
+
+STORM = """
+import sys, threading, time
+from attachments import pacing
+pacing.WINDOW, pacing.FIRST_PAUSE, pacing.HEAR = 0.5, 3.0, 0.5
+pacer = pacing.PrefectPacer("test-limit")
+def call():
+    while True:
+        with pacer.call():
+            refused = time.time() < {end}
+            print(time.time(), refused, flush=True)
+            time.sleep(0.05)
+            if refused:
+                pacer.rate_limited()
+        if not refused:
+            return
+threads = [threading.Thread(target=call) for _ in range(6)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+time.sleep(1.5)
+"""
+
+
+def test_a_storm_of_429_costs_each_process_one_call_a_pause(api: httpx.Client, no_pause: None) -> None:
+    """Six threads each in two processes: after the first refusal a pause, one call that asks, and a longer pause."""
+    api.patch("/v2/concurrency_limits/test-limit", json={"limit": 1000}).raise_for_status()
+    end = time.time() + 12
+    code = STORM.format(end=end)
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    for output in outputs:
+        calls = [line.split() for line in output.splitlines()]
+        moments = [float(moment) for moment, _ in calls]
+        refused = [float(moment) for moment, refused in calls if refused == "True"]
+        assert len(calls) - len(refused) == 6, "all get through in the end"
+        # Those that were on their way when the first was answered are nobody's fault.
+        assert len([moment for moment in refused if moment > moments[0] + 0.2]) <= 2
+
+
+def test_a_pause_is_heard_of_by_a_process_that_met_none(
+    api: httpx.Client, no_pause: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not need a 429 of its own."""
+    monkeypatch.setattr(pacing, "FIRST_PAUSE", 2.0)
+    with pacing.PrefectPacer("test-limit").call():
+        pacing.PrefectPacer("test-limit").rate_limited()
+    started = time.monotonic()
+    with pacing.PrefectPacer("test-limit").call():
+        assert 1.0 < time.monotonic() - started < 4.0
+
+
+@pytest.mark.parametrize("value", ["soon", {"until": "tomorrow"}, {"until": "2026-01-01T00:00:00", "seconds": 1}, [1]])
+def test_a_pause_that_cannot_be_read_is_none(api: httpx.Client, no_pause: None, value: object) -> None:
+    """Somebody has written something else there; calls go on, for a 429 would be met soon enough."""
+    api.post("/variables/", json={"name": "test-limit-pause", "value": value}).raise_for_status()
+    with pacing.PrefectPacer("test-limit").call():
+        pass
+
+
+def test_a_backfill_waits_for_its_own_slots_and_holds_up_nobody(api: httpx.Client, no_pause: None) -> None:
+    """With its two slots taken its next call waits, and those of live mail, which come later, do not."""
+    _make_limit(api, "test-backlog", 2)
+    pacer = pacing.PrefectPacer("test-limit", "test-backlog")
+    waiting, made = threading.Event(), threading.Event()
+
+    def fill() -> None:
+        with pacing.backlog():
+            for _ in range(3):
+                with pacer.call():
+                    pass
+                waiting.set()
+            made.set()
+
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    assert waiting.wait(30)
+    for _ in range(3):
+        with pacer.call():
+            pass
+    assert not made.is_set()
+    counted = {
+        name: api.get(f"/v2/concurrency_limits/{name}").json()["active_slots"]
+        for name in ("test-limit", "test-backlog")
+    }
+    assert counted == {"test-limit": 5, "test-backlog": 2}
+
+
+def test_a_backfill_without_its_limit_is_an_error(api: httpx.Client, no_pause: None) -> None:
+    """It would take all slots from live mail."""
+    pacer = pacing.PrefectPacer("test-limit", "test-nowhere")
+    with pytest.raises(pacing.PacingError, match="test-nowhere"), pacing.backlog(), pacer.call():
+        pytest.fail("the call was made")
+
+
+def test_calls_get_their_turn_in_order(api: httpx.Client, no_pause: None) -> None:
+    """A message of many attachments has a few calls waiting at a time, so it can't shut out another."""
+    api.patch("/v2/concurrency_limits/test-limit", json={"limit": 1000}).raise_for_status()
+    pacer = pacing.PrefectPacer("test-limit")
+    order: list[int] = []
+
+    def call(number: int) -> None:
+        with pacer.call():
+            order.append(number)
+
+    with pacer._lines[False].turn():
+        threads = [threading.Thread(target=call, args=(number,)) for number in range(10)]
+        for number, thread in enumerate(threads):
+            thread.start()
+            _eventually(lambda n=number: len(pacer._lines[False]._waiting) == n + 2)  # type: ignore[misc]
+    for thread in threads:
+        thread.join()
+    assert order == sorted(order)
+
+
+def test_a_cancelled_run_leaves_the_line_at_once(api: httpx.Client, no_pause: None) -> None:
+    """It neither calls nor keeps those behind it."""
+    pacer = pacing.PrefectPacer("test-limit")
+    cancellation = Cancellation()
+    ended: list[BaseException] = []
+
+    def call() -> None:
+        CURRENT.set(cancellation)
+        try:
+            with pacer.call():
+                pytest.fail("the call was made")
+        except RunCancelled as error:
+            ended.append(error)
+
+    with pacer._lines[False].turn():
+        thread = threading.Thread(target=call)
+        thread.start()
+        _eventually(lambda: len(pacer._lines[False]._waiting) == 2)
+        cancellation.ask()
+        thread.join(2)
+        assert len(ended) == 1
+    with pacer.call():
+        pass
 
 
 def _eventually(condition: object, seconds: float = 20) -> None:

@@ -39,5 +39,5 @@ def test_an_unreachable_prefect_is_said_in_one_line(tmp_path: Path) -> None:
 def test_the_declared_deployments_are_module_paths() -> None:
     """Every deployment of prefect.yaml runs from the installed package, on any pool, from any folder."""
     deployments = declared_deployments()
-    assert [deployment["name"] for deployment in deployments] == ["default"]
+    assert [deployment["name"] for deployment in deployments] == ["default", "backfill"]
     assert all(":" not in deployment["entrypoint"] for deployment in deployments)

@@ -185,8 +185,10 @@ class Road:
         )
 
 
-def road(folder: Path, base_url: str, api_key: str, *, worker_options: tuple[str, ...] = ()) -> Road:
-    """A road whose files are under `folder`; nothing is started yet."""
+def road(
+    folder: Path, base_url: str, api_key: str, *, worker_options: tuple[str, ...] = (), database: str | None = None
+) -> Road:
+    """A road whose files are under `folder`; nothing is started yet. Prefect's `database` is an SQLite of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     prefect_port, receiver_port = free_port(), free_port()
     api_url = f"http://{LOOPBACK}:{prefect_port}/api"
@@ -195,7 +197,8 @@ def road(folder: Path, base_url: str, api_key: str, *, worker_options: tuple[str
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_PROFILES_PATH": str(folder / "prefect" / "profiles.toml"),
         "PREFECT_API_URL": api_url,
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect' / 'prefect.db'}",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": database
+        or f"sqlite+aiosqlite:///{folder / 'prefect' / 'prefect.db'}",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
@@ -254,6 +257,10 @@ def running(stack: Road, *, keep: Callable[[], bool] = lambda: False) -> Iterato
         for process in reversed(stack.processes):
             if process._running is not None and not keep():
                 process.stop()
+
+
+def _sqlite(path: Path) -> str:
+    return f"sqlite+aiosqlite:///{path}"
 
 
 def _script(name: str) -> str:

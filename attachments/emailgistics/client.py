@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import httpx
 
+from attachments import cancelling
 from attachments.emailgistics.answers import require_success
 from attachments.emailgistics.body import whole
 from attachments.emailgistics.boundary import translated
@@ -137,29 +138,30 @@ class EmailgisticsClient:
         with self._calls_lock:
             self._calls.add(call)
         try:
-            with translated(action, call):
-                request = httpx.Request(
-                    "GET",
-                    url,
-                    headers=self._headers,
-                    extensions={
-                        CALL: call,
-                        ACTION: action,
-                        "timeout": {
-                            "connect": min(timeout, CONNECT_SECONDS),
-                            "read": timeout,
-                            "write": timeout,
-                            "pool": call.seconds,
+            with cancelling.waking(call.abort):
+                with translated(action, call):
+                    request = httpx.Request(
+                        "GET",
+                        url,
+                        headers=self._headers,
+                        extensions={
+                            CALL: call,
+                            ACTION: action,
+                            "timeout": {
+                                "connect": min(timeout, CONNECT_SECONDS),
+                                "read": timeout,
+                                "write": timeout,
+                                "pool": call.seconds,
+                            },
                         },
-                    },
-                )
-            response = self._transport.handle_request(request)
-            try:
-                _notice_deprecation(response, action)
-                require_success(response, call, action)
-                yield response
-            finally:
-                _close_silently(response, call, action)
+                    )
+                response = self._transport.handle_request(request)
+                try:
+                    _notice_deprecation(response, action)
+                    require_success(response, call, action)
+                    yield response
+                finally:
+                    _close_silently(response, call, action)
         finally:
             call.use(None)
             with self._calls_lock:

@@ -23,10 +23,10 @@ class Pacer(Protocol):
     """Spreads calls so that the account's limit is never passed. Shared between threads."""
 
     def call(self) -> AbstractContextManager[None]:
-        """Entering waits for a turn, one call each; leaving says that the answer has begun, or failed."""
+        """Entering waits for a turn, one call each; leaving says that the answer has begun, or that none came."""
 
     def rate_limited(self) -> None:
-        """The vendor answered 429 all the same."""
+        """The vendor answered 429 all the same; said before the call is left."""
 
 
 class Unpaced:
@@ -56,8 +56,8 @@ class PacedTransport(httpx.BaseTransport):
             call.start()
             with translated(request.extensions[ACTION], call):
                 response = self._inner.handle_request(request)
-        if response.status_code == TOO_MANY_REQUESTS:
-            self._pacer.rate_limited()
+            if response.status_code == TOO_MANY_REQUESTS:
+                self._pacer.rate_limited()
         return response
 
     def close(self) -> None:

@@ -18,12 +18,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from attachments.emailgistics import Delivery, InvalidDelivery, authenticate, envelope, parse_delivery
+from attachments.emailgistics import Action, Delivery, InvalidDelivery, authenticate, envelope, parse_delivery
+from attachments.receiver.answers import Answer, Answers
 from attachments.receiver.defects import where
 from attachments.receiver.dispatcher import Dispatcher
+from attachments.receiver.following import Waiting
 from attachments.receiver.inbox import Depth, Inbox, InboxUnavailable
 from attachments.receiver.metrics import Metrics
 from attachments.receiver.prefect_api import FLOW
+from attachments.storage import message_key
 
 logger = logging.getLogger("attachments.receiver")
 
@@ -45,9 +48,11 @@ class _Refused(Exception):
         self.outcome = outcome
 
 
-def build_app(inbox: Inbox, dispatcher: Dispatcher, metrics: Metrics, secrets: Sequence[str]) -> Starlette:
+def build_app(
+    inbox: Inbox, dispatcher: Dispatcher, metrics: Metrics, secrets: Sequence[str], answers: Answers | None = None
+) -> Starlette:
     """The receiver as an ASGI app. An empty `secrets` lets everybody in (`--insecure`)."""
-    receiver = _Receiver(inbox, dispatcher, metrics)
+    receiver = _Receiver(inbox, dispatcher, metrics, answers or Answers())
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -141,10 +146,11 @@ class _Authenticated:
 
 
 class _Receiver:
-    def __init__(self, inbox: Inbox, dispatcher: Dispatcher, metrics: Metrics) -> None:
+    def __init__(self, inbox: Inbox, dispatcher: Dispatcher, metrics: Metrics, answers: Answers) -> None:
         self._inbox = inbox
         self._dispatcher = dispatcher
         self._metrics = metrics
+        self._answers = answers
 
     async def deliver(self, request: Request) -> Response:
         """One webhook delivery."""
@@ -152,6 +158,21 @@ class _Receiver:
         delivery = _parsed(await _body(request))
         if not delivery.wants_download:
             return self._answer("nothing-to-do", "Nothing to do: no attachments to download.")
+        answer = self._answers.of(deployment)
+        if not answer.wait:
+            new = await self._keep(deployment, delivery)
+            told = (
+                ("accepted", f"Accepted: the attachments go through {FLOW}/{deployment}.")
+                if new
+                else ("duplicate", "Accepted before: the message is waiting for its download already.")
+            )
+            return self._answer(*told, answer.actions)
+        with self._dispatcher.follower.expecting(deployment, message_key(delivery.message_id)) as waiting:
+            await self._keep(deployment, delivery)
+            return await self._ending(waiting, answer)
+
+    async def _keep(self, deployment: str, delivery: Delivery) -> bool:
+        """Put a delivery into the inbox. False: the same one waits already."""
         try:
             new = await self._inbox.append(deployment, delivery)
         except InboxUnavailable as error:
@@ -160,9 +181,22 @@ class _Receiver:
             )
             raise _Refused(503, "The inbox cannot be written. Please try again.", "inbox-unavailable") from None
         self._dispatcher.wake()
-        if new:
-            return self._answer("accepted", f"Accepted: the attachments go through {FLOW}/{deployment}.")
-        return self._answer("duplicate", "Accepted before: the message is waiting for its download already.")
+        return new
+
+    async def _ending(self, waiting: Waiting, answer: Answer) -> Response:
+        """Hold the answer until the run has ended, for as long as was said. The delivery is safe all the same."""
+        try:
+            async with asyncio.timeout(answer.wait):
+                ending = await waiting
+        except TimeoutError:
+            return self._answer("still-downloading", "Still downloading.")
+        if ending.kind == "stored":
+            return self._answer("stored", f"Saved {ending.stored} file(s).", answer.actions)
+        if ending.kind == "failed-for-now":
+            raise _Refused(503, "The attachments could not be saved yet. Please try again.", "failed-for-now")
+        self._metrics.deliveries.labels("failed").inc()
+        message = "The attachments could not be saved, and trying again would not help. The run in Prefect says why."
+        return _envelope(200, "error", message)
 
     async def health(self, _: Request) -> Response:
         """The process lives."""
@@ -210,9 +244,9 @@ class _Receiver:
             raise _Refused(503, "The list of deployments is not known yet. Please try again.", "not-synced")
         raise _Refused(404, f"There is no deployment of that name of {FLOW}.", "unknown-deployment")
 
-    def _answer(self, outcome: str, message: str) -> Response:
+    def _answer(self, outcome: str, message: str, actions: Sequence[Action] = ()) -> Response:
         self._metrics.deliveries.labels(outcome).inc()
-        return _envelope(200, "success", message)
+        return JSONResponse(envelope("success", message, actions))
 
 
 def _is_open(scope: Scope) -> bool:

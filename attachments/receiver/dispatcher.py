@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 from attachments.receiver.defects import where
+from attachments.receiver.following import Follower
 from attachments.receiver.inbox import Entry, Inbox, InboxUnavailable
 from attachments.receiver.metrics import Metrics
 from attachments.receiver.prefect_api import FLOW, DeploymentGone, FlowRuns, PrefectRefused, PrefectUnavailable
@@ -33,6 +34,7 @@ class Dispatcher:
     """Moves entries from the inbox to Prefect until it is stopped."""
 
     def __init__(self, inbox: Inbox, flow_runs: FlowRuns, metrics: Metrics) -> None:
+        self.follower = Follower(flow_runs)
         self._inbox = inbox
         self._flow_runs = flow_runs
         self._metrics = metrics
@@ -67,7 +69,8 @@ class Dispatcher:
         self.synced = bool(self._deployments)
         tasks = [asyncio.create_task(_forever(loop)) for loop in (self._keep_deployments, self._dispatch)]
         try:
-            yield
+            async with self.follower.running():
+                yield
         finally:
             for task in tasks:
                 task.cancel()
@@ -142,9 +145,11 @@ class Dispatcher:
         self._rest(entry, REFUSED_PAUSE)  # should it make us stumble, the others come first
         try:
             async with asyncio.timeout(ANSWER_DEADLINE):
-                await self._flow_runs.create(entry, deployment_id)
+                run_id = await self._flow_runs.create(entry, deployment_id)
             self._failures = 0
             await self._inbox.remove(entry)
+            # Not before it has gone: who asks for the same message meanwhile is to be told as well.
+            self.follower.begun(entry, run_id)
             self._resting.pop(entry.seq, None)
             self._refusals.pop(entry.seq, None)
             self._metrics.dispatched.inc()

@@ -1,19 +1,21 @@
 """The seam to Prefect: what the dispatcher asks of its API, and the ways in which it can say no."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import DeploymentSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from attachments.prefect_busy import make_patient
 from attachments.receiver.inbox import Entry
+from flows.endings import FAILED_FOR_NOW, stored_count
 
 FLOW = "download-attachments"
 PAGE = 200
@@ -35,14 +37,25 @@ class DeploymentGone(PrefectRefused):
     """Prefect's API does not know the deployment, or not under this id any more."""
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a run has ended, and how many of the message's attachments are in the store."""
+
+    kind: Literal["stored", "failed-for-now", "failed"]
+    stored: int = 0
+
+
 class FlowRuns(Protocol):
     """What the dispatcher needs of Prefect."""
 
     async def deployments(self) -> Mapping[str, str]:
         """Name and id of every deployment of the flow."""
 
-    async def create(self, entry: Entry, deployment_id: str) -> None:
-        """Create the flow run of an entry, once however often it is asked."""
+    async def create(self, entry: Entry, deployment_id: str) -> str:
+        """Create the flow run of an entry, once however often it is asked; hands back its id."""
+
+    async def endings(self, run_ids: Collection[str]) -> Mapping[str, Ending]:
+        """How those of these runs ended that have."""
 
 
 class PrefectFlowRuns:
@@ -66,7 +79,7 @@ class PrefectFlowRuns:
                 if len(page) < PAGE:
                     return found
 
-    async def create(self, entry: Entry, deployment_id: str) -> None:
+    async def create(self, entry: Entry, deployment_id: str) -> str:
         """Create the run under an idempotency key, so that a lost answer or a redelivery makes no second one.
 
         Such a key is taken for ever, also by a run that failed. A delivery that came after that run was made
@@ -83,8 +96,29 @@ class PrefectFlowRuns:
                 )
                 made = run.created.timestamp() if run.created else entry.accepted
                 if run.state_type not in ENDED_BADLY or made >= entry.accepted:
-                    return
+                    return str(run.id)
                 key = f"{FLOW}/{entry.deployment}/{entry.message_key}/after/{run.id}"
+
+    async def endings(self, run_ids: Collection[str]) -> dict[str, Ending]:
+        """How those of these runs ended that have. A run that was deleted has failed."""
+        async with _translated():
+            found: list[FlowRun] = []
+            asked = [UUID(run_id) for run_id in run_ids]
+            for at in range(0, len(asked), PAGE):
+                some = FlowRunFilter(id=FlowRunFilterId(any_=asked[at : at + PAGE]))
+                found += await self._client.read_flow_runs(flow_run_filter=some, limit=PAGE)
+            endings = {str(run.id): _ending(run.state) for run in found}
+        told = {run_id: endings.get(run_id, Ending("failed")) for run_id in run_ids}
+        return {run_id: ending for run_id, ending in told.items() if ending is not None}
+
+
+def _ending(state: State[Any] | None) -> Ending | None:
+    if state is None or not state.is_final():
+        return None
+    if state.is_completed():
+        return Ending("stored", stored_count(state.message or ""))
+    passes = state.is_crashed() or state.name == FAILED_FOR_NOW
+    return Ending("failed-for-now" if passes else "failed")
 
 
 @asynccontextmanager

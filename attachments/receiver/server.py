@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import uvicorn
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from attachments.receiver.answers import Answers
 from attachments.receiver.app import build_app
 from attachments.receiver.dispatcher import Dispatcher
 from attachments.receiver.inbox import LOCK_PATIENCE, Inbox
@@ -41,6 +42,7 @@ class ReceiverSettings:
     port: int = 8080
     certificate: Path | None = None
     certificate_key: Path | None = None
+    answers: Answers = field(default_factory=Answers)
 
 
 def serve(settings: ReceiverSettings) -> None:
@@ -66,7 +68,7 @@ async def _run(settings: ReceiverSettings, listener: socket.socket, inbox: Inbox
     async with prefect_flow_runs() as flow_runs:
         metrics = Metrics()
         dispatcher = Dispatcher(inbox, flow_runs, metrics)
-        app = build_app(inbox, dispatcher, metrics, settings.secrets)
+        app = build_app(inbox, dispatcher, metrics, settings.secrets, settings.answers)
         await _Server(_configuration(settings, app)).serve(sockets=[listener])
 
 

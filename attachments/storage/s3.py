@@ -35,6 +35,7 @@ from botocore.exceptions import (
     SSOError,
     TokenRetrievalError,
 )
+from botocore.parsers import ResponseParserError
 from s3fs import S3FileSystem
 
 from attachments.storage.backend import (
@@ -101,7 +102,7 @@ _ABSENT = {"NoSuchKey", "404", "NotFound"}
 class S3Backend(Backend):
     """A bucket, or a part of one."""
 
-    errors = (ClientError, BotoCoreError, aiohttp.ClientError, OSError)
+    errors = (ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError)
     metadata_is_proof = True
 
     def __init__(self, url: str, options: Mapping[str, Any], encryption: Mapping[str, Any]) -> None:
@@ -271,6 +272,16 @@ class S3Backend(Backend):
             raise
         return True
 
+    async def named_proof(self, path: str) -> str | None:
+        """The proof that the object under this path names; None without one, or without an object."""
+        try:
+            told = await self._call("head_object", Key=self._root + path)
+        except ClientError as error:
+            if _code(error) in _ABSENT:
+                return None
+            raise
+        return cast("str | None", told.get("Metadata", {}).get(f"{_OURS}proof"))
+
     async def multipart(self, method: str, path: str, **more: Any) -> Any:
         """A request about a multipart upload of this path."""
         return await self._call(method, Key=self._root + path, **more)
@@ -397,8 +408,10 @@ class _S3Upload(PartedUpload):
 
     async def _abort(self) -> None:
         await self._backend.multipart("abort_multipart_upload", self._path, UploadId=self._upload)
-        # The last step before a commit may have been reached; without its object a proof is of no use.
-        await self._backend.multipart("delete_object", proof_path(self._path, self._proof))
+        # The last step before a commit may have been reached; without its object a proof is of no use. But the commit
+        # itself may have been done, though we never heard of it, and some services say yes to aborting what is done.
+        if await self._backend.named_proof(self._path) != self._proof:
+            await self._backend.multipart("delete_object", proof_path(self._path, self._proof))
 
     async def _condition(self) -> Mapping[str, str]:
         if self._conditional:

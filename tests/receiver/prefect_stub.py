@@ -1,4 +1,4 @@
-"""A stand-in for Prefect's API on a real socket: the two calls that the dispatcher makes, and ways to fail at them.
+"""A stand-in for Prefect's API on a real socket: the three calls that the receiver makes, and ways to fail at them.
 
 What it answers follows Prefect 3.8's `deployments.py`: a known idempotency key gets the run that it made, and
 parameters that the flow does not take are refused with 409. `tests/road` runs the receiver against the real server.
@@ -34,6 +34,7 @@ class PrefectStub:
     deployments: dict[str, str] = field(default_factory=lambda: {"default": str(uuid4())})
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)  # by idempotency key, in the order they were made
     posts: int = 0
+    looks: int = 0
     most_at_once: int = 0
     delay: float = 0.0
     refused_ids: set[str] = field(default_factory=set)
@@ -70,10 +71,11 @@ class PrefectStub:
             self._server.cut()
             self._server = None
 
-    def end(self, message_id: str, state: str) -> None:
+    def end(self, message_id: str, state: str, name: str | None = None, message: str = "") -> None:
         """Have the newest run of a message end like this."""
         newest = [run for run in self.runs.values() if run["parameters"]["message_id"] == message_id][-1]
         newest["state_type"] = state
+        newest["state"] = {"type": state, "name": name or state.title(), "message": message}
 
     # ---- the API ----
 
@@ -90,6 +92,10 @@ class PrefectStub:
         if path == "/api/deployments/filter":
             known = [{"id": id_, "name": name, "flow_id": str(uuid4())} for name, id_ in self.deployments.items()]
             return 200, known[body["offset"] : body["offset"] + body["limit"]]
+        if path == "/api/flow_runs/filter":
+            self.looks += 1
+            asked = set(body["flow_runs"]["id"]["any_"])
+            return 200, [dict(run) for run in self.runs.values() if run["id"] in asked]
         return self._create(path.split("/")[3], body)
 
     def _create(self, deployment_id: str, body: dict[str, Any]) -> tuple[int, Any] | None:

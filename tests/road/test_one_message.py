@@ -72,7 +72,7 @@ def test_redeliveries_cost_no_second_download_and_then_no_call(running: Installa
     """Three deliveries at once and one after the run: each file is downloaded once, and the fourth asks nothing."""
     message = running.sandbox.control.add_message(attachments=[{"name": f"{n}.bin", "bytes": 20_000} for n in range(5)])
     running.send(message, times=3)
-    running.ended_run(message)
+    run = running.ended_run(message)
     assert len(running.calls(message, "download")) == 5
     assert len(running.calls(message, "list")) == 1
 
@@ -83,7 +83,7 @@ def test_redeliveries_cost_no_second_download_and_then_no_call(running: Installa
     assert len(running.files(message)) == 5
 
     again = running.run_deployment(message_id=message["id"])
-    assert again["state"]["message"] == "Nothing to do: the manifest settles all 5 attachments."
+    assert again["state"]["message"] == "Nothing to do: the manifest settles all. " + run["state"]["message"]
     assert running.calls(message) == []
 
 

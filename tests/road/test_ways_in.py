@@ -39,6 +39,19 @@ def test_an_event_runs_the_job(running: Installation) -> None:
     assert manifest.received is None
 
 
+def test_the_backfills_deployment_takes_turns_after_live_mail(running: Installation) -> None:
+    """Its runs come from a queue of lower priority, and each of its calls holds a slot of the smaller limit too."""
+    message = running.sandbox.control.add_message(attachments=[{"name": "old.txt", "text": "old"}])
+    before = running._get("v2/concurrency_limits/emailgistics-backfill")["active_slots"]
+    run = running.run_deployment("backfill", message_id=message["id"])
+    assert run["state_type"] == "COMPLETED"
+    assert run["work_queue_name"] == "backfill"
+    assert running._get("v2/concurrency_limits/emailgistics-backfill")["active_slots"] == before + 2
+    queues = {queue["name"]: queue for queue in running._post("work_pools/attachments/queues/filter", {})}
+    assert queues["default"]["priority"] < queues["backfill"]["priority"]
+    assert queues["backfill"]["concurrency_limit"] == 4
+
+
 def test_setup_again_changes_nothing_but_the_deployments(running: Installation) -> None:
     """Idempotent: the second time, blocks, limits and pool were there, and what a user has changed stays."""
     running.change("v2/concurrency_limits/emailgistics-backfill", {"limit": 42})

@@ -40,7 +40,8 @@ from attachments.storage.errors import (
     StoreUnavailable,
     UnsupportedStore,
 )
-from attachments.storage.sftp import LOCKS, PROOF, SftpBackend, _Sftp
+from attachments.storage.sftp import LOCKS, PROOF, SftpBackend
+from attachments.storage.sftp_client import SftpClient
 from tests.servers.kinds import Sftp
 from tests.servers.server import Server, free_port
 
@@ -549,7 +550,7 @@ def test_a_server_that_says_nothing_is_given_up() -> None:
 
 def test_a_server_that_freezes_is_given_up_and_left(own: Spot, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer is waited for, not for ever; the next call takes a new connection."""
-    monkeypatch.setattr("attachments.storage.sftp._ANSWER", 0.5)
+    monkeypatch.setattr("attachments.storage.sftp_client._ANSWER", 0.5)
     store = own.open(timeout=2, banner_timeout=2)
     store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
     process = own.server._process
@@ -625,7 +626,7 @@ def test_a_writer_whose_lock_was_broken_gives_up(one: Spot, monkeypatch: pytest.
     """It was stopped for too long: it overwrites nothing, but starts again from what stands there now."""
     store = one.open()
     store.update_manifest(MESSAGE, lambda current: manifest())
-    original, calls = _Sftp.make, 0
+    original, calls = SftpClient.make, 0
 
     def make(self: Any, path: str) -> None:
         nonlocal calls
@@ -636,7 +637,7 @@ def test_a_writer_whose_lock_was_broken_gives_up(one: Spot, monkeypatch: pytest.
                 (one.root / LOCKS / MESSAGE).write_bytes(b"another's")
                 threading.Timer(0.3, (one.root / LOCKS / MESSAGE).unlink).start()
 
-    monkeypatch.setattr(_Sftp, "make", make)
+    monkeypatch.setattr(SftpClient, "make", make)
     store.update_manifest(MESSAGE, lambda current: manifest(entry("mine")))
     assert calls == 2
     assert leftovers(one.root) == []

@@ -1,0 +1,116 @@
+"""Ending a run from outside, wherever its threads wait.
+
+Python cannot stop a thread. So whoever starts a run in a thread of its own process makes a `Cancellation` the current
+one there, and whatever may wait for long in that run asks for it: to be woken, or to be told at once. Threads that
+a run starts inherit it with their context. Where there is none, as in a process that can simply be killed, nothing
+here has any effect.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+TICK = 0.5
+"""Seconds between looks where a wait cannot be woken."""
+
+
+class RunCancelled(Exception):
+    """The run is to end here: somebody has cancelled it."""
+
+    def __init__(self) -> None:
+        super().__init__("The run was cancelled.")
+
+
+class Cancellation:
+    """A wish that a run end. Any thread may utter it; it cannot be taken back."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._lock = threading.Lock()
+        self._wakers: dict[int, Callable[[], None]] = {}
+        self._count = 0
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the run is to end."""
+        return self._asked.is_set()
+
+    def ask(self) -> None:
+        """Let the run end: wake whatever has asked to be woken."""
+        with self._lock:
+            self._asked.set()
+            wakers = tuple(self._wakers.values())
+        for wake in wakers:
+            wake()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep; shorter when the run is to end."""
+        self._asked.wait(seconds)
+
+    @contextmanager
+    def waking(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Call `wake`, from another thread, when the run is to end while the block is entered."""
+        with self._lock:
+            self._count += 1
+            number = self._count
+            self._wakers[number] = wake
+            asked = self.is_asked
+        try:
+            if asked:
+                wake()
+            yield
+        finally:
+            with self._lock:
+                del self._wakers[number]
+
+
+CURRENT: ContextVar[Cancellation | None] = ContextVar("attachments_cancellation", default=None)
+
+
+def is_cancelled() -> bool:
+    """Whether the run that this thread works for is to end."""
+    cancellation = CURRENT.get()
+    return cancellation is not None and cancellation.is_asked
+
+
+def go_on() -> None:
+    """Raises `RunCancelled` when the run is to end."""
+    if is_cancelled():
+        raise RunCancelled
+
+
+def sleep(seconds: float) -> None:
+    """As `time.sleep`. Raises `RunCancelled` when the run is to end, before or meanwhile."""
+    go_on()
+    cancellation = CURRENT.get()
+    if cancellation is None:
+        time.sleep(seconds)
+    else:
+        cancellation.wait(seconds)
+    go_on()
+
+
+@contextmanager
+def waking(wake: Callable[[], None]) -> Iterator[None]:
+    """While the block is entered, `wake` is called when the run is to end: from another thread, or at once."""
+    cancellation = CURRENT.get()
+    if cancellation is None:
+        yield
+    else:
+        with cancellation.waking(wake):
+            yield
+
+
+@contextmanager
+def holding(lock: threading.Lock) -> Iterator[None]:
+    """Hold a lock. Raises `RunCancelled` when the run is to end while it waits for it."""
+    while not lock.acquire(timeout=TICK):
+        go_on()
+    try:
+        yield
+    finally:
+        lock.release()
