@@ -239,7 +239,7 @@ def _verify(options: argparse.Namespace) -> int:
         )
     except (StoreError, UpkeepError) as error:
         return _fail(str(error))
-    return FAILED if verdict.differences else 0
+    return FAILED if verdict.differences or not verdict.messages else 0
 
 
 def _decrypt(options: argparse.Namespace) -> int:

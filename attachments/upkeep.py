@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from attachments.storage import Store, message_key, open_store
 from attachments.storage.content import Seal
+from attachments.storage.errors import InvalidManifest
 from attachments.storage.keys import is_attachment_path
 from attachments.storage.manifest import ManifestAttachment
 from attachments.storage.sealing import SUFFIX, opener
@@ -76,7 +77,7 @@ def verify_store(
     With `clean`, remove what writers have left behind that is older than that. Raises StoreError.
     """
     verdict = Verdict()
-    keys = [message_key(message_id)] if message_id else store.message_keys()
+    keys = [_known_key(store, message_id)] if message_id else store.message_keys()
     with _progress() as (count, advance):
         for checked in verify(store, count(keys), unseal=unseal, at_once=at_once, progress=advance):
             verdict.add(checked)
@@ -89,8 +90,19 @@ def verify_store(
         else:
             verdict.left += 1
         print(f"{residue.key}  {residue.what}{', removed' if clean else ''}", flush=True)
-    print(_summary(verdict))
+    print(_summary(verdict, store.url))
     return verdict
+
+
+def _known_key(store: Store, message_id: str) -> str:
+    key = message_key(message_id)
+    try:
+        known = store.read_manifest(key) is not None
+    except InvalidManifest:
+        known = True
+    if not known and not store.objects(key):
+        raise UpkeepError(f"There is nothing of message {key} in the store: nothing of it has been stored yet.")
+    return key
 
 
 def decrypt_message(store: Store, message_id: str, unseal: Seal, folder: Path) -> int:
@@ -133,9 +145,11 @@ def _decrypted(store: Store, entry: ManifestAttachment, unseal: Seal, folder: Pa
     return target
 
 
-def _summary(verdict: Verdict) -> str:
+def _summary(verdict: Verdict, url: str) -> str:
     what = f"{verdict.objects:,} objects of {verdict.messages:,} messages, {verdict.bytes:,} bytes"
-    if verdict.differences:
+    if not verdict.messages:
+        parts = [f"No message is stored in {url}. If there should be: is ATTACHMENTS_URL right, is the disk mounted?"]
+    elif verdict.differences:
         parts = [f"Checked {what}: {verdict.differences:,} differ, see above."]
     else:
         parts = [f"Checked {what}: all as recorded."]
@@ -156,9 +170,10 @@ def _progress() -> Iterator[tuple[Callable[[Iterable[str]], Iterator[str]], Call
         read = bar.add_task("MB read", total=None)
 
         def counted(keys: Iterable[str]) -> Iterator[str]:
-            listed = list(keys)
-            bar.update(messages, total=len(listed))
-            for key in listed:
+            if console.is_terminal:  # somebody wants to know how far it is; elsewhere memory does not grow with it
+                keys = list(keys)
+                bar.update(messages, total=len(keys))
+            for key in keys:
                 yield key
                 bar.advance(messages)
 

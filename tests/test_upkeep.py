@@ -63,6 +63,18 @@ def test_verify_names_what_differs_by_key(filled: Path, capsys: pytest.CaptureFi
     assert NAME not in told.out + told.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"), [([], "No message is stored in file://"), (["other"], "There is nothing of message")]
+)
+def test_verify_of_nothing_is_no_success(
+    arguments: list[str], said: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped URL or id, or a disk that is not mounted, is not taken for a store that is in order."""
+    assert main(["verify", *arguments]) == 1
+    assert said in "".join(capsys.readouterr())
+    assert not root.exists()
+
+
 def test_verify_tells_of_left_overs_and_removes_them(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Young ones may be a living writer's: by default only what is older than a day counts."""
     left = filled / ".incoming" / f"{PLACE.replace('/', '.')}.0011223344556677"

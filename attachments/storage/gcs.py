@@ -186,15 +186,20 @@ class GcsBackend(Backend):
         return _GcsUpload(self, path, labels, self._fs.loop)
 
     def remove(self, path: str) -> None:
-        wanted = {"fields": "metadata"}
-        answer = self._absent_is_none(lambda: self.ask("GET", self._object(path), params=wanted))
+        proof = self._named_proof(path)
         self._delete(path)
-        if answer is not None and (proof := _ours(answer.told).get("proof")):
+        if proof:
             self._delete(proof_path(path, proof))
 
     def residue(self) -> Iterator[Residue]:
         """Proofs alone: sessions cannot be listed, and cost nothing."""
-        return orphaned_proofs(self)
+        return orphaned_proofs(self, self._named_proof)
+
+    def _named_proof(self, path: str) -> str | None:
+        """The proof that an object names; None without one, or without an object."""
+        wanted = {"fields": "metadata"}
+        answer = self._absent_is_none(lambda: self.ask("GET", self._object(path), params=wanted))
+        return None if answer is None else _ours(answer.told).get("proof")
 
     def clear(self, residue: Residue) -> None:
         self._delete(residue.path)

@@ -33,8 +33,12 @@ class Listings:
             return known
         with self._lock:
             asking = self._asking.setdefault(message_key, threading.Lock())
-        with asking:
-            return self._fresh(message_key) or self.anew(message_key)
+        try:
+            with asking:
+                return self._fresh(message_key) or self.anew(message_key)
+        finally:
+            with self._lock:
+                self._asking.pop(message_key, None)
 
     def anew(self, message_key: str) -> Names:
         """What stands there now."""
@@ -46,7 +50,6 @@ class Listings:
             self._known.move_to_end(message_key)
             while len(self._known) > MOST:
                 self._known.popitem(last=False)
-            self._asking.pop(message_key, None)
         return names
 
     def add(self, message_key: str, attachment_key: str, path: str) -> None:

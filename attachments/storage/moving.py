@@ -1,8 +1,10 @@
 """Any other fsspec file system: written under a temporary path, then moved to the final one.
 
-Sound where the file system itself moves (renames) or copies an object as one step: memory, SMB, HDFS, FTP and object
-stores of other makers. What can do neither is refused. No such backend creates "only when nothing is there", so two
-machines that write one attachment at the same moment both write it: the same bytes, under the same key.
+Sound where the file system itself moves (renames) or copies an object as one step, over what stands there: memory,
+HDFS, most FTP servers, object stores of other makers. That is tried once a process, and what cannot do it is refused:
+SMB and WebHDFS do not replace. No such backend creates "only when nothing is there", so two machines that write one
+attachment at the same moment both write it: the same bytes, under the same key. Encrypted, their bytes differ; then the
+proof is made to be that of the object that stands there in the end.
 
 ```
 <root>/.incoming/<message_key>.<attachment_key>.<random>      on its way in
@@ -28,19 +30,20 @@ from fsspec.asyn import AsyncFileSystem
 
 from attachments.storage.backend import Backend, Conflict, Failure, Labels, Listed, Residue, Standing, Upload, Version
 from attachments.storage.encryption import Encryption
-from attachments.storage.errors import UnsupportedStore
+from attachments.storage.errors import AlreadyExists, UnsupportedStore
 from attachments.storage.local_errors import failure_of
-from attachments.storage.sidecars import PROOFS
+from attachments.storage.sidecars import PROOFS, proven
 
 INCOMING = ".incoming"
 _BLOCK = 1024 * 1024
 _LOOKED_AT = 10_000  # tries, a millisecond apart
+_SETTLING = 20  # looks at an object that several writers have moved to
 
 
 class MovingBackend(Backend):
     """A file system that can move or copy by itself."""
 
-    errors = (OSError, RuntimeError, NotImplementedError)
+    errors = (Exception,)  # each file system has its own, many of no common kind, and they tell paths
 
     def __init__(self, kind: type[AbstractFileSystem], url: str, options: Mapping[str, Any]) -> None:
         self._kind = kind
@@ -48,6 +51,8 @@ class MovingBackend(Backend):
         self._options = {**kind._get_kwargs_from_urls(url), **options}
         self._lock = threading.Lock()
         self._opened: AbstractFileSystem | None = None
+        self._trying = threading.Lock()
+        self._replaces: bool | None = None
 
     @classmethod
     def at(cls, url: str, options: Mapping[str, Any], encryption: Encryption) -> MovingBackend:
@@ -117,6 +122,7 @@ class MovingBackend(Backend):
         return data, hashlib.sha256(data).hexdigest()
 
     def save(self, path: str, data: bytes, labels: Labels, *, replaces: Version | None) -> None:  # noqa: ARG002  as below
+        self.check_moves()
         standing = self.load(path)
         if (standing and standing[1]) != replaces:
             raise Conflict
@@ -126,6 +132,7 @@ class MovingBackend(Backend):
         self._move(temporary, path)
 
     def upload(self, path: str, labels: Labels) -> Upload:  # noqa: ARG002  file systems keep no labels
+        self.check_moves()
         return _MovingUpload(self, path)
 
     def remove(self, path: str) -> None:
@@ -142,6 +149,40 @@ class MovingBackend(Backend):
 
     def clear(self, residue: Residue) -> None:
         self.remove(residue.path)
+
+    def check_moves(self) -> None:
+        """Raises UnsupportedStore when moving does not replace what stands there. Tries it once a process."""
+        with self._trying:
+            if self._replaces is None:
+                self._replaces = self._tried()
+        if not self._replaces:
+            raise UnsupportedStore(
+                f"a {self.url.partition(':')[0]}: store that does not replace a file by moving another over it: a "
+                "manifest could not be changed as one step. Mount it and use file:, or use s3:, abfs:, gs: or sftp:"
+            )
+
+    def _tried(self) -> bool:
+        target = self._temporary("probe")
+        try:
+            for content in (b"one", b"two"):
+                source = self._temporary("probe")
+                self._make_folder(source)
+                self._fs.pipe_file(self._path(source), content)
+                try:
+                    self._move(source, target)
+                except OSError as error:
+                    if content == b"one" or failure_of(error).kind is not AlreadyExists:
+                        raise
+                    return False
+                finally:
+                    self._forget(source)
+            return bool(self._fs.cat_file(self._path(target)) == b"two")
+        finally:
+            self._forget(target)
+
+    def _forget(self, path: str) -> None:
+        with suppress(*self.errors):
+            self._fs.rm_file(self._path(path))
 
     def _begun(self, path: str) -> datetime | None:
         told = self._info(path)
@@ -172,7 +213,7 @@ class MovingBackend(Backend):
 
     def _proof(self, path: str) -> Mapping[str, str]:
         found = self.load(self._proof_path(path))
-        return cast("dict[str, str]", json.loads(found[0])) if found else {}
+        return proven(found[0]) if found else {}
 
     def _info(self, path: str) -> Mapping[str, Any] | None:
         fs = self._fs
@@ -236,10 +277,30 @@ class _MovingUpload(Upload):
         if backend._info(self._path) is not None:
             raise Conflict
         proof = backend._proof_path(self._path)
+        claim = json.dumps(dict(metadata)).encode()
         backend._make_folder(proof)
-        backend._fs.pipe_file(backend._path(proof), json.dumps(dict(metadata)).encode())
+        backend._fs.pipe_file(backend._path(proof), claim)
         backend._move(self._temporary, self._path)
         self._ended = True
+        self._settle(proof, claim)
+
+    def _settle(self, proof: str, claim: bytes) -> None:
+        """Of writers who moved at the same moment, one's object stands: the proof beside it is made to be its own."""
+        backend = self._backend
+        claims = {proven(claim).get("stored-sha256"): claim}
+        for _ in range(_SETTLING):
+            found = backend.load(proof)
+            stands = found[0] if found else b""
+            if stands == claim and len(claims) == 1:
+                return
+            claims.setdefault(proven(stands).get("stored-sha256"), stands)
+            digest = hashlib.sha256()
+            for block in backend.read(self._path):
+                digest.update(block)
+            right = claims.get(digest.hexdigest())
+            if right is None or right == stands:
+                return
+            backend._fs.pipe_file(backend._path(proof), right)
 
     def discard(self) -> None:
         if self._ended or self._file is None:

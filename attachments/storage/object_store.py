@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 
 from attachments.storage.backend import Backend, Conflict, Labels, Listed, Residue, Standing, Upload
 from attachments.storage.content import Content, Seal, pour
-from attachments.storage.errors import AlreadyExists, InvalidManifest, NothingStored, StoreUnavailable
+from attachments.storage.errors import AlreadyExists, InvalidManifest, NothingStored, StoreError, StoreUnavailable
 from attachments.storage.keys import attachment_path, checked_key, is_attachment_path, is_key, manifest_path
 from attachments.storage.labels import labels_for
 from attachments.storage.listings import Listings, Names
@@ -167,6 +167,10 @@ class ObjectStore(Store):
         except Conflict:
             return self._same((path, *self._listings.anew(message_key).get(attachment_key, ())), content, path)
         committed = self._backend.look(path)
+        claimed = _claimed(committed) if committed else None
+        if claimed is not None and claimed.stored_sha256 != content.stored_sha256:
+            # Where nothing is conditional, another's object has taken our place already.
+            return self._same((path,), content, path)
         if committed is None or committed.bytes != content.stored_bytes:
             raise self._undone(path, committed, writer)
         self._listings.add(message_key, attachment_key, path)
@@ -240,6 +244,8 @@ class ObjectStore(Store):
         """Turns the backend's errors into a StoreError. Nothing is kept of them but their symbol: they hold paths."""
         try:
             yield
+        except (StoreError, Conflict):
+            raise
         except self._backend.errors as error:
             failure = self._backend.failure(error)
         else:

@@ -210,7 +210,7 @@ class S3Backend(Backend):
 
     def residue(self) -> Iterator[Residue]:
         yield from self._open_uploads()
-        yield from orphaned_proofs(self)
+        yield from orphaned_proofs(self, lambda path: self._run(self.named_proof(path)))
 
     def _open_uploads(self) -> Iterator[Residue]:
         try:

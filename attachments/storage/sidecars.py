@@ -7,7 +7,7 @@ which holds what small objects have as metadata, and is written before the objec
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 from attachments.storage.backend import Backend, Residue
@@ -24,12 +24,25 @@ def proof_path(path: str, proof: str) -> str:
 def read_proof(backend: Backend, path: str, proof: str) -> Mapping[str, str]:
     """What is proven of an object; nothing when its proof is gone."""
     found = backend.load(proof_path(path, proof))
-    return cast("dict[str, str]", json.loads(found[0])) if found else {}
+    return proven(found[0]) if found else {}
 
 
-def orphaned_proofs(backend: Backend) -> Iterator[Residue]:
-    """Proofs whose objects were never finished, or are gone."""
+def proven(data: bytes) -> Mapping[str, str]:
+    """What a proof says; nothing when it is damaged."""
+    try:
+        told = json.loads(data)
+    except ValueError:
+        return {}
+    return cast("dict[str, str]", told) if isinstance(told, dict) else {}
+
+
+def orphaned_proofs(backend: Backend, named: Callable[[str], str | None]) -> Iterator[Residue]:
+    """Proofs that no object names: theirs were never finished, are gone, or came second.
+
+    `named` tells the proof that the object under a path names.
+    """
     for proof in backend.objects(f"{PROOFS}/"):
-        place = "/".join(proof.path.rpartition("/")[2].split(".")[:2])
-        if not any(backend.objects(f"{place}/")):
-            yield Residue("proof without its object", place, proof.path, proof.modified)
+        *place, own = proof.path.rpartition("/")[2].split(".")
+        key = "/".join(place)
+        if all(named(found.path) != own for found in backend.objects(f"{key}/")):
+            yield Residue("proof without its object", key, proof.path, proof.modified)

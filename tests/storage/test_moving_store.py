@@ -1,0 +1,119 @@
+"""Any other fsspec file system: what cannot replace is refused, and writers that race leave an object and its proof."""
+
+from __future__ import annotations
+
+import ftplib
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+import fsspec
+import pyrage
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from attachments.storage import Encryption, open_store
+from attachments.storage.errors import StoreUnavailable, UnsupportedStore
+from attachments.storage.moving import MovingBackend
+from attachments.storage.verification import verify_message
+
+from .samples import ATTACHMENT, CANARY, CONTENT, MESSAGE, PLACE, entry, manifest
+
+OWNER = pyrage.x25519.Identity.generate()
+
+
+class Ignoring(MemoryFileSystem):
+    """Does not move over what stands there, and says nothing, as WebHDFS."""
+
+    protocol = "ignoring"
+
+    def mv(self, path1: str, path2: str, **_: Any) -> None:
+        if not self.exists(path2):
+            super().mv(path1, path2)
+
+
+class Refusing(MemoryFileSystem):
+    """Refuses to move over what stands there, as SMB."""
+
+    protocol = "refusing"
+
+    def mv(self, path1: str, path2: str, **_: Any) -> None:
+        if self.exists(path2):
+            raise FileExistsError(17, "there is one", path2)
+        super().mv(path1, path2)
+
+
+class Failing(MemoryFileSystem):
+    """Fails as FTP does, with an error that is no OSError and tells the path."""
+
+    protocol = "failing"
+
+    def mv(self, path1: str, path2: str, **_: Any) -> None:
+        if ".incoming" not in path2:
+            raise ftplib.error_perm(f"550 {path2}: no")
+        super().mv(path1, path2)
+
+
+@pytest.fixture
+def root() -> str:
+    return f"//{uuid.uuid4().hex}/root"
+
+
+for kind in (Ignoring, Refusing, Failing):
+    fsspec.register_implementation(str(kind.protocol), kind, clobber=True)
+
+
+@pytest.mark.parametrize("protocol", ["ignoring", "refusing"])
+def test_a_store_whose_files_cannot_be_replaced_is_refused(protocol: str, root: str) -> None:
+    """Before anything is downloaded: a manifest could not be changed as one step. Nothing stays of the try."""
+    store = open_store(f"{protocol}:{root}")
+    with pytest.raises(UnsupportedStore, match="does not replace a file"):
+        store.write(MESSAGE, ATTACHMENT, CANARY, [CONTENT])
+    with pytest.raises(UnsupportedStore, match="does not replace a file"):
+        store.update_manifest(MESSAGE, lambda current: manifest())
+    assert [path for path in MemoryFileSystem.store if root.strip("/") in path] == []
+
+
+def test_an_error_of_any_kind_tells_no_name(root: str) -> None:
+    """What a file system raises need not be an OSError; its text stays out of ours, and out of a traceback."""
+    store = open_store(f"failing:{root}")
+    with pytest.raises(StoreUnavailable, match="error_perm") as caught:
+        store.write(MESSAGE, ATTACHMENT, CANARY, [CONTENT])
+    assert CANARY not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_encrypted_writers_that_race_leave_an_object_with_its_own_proof(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one whose proof was overwritten moves last; both are told what stands there, and it is as recorded."""
+    first_proven, second_moved = Event(), Event()
+    move = MovingBackend._move
+
+    def in_turn(self: MovingBackend, source: str, target: str) -> None:
+        if self is slow._backend and target.startswith(PLACE):  # type: ignore[attr-defined]
+            first_proven.set()
+            assert second_moved.wait(20)
+        move(self, source, target)
+
+    monkeypatch.setattr(MovingBackend, "_move", in_turn)
+    encryption = Encryption(age_recipients=(str(OWNER.to_public()),))
+    slow, fast = (open_store(f"memory:{root}", encryption=encryption) for _ in range(2))
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(slow.write, MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+        assert first_proven.wait(20)
+        quick = fast.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+        second_moved.set()
+        late = writing.result(20)
+    assert quick.stored_sha256 != late.stored_sha256
+    assert open_store(f"memory:{root}").stored(MESSAGE) == {ATTACHMENT: late}
+    for told in (quick, late):
+        fields = {name: getattr(told, name) for name in ("key", "bytes", "sha256", "stored_bytes", "stored_sha256")}
+        fields |= {"attachment_key": ATTACHMENT, "stored_at": told.stored_at}
+        recorded = manifest(entry("a.pdf", **fields))
+        fast.update_manifest(MESSAGE, lambda _, recorded=recorded: recorded)  # type: ignore[misc]
+        assert verify_message(fast, MESSAGE).differences == ()
+    again = open_store(f"memory:{root}", encryption=encryption).write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+    assert again == late
