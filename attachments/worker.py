@@ -305,15 +305,21 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         )
         living = watch.living({worker.name: worker.last_heartbeat_time for worker in workers}) | {self.name}
         may_judge_others = watch.can_judge and min(living) == self.name
+        # What is under way here when Prefect is asked may have ended, and be told, before its answer is read.
+        ours = self._at_hand()
         for run in await self._unfinished_runs():
             stood = watch.seconds_unchanged(run)
-            if run.id in self._under_way or run.id in self._submitting_flow_run_ids:
+            if run.id in ours | self._at_hand():
                 continue
             owner = run.labels.get(WORKER_LABEL)
             # Whoever starts a run labels it a moment later: a long one, when Prefect is busy.
-            is_due = stood >= (LOOK - 1 if owner else UNLABELLED)
+            is_due = stood > 0 if owner else stood >= UNLABELLED
             if is_due and (owner == self.name or (may_judge_others and owner not in living)):
                 await self._take_up(run, owner_died=owner != self.name)
+
+    def _at_hand(self) -> set[UUID]:
+        """The runs that are under way here, or about to be."""
+        return self._under_way.keys() | self._submitting_flow_run_ids
 
     async def _unfinished_runs(self) -> list[FlowRun]:
         return await self.client.read_flow_runs(

@@ -12,12 +12,16 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
+
 from attachments.demo.processes import wait_for
+from attachments.storage import message_key
 from benchmarks.figures import Figure
 from benchmarks.installations import DATABASES, WAIT, Installation, installation, without_worker
 
 MESSAGES = 300
 CAP = 100
+SMALL_CAP = 10
 WINDOW = 60.0
 WORKERS = 2
 BROKEN_MESSAGES = 400
@@ -27,7 +31,26 @@ FULL_RATE = 97
 
 
 def measure() -> list[Figure]:
-    return [*(figure for database in DATABASES for figure in _measured(database)), *_recovery()]
+    return [*(figure for database in DATABASES for figure in _measured(database)), *_recovery(), *_thirty()]
+
+
+def _thirty() -> list[Figure]:
+    """A message of 30 attachments under a cap that its calls fill three times over."""
+    with installation(limit=SMALL_CAP, slots=SMALL_CAP) as everything, httpx.Client(trust_env=False) as client:
+        asked = {"attachments": [{"name": f"{number}.pdf", "bytes": 100_000} for number in range(30)]}
+        (message,) = everything.sandbox.control.add_messages([asked], digests=False)
+        started = time.monotonic()
+        everything.deliver(client, message)
+        manifest = everything.road.store / message_key(message["id"]) / "manifest.json"
+        wait_for(manifest.exists, "the message to be stored", WAIT)
+        took = time.monotonic() - started
+        calls = everything.sandbox.control.requests()
+    allowed = (len(calls) - 1) // SMALL_CAP * WINDOW
+    return [
+        Figure("pacing.thirty.calls", len(calls), "calls", "for a message of 30 attachments"),
+        Figure("pacing.thirty.seconds", round(took, 1), "s", f"webhook sent → manifest, {SMALL_CAP} calls in 60 s"),
+        Figure("pacing.thirty.of_what_the_cap_allows", round(took / allowed, 3), "", f"1 is {allowed:g} s"),
+    ]
 
 
 def _recovery() -> list[Figure]:

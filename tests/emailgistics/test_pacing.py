@@ -57,12 +57,12 @@ def test_each_call_takes_one_turn(vendor: RawServer) -> None:
     ],
 )
 def test_a_429_is_told(vendor: RawServer, status: str, error: type[Exception], limited: list[str]) -> None:
-    """The pacer learns of a 429, and of nothing else; a refused call has used up its turn like any."""
+    """The pacer learns of a 429, and of nothing else, before its turn ends: the next caller must know of it."""
     diary = Diary()
     vendor.answer(sent(answer(status)))
     with EmailgisticsClient(vendor.url, "key", pacer=diary) as client, pytest.raises(error):
         client.list_attachments("m")
-    assert diary.entries == ["turn", "done", *limited]
+    assert diary.entries == ["turn", *limited, "done"]
 
 
 def test_a_failed_call_gives_its_turn_back() -> None:

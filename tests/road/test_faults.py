@@ -1,5 +1,6 @@
 """Faults of what the road runs on: Prefect's database, and a vendor who says no for a while."""
 
+import dataclasses
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,33 @@ def test_a_429_storm_slows_down_and_everything_completes(running: Installation) 
     assert run["state_type"] == "COMPLETED"
     assert len(running.files(message)) == 5
     assert len(refused) == 1
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_429_storm_costs_each_worker_two_calls(running: Installation) -> None:
+    """The vendor says 429 for 90 s to two workers in the midst of their work; in the end all is stored."""
+    log = running.road.folder / "second worker.log"
+    second = dataclasses.replace(running.road.worker, log=log, is_ready=lambda: "started!" in second.printed())
+    second.start()
+    try:
+        made = running.sandbox.control.add_messages(
+            [{"attachments": [{"name": "a.txt", "text": f"message {n}"}]} for n in range(60)]
+        )
+        for message in made[:40]:
+            running.send(message)
+        until(lambda: any(running.manifest(message) for message in made), "the first manifest")
+        fault = {"kind": "status", "status": 429}
+        running.sandbox.control.fault(endpoint="any", for_seconds=90, fault=fault)
+        for message in made[40:]:
+            running.send(message)
+        until(lambda: all(running.manifest(message) for message in made), "all manifests", patience=600)
+    finally:
+        second.stop()
+    refused = sorted(call["at"] for call in running.sandbox.control.requests() if call["status"] == 429)
+    print(f"refused: {[round(at - refused[0], 1) for at in refused]}")
+    # What was on its way when the first was refused could not know of it.
+    assert len([at for at in refused if at > refused[0] + 0.5]) <= 2 * 2
 
 
 @pytest.mark.soak
