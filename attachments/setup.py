@@ -4,7 +4,9 @@ Blocks come from the environment; limits, the work pool and the deployments from
 What a user has changed (a limit's size, a pool's type) stays as it is.
 """
 
+import asyncio
 import json
+import time
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -29,6 +31,7 @@ from blocks import AttachmentStore, EmailgisticsAccount
 
 LIMITS = {"emailgistics-api": 100, "emailgistics-backfill": 60}  # slots, each held for a minute
 POOL = "attachments"
+STARTING = 30.0  # seconds; a server needs 10 to 20 until it answers
 QUEUES: Mapping[str, tuple[int, int | None]] = {"default": (1, None), "backfill": (10, 4)}
 """Priority (1 goes first) and how many runs may be under way at a time, of all workers together."""
 Result = Literal["made", "updated", "was there"]
@@ -53,7 +56,7 @@ async def set_up(environment: Mapping[str, str], tell: Tell) -> None:
             "http://127.0.0.1:4200/api."
         )
     async with get_client() as client:
-        problem = await client.api_healthcheck()
+        problem = await _answering(client)
         if problem is not None:
             raise SetupError(
                 f"Prefect does not answer at {PREFECT_API_URL.value()} ({type(problem).__name__}). Is it running?"
@@ -69,6 +72,14 @@ async def set_up(environment: Mapping[str, str], tell: Tell) -> None:
             await _make_queue(name, priority, limit, client, tell)
         for spec in declared_deployments():
             await _deploy(spec, client, tell)
+
+
+async def _answering(client: PrefectClient) -> Exception | None:
+    """What is wrong with Prefect, None when it answers. A server that was started just now gets `STARTING` seconds."""
+    end = time.monotonic() + STARTING
+    while (problem := await client.api_healthcheck()) is not None and time.monotonic() < end:
+        await asyncio.sleep(0.5)
+    return problem
 
 
 async def _account(environment: Mapping[str, str], client: PrefectClient) -> EmailgisticsAccount:
@@ -97,6 +108,8 @@ async def _store(environment: Mapping[str, str], client: PrefectClient) -> Attac
     values: dict[str, Any] = existing.model_dump(exclude={"block_type_slug"}) if existing else {}
     if url:
         values["url"] = url
+    if existing and url and url.partition(":")[0] != existing.url.partition(":")[0]:
+        values["options"] = {}  # nothing that was said of the other kind of store holds for this one
     if options:
         try:
             values["options"] = json.loads(options)
@@ -192,9 +205,10 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
     deployment = RunnerDeployment.from_flow(
         flow,
         name=spec["name"],
-        description=spec.get("description"),
+        description=existing.description if existing else spec.get("description"),
         # What a user has set in the UI outlives an upgrade.
         parameters={**spec.get("parameters", {}), **(existing.parameters if existing else {})},
+        job_variables=existing.job_variables if existing else None,
         paused=existing.paused if existing else spec.get("paused"),
         tags=existing.tags if existing else spec.get("tags"),
         concurrency_limit=ConcurrencyLimitConfig(limit=limit.limit, collision_strategy=_collision_strategy(existing))

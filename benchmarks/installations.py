@@ -59,11 +59,8 @@ class Installation:
 
         def create(message: Mapping[str, Any]) -> None:
             body = {"parameters": {"message_id": message["id"]}, "idempotency_key": f"bench/{message['id']}"}
-            wait_for(
-                lambda: self.prefect.post(f"deployments/{found['id']}/create_flow_run", json=body).is_success,
-                "a flow run to be created",
-                WAIT,
-            )
+            path = f"deployments/{found['id']}/create_flow_run"
+            wait_for(lambda: self._told(path, body) is not None, "a flow run to be created", WAIT)
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(create, messages))
@@ -71,8 +68,16 @@ class Installation:
     def count_runs(self, *states: str) -> int:
         """How many flow runs there are, in these states."""
         filters = {"flow_runs": {"state": {"type": {"any_": list(states)}}}} if states else {}
-        answer = self.prefect.post("flow_runs/count", json=filters)
-        return int(answer.json()) if answer.is_success else -1
+        counted = self._told("flow_runs/count", filters)
+        return -1 if counted is None else int(counted)
+
+    def _told(self, path: str, body: Mapping[str, Any]) -> Any:
+        """What Prefect answers; None when it is too busy to, or breaks off."""
+        try:
+            answer = self.prefect.post(path, json=body)
+        except httpx.TransportError:
+            return None
+        return answer.json() if answer.is_success else None
 
     def add_worker(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Process:
         """Another worker, running; it ends with the installation."""

@@ -1,11 +1,17 @@
 """`attachments setup` before there is a Prefect to talk to; with one, tests/road shows it."""
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
+import pytest
+
+from attachments import setup
 from attachments.demo.processes import free_port, surroundings
 from attachments.setup import declared_deployments
+from blocks import AttachmentStore
 
 ATTACHMENTS = str(Path(sys.executable).with_name("attachments"))
 
@@ -29,11 +35,30 @@ def test_no_prefect_url_is_said_with_how_to_get_one(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_prefect_is_said_in_one_line(tmp_path: Path) -> None:
-    """A wrong address or a stopped server: no traceback."""
+    """A wrong address or a stopped server: after half a minute, in which a server may start, and without a traceback."""
     done = _setup(tmp_path, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES="0")
     assert done.returncode == 1
     assert "Prefect does not answer at http://127.0.0.1:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_options_of_another_kind_of_store_are_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who moves from S3 to a disk need not know that the keys of S3 are in the block; who moves within S3 keeps them."""
+    standing = AttachmentStore(url="s3://bucket/root", options={"key": "k", "secret": "s"})
+
+    async def existing(*_: object) -> AttachmentStore:
+        return standing
+
+    monkeypatch.setattr(setup, "_existing", existing)
+
+    def options(**environment: str) -> dict[str, object]:
+        return asyncio.run(setup._store(environment, cast("Any", None))).options.get_secret_value()
+
+    assert options(ATTACHMENTS_URL="file:///srv/attachments") == {}
+    for same in ({}, {"ATTACHMENTS_URL": "s3://other/root"}):
+        assert options(**same) == {"key": "k", "secret": "s"}
+    new = options(ATTACHMENTS_URL="sftp://host/root", ATTACHMENTS_STORAGE_OPTIONS='{"username": "u"}')
+    assert new == {"username": "u"}
 
 
 def test_the_declared_deployments_are_module_paths() -> None:

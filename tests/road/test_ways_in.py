@@ -56,7 +56,13 @@ def test_setup_again_changes_nothing_but_the_deployments(running: Installation) 
     """Idempotent: the second time, blocks, limits and pool were there, and what a user has changed stays."""
     running.change("v2/concurrency_limits/emailgistics-backfill", {"limit": 42})
     deployment = running._get("deployments/name/download-attachments/default")
-    running.change(f"deployments/{deployment['id']}", {"concurrency_limit": 7, "parameters": {"store": "default"}})
+    changed = {
+        "concurrency_limit": 7,
+        "parameters": {"store": "default"},
+        "description": "Ours.",
+        "job_variables": {"env": {"TZ": "UTC"}},
+    }
+    running.change(f"deployments/{deployment['id']}", changed)
     (automation,) = running._post("automations/filter", {})
     running.change(f"automations/{automation['id']}", {"enabled": False})
     done = running.road.run("attachments", "setup")
@@ -68,9 +74,11 @@ def test_setup_again_changes_nothing_but_the_deployments(running: Installation) 
     assert replaced["enabled"] is False, "the trigger was replaced, not doubled, and stays off"
     after = running._get("deployments/name/download-attachments/default")
     assert after["global_concurrency_limit"]["limit"] == 7
-    assert after["parameters"] == {"store": "default"}
+    kept = ("parameters", "description", "job_variables")
+    assert {field: after[field] for field in kept} == {field: changed[field] for field in kept}
     running.change(f"automations/{replaced['id']}", {"enabled": True})
-    running.change(f"deployments/{deployment['id']}", {"concurrency_limit": None, "parameters": {}})
+    before = {field: deployment[field] for field in kept}
+    running.change(f"deployments/{deployment['id']}", {**before, "concurrency_limit": None})
 
 
 def test_locate_says_where_the_files_are(running: Installation) -> None:
