@@ -35,7 +35,7 @@ def test_no_prefect_url_is_said_with_how_to_get_one(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_prefect_is_said_in_one_line(tmp_path: Path) -> None:
-    """A wrong address or a stopped server: after half a minute, in which a server may start, and without a traceback."""
+    """A wrong address or a stopped server: after half a minute, in which one may start, and without a traceback."""
     done = _setup(tmp_path, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES="0")
     assert done.returncode == 1
     assert "Prefect does not answer at http://127.0.0.1:" in done.stderr
@@ -43,7 +43,7 @@ def test_an_unreachable_prefect_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_options_of_another_kind_of_store_are_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who moves from S3 to a disk need not know that the keys of S3 are in the block; who moves within S3 keeps them."""
+    """Who moves from S3 to a disk need not know that S3's keys are in the block; who moves within S3 keeps them."""
     standing = AttachmentStore(url="s3://bucket/root", options={"key": "k", "secret": "s"})
 
     async def existing(*_: object) -> AttachmentStore:

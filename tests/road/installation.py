@@ -206,7 +206,7 @@ def installation(folder: Path, *, slots: int = FAST, limit: int | None = None) -
         stack = road(folder, sandbox.base_url, sandbox.key)
         namespace = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
         stack.worker.command[:0] = [*namespace, "sh", "-ec", MOUNTS, str(folder)]
-        limits = httpx.Limits(keepalive_expiry=1)  # Prefect's server closes what was idle for 5 s, as we may write to it
+        limits = httpx.Limits(keepalive_expiry=1)  # before Prefect's server closes it, after 5 s
         prefect = httpx.Client(base_url=f"{stack.api_url}/", trust_env=False, timeout=60, limits=limits)
         with running(stack), prefect:
             everything = Installation(stack, sandbox, prefect)
