@@ -56,10 +56,10 @@ def _thirty() -> list[Figure]:
 def _recovery() -> list[Figure]:
     """A worker is killed and Prefect's server restarted half-way; another worker takes its place."""
     with installation(limit=CAP, slots=CAP, before=without_worker) as everything:
-        for number in range(WORKERS):
-            _counted_worker(everything, f"worker-{number}")
         messages = everything.messages(BROKEN_MESSAGES, 10_000)
         everything.create_runs("default", messages)
+        for number in range(WORKERS):
+            _counted_worker(everything, f"worker-{number}")
         time.sleep(BREAK_AFTER)
         broken = time.monotonic()
         everything.workers[0].kill()
@@ -86,9 +86,9 @@ def _calls_in(arrived: list[float], start: float, end: float) -> int:
 
 def _measured(database: str) -> list[Figure]:
     with installation(database, limit=CAP, slots=CAP, before=without_worker) as everything:
-        counted = [_counted_worker(everything, f"worker-{number}") for number in range(WORKERS)]
         messages = everything.messages(MESSAGES, 10_000)
         everything.create_runs("default", messages)
+        counted = [_counted_worker(everything, f"worker-{number}") for number in range(WORKERS)]
         wait_for(lambda: all(everything.file(message).exists() for message in messages), "all to be stored", WAIT)
         calls = everything.sandbox.control.requests()
         counts = [json.loads(file.read_text()) for file in counted]
