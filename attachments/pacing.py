@@ -98,7 +98,7 @@ class PrefectPacer:
         is_backlog = _backlog.get()
         with ExitStack() as turn:
             turn.enter_context(self._lines[is_backlog].turn())
-            slot = self._returns.hold(self._take(self._names[is_backlog]))
+            slot = self._returns.hold(*self._take(self._names[is_backlog]))
             counts = 0.0  # seconds from now; nothing was sent yet
             try:
                 with self._pause.obeyed() as is_probe:
@@ -114,9 +114,11 @@ class PrefectPacer:
         """The vendor answered 429: let a minute pass before the fleet's next call, longer if it repeats."""
         self._pause.order()
 
-    def _take(self, names: tuple[str, ...]) -> UUID:
+    def _take(self, names: tuple[str, ...]) -> tuple[UUID, float]:
+        """A lease on a slot of each, and when it was asked for."""
         while True:
             self._pause.wait()
+            asked = time.monotonic()
             try:
                 answer = self._ask(names)
             except httpx.HTTPStatusError as error:
@@ -129,7 +131,7 @@ class PrefectPacer:
             missing = set(names) - {limit["name"] for limit in body["limits"]}
             if missing:
                 raise self._missing(min(missing))
-            return UUID(body["lease_id"])
+            return UUID(body["lease_id"]), asked
 
     def _wait_as_told(self, status: int) -> None:
         """Wait before asking again, as long as the refusal asks for. Raises `PacingError` for one that will stay."""
@@ -216,6 +218,8 @@ class _Pause:
         self._until = -LONGEST_PAUSE  # monotonic
         self._seconds = FIRST_PAUSE
         self._heard = -HEAR
+        self._acted_on = ""
+        """The end of the last pause that was told or heard of: it is obeyed once, whatever the clocks do."""
         self._is_doubted = False
         """Whether there was a pause, and no call has come through since."""
 
@@ -228,8 +232,9 @@ class _Pause:
             repeats = self._is_doubted or now - self._until < self._seconds
             self._begin(min(self._seconds * 2, LONGEST_PAUSE) if repeats else FIRST_PAUSE)
             seconds = self._seconds
+            self._acted_on = until = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
         logger.warning("Emailgistics answered 429 (rate limit): no calls for %.0f s.", seconds)
-        self._tell({"until": (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(), "seconds": seconds})
+        self._tell({"until": until, "seconds": seconds})
 
     def wait(self) -> None:
         """Wait until there is no pause, as far as is known."""
@@ -269,8 +274,8 @@ class _Pause:
             told = variable.value if variable else None
             if not isinstance(told, Mapping):
                 return
-            seconds = min(float(told["seconds"]), LONGEST_PAUSE)
-            left = min((datetime.fromisoformat(told["until"]) - datetime.now(UTC)).total_seconds(), LONGEST_PAUSE)
+            until, seconds = str(told["until"]), min(float(told["seconds"]), LONGEST_PAUSE)
+            left = min((datetime.fromisoformat(until) - datetime.now(UTC)).total_seconds(), seconds)
         except (httpx.HTTPError, PrefectAway) as error:
             logger.debug("Whether the fleet pauses cannot be read (%s).", type(error).__name__)
             return
@@ -278,6 +283,9 @@ class _Pause:
             logger.warning("The Prefect Variable %s holds no pause; it is ignored. Delete it.", self._variable)
             return
         with self._lock:
+            if until == self._acted_on:
+                return
+            self._acted_on = until
             if left > 0 and time.monotonic() + left > self._until:
                 logger.warning("Another process met the rate limit: no calls for %.0f s.", left)
                 self._begin(seconds, left)
@@ -297,15 +305,18 @@ class _Pause:
 class _Slot:
     """A slot in use, from the grant of its lease to its return."""
 
-    def __init__(self, lease: UUID) -> None:
+    def __init__(self, lease: UUID, asked: float) -> None:
         self.lease = lease
-        self.renewed = time.monotonic()
+        self.leased = asked  # monotonic: since when the lease runs, at the latest
+        self.retry = asked  # monotonic: not to be renewed before
         self.due: float | None = None  # monotonic; None while the response has not begun
         self.failures = 0
 
     def next_action(self) -> float:
-        """When the slot needs something, by the monotonic clock."""
-        return self.renewed + RENEW_AFTER if self.due is None else self.due
+        """When the slot needs something, by the monotonic clock: its return, or before that a longer lease."""
+        if self.due is None:
+            return max(self.leased + RENEW_AFTER, self.retry)
+        return self.due if self.due < self.leased + LEASE else min(self.due, self.retry)
 
 
 class _Returns:
@@ -324,9 +335,9 @@ class _Returns:
         threading.Thread(target=self._serve, name="pacing-returns", daemon=True).start()
         atexit.register(self._close)
 
-    def hold(self, lease: UUID) -> _Slot:
-        """Look after a slot whose response has not begun."""
-        slot = _Slot(lease)
+    def hold(self, lease: UUID, asked: float) -> _Slot:
+        """Look after a slot whose response has not begun, and that was asked for at `asked`, by the monotonic clock."""
+        slot = _Slot(lease, asked)
         self._push(slot)
         return slot
 
@@ -352,10 +363,10 @@ class _Returns:
             slot = self._next()
             if slot is None:
                 return
-            if slot.due is None:
-                self._renew(slot)
-            elif slot.due <= time.monotonic():
+            if slot.due is not None and slot.due <= time.monotonic():
                 self._give_back(slot)
+            else:
+                self._renew(slot)
 
     def _next(self) -> _Slot | None:
         """Wait for the next slot that needs something. A slot stands twice once it is due; the stale one is dropped."""
@@ -375,20 +386,26 @@ class _Returns:
         return None
 
     def _renew(self, slot: _Slot) -> None:
+        asked = time.monotonic()
         try:
             self.client.renew_concurrency_lease(slot.lease, LEASE)
+            slot.leased = asked
         except (httpx.HTTPError, PrefectAway) as error:
-            logger.warning("A lease on a slot could not be renewed (%s).", type(error).__name__)
-        slot.renewed = time.monotonic()
+            logger.warning("A lease on a slot could not be renewed (%s); it is tried again.", type(error).__name__)
+            slot.retry = time.monotonic() + AWAY
         self._push(slot)
 
     def _give_back(self, slot: _Slot) -> None:
-        """Tried again until the lease would have run out anyway, since a slot not given back is lost till then."""
+        """Tried again until the lease would have run out anyway, since a slot not given back is lost till then.
+
+        Not when Prefect may have heard: giving back twice at the same moment counts twice there.
+        """
         assert slot.due is not None  # noqa: S101  only slots that are due get here
         try:
             self.client.release_concurrency_slots_with_lease(slot.lease)
         except (httpx.HTTPError, PrefectAway) as error:
-            if slot.failures * AWAY > LEASE:
+            may_have_heard = isinstance(error, PrefectAway) and error.may_have_heard
+            if may_have_heard or slot.failures * AWAY > LEASE:
                 logger.warning("A slot could not be given back (%s); its lease will run out.", type(error).__name__)
                 return
             slot.failures += 1

@@ -17,7 +17,14 @@ PATIENCE = 60.0  # seconds until the 503 is believed
 
 
 class PrefectAway(Exception):
-    """Prefect's API cannot be reached, or does not answer in time."""
+    """Prefect's API cannot be reached, or does not answer in time.
+
+    `may_have_heard` is False when the request was never sent.
+    """
+
+    def __init__(self, reason: str, *, may_have_heard: bool) -> None:
+        super().__init__(reason)
+        self.may_have_heard = may_have_heard
 
 
 def make_patient(client: PrefectClient | SyncPrefectClient, *, tell_when_away: bool = False) -> None:
@@ -46,7 +53,8 @@ class _Patience(httpx.BaseTransport):
                 response = self._inner.handle_request(request)
             except httpx.TransportError as error:
                 if self._tell_when_away:
-                    raise PrefectAway(type(error).__name__) from None
+                    sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+                    raise PrefectAway(type(error).__name__, may_have_heard=sent) from None
                 raise
             pause = pauses.after(response)
             if pause is None:

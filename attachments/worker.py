@@ -6,33 +6,33 @@ Prefect's `process` worker starts an interpreter for each run and needs 7 to 8 s
 `prefect worker start --pool attachments` finds it through the `prefect.collections` entry point. Other types of
 work pool run the same deployments: nothing in the flows depends on this worker.
 
-**Taking up what a dead worker left.** Prefect leaves the runs of a worker that died as they were. Each run
-carries the name of the worker that took it, each worker beats every few seconds, and the living one whose
-name comes first gives the runs of silent workers back to the queue.
+**Taking up what a dead worker left.** Prefect leaves the runs of a worker that died as they were. The message of
+each run's state names the worker that took it, each worker beats every few seconds, and the living one whose name
+comes first gives the runs of silent workers back to the queue.
 """
 
 import asyncio
 import logging
 import os
 import socket
-import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
 import anyio.abc
 import httpx
-from prefect.client.orchestration import PrefectClient
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
     WorkerFilter,
+    WorkerFilterLastHeartbeatTime,
     WorkerFilterStatus,
     WorkPoolFilter,
     WorkPoolFilterName,
@@ -45,7 +45,8 @@ from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.flow_engine import run_flow
 from prefect.flows import Flow, load_flow_from_entrypoint, load_flow_from_flow_run
 from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
-from prefect.states import Cancelled, Crashed, Scheduled
+from prefect.states import Cancelled, Crashed, Pending, Scheduled
+from prefect.utilities.engine import propose_state
 from prefect.workers.base import (
     BaseJobConfiguration,
     BaseVariables,
@@ -65,9 +66,10 @@ POLL = 0.5  # seconds between looks for new runs, unless PREFECT_WORKER_QUERY_SE
 DRAIN = 20.0  # seconds that runs under way get to finish after SIGTERM
 LIMIT = 8  # runs at a time, unless `--limit` says otherwise
 MOST_DEATHS = 5  # a run that was under way at so many deaths of workers is not tried again: it may be the cause
-UNLABELLED = 30.0  # seconds in one state after which a run that names no worker counts as left by a dead one
+UNSIGNED = 30.0  # seconds in one state after which a run whose state names no worker may be a dead one's
+DEATH_MARGIN = 60.0  # seconds; clocks differ, and a busy Prefect hears beats late
 FLOWS_KEPT = 64  # deployment versions whose code stays loaded
-WORKER_LABEL = "prefect.worker.name"
+MINE = "By worker "  # how the message of a state begins that names the worker
 DEATHS_LABEL = "attachments.worker.deaths"
 PAGE = 200
 
@@ -126,7 +128,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             await self._drain()
             for watch in self._watches:
                 watch.cancel()
-                with suppress(asyncio.CancelledError):
+                with suppress(asyncio.CancelledError, Exception):
                     await watch
         await super().teardown(*exc_info)
 
@@ -157,12 +159,15 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
     ) -> WarmWorkerResult:
         """Run a flow in a thread; its state in Prefect tells how it ended."""
         flow = await self._flow_of(flow_run)
-        under_way = self._under_way[flow_run.id] = _UnderWay(flow_run)
         if task_status:
             task_status.started(self.name)
-        # Not here: the thread goes on when whoever waits for it is cancelled.
-        await under_way.run(flow, at_end=lambda: self._under_way.pop(flow_run.id, None))
+        await self._in_thread(flow, flow_run)
         return WarmWorkerResult(status_code=0, identifier=self.name)
+
+    async def _in_thread(self, flow: Flow[..., Any], flow_run: FlowRun) -> None:
+        under_way = self._under_way[flow_run.id] = _UnderWay(flow_run, self.name)
+        # Not here: the thread goes on when whoever waits for it is cancelled.
+        await under_way.run(flow, at_end=lambda: self._forget(under_way))
 
     async def _flow_of(self, flow_run: FlowRun) -> Flow[..., Any]:
         assert flow_run.deployment_id is not None  # noqa: S101  a work pool's runs come from deployments
@@ -184,24 +189,27 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         """End the runs under way that somebody cancels. Prefect's own workers kill a process for it."""
         while True:
             await asyncio.sleep(CANCEL_LOOK)
-            waiting = [run_id for run_id, run in self._under_way.items() if not run.cancellation.is_asked]
-            if not waiting:
-                continue
             try:
-                cancelled = await self.client.read_flow_runs(
-                    flow_run_filter=FlowRunFilter(
-                        id=FlowRunFilterId(any_=waiting),
-                        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING])),
-                    ),
-                    limit=PAGE,
-                )
+                await self._end_cancelled()
             except Exception as error:  # noqa: BLE001  whatever a proxy answers, the worker must go on looking
                 logger.warning(
                     "Prefect does not say which runs are cancelled (%s); it is asked again.", type(error).__name__
                 )
-                continue
-            found = [self._under_way[run.id] for run in cancelled if run.id in self._under_way]
-            await asyncio.gather(*map(self._cancel, found))
+
+    async def _end_cancelled(self) -> None:
+        # A copy, made in one step: threads that end take theirs out meanwhile.
+        under_way = dict(self._under_way)
+        waiting = [run_id for run_id, run in under_way.items() if not run.cancellation.is_asked]
+        if not waiting:
+            return
+        cancelled = await self.client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                id=FlowRunFilterId(any_=waiting),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING])),
+            ),
+            limit=PAGE,
+        )
+        await asyncio.gather(*(self._cancel(under_way[run.id]) for run in cancelled if run.id in under_way))
 
     async def _cancel(self, under_way: "_UnderWay") -> None:
         """End a run: at once where it waits for the vendor or a slot, else when it next looks."""
@@ -211,7 +219,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             now = await self.client.read_flow_run(under_way.flow_run.id)
             if now.state is not None and not now.state.is_final():
                 await self._set_state(now, Cancelled(message="The run was cancelled; what it had stored stays."))
-        except (httpx.HTTPError, ObjectNotFound) as error:
+        except Exception as error:  # noqa: BLE001  whatever a proxy answers, the run is left
             # It stays as it is in Prefect, and the watch over runs without a worker ends it.
             logger.warning("Prefect was not told that a run is cancelled (%s).", type(error).__name__)
         if not under_way.ended.done():
@@ -219,7 +227,12 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
                 "Flow run %s is cancelled; its thread sleeps, and ends when it wakes.", under_way.flow_run.id
             )
         under_way.leave()
-        self._under_way.pop(under_way.flow_run.id, None)
+        self._forget(under_way)
+
+    def _forget(self, under_way: "_UnderWay") -> None:
+        """Called by its thread at its end as well, when the same run may have been started anew."""
+        if self._under_way.get(under_way.flow_run.id) is under_way:
+            self._under_way.pop(under_way.flow_run.id, None)
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Look for runs. Prefect's own loop gives up after a minute without the API; this one does not."""
@@ -243,15 +256,53 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         return await super()._submit_scheduled_flow_runs(fresh)
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
-        """Start a run. Prefect's own lets one failed call end the worker; here the run waits for the next look."""
+        """Run a flow, to its end.
+
+        Prefect's own reads the deployment three times, writes labels and a process id, and sends events, which on
+        embedded SQLite takes longer than our runs; and it lets one failed call end the worker. Here the run waits for
+        the next look, and its state tells whose it is.
+        """
         try:
-            await super()._submit_run(flow_run)
-        except httpx.HTTPError as error:
-            logger.warning("Flow run %s could not be started yet (%s).", flow_run.id, type(error).__name__)
-            self._release_limit_slot(flow_run.id)
+            flow = await self._taken(flow_run)
             self._submitting_flow_run_ids.discard(flow_run.id)
+            if flow is not None:
+                await self._in_thread(flow, flow_run)
+        except Exception as error:  # noqa: BLE001  the watch takes up what did not come to a final state
+            logger.warning("Flow run %s broke off (%s).", flow_run.id, type(error).__name__)
+        finally:
+            self._submitting_flow_run_ids.discard(flow_run.id)
+            self._release_limit_slot(flow_run.id)
             if self._cancelling_observer is not None:
                 self._cancelling_observer.remove_in_flight_flow_run_id(flow_run.id)
+
+    async def _taken(self, flow_run: FlowRun) -> Flow[..., Any] | None:
+        """The flow of a run that is this worker's now; None when the run is not to be started."""
+        try:
+            flow = await self._flow_of(flow_run)
+            return flow if await self._propose_pending_state(flow_run) else None
+        except ObjectNotFound:
+            logger.warning("Flow run %s is cancelled: its deployment is gone.", flow_run.id)
+            await self._set_state(flow_run, Cancelled(message="Its deployment does not exist any more."))
+        except (httpx.HTTPError, ValueError) as error:  # ValueError: what answers is not Prefect
+            logger.warning("Flow run %s could not be started yet (%s).", flow_run.id, type(error).__name__)
+        except Exception as error:  # whatever a user's code raises when it is loaded
+            logger.exception("Flow run %s cannot be run.", flow_run.id)
+            await self._propose_crashed_state(flow_run, f"The flow cannot be loaded: {type(error).__name__}: {error}")
+        return None
+
+    async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
+        """Take a run, in this worker's name; False when it may not be started."""
+        try:
+            state = await propose_state(self.client, Pending(message=f"{MINE}{self.name}"), flow_run_id=flow_run.id)
+        except Abort as abort:
+            logger.info("Flow run %s is not started: %s", flow_run.id, abort)
+            return False
+        return state.is_pending()
+
+    async def _mark_flow_run_as_cancelled(self, flow_run: FlowRun, *args: Any, **options: Any) -> None:
+        """End a run whose deployment is gone. Prefect's own keeps the slot, and after eight such runs takes no more."""
+        self._release_limit_slot(flow_run.id)
+        await super()._mark_flow_run_as_cancelled(flow_run, *args, **options)
 
     async def sync_with_backend(self) -> None:
         """Prefect's own heartbeat, which likewise must outlive the API's absence once the worker is set up."""
@@ -262,21 +313,13 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
                 raise
             logger.warning("Prefect is away (%s); the worker goes on.", type(error).__name__)
         except httpx.HTTPStatusError as error:
-            if not self.is_setup or error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+            if not self.is_setup:
                 raise
             logger.warning("Prefect answered %d; the worker goes on.", error.response.status_code)
-
-    async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
-        """A warm run starts at once: a state between pending and running would only cost a call."""
-
-    async def _propose_crashed_state(
-        self, flow_run: FlowRun, message: str, client: PrefectClient | None = None
-    ) -> None:
-        """A run that could not be started since Prefect did not answer has not crashed: the watch takes it up again."""
-        if isinstance(sys.exc_info()[1], httpx.HTTPError):
-            logger.warning("Prefect was away while flow run %s was about to start; it is taken up again.", flow_run.id)
-            return
-        await super()._propose_crashed_state(flow_run, message, client)
+        except ValueError as error:
+            if not self.is_setup:
+                raise
+            logger.warning("Prefect's answer cannot be read (%s); the worker goes on.", type(error).__name__)
 
     # ---- the watch over dead workers ----
 
@@ -311,11 +354,32 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             stood = watch.seconds_unchanged(run)
             if run.id in ours | self._at_hand():
                 continue
-            owner = run.labels.get(WORKER_LABEL)
-            # Whoever starts a run labels it a moment later: a long one, when Prefect is busy.
-            is_due = stood > 0 if owner else stood >= UNLABELLED
-            if is_due and (owner == self.name or (may_judge_others and owner not in living)):
+            owner = _owner(run)
+            if owner == self.name:
+                is_left = stood > 0
+            elif owner:
+                is_left = stood > 0 and may_judge_others and owner not in living
+            else:
+                # Of another kind of worker, or somebody has changed its state. Its worker ends what is to be cancelled.
+                is_left = (
+                    stood >= UNSIGNED
+                    and may_judge_others
+                    and (run.state_type == StateType.CANCELLING or await self._has_seen_a_death(run, living))
+                )
+            if is_left:
                 await self._take_up(run, owner_died=owner != self.name)
+
+    async def _has_seen_a_death(self, run: FlowRun, living: Set[str]) -> bool:
+        """Whether a worker has died that was alive when the run came into its state: it may be that one's."""
+        assert run.state is not None  # noqa: S101  the filter asks for states
+        since = run.state.timestamp - timedelta(seconds=DEATH_MARGIN)
+        workers = await self.client.read_workers_for_work_pool(
+            self._work_pool_name,
+            WorkerFilter(last_heartbeat_time=WorkerFilterLastHeartbeatTime(after_=since)),
+            limit=PAGE,
+            offset=0,
+        )
+        return any(worker.name not in living for worker in workers)
 
     def _at_hand(self) -> set[UUID]:
         """The runs that are under way here, or about to be."""
@@ -357,6 +421,12 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         with suppress(ObjectNotFound, Abort):
             await self.client.set_flow_run_state(run.id, state, force=True)
             logger.warning("Flow run %s is now %s: %s", run.id, state.name, state.message)
+
+
+def _owner(run: FlowRun) -> str | None:
+    """The worker that has set the run's state, if it says."""
+    message = (run.state and run.state.message) or ""
+    return message.removeprefix(MINE) if message.startswith(MINE) else None
 
 
 class _Watch:
@@ -409,18 +479,32 @@ class _Watch:
         return now - self._seen[run.id][1]
 
 
-def _run(flow: Flow[..., Any], flow_run: FlowRun) -> None:
+def _run(flow: Flow[..., Any], flow_run: FlowRun, worker: str) -> None:
     """Run to a final state, which Prefect is told. Another worker that has taken the run meanwhile is no error."""
     with suppress(Abort, Pause), SyncClientContext() as context:
         make_patient(context.client)
+        _sign(context.client, worker)
         run_flow(flow, flow_run=flow_run, return_type="state")
+
+
+def _sign(client: SyncPrefectClient, worker: str) -> None:
+    """Let the states of a run that goes on name the worker: in one step with the state, and without another call."""
+    told = client.set_flow_run_state
+
+    def set_flow_run_state(flow_run_id: UUID | str, state: State[Any], force: bool = False) -> Any:
+        if state.is_running() and not state.message:
+            state = state.model_copy(update={"message": f"{MINE}{worker}"})
+        return told(flow_run_id, state, force)
+
+    client.set_flow_run_state = set_flow_run_state  # type: ignore[method-assign]
 
 
 class _UnderWay:
     """A run in a thread of its own, which does not keep the process from ending."""
 
-    def __init__(self, flow_run: FlowRun) -> None:
+    def __init__(self, flow_run: FlowRun, worker: str) -> None:
         self.flow_run = flow_run
+        self._worker = worker
         self.cancellation = Cancellation()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """When the thread has ended, or is not waited for any more."""
@@ -433,7 +517,7 @@ class _UnderWay:
             CURRENT.set(self.cancellation)
             error: BaseException | None = None
             try:
-                _run(flow, self.flow_run)
+                _run(flow, self.flow_run, self._worker)
             except BaseException as caught:  # noqa: BLE001  handed to whoever waits
                 error = caught
             finally:

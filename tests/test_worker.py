@@ -14,7 +14,7 @@ from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.states import Pending, Running
 
 from attachments import worker as figures
-from attachments.worker import WORKER_LABEL, WarmWorker, _Watch
+from attachments.worker import MINE, WarmWorker, _Watch
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_run_that_ends_while_prefect_answers_is_not_taken_up(
 
     async def look() -> None:
         worker._client = cast("Any", Asked())
-        run.labels = {WORKER_LABEL: worker.name}
+        run.state = Running(message=f"{MINE}{worker.name}")
         watch = _Watch()
         for _ in range(3):
             clock[0] += figures.LOOK

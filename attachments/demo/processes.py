@@ -200,6 +200,7 @@ def road(
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database
         or f"sqlite+aiosqlite:///{folder / 'prefect' / 'prefect.db'}",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": "3600",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "EMAILGISTICS_BASE_URL": base_url,

@@ -66,7 +66,6 @@ class Dispatcher:
             self._deployments = await self._inbox.deployments()
         except InboxUnavailable as error:
             logger.error("%s The deployments that were known last cannot be read; Prefect is asked.", error)
-        self.synced = bool(self._deployments)
         tasks = [asyncio.create_task(_forever(loop)) for loop in (self._keep_deployments, self._dispatch)]
         try:
             async with self.follower.running():
@@ -90,6 +89,7 @@ class Dispatcher:
                     await self._inbox.remember_deployments(found)
                 await self._remind_of_strays()
             except (PrefectUnavailable, PrefectRefused, TimeoutError) as error:
+                self.synced = False  # a name that is not known may have been made since
                 if not is_away:  # once for each absence
                     logger.warning(
                         "Prefect's list of deployments cannot be read (%s); the last known one is used.", _said(error)
