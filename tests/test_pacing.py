@@ -4,7 +4,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from attachments import pacing
 from attachments.cancelling import CURRENT, Cancellation, RunCancelled
 from attachments.demo.processes import Process, road
+from attachments.prefect_busy import PrefectAway
 
 pytestmark = pytest.mark.xdist_group("pacing")  # they share a Prefect server and its limit
 
@@ -239,6 +242,88 @@ def test_a_pause_is_heard_of_by_a_process_that_met_none(
     started = time.monotonic()
     with pacing.PrefectPacer("test-limit").call():
         assert 1.0 < time.monotonic() - started < 4.0
+
+
+def test_a_pause_is_obeyed_once_whatever_the_clocks_say(
+    api: httpx.Client, no_pause: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host's clock is an hour ahead: its pause of a second takes a second, and does not begin again."""
+    monkeypatch.setattr(pacing, "HEAR", 0.1)
+    until = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    pause = {"name": "test-limit-pause", "value": {"until": until, "seconds": 1.0}}
+    api.post("/variables/", json=pause).raise_for_status()
+    pacer = pacing.PrefectPacer("test-limit")
+    waited = []
+    for _ in range(3):
+        started = time.monotonic()
+        with pacer.call():
+            waited.append(time.monotonic() - started)
+        time.sleep(0.2)
+    assert 0.9 < waited[0] < 4
+    assert max(waited[1:]) < 0.9
+
+
+class Answers:
+    """Prefect, for the thread that looks after slots; answers as it is told, and counts."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.asked: list[str] = []
+
+    def renew_concurrency_lease(self, *_: object) -> None:
+        self._answer("renew")
+
+    def release_concurrency_slots_with_lease(self, *_: object) -> None:
+        self._answer("release")
+
+    def _answer(self, what: str) -> None:
+        self.asked.append(what)
+        if self.failures:
+            raise self.failures.pop(0)
+
+
+@pytest.fixture
+def returns(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[pacing._Returns, Answers]]:
+    def made(*failures: Exception) -> tuple[pacing._Returns, Answers]:
+        answers = Answers(*failures)
+        found = pacing._Returns()
+        monkeypatch.setattr(found, "client", answers)
+        return found, answers
+
+    return made
+
+
+Returns = Callable[..., tuple[pacing._Returns, Answers]]
+
+
+def test_a_lease_that_was_not_renewed_is_renewed_soon(returns: Returns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after another RENEW_AFTER: it would run out before the call has left the window."""
+    monkeypatch.setattr(pacing, "AWAY", 0.1)
+    watch, answers = returns(httpx.ReadTimeout("no answer"))
+    watch.hold(uuid4(), time.monotonic() - pacing.RENEW_AFTER)
+    _eventually(lambda: answers.asked == ["renew", "renew"], 5)
+
+
+def test_a_lease_that_runs_out_within_the_window_is_renewed(returns: Returns) -> None:
+    """The answer came late, and the renewals before it had failed."""
+    watch, answers = returns()
+    slot = watch.hold(uuid4(), time.monotonic() - pacing.LEASE + 10)
+    watch.due(slot, time.monotonic() + pacing.WINDOW)
+    _eventually(lambda: answers.asked[:1] == ["renew"], 5)
+    assert slot.leased > time.monotonic() - 10
+    assert slot.next_action() == slot.due
+
+
+@pytest.mark.parametrize(("may_have_heard", "asked"), [(True, 1), (False, 2)])
+def test_a_slot_is_not_given_back_twice(
+    returns: Returns, monkeypatch: pytest.MonkeyPatch, may_have_heard: bool, asked: int
+) -> None:
+    """Prefect takes off two for two requests at once; what it may have heard of is left to the lease."""
+    monkeypatch.setattr(pacing, "AWAY", 0.1)
+    watch, answers = returns(PrefectAway("ReadTimeout", may_have_heard=may_have_heard))
+    watch.due(watch.hold(uuid4(), time.monotonic()), time.monotonic())
+    time.sleep(1)
+    assert answers.asked == ["release"] * asked
 
 
 @pytest.mark.parametrize("value", ["soon", {"until": "tomorrow"}, {"until": "2026-01-01T00:00:00", "seconds": 1}, [1]])

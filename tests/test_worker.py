@@ -1,20 +1,23 @@
 """What the warm worker decides by itself; tests/road runs it against a real Prefect."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import anyio
+import httpx
 import pytest
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import WorkerFilter
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import WorkerFlowRunResponse
-from prefect.states import Pending, Running
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling, Pending, Running
 
 from attachments import worker as figures
-from attachments.worker import MINE, WarmWorker, _Watch
+from attachments.worker import MINE, WarmWorker, _UnderWay, _Watch
 
 
 @pytest.fixture
@@ -64,39 +67,175 @@ def test_the_watch_counts_from_when_a_state_was_first_seen(clock: list[float]) -
     assert told == [0, 5, 10, 0, 0]
 
 
-@pytest.mark.parametrize("ends", [True, False], ids=["ends meanwhile", "was left"])
-def test_a_run_that_ends_while_prefect_answers_is_not_taken_up(
-    ends: bool, clock: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The answer says that it runs, and it has ended by the time that it is read; what nobody runs is taken up."""
-    given_back: list[FlowRun] = []
+class Asked:
+    """Prefect, for a worker's watch: one run, and the workers that have died since it came into its state."""
 
-    class Asked:
-        async def read_workers_for_work_pool(self, *_: Any, **__: Any) -> Sequence[Any]:
-            return [SimpleNamespace(name=worker.name, last_heartbeat_time=None)]
+    def __init__(self, run: FlowRun, *, dead: Sequence[str] = (), before_it_answers: Callable[[], object]) -> None:
+        self._run = run
+        self._dead = [SimpleNamespace(name=name, last_heartbeat_time=None) for name in dead]
+        self._before_it_answers = before_it_answers
 
-        async def read_flow_runs(self, **_: Any) -> list[FlowRun]:
-            worker._under_way.clear()
-            return [run]
+    async def read_workers_for_work_pool(self, _: str, which: WorkerFilter, **__: Any) -> Sequence[Any]:
+        return self._dead if which.last_heartbeat_time else []
 
-    async def give_back(self: WarmWorker, found: FlowRun, *_: Any) -> None:
-        given_back.append(found)
+    async def read_flow_runs(self, **_: Any) -> list[FlowRun]:
+        self._before_it_answers()
+        return [self._run]
+
+
+@pytest.fixture
+def worker() -> WarmWorker:
+    return WarmWorker("pool", limit=2)
+
+
+@pytest.fixture
+def given_back(monkeypatch: pytest.MonkeyPatch) -> list[FlowRun]:
+    found: list[FlowRun] = []
+
+    async def give_back(self: WarmWorker, run: FlowRun, *_: Any) -> None:
+        found.append(run)
+
+    async def nothing(*_: Any, **__: Any) -> None:
+        pass
 
     monkeypatch.setattr(WarmWorker, "_give_back", give_back)
-    run = pending()
-    run.state = Running()
+    monkeypatch.setattr(Asked, "update_flow_run_labels", nothing, raising=False)
+    return found
+
+
+def looks(worker: WarmWorker, asked: Asked, clock: list[float], seconds: float, before: Callable[[], object]) -> None:
+    """The worker's watch looks at Prefect for so long."""
 
     async def look() -> None:
-        worker._client = cast("Any", Asked())
-        run.state = Running(message=f"{MINE}{worker.name}")
+        worker._client = cast("Any", asked)
         watch = _Watch()
-        for _ in range(3):
+        watch.api_answered()
+        clock[0] += figures.SILENCE
+        for _ in range(int(seconds / figures.LOOK) + 1):
             clock[0] += figures.LOOK
             assert watch.is_time_to_look()
-            if ends:
-                worker._under_way[run.id] = cast("Any", None)
+            before()
             await worker._take_up_orphans(watch)
 
-    worker = WarmWorker("pool", limit=2)
     asyncio.run(look())
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["ends meanwhile", "was left"])
+def test_a_run_that_ends_while_prefect_answers_is_not_taken_up(
+    ends: bool, clock: list[float], worker: WarmWorker, given_back: list[FlowRun]
+) -> None:
+    """The answer says that it runs, and it has ended by the time that it is read; what nobody runs is taken up."""
+    run = pending()
+    run.state = Running(message=f"{MINE}{worker.name}")
+
+    def begin() -> None:
+        if ends:
+            worker._under_way[run.id] = cast("Any", None)
+
+    asked = Asked(run, before_it_answers=worker._under_way.clear)
+    looks(worker, asked, clock, 2 * figures.LOOK, begin)
     assert (given_back == []) == ends
+
+
+@pytest.mark.parametrize(
+    ("state", "dead", "is_taken"),
+    [
+        (Pending(), [], False),
+        (Pending(), ["a worker"], True),
+        (Running(message="somebody's own words"), [], False),
+        (Cancelling(), [], True),
+        (Running(message=f"{MINE}a worker"), [], True),
+    ],
+)
+def test_a_run_whose_state_names_no_worker_is_taken_up_when_one_has_died(
+    state: State[Any],
+    dead: Sequence[str],
+    is_taken: bool,
+    clock: list[float],
+    worker: WarmWorker,
+    given_back: list[FlowRun],
+) -> None:
+    """However long Prefect takes to start a run: as long as all workers live, one of them has it."""
+    run = pending()
+    run.state, run.state_type = state, state.type
+    asked = Asked(run, dead=dead, before_it_answers=lambda: None)
+    looks(worker, asked, clock, 2 * figures.UNSIGNED, lambda: None)
+    assert bool(given_back) == is_taken
+
+
+@pytest.mark.parametrize("error", [ObjectNotFound(OSError()), httpx.ReadTimeout(""), ValueError("no JSON")])
+def test_a_run_that_cannot_be_started_keeps_no_slot_and_ends_no_worker(
+    error: Exception, worker: WarmWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its deployment is gone, Prefect is away, or something else answers in its place. Eight would make it deaf."""
+    told: list[str] = []
+
+    class Failing:
+        async def read_deployment(self, *_: Any) -> None:
+            raise error
+
+        async def set_flow_run_state(self, _: UUID, state: State[Any], **__: Any) -> None:
+            told.append(state.name or "")
+
+    async def submit() -> None:
+        run = pending()
+        run.deployment_id = uuid4()
+        worker._client = cast("Any", Failing())
+        worker._limiter = anyio.CapacityLimiter(2)
+        worker._limiter.acquire_on_behalf_of_nowait(run.id)
+        worker._submitting_flow_run_ids.add(run.id)
+        await worker._submit_run(run)
+        assert worker._limiter.borrowed_tokens == 0
+        assert worker._at_hand() == set()
+
+    asyncio.run(submit())
+    assert told == (["Cancelled"] if isinstance(error, ObjectNotFound) else [])
+
+
+def test_a_thread_that_ends_late_does_not_take_its_successor_along(worker: WarmWorker) -> None:
+    """A cancelled run that was left, and started anew since, has the same id."""
+
+    async def both() -> None:
+        run = pending()
+        first, second = (_UnderWay(run, worker.name) for _ in range(2))
+        worker._under_way[run.id] = second
+        worker._forget(first)
+        assert worker._under_way[run.id] is second
+        worker._forget(second)
+        worker._forget(second)
+        assert not worker._under_way
+
+    asyncio.run(both())
+
+
+def test_the_look_for_cancelled_runs_outlives_whatever_answers(
+    worker: WarmWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy's page in Prefect's place ends neither it nor the waiting for the run."""
+    monkeypatch.setattr(figures, "CANCEL_LOOK", 0.01)
+    monkeypatch.setattr(figures, "CANCEL_GRACE", 0.01)
+    under_way: list[_UnderWay] = []
+
+    class Odd:
+        looks = 0
+
+        async def read_flow_runs(self, **_: Any) -> list[FlowRun]:
+            Odd.looks += 1
+            if Odd.looks == 1:
+                raise ValueError("a page")
+            return [under_way[0].flow_run]
+
+        async def read_flow_run(self, *_: Any) -> FlowRun:
+            raise ValueError("a page")
+
+    async def look() -> None:
+        under_way.append(_UnderWay(pending(), worker.name))
+        worker._under_way[under_way[0].flow_run.id] = under_way[0]
+        worker._client = cast("Any", Odd())
+        heeding = asyncio.create_task(worker._heed_cancelling())
+        await asyncio.wait_for(under_way[0].ended, 10)
+        assert not heeding.done()
+        heeding.cancel()
+
+    asyncio.run(look())
+    assert not worker._under_way

@@ -301,12 +301,28 @@ def test_the_deployments_outlive_a_restart_without_prefect(play: Callable[[Story
             await asyncio.sleep(0.01)
 
     async def second(at: Desk) -> None:
-        assert at.dispatcher.synced
         assert at.dispatcher.deployments == prefect.deployments
+        assert not at.dispatcher.synced, "what was made since is not known, and must not get a 404, which is final"
 
     play(first)
     prefect.stop()
     play(second)
+
+
+def test_while_prefect_is_away_the_list_counts_as_old(
+    play: Callable[[Story], None], prefect: PrefectStub, hasty: None
+) -> None:
+    """A deployment may have been made since; the known ones are known still."""
+
+    async def story(at: Desk) -> None:
+        await at.until(lambda: at.dispatcher.synced)
+        prefect.mood = "locked-out"
+        await at.until(lambda: not at.dispatcher.synced)
+        assert at.dispatcher.deployments == prefect.deployments
+        prefect.mood = "well"
+        await at.until(lambda: at.dispatcher.synced)
+
+    play(story)
 
 
 def test_hundreds_of_deployments_are_all_known(play: Callable[[Story], None], prefect: PrefectStub) -> None:
