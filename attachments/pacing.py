@@ -1,8 +1,8 @@
 """The vendor's rate limit, kept by the whole fleet: an exact sliding window over a Prefect concurrency limit.
 
 The account may make 100 calls in a minute (getting-started/rate-limits). Each call takes a slot of a Prefect
-global concurrency limit, with a lease, and gives it back 60 s after its response began. The vendor counted the
-call before that, so there are never more than `limit` calls in any 60 s, however many processes share it.
+global concurrency limit, with a lease, and gives it back, or hands it on, 60 s after its response began. The vendor
+counted the call before that, so there are never more than `limit` calls in any 60 s, however many processes share it.
 `rate_limit()` would leave a quarter of the cap unused (DESIGN.md, "Measured here").
 
 A process that dies leaves its slots to the leases' expiry: `LEASE` seconds after the call at the latest.
@@ -40,6 +40,7 @@ logger = logging.getLogger("attachments.pacing")
 WINDOW = 60.0  # seconds that a call counts
 LEASE = 90.0  # seconds; for so long at the most a process that dies leaves its slots taken
 RENEW_AFTER = 25.0  # seconds a call may wait for its response before its lease is renewed, and again; < LEASE - WINDOW
+CALLS_IN_A_ROW = 4  # calls of one process with the same slot before others may have it
 ASK_AGAIN = 1.0  # seconds between questions when the slots are held by others
 CHECK_AGAIN = 60.0  # seconds between looks at whether the limit is still switched on
 ANSWER_TIMEOUT = 30.0  # seconds for Prefect to answer
@@ -98,7 +99,7 @@ class PrefectPacer:
         is_backlog = _backlog.get()
         with ExitStack() as turn:
             turn.enter_context(self._lines[is_backlog].turn())
-            slot = self._returns.hold(*self._take(self._names[is_backlog]))
+            slot = self._take(self._names[is_backlog])
             counts = 0.0  # seconds from now; nothing was sent yet
             try:
                 with self._pause.obeyed() as is_probe:
@@ -114,15 +115,19 @@ class PrefectPacer:
         """The vendor answered 429: let a minute pass before the fleet's next call, longer if it repeats."""
         self._pause.order()
 
-    def _take(self, names: tuple[str, ...]) -> tuple[UUID, float]:
-        """A lease on a slot of each, and when it was asked for."""
+    def _take(self, names: tuple[str, ...]) -> "_Slot":
+        """A slot of each limit."""
         while True:
             self._pause.wait()
             asked = time.monotonic()
             try:
                 answer = self._ask(names)
             except httpx.HTTPStatusError as error:
-                self._wait_as_told(error.response.status_code)
+                if error.response.status_code == httpx.codes.LOCKED:
+                    if slot := self._returns.handed_over(names, ASK_AGAIN):
+                        return slot
+                else:
+                    self._wait_as_told(error.response.status_code)
                 continue
             except PrefectAway as error:
                 self._wait_for_prefect(str(error))
@@ -131,13 +136,11 @@ class PrefectPacer:
             missing = set(names) - {limit["name"] for limit in body["limits"]}
             if missing:
                 raise self._missing(min(missing))
-            return UUID(body["lease_id"]), asked
+            return self._returns.hold(names, UUID(body["lease_id"]), asked)
 
     def _wait_as_told(self, status: int) -> None:
         """Wait before asking again, as long as the refusal asks for. Raises `PacingError` for one that will stay."""
-        if status == httpx.codes.LOCKED:
-            cancelling.sleep(self._returns.until_next(at_most=ASK_AGAIN))
-        elif status == httpx.codes.UNPROCESSABLE_ENTITY:
+        if status == httpx.codes.UNPROCESSABLE_ENTITY:
             logger.warning("The limit %s is 0: no call is made until it is larger.", self.limit_name)
             cancelling.sleep(AWAY)
         elif status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
@@ -303,10 +306,12 @@ class _Pause:
 
 
 class _Slot:
-    """A slot in use, from the grant of its lease to its return."""
+    """A slot of each of these limits in use, from the grant of its lease to its return."""
 
-    def __init__(self, lease: UUID, asked: float) -> None:
+    def __init__(self, names: tuple[str, ...], lease: UUID, asked: float) -> None:
+        self.names = names
         self.lease = lease
+        self.calls = 1
         self.leased = asked  # monotonic: since when the lease runs, at the latest
         self.retry = asked  # monotonic: not to be renewed before
         self.due: float | None = None  # monotonic; None while the response has not begun
@@ -319,8 +324,26 @@ class _Slot:
         return self.due if self.due < self.leased + LEASE else min(self.due, self.retry)
 
 
+class _Wish:
+    """A caller that waits for a slot of these limits."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.is_heard = False
+        """Whether it is about to be answered."""
+        self.is_over = False
+        """Whether nobody waits for the answer any more."""
+        self.slot: _Slot | None = None
+        self.news = threading.Event()
+
+
 class _Returns:
-    """Renews the leases of calls under way and gives slots back when they fall due, in one thread of its own."""
+    """Looks after the slots in use, in one thread of its own.
+
+    It renews the leases of calls under way. When a slot falls due it hands it over to the next caller of this process,
+    which is one request that Prefect needs no database for, or gives it back. After `CALLS_IN_A_ROW` it is always
+    given back, so that other processes get their share, and a limit that was lowered is heeded.
+    """
 
     def __init__(self) -> None:
         # Settings of its own keep it apart from the client of whatever flow run happens to come first,
@@ -332,12 +355,13 @@ class _Returns:
         self._heap: list[tuple[float, int, _Slot]] = []
         self._order = 0
         self._closed = False
+        self._wishes: deque[_Wish] = deque()
         threading.Thread(target=self._serve, name="pacing-returns", daemon=True).start()
         atexit.register(self._close)
 
-    def hold(self, lease: UUID, asked: float) -> _Slot:
+    def hold(self, names: tuple[str, ...], lease: UUID, asked: float) -> _Slot:
         """Look after a slot whose response has not begun, and that was asked for at `asked`, by the monotonic clock."""
-        slot = _Slot(lease, asked)
+        slot = _Slot(names, lease, asked)
         self._push(slot)
         return slot
 
@@ -346,11 +370,29 @@ class _Returns:
         slot.due = when
         self._push(slot)
 
-    def until_next(self, *, at_most: float) -> float:
-        """Seconds until this process gives back a slot; others may sooner."""
+    def handed_over(self, names: tuple[str, ...], seconds: float) -> _Slot | None:
+        """A slot that another caller of this process is through with; None when it is time to ask Prefect again.
+
+        Raises `RunCancelled` when the run is to end while it waits.
+        """
+        wish = _Wish(names)
         with self._changed:
-            dues = [slot.due for _, _, slot in self._heap if slot.due is not None]
-        return min([at_most, *(max(0.05, due - time.monotonic()) for due in dues)])
+            self._wishes.append(wish)
+        with cancelling.waking(wish.news.set):
+            wish.news.wait(seconds)
+            if wish.is_heard:
+                wish.news.wait(ANSWER_TIMEOUT)
+        with self._changed:
+            wish.is_over = True
+            if wish in self._wishes:
+                self._wishes.remove(wish)
+        try:
+            cancelling.go_on()
+        except cancelling.RunCancelled:
+            if wish.slot is not None:
+                self.due(wish.slot, time.monotonic())
+            raise
+        return wish.slot
 
     def _push(self, slot: _Slot) -> None:
         with self._changed:
@@ -363,10 +405,38 @@ class _Returns:
             slot = self._next()
             if slot is None:
                 return
-            if slot.due is not None and slot.due <= time.monotonic():
-                self._give_back(slot)
-            else:
+            if slot.due is None or slot.due > time.monotonic():
                 self._renew(slot)
+                self._push(slot)
+                continue
+            wish = self._wish_for(slot)
+            if wish is not None and slot.calls < CALLS_IN_A_ROW and self._renew(slot):
+                slot.calls += 1
+                slot.due = None
+                self._push(slot)
+                self._answer(wish, slot)
+            else:
+                self._give_back(slot)
+                if wish is not None:
+                    self._answer(wish, None)
+
+    def _answer(self, wish: _Wish, slot: _Slot | None) -> None:
+        """With a slot, or with the news that one was just given back."""
+        with self._changed:
+            is_late = wish.is_over
+            if not is_late:
+                wish.slot = slot
+        wish.news.set()
+        if is_late and slot is not None:
+            self.due(slot, time.monotonic())
+
+    def _wish_for(self, slot: _Slot) -> _Wish | None:
+        with self._changed:
+            wish = next((wish for wish in self._wishes if wish.names == slot.names), None)
+            if wish is not None:
+                wish.is_heard = True
+                self._wishes.remove(wish)
+            return wish
 
     def _next(self) -> _Slot | None:
         """Wait for the next slot that needs something. A slot stands twice once it is due; the stale one is dropped."""
@@ -385,15 +455,16 @@ class _Returns:
                     return slot
         return None
 
-    def _renew(self, slot: _Slot) -> None:
+    def _renew(self, slot: _Slot) -> bool:
         asked = time.monotonic()
         try:
             self.client.renew_concurrency_lease(slot.lease, LEASE)
-            slot.leased = asked
         except (httpx.HTTPError, PrefectAway) as error:
-            logger.warning("A lease on a slot could not be renewed (%s); it is tried again.", type(error).__name__)
+            logger.warning("A lease on a slot could not be renewed (%s).", type(error).__name__)
             slot.retry = time.monotonic() + AWAY
-        self._push(slot)
+            return False
+        slot.leased = asked
+        return True
 
     def _give_back(self, slot: _Slot) -> None:
         """Tried again until the lease would have run out anyway, since a slot not given back is lost till then.

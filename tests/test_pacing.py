@@ -19,6 +19,7 @@ from attachments.prefect_busy import PrefectAway
 pytestmark = pytest.mark.xdist_group("pacing")  # they share a Prefect server and its limit
 
 LIMIT = 5
+NAMES = ("test-limit",)
 WINDOW = 3.0
 
 CALLS = """
@@ -300,14 +301,14 @@ def test_a_lease_that_was_not_renewed_is_renewed_soon(returns: Returns, monkeypa
     """Not after another RENEW_AFTER: it would run out before the call has left the window."""
     monkeypatch.setattr(pacing, "AWAY", 0.1)
     watch, answers = returns(httpx.ReadTimeout("no answer"))
-    watch.hold(uuid4(), time.monotonic() - pacing.RENEW_AFTER)
+    watch.hold(NAMES, uuid4(), time.monotonic() - pacing.RENEW_AFTER)
     _eventually(lambda: answers.asked == ["renew", "renew"], 5)
 
 
 def test_a_lease_that_runs_out_within_the_window_is_renewed(returns: Returns) -> None:
     """The answer came late, and the renewals before it had failed."""
     watch, answers = returns()
-    slot = watch.hold(uuid4(), time.monotonic() - pacing.LEASE + 10)
+    slot = watch.hold(NAMES, uuid4(), time.monotonic() - pacing.LEASE + 10)
     watch.due(slot, time.monotonic() + pacing.WINDOW)
     _eventually(lambda: answers.asked[:1] == ["renew"], 5)
     assert slot.leased > time.monotonic() - 10
@@ -321,9 +322,67 @@ def test_a_slot_is_not_given_back_twice(
     """Prefect takes off two for two requests at once; what it may have heard of is left to the lease."""
     monkeypatch.setattr(pacing, "AWAY", 0.1)
     watch, answers = returns(PrefectAway("ReadTimeout", may_have_heard=may_have_heard))
-    watch.due(watch.hold(uuid4(), time.monotonic()), time.monotonic())
+    watch.due(watch.hold(NAMES, uuid4(), time.monotonic()), time.monotonic())
     time.sleep(1)
     assert answers.asked == ["release"] * asked
+
+
+def test_a_slot_goes_from_caller_to_caller_and_then_to_others(
+    returns: Returns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four calls in a row with one slot, each a window after the last; then another process may have it."""
+    watch, answers = returns()
+    slot = watch.hold(NAMES, uuid4(), time.monotonic())
+    for _ in range(pacing.CALLS_IN_A_ROW - 1):
+        watch.due(slot, time.monotonic() + 0.1)
+        assert watch.handed_over(NAMES, 5) is slot
+    watch.due(slot, time.monotonic() + 0.1)
+    assert watch.handed_over(NAMES, 5) is None
+    assert answers.asked == ["renew"] * (pacing.CALLS_IN_A_ROW - 1) + ["release"]
+
+
+def test_a_slot_is_handed_over_for_the_same_limits_alone(returns: Returns) -> None:
+    """A slot of a backfill is no live mail's, which does not count against the backfill's share."""
+    watch, answers = returns()
+    watch.due(watch.hold((*NAMES, "test-backlog"), uuid4(), time.monotonic()), time.monotonic() + 0.1)
+    assert watch.handed_over(NAMES, 0.5) is None
+    assert answers.asked == ["release"]
+
+
+@pytest.mark.parametrize("moment", ["before", "meanwhile"])
+def test_a_slot_whose_caller_is_cancelled_is_given_back(
+    returns: Returns, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """It has waited for nothing, whenever the wish to end comes; the slot is not held for ever."""
+    watch, answers = returns()
+    cancellation = Cancellation()
+    ended = threading.Event()
+
+    def wait() -> None:
+        CURRENT.set(cancellation)
+        with pytest.raises(RunCancelled):
+            watch.handed_over(NAMES, 30)
+        ended.set()
+
+    renew = answers.renew_concurrency_lease
+
+    def slow(*_: object) -> None:
+        cancellation.ask()
+        time.sleep(0.5)
+        renew()
+
+    if moment == "meanwhile":
+        monkeypatch.setattr(answers, "renew_concurrency_lease", slow)
+    thread = threading.Thread(target=wait)
+    thread.start()
+    if moment == "before":
+        cancellation.ask()
+        thread.join(10)
+    watch.due(watch.hold(NAMES, uuid4(), time.monotonic()), time.monotonic() + 0.1)
+    _eventually(lambda: answers.asked[-1:] == ["release"], 5)
+    assert ended.wait(5)
+    assert not watch._heap
+    assert not watch._wishes
 
 
 @pytest.mark.parametrize("value", ["soon", {"until": "tomorrow"}, {"until": "2026-01-01T00:00:00", "seconds": 1}, [1]])
