@@ -41,7 +41,8 @@ WINDOW = 60.0  # seconds that a call counts
 LEASE = 90.0  # seconds; for so long at the most a process that dies leaves its slots taken
 RENEW_AFTER = 25.0  # seconds a call may wait for its response before its lease is renewed, and again; < LEASE - WINDOW
 CALLS_IN_A_ROW = 4  # calls of one process with the same slot before others may have it
-ASK_AGAIN = 1.0  # seconds between questions when the slots are held by others
+KEEP = 3.0  # seconds that a slot waits for this process's next call
+ASK_AGAIN = 2.0  # seconds between questions when the slots are held by others
 CHECK_AGAIN = 60.0  # seconds between looks at whether the limit is still switched on
 ANSWER_TIMEOUT = 30.0  # seconds for Prefect to answer
 AWAY = 2.0  # seconds between tries while Prefect does not answer
@@ -119,6 +120,8 @@ class PrefectPacer:
         """A slot of each limit."""
         while True:
             self._pause.wait()
+            if slot := self._returns.at_hand(names):
+                return slot
             asked = time.monotonic()
             try:
                 answer = self._ask(names)
@@ -315,13 +318,15 @@ class _Slot:
         self.leased = asked  # monotonic: since when the lease runs, at the latest
         self.retry = asked  # monotonic: not to be renewed before
         self.due: float | None = None  # monotonic; None while the response has not begun
+        self.is_kept = False  # for KEEP seconds after that, for another caller
         self.failures = 0
 
     def next_action(self) -> float:
         """When the slot needs something, by the monotonic clock: its return, or before that a longer lease."""
         if self.due is None:
             return max(self.leased + RENEW_AFTER, self.retry)
-        return self.due if self.due < self.leased + LEASE else min(self.due, self.retry)
+        free = self.due + KEEP * self.is_kept
+        return free if free < self.leased + LEASE else min(free, self.retry)
 
 
 class _Wish:
@@ -340,9 +345,9 @@ class _Wish:
 class _Returns:
     """Looks after the slots in use, in one thread of its own.
 
-    It renews the leases of calls under way. When a slot falls due it hands it over to the next caller of this process,
-    which is one request that Prefect needs no database for, or gives it back. After `CALLS_IN_A_ROW` it is always
-    given back, so that other processes get their share, and a limit that was lowered is heeded.
+    It renews the leases of calls under way. A slot that falls due it hands over to the next caller of this process that
+    comes within `KEEP`, which is one request that Prefect needs no database for, or gives it back. After
+    `CALLS_IN_A_ROW` it is given back, so that other processes get their share, and a limit that was lowered is heeded.
     """
 
     def __init__(self) -> None:
@@ -356,6 +361,7 @@ class _Returns:
         self._order = 0
         self._closed = False
         self._wishes: deque[_Wish] = deque()
+        self._kept: list[_Slot] = []
         threading.Thread(target=self._serve, name="pacing-returns", daemon=True).start()
         atexit.register(self._close)
 
@@ -366,9 +372,16 @@ class _Returns:
         return slot
 
     def due(self, slot: _Slot, when: float) -> None:
-        """Give the slot back at `when`, by the monotonic clock."""
-        slot.due = when
+        """The slot's call leaves the window at `when`, by the monotonic clock."""
+        slot.due, slot.is_kept = when, False
         self._push(slot)
+
+    def at_hand(self, names: tuple[str, ...]) -> _Slot | None:
+        """A slot that waits for a caller here; None when there is none. Raises `RunCancelled`."""
+        with self._changed:
+            if not any(slot.names == names for slot in self._kept):
+                return None
+        return self.handed_over(names, 1.0)
 
     def handed_over(self, names: tuple[str, ...], seconds: float) -> _Slot | None:
         """A slot that another caller of this process is through with; None when it is time to ask Prefect again.
@@ -378,6 +391,7 @@ class _Returns:
         wish = _Wish(names)
         with self._changed:
             self._wishes.append(wish)
+            self._changed.notify()
         with cancelling.waking(wish.news.set):
             wish.news.wait(seconds)
             if wish.is_heard:
@@ -409,16 +423,27 @@ class _Returns:
                 self._renew(slot)
                 self._push(slot)
                 continue
-            wish = self._wish_for(slot)
-            if wish is not None and slot.calls < CALLS_IN_A_ROW and self._renew(slot):
-                slot.calls += 1
-                slot.due = None
+            may_go_on = slot.calls < CALLS_IN_A_ROW
+            wish = self._wish_for(slot) if may_go_on else None
+            if wish is not None:
+                self._hand_over(slot, wish)
+            elif may_go_on and not slot.is_kept:
+                slot.is_kept = True
+                with self._changed:
+                    self._kept.append(slot)
                 self._push(slot)
-                self._answer(wish, slot)
             else:
                 self._give_back(slot)
-                if wish is not None:
-                    self._answer(wish, None)
+
+    def _hand_over(self, slot: _Slot, wish: _Wish) -> None:
+        if not self._renew(slot):
+            self._give_back(slot)
+            self._answer(wish, None)
+            return
+        slot.calls += 1
+        slot.due = None
+        self._push(slot)
+        self._answer(wish, slot)
 
     def _answer(self, wish: _Wish, slot: _Slot | None) -> None:
         """With a slot, or with the news that one was just given back."""
@@ -442,6 +467,11 @@ class _Returns:
         """Wait for the next slot that needs something. A slot stands twice once it is due; the stale one is dropped."""
         with self._changed:
             while not self._closed:
+                wanted = {wish.names for wish in self._wishes}
+                kept = next((slot for slot in self._kept if slot.names in wanted), None)
+                if kept is not None:
+                    self._kept.remove(kept)
+                    return kept
                 if not self._heap:
                     self._changed.wait()
                     continue
@@ -452,6 +482,8 @@ class _Returns:
                     self._changed.wait(when - time.monotonic())
                 else:
                     heapq.heappop(self._heap)
+                    if slot in self._kept:
+                        self._kept.remove(slot)
                     return slot
         return None
 

@@ -33,7 +33,7 @@ def call():
 threads = [threading.Thread(target=call) for _ in range({calls})]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
-time.sleep({window} + 1)  # until the slots have been given back: the process would take its leases along
+time.sleep({window} + pacing.KEEP + 1)  # until the slots have been given back: the process would take its leases along
 """
 
 
@@ -321,6 +321,7 @@ def test_a_slot_is_not_given_back_twice(
 ) -> None:
     """Prefect takes off two for two requests at once; what it may have heard of is left to the lease."""
     monkeypatch.setattr(pacing, "AWAY", 0.1)
+    monkeypatch.setattr(pacing, "KEEP", 0.0)
     watch, answers = returns(PrefectAway("ReadTimeout", may_have_heard=may_have_heard))
     watch.due(watch.hold(NAMES, uuid4(), time.monotonic()), time.monotonic())
     time.sleep(1)
@@ -337,12 +338,30 @@ def test_a_slot_goes_from_caller_to_caller_and_then_to_others(
         watch.due(slot, time.monotonic() + 0.1)
         assert watch.handed_over(NAMES, 5) is slot
     watch.due(slot, time.monotonic() + 0.1)
-    assert watch.handed_over(NAMES, 5) is None
+    assert watch.handed_over(NAMES, 1) is None
     assert answers.asked == ["renew"] * (pacing.CALLS_IN_A_ROW - 1) + ["release"]
 
 
-def test_a_slot_is_handed_over_for_the_same_limits_alone(returns: Returns) -> None:
+def test_a_slot_waits_a_moment_for_the_next_caller(returns: Returns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's next call often comes just after: no slot has to be asked for. Without one it is given back."""
+    monkeypatch.setattr(pacing, "KEEP", 1.0)
+    watch, answers = returns()
+    assert watch.at_hand(NAMES) is None
+    slot = watch.hold(NAMES, uuid4(), time.monotonic())
+    watch.due(slot, time.monotonic())
+    _eventually(lambda: bool(watch._kept), 5)
+    assert watch.at_hand((*NAMES, "test-backlog")) is None
+    assert watch.at_hand(NAMES) is slot
+    assert watch.at_hand(NAMES) is None
+    watch.due(slot, time.monotonic())
+    _eventually(lambda: answers.asked == ["renew", "release"], 5)
+    assert not watch._kept
+    assert not watch._heap
+
+
+def test_a_slot_is_handed_over_for_the_same_limits_alone(returns: Returns, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot of a backfill is no live mail's, which does not count against the backfill's share."""
+    monkeypatch.setattr(pacing, "KEEP", 0.0)
     watch, answers = returns()
     watch.due(watch.hold((*NAMES, "test-backlog"), uuid4(), time.monotonic()), time.monotonic() + 0.1)
     assert watch.handed_over(NAMES, 0.5) is None
