@@ -16,6 +16,7 @@ its own, so that it never stands in the way of live mail.
 import atexit
 import heapq
 import logging
+import random
 import re
 import threading
 import time
@@ -42,6 +43,7 @@ LEASE = 90.0  # seconds; for so long at the most a process that dies leaves its 
 RENEW_AFTER = 25.0  # seconds a call may wait for its response before its lease is renewed, and again; < LEASE - WINDOW
 CALLS_IN_A_ROW = 4  # calls of one process with the same slot before others may have it
 KEEP = 3.0  # seconds that a slot waits for this process's next call
+SOON = 10.0  # seconds within which a slot of this process is waited for, without asking
 ASK_AGAIN = 2.0  # seconds between questions when the slots are held by others
 CHECK_AGAIN = 60.0  # seconds between looks at whether the limit is still switched on
 ANSWER_TIMEOUT = 30.0  # seconds for Prefect to answer
@@ -127,8 +129,11 @@ class PrefectPacer:
                 answer = self._ask(names)
             except httpx.HTTPStatusError as error:
                 if error.response.status_code == httpx.codes.LOCKED:
-                    if slot := self._returns.handed_over(names, ASK_AGAIN):
+                    patience = SOON if self._returns.will_be_free(names, SOON) else ASK_AGAIN
+                    if slot := self._returns.handed_over(names, patience):
                         return slot
+                    # Processes that wait for less than all of this get what was given back as often as this one.
+                    cancelling.sleep(random.uniform(0, ASK_AGAIN))  # noqa: S311  no secret
                 else:
                     self._wait_as_told(error.response.status_code)
                 continue
@@ -383,6 +388,13 @@ class _Returns:
                 return None
         return self.handed_over(names, 1.0)
 
+    def will_be_free(self, names: tuple[str, ...], seconds: float) -> bool:
+        """Whether a slot of this process falls due by then."""
+        latest = time.monotonic() + seconds
+        with self._changed:
+            slots = [slot for _, _, slot in self._heap]
+        return any(slot.names == names and slot.due is not None and slot.due < latest for slot in slots)
+
     def handed_over(self, names: tuple[str, ...], seconds: float) -> _Slot | None:
         """A slot that another caller of this process is through with; None when it is time to ask Prefect again.
 
@@ -434,6 +446,8 @@ class _Returns:
                 self._push(slot)
             else:
                 self._give_back(slot)
+                if wish := self._wish_for(slot):
+                    self._answer(wish, None)
 
     def _hand_over(self, slot: _Slot, wish: _Wish) -> None:
         if not self._renew(slot):

@@ -94,12 +94,13 @@ def _measured(database: str) -> list[Figure]:
         counts = [json.loads(file.read_text()) for file in counted]
     arrived = sorted(float(call["at"]) for call in calls)
     refused = sum(call["status"] == 429 for call in calls)
-    rate = (len(arrived) - CAP) / (arrived[-1] - arrived[0]) * 60
+    # The first burst finds all slots free, and takes as long as Prefect takes to start so many runs.
+    rate = (len(arrived) - CAP) / (arrived[-1] - arrived[CAP - 1]) * 60
     grants = sum(count["grants"] for count in counts)
     asked = sum(count["requests"] for count in counts)
     name = f"pacing.{database}"
     return [
-        Figure(f"{name}.calls_per_minute", round(rate, 1), "calls", "first to last call, without the first burst"),
+        Figure(f"{name}.calls_per_minute", round(rate, 1), "calls", f"from the call {CAP} to the last"),
         Figure(f"{name}.max_in_any_60s", most_in_any_window(arrived), "calls", "as the sandbox sees them arrive"),
         Figure(f"{name}.rejected_429", refused, "calls", "beyond the cap"),
         Figure(f"{name}.requests_per_grant", round(asked / grants, 2), "requests", "to Prefect's API, for one call"),

@@ -342,6 +342,18 @@ def test_a_slot_goes_from_caller_to_caller_and_then_to_others(
     assert answers.asked == ["renew"] * (pacing.CALLS_IN_A_ROW - 1) + ["release"]
 
 
+def test_a_process_asks_less_often_while_it_has_slots_of_its_own(returns: Returns) -> None:
+    """One of them is due soon; a process without any asks again and again."""
+    watch, _ = returns()
+    assert not watch.will_be_free(NAMES, 10)
+    slot = watch.hold(NAMES, uuid4(), time.monotonic())
+    assert not watch.will_be_free(NAMES, 10), "its call has no answer yet"
+    watch.due(slot, time.monotonic() + 5)
+    assert watch.will_be_free(NAMES, 10)
+    assert not watch.will_be_free(NAMES, 1)
+    assert not watch.will_be_free((*NAMES, "test-backlog"), 10)
+
+
 def test_a_slot_waits_a_moment_for_the_next_caller(returns: Returns, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's next call often comes just after: no slot has to be asked for. Without one it is given back."""
     monkeypatch.setattr(pacing, "KEEP", 1.0)
