@@ -41,10 +41,10 @@ logger = logging.getLogger("attachments.pacing")
 WINDOW = 60.0  # seconds that a call counts
 LEASE = 90.0  # seconds; for so long at the most a process that dies leaves its slots taken
 RENEW_AFTER = 25.0  # seconds a call may wait for its response before its lease is renewed, and again; < LEASE - WINDOW
-CALLS_IN_A_ROW = 4  # calls of one process with the same slot before others may have it
+CALLS_IN_A_ROW = 6  # calls of one process with the same slot before others may have it
 KEEP = 3.0  # seconds that a slot waits for this process's next call
-SOON = 10.0  # seconds within which a slot of this process is waited for, without asking
-ASK_AGAIN = 2.0  # seconds between questions when the slots are held by others
+ASK_AGAIN = 2.0  # seconds between questions when all slots are held by others
+LONG = 10.0  # seconds between questions when some are this process's own, and come back to it
 CHECK_AGAIN = 60.0  # seconds between looks at whether the limit is still switched on
 ANSWER_TIMEOUT = 30.0  # seconds for Prefect to answer
 AWAY = 2.0  # seconds between tries while Prefect does not answer
@@ -129,7 +129,7 @@ class PrefectPacer:
                 answer = self._ask(names)
             except httpx.HTTPStatusError as error:
                 if error.response.status_code == httpx.codes.LOCKED:
-                    patience = SOON if self._returns.will_be_free(names, SOON) else ASK_AGAIN
+                    patience = LONG if self._returns.will_be_free(names, WINDOW) else ASK_AGAIN
                     if slot := self._returns.handed_over(names, patience):
                         return slot
                     # Processes that wait for less than all of this get what was given back as often as this one.

@@ -331,7 +331,7 @@ def test_a_slot_is_not_given_back_twice(
 def test_a_slot_goes_from_caller_to_caller_and_then_to_others(
     returns: Returns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four calls in a row with one slot, each a window after the last; then another process may have it."""
+    """Some calls in a row with one slot, each a window after the last; then another process may have it."""
     watch, answers = returns()
     slot = watch.hold(NAMES, uuid4(), time.monotonic())
     for _ in range(pacing.CALLS_IN_A_ROW - 1):
