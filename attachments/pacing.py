@@ -16,6 +16,7 @@ its own, so that it never stands in the way of live mail.
 import atexit
 import heapq
 import logging
+import math
 import random
 import re
 import threading
@@ -256,6 +257,7 @@ class _Pause:
     @contextmanager
     def obeyed(self) -> Iterator[bool]:
         """Enter with a slot, before the call; yields whether it is the one that finds out whether the pause is over."""
+        self._hear()
         while (left := self._left()) > 0:  # ordered while the slot was asked for
             cancelling.sleep(left)
         with self._lock:
@@ -324,10 +326,13 @@ class _Slot:
         self.retry = asked  # monotonic: not to be renewed before
         self.due: float | None = None  # monotonic; None while the response has not begun
         self.is_kept = False  # for KEEP seconds after that, for another caller
+        self.is_over = False  # it is being given back, or left to its lease
         self.failures = 0
 
     def next_action(self) -> float:
         """When the slot needs something, by the monotonic clock: its return, or before that a longer lease."""
+        if self.is_over:
+            return math.inf
         if self.due is None:
             return max(self.leased + RENEW_AFTER, self.retry)
         free = self.due + KEEP * self.is_kept
@@ -378,7 +383,7 @@ class _Returns:
 
     def due(self, slot: _Slot, when: float) -> None:
         """The slot's call leaves the window at `when`, by the monotonic clock."""
-        slot.due, slot.is_kept = when, False
+        slot.due, slot.is_kept, slot.is_over = when, False, False
         self._push(slot)
 
     def at_hand(self, names: tuple[str, ...]) -> _Slot | None:
@@ -517,7 +522,7 @@ class _Returns:
 
         Not when Prefect may have heard: giving back twice at the same moment counts twice there.
         """
-        assert slot.due is not None  # noqa: S101  only slots that are due get here
+        slot.is_over = True
         try:
             self.client.release_concurrency_slots_with_lease(slot.lease)
         except (httpx.HTTPError, PrefectAway) as error:

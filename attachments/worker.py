@@ -38,7 +38,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
-from prefect.client.schemas.responses import WorkerFlowRunResponse
+from prefect.client.schemas.responses import DeploymentResponse, WorkerFlowRunResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import SyncClientContext
 from prefect.exceptions import Abort, ObjectNotFound, Pause
@@ -158,7 +158,8 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         task_status: anyio.abc.TaskStatus[str] | None = None,  # type: ignore[override]  # Prefect stores it as text
     ) -> WarmWorkerResult:
         """Run a flow in a thread; its state in Prefect tells how it ended."""
-        flow = await self._flow_of(flow_run)
+        assert flow_run.deployment_id is not None  # noqa: S101  a work pool's runs come from deployments
+        flow = await self._flow_of(flow_run, await self.client.read_deployment(flow_run.deployment_id))
         if task_status:
             task_status.started(self.name)
         await self._in_thread(flow, flow_run)
@@ -169,9 +170,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         # Not here: the thread goes on when whoever waits for it is cancelled.
         await under_way.run(flow, at_end=lambda: self._forget(under_way))
 
-    async def _flow_of(self, flow_run: FlowRun) -> Flow[..., Any]:
-        assert flow_run.deployment_id is not None  # noqa: S101  a work pool's runs come from deployments
-        deployment = await self.client.read_deployment(flow_run.deployment_id)
+    async def _flow_of(self, flow_run: FlowRun, deployment: DeploymentResponse) -> Flow[..., Any]:
         # Not `updated`, which changes whenever a worker has asked for runs.
         version = repr((deployment.id, deployment.version_id, deployment.entrypoint, deployment.pull_steps))
         if version not in self._flows:
@@ -242,7 +241,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             logger.warning("Prefect is away (%s); looking again in a moment.", type(error).__name__)
         except httpx.HTTPStatusError as error:
             logger.warning("Prefect answered %d; looking again in a moment.", error.response.status_code)
-        except ValueError as error:
+        except Exception as error:  # noqa: BLE001  whatever a proxy answers, the worker must go on looking
             logger.warning("Prefect's answer cannot be read (%s); looking again in a moment.", type(error).__name__)
         return []
 
@@ -252,7 +251,9 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         Prefect's own takes a slot for each, and the second slot for one run would end the worker.
         """
         held = set(self._limiter.statistics().borrowers) if self._limiter else set()
-        fresh = [found for found in flow_run_response if found.flow_run.id not in held | self._under_way.keys()]
+        # A copy, made in one step: threads that end take theirs out meanwhile.
+        held.update(list(self._under_way))
+        fresh = [found for found in flow_run_response if found.flow_run.id not in held]
         return await super()._submit_scheduled_flow_runs(fresh)
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
@@ -277,15 +278,23 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
 
     async def _taken(self, flow_run: FlowRun) -> Flow[..., Any] | None:
         """The flow of a run that is this worker's now; None when the run is not to be started."""
+        assert flow_run.deployment_id is not None  # noqa: S101  a work pool's runs come from deployments
         try:
-            flow = await self._flow_of(flow_run)
-            return flow if await self._propose_pending_state(flow_run) else None
+            deployment = await self.client.read_deployment(flow_run.deployment_id)
+            if not await self._propose_pending_state(flow_run):
+                return None
         except ObjectNotFound:
             logger.warning("Flow run %s is cancelled: its deployment is gone.", flow_run.id)
             await self._set_state(flow_run, Cancelled(message="Its deployment does not exist any more."))
+            return None
         except (httpx.HTTPError, ValueError) as error:  # ValueError: what answers is not Prefect
             logger.warning("Flow run %s could not be started yet (%s).", flow_run.id, type(error).__name__)
-        except Exception as error:  # whatever a user's code raises when it is loaded
+            return None
+        try:
+            return await self._flow_of(flow_run, deployment)
+        except httpx.TransportError as error:
+            logger.warning("Flow run %s could not be started yet (%s).", flow_run.id, type(error).__name__)
+        except Exception as error:  # whatever the flow's code raises when it is loaded
             logger.exception("Flow run %s cannot be run.", flow_run.id)
             await self._propose_crashed_state(flow_run, f"The flow cannot be loaded: {type(error).__name__}: {error}")
         return None
@@ -316,7 +325,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             if not self.is_setup:
                 raise
             logger.warning("Prefect answered %d; the worker goes on.", error.response.status_code)
-        except ValueError as error:
+        except Exception as error:
             if not self.is_setup:
                 raise
             logger.warning("Prefect's answer cannot be read (%s); the worker goes on.", type(error).__name__)
@@ -536,5 +545,8 @@ class _UnderWay:
             return
         if error is None:
             self.ended.set_result(None)
-        else:
+        elif isinstance(error, Exception) and not isinstance(error, StopIteration):
             self.ended.set_exception(error)
+        else:
+            # What a flow says to its interpreter (SystemExit) is not said to the worker.
+            self.ended.set_exception(RuntimeError(type(error).__name__))

@@ -371,6 +371,20 @@ def test_a_slot_waits_a_moment_for_the_next_caller(returns: Returns, monkeypatch
     assert not watch._heap
 
 
+def test_a_kept_slot_that_was_left_to_its_lease_is_left_alone(
+    returns: Returns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect hangs as it is handed over and as it is given back; it may have heard, so nothing more is sent."""
+    monkeypatch.setattr(pacing, "KEEP", 1.0)
+    away = [PrefectAway("ReadTimeout", may_have_heard=True) for _ in range(2)]
+    watch, answers = returns(*away)
+    watch.due(watch.hold(NAMES, uuid4(), time.monotonic()), time.monotonic())
+    _eventually(lambda: bool(watch._kept), 5)
+    assert watch.at_hand(NAMES) is None
+    time.sleep(2)
+    assert answers.asked == ["renew", "release"]
+
+
 def test_a_slot_is_handed_over_for_the_same_limits_alone(returns: Returns, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot of a backfill is no live mail's, which does not count against the backfill's share."""
     monkeypatch.setattr(pacing, "KEEP", 0.0)

@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Pending, Running
+from prefect.workers.base import BaseWorker
 
 from attachments import worker as figures
 from attachments.worker import MINE, WarmWorker, _UnderWay, _Watch
@@ -190,6 +191,70 @@ def test_a_run_that_cannot_be_started_keeps_no_slot_and_ends_no_worker(
 
     asyncio.run(submit())
     assert told == (["Cancelled"] if isinstance(error, ObjectNotFound) else [])
+
+
+@pytest.mark.parametrize("error", [ValueError("a setting"), ObjectNotFound(OSError()), ImportError("no module")])
+def test_a_flow_that_cannot_be_loaded_is_told_as_crashed(
+    error: Exception, worker: WarmWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its code raises: not taken for Prefect's absence, and not tried again for ever."""
+    told: list[str] = []
+
+    async def failing(*_: Any) -> None:
+        raise error
+
+    async def yes(*_: Any) -> bool:
+        return True
+
+    async def crashed(_: WarmWorker, __: FlowRun, message: str) -> None:
+        told.append(message)
+
+    monkeypatch.setattr(WarmWorker, "_flow_of", failing)
+    monkeypatch.setattr(WarmWorker, "_propose_pending_state", yes)
+    monkeypatch.setattr(WarmWorker, "_propose_crashed_state", crashed)
+
+    async def submit() -> None:
+        run = pending()
+        run.deployment_id = uuid4()
+        worker._client = cast("Any", SimpleNamespace(read_deployment=yes))
+        worker._limiter = anyio.CapacityLimiter(2)
+        worker._limiter.acquire_on_behalf_of_nowait(run.id)
+        await worker._submit_run(run)
+        assert worker._limiter.borrowed_tokens == 0
+
+    asyncio.run(submit())
+    assert len(told) == 1
+    assert type(error).__name__ in told[0]
+
+
+@pytest.mark.parametrize("error", [httpx.DecodingError(""), httpx.TooManyRedirects(""), RuntimeError()])
+def test_no_answer_ends_the_worker(error: Exception, worker: WarmWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its looks for runs nor its heartbeat."""
+
+    async def failing(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(BaseWorker, "get_and_submit_flow_runs", failing)
+    monkeypatch.setattr(BaseWorker, "sync_with_backend", failing)
+    worker.is_setup = True
+    assert asyncio.run(worker.get_and_submit_flow_runs()) == []
+    asyncio.run(worker.sync_with_backend())
+
+
+def test_a_flow_that_exits_does_not_end_the_worker(worker: WarmWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sys.exit()` in a flow is the flow's business."""
+
+    def exiting(*_: Any) -> None:
+        raise SystemExit(3)
+
+    monkeypatch.setattr(figures, "_run", exiting)
+
+    async def run() -> None:
+        under_way = _UnderWay(pending(), worker.name)
+        with pytest.raises(RuntimeError, match="SystemExit"):
+            await under_way.run(cast("Any", None), at_end=lambda: None)
+
+    asyncio.run(run())
 
 
 def test_a_thread_that_ends_late_does_not_take_its_successor_along(worker: WarmWorker) -> None:

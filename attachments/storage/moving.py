@@ -30,7 +30,7 @@ from fsspec.asyn import AsyncFileSystem
 
 from attachments.storage.backend import Backend, Conflict, Failure, Labels, Listed, Residue, Standing, Upload, Version
 from attachments.storage.encryption import Encryption
-from attachments.storage.errors import AlreadyExists, UnsupportedStore
+from attachments.storage.errors import UnsupportedStore
 from attachments.storage.local_errors import failure_of
 from attachments.storage.sidecars import PROOFS, proven
 
@@ -170,10 +170,12 @@ class MovingBackend(Backend):
                 self._fs.pipe_file(self._path(source), content)
                 try:
                     self._move(source, target)
-                except OSError as error:
-                    if content == b"one" or failure_of(error).kind is not AlreadyExists:
-                        raise
-                    return False
+                except Exception:
+                    # Refused, or failed? FTP has one error for both.
+                    is_as_before = content == b"two" and self._fs.cat_file(self._path(target)) == b"one"
+                    if is_as_before and self._fs.exists(self._path(source)):
+                        return False
+                    raise
                 finally:
                     self._forget(source)
             return bool(self._fs.cat_file(self._path(target)) == b"two")
@@ -291,9 +293,10 @@ class _MovingUpload(Upload):
         for _ in range(_SETTLING):
             found = backend.load(proof)
             stands = found[0] if found else b""
-            if stands == claim and len(claims) == 1:
+            claimed = proven(stands).get("stored-sha256")
+            if claimed in claims and len(claims) == 1:
                 return
-            claims.setdefault(proven(stands).get("stored-sha256"), stands)
+            claims.setdefault(claimed, stands)
             digest = hashlib.sha256()
             for block in backend.read(self._path):
                 digest.update(block)

@@ -44,6 +44,17 @@ class Refusing(MemoryFileSystem):
         super().mv(path1, path2)
 
 
+class Ftp(MemoryFileSystem):
+    """Refuses to move over what stands there as some FTP servers do, with an error that is no OSError."""
+
+    protocol = "refusing-ftp"
+
+    def mv(self, path1: str, path2: str, **_: Any) -> None:
+        if self.exists(path2):
+            raise ftplib.error_perm(f"550 {path2}: file exists")
+        super().mv(path1, path2)
+
+
 class Failing(MemoryFileSystem):
     """Fails as FTP does, with an error that is no OSError and tells the path."""
 
@@ -60,11 +71,11 @@ def root() -> str:
     return f"//{uuid.uuid4().hex}/root"
 
 
-for kind in (Ignoring, Refusing, Failing):
+for kind in (Ignoring, Refusing, Ftp, Failing):
     fsspec.register_implementation(str(kind.protocol), kind, clobber=True)
 
 
-@pytest.mark.parametrize("protocol", ["ignoring", "refusing"])
+@pytest.mark.parametrize("protocol", ["ignoring", "refusing", "refusing-ftp"])
 def test_a_store_whose_files_cannot_be_replaced_is_refused(protocol: str, root: str) -> None:
     """Before anything is downloaded: a manifest could not be changed as one step. Nothing stays of the try."""
     store = open_store(f"{protocol}:{root}")
