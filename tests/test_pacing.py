@@ -173,7 +173,7 @@ def test_a_429_pauses_and_a_second_one_pauses_longer(
     api: httpx.Client, no_pause: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a 429 no call is made for a while; when the next is refused again, for twice as long."""
-    monkeypatch.setattr(pacing, "FIRST_PAUSE", 1.0)
+    monkeypatch.setattr(pacing, "FIRST_PAUSE", 3.0)
     pacer = pacing.PrefectPacer("test-limit")
     pauses = []
     with pacer.call():
@@ -183,8 +183,8 @@ def test_a_429_pauses_and_a_second_one_pauses_longer(
         with pacer.call():
             pauses.append(time.monotonic() - started)
             pacer.rate_limited()
-    assert 0.9 < pauses[0] < 1.9
-    assert 1.9 < pauses[1] < 3.5
+    assert 2.9 < pauses[0] < 5.9
+    assert 5.9 < pauses[1] < 11.9
 
 
 @pytest.fixture
@@ -242,16 +242,16 @@ def test_a_pause_is_heard_of_by_a_process_that_met_none(
         pacing.PrefectPacer("test-limit").rate_limited()
     started = time.monotonic()
     with pacing.PrefectPacer("test-limit").call():
-        assert 1.0 < time.monotonic() - started < 4.0
+        assert 1.0 < time.monotonic() - started < 20
 
 
 def test_a_pause_is_obeyed_once_whatever_the_clocks_say(
     api: httpx.Client, no_pause: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another host's clock is an hour ahead: its pause of a second takes a second, and does not begin again."""
+    """Another host's clock is an hour ahead: its pause of five seconds takes five seconds, and does not begin again."""
     monkeypatch.setattr(pacing, "HEAR", 0.1)
     until = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-    pause = {"name": "test-limit-pause", "value": {"until": until, "seconds": 1.0}}
+    pause = {"name": "test-limit-pause", "value": {"until": until, "seconds": 5.0}}
     api.post("/variables/", json=pause).raise_for_status()
     pacer = pacing.PrefectPacer("test-limit")
     waited = []
@@ -260,8 +260,8 @@ def test_a_pause_is_obeyed_once_whatever_the_clocks_say(
         with pacer.call():
             waited.append(time.monotonic() - started)
         time.sleep(0.2)
-    assert 0.9 < waited[0] < 4
-    assert max(waited[1:]) < 0.9
+    assert 4.9 < waited[0] < 20
+    assert max(waited[1:]) < 4.9
 
 
 class Answers:

@@ -14,6 +14,9 @@ from typing import Self
 
 Script = Callable[[socket.socket], bool]
 
+SOON = 15.0
+"""Seconds for what takes a fraction of one, on a busy machine; what it is told apart from takes 20, 60, or for ever."""
+
 
 class RawServer:
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:

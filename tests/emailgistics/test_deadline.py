@@ -19,7 +19,7 @@ from attachments.emailgistics import (
 )
 from attachments.emailgistics.deadline import Call, DeadlineStream
 
-from .raw_server import RawServer, head, ok, sent
+from .raw_server import SOON, RawServer, head, ok, sent
 
 HALF = head("Content-Length: 1000000") + b"x" * 1000
 BARE = head("Connection: close") + b"x" * 1000
@@ -45,7 +45,7 @@ def either(request: pytest.FixtureRequest) -> RawServer:
 def test_a_stall_ends_at_the_deadline(either: RawServer, beginning: bytes) -> None:
     """Even with a longer read time-out, before the headers as after them, and framed or not."""
     either.answer(either.stalled(beginning))
-    assert 0.25 <= timed_out(either, DeadlineExceeded, download_timeout=60, download_deadline=0.3) < 2
+    assert 0.25 <= timed_out(either, DeadlineExceeded, download_timeout=60, download_deadline=0.3) < SOON
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,14 @@ def test_a_stall_ends_at_the_deadline(either: RawServer, beginning: bytes) -> No
 def test_a_drip_ends_at_the_deadline(either: RawServer, beginning: bytes, drop: bytes) -> None:
     """Bytes that keep coming satisfy every read, and do not keep the call alive."""
     either.answer(either.dripping(beginning, drop, 0.02))
-    assert 0.25 <= timed_out(either, DeadlineExceeded, download_timeout=60, download_deadline=0.3) < 2
+    assert 0.25 <= timed_out(either, DeadlineExceeded, download_timeout=60, download_deadline=0.3) < SOON
 
 
 @pytest.mark.parametrize("beginning", [b"", HALF])
 def test_a_stall_ends_at_the_read_timeout(either: RawServer, beginning: bytes) -> None:
     """A single wait is limited, too, and says so."""
     either.answer(either.stalled(beginning))
-    assert 0.15 <= timed_out(either, TimedOut, download_timeout=0.2, download_deadline=60) < 2
+    assert 0.15 <= timed_out(either, TimedOut, download_timeout=0.2, download_deadline=60) < SOON
 
 
 def test_a_listing_ends_at_its_timeout(vendor: RawServer) -> None:
@@ -78,7 +78,7 @@ def test_a_listing_ends_at_its_timeout(vendor: RawServer) -> None:
             started = time.monotonic()
             with pytest.raises(TimedOut):
                 client.list_attachments("message")
-            assert 0.25 <= time.monotonic() - started < 2
+            assert 0.25 <= time.monotonic() - started < SOON
 
 
 def test_the_deadline_holds_on_a_reused_connection(vendor: RawServer) -> None:
@@ -174,7 +174,7 @@ def test_a_refused_connection_is_no_timeout() -> None:
 def test_a_cut_in_time_is_a_cut(vendor: RawServer) -> None:
     """A body that is cut before the deadline is `Truncated`, not late."""
     vendor.answer(sent(HALF))
-    assert timed_out(vendor, Truncated, download_timeout=60, download_deadline=5) < 2
+    assert timed_out(vendor, Truncated, download_timeout=60, download_deadline=60) < SOON
 
 
 @pytest.mark.parametrize("beginning", [HALF, BARE, head("Transfer-Encoding: chunked") + b"1\r\nx\r\n"])
@@ -187,7 +187,7 @@ def test_abort_ends_a_download(either: RawServer, beginning: bytes) -> None:
             threading.Timer(0.2, download.abort).start()
             with pytest.raises(Aborted) as raised:
                 list(download)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < SOON
     assert not raised.value.retryable
 
 

@@ -23,7 +23,7 @@ from attachments.emailgistics import (
 from attachments.emailgistics.deadline import READ_BYTES
 from attachments.emailgistics.transport import LARGE_BYTES, PIECE_BYTES
 
-from .raw_server import RawServer, Script, head, ok, reset, sent
+from .raw_server import SOON, RawServer, Script, head, ok, reset, sent
 
 BLOCK = bytes(range(251)) * 4177
 LARGE = LARGE_BYTES + 12_345
@@ -165,7 +165,7 @@ def test_a_stall_ends_in_time(either: RawServer, limits: dict[str, float], error
         started = time.monotonic()
         with pytest.raises(error):
             fetch(client)
-        assert 0.25 <= time.monotonic() - started < 2
+        assert 0.25 <= time.monotonic() - started < SOON
 
 
 def test_a_drip_ends_at_the_deadline(either: RawServer) -> None:
@@ -175,7 +175,7 @@ def test_a_drip_ends_at_the_deadline(either: RawServer) -> None:
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             fetch(client)
-        assert 0.25 <= time.monotonic() - started < 2
+        assert 0.25 <= time.monotonic() - started < SOON
 
 
 def test_no_read_begins_after_the_deadline(vendor: RawServer) -> None:
@@ -202,7 +202,7 @@ def test_it_is_aborted_from_another_thread(either: RawServer, whose: str) -> Non
             threading.Timer(0.2, client.abort if whose == "the client's" else download.abort).start()
             with pytest.raises(Aborted):
                 list(download)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < SOON
         either.answer(sent(ok(b"hello")))
         assert fetch(client)[0] == 5
 

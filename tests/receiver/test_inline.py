@@ -106,7 +106,7 @@ def test_past_the_deadline_it_is_still_downloading(inline: Receiver) -> None:
     """Success without actions; the run goes on."""
     started = time.monotonic()
     answer = inline.deliver("a", "hasty")
-    assert 0.9 < time.monotonic() - started < 3
+    assert 0.9 < time.monotonic() - started < 20
     assert answer.json() == {"status": "success", "message": "Still downloading."}
 
 

@@ -214,7 +214,7 @@ def test_many_at_once(sandbox: Sandbox, receiver: Receiver):
     began = time.monotonic()
     rows = sandbox.control.deliver(message_id=message["id"], url=receiver.url, times=20)
     assert [row["outcome"] for row in rows] == ["success"] * 20
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 5, "side by side: one after the other they take 6 s"
     assert len({json.dumps(payload) for _, payload, _ in receiver.posts}) == 1
 
 

@@ -878,7 +878,7 @@ def test_an_unreachable_service_is_unavailable(caplog: pytest.LogCaptureFixture)
         store = open_store("gs://some/root", {"token": "anon", "endpoint_url": f"http://127.0.0.1:{port}"})
         started = time.monotonic()
         fails(store, StoreUnavailable, "ClientConnectorError", caplog)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
 
 
 @pytest.mark.parametrize(

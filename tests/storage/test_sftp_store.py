@@ -527,7 +527,7 @@ def test_a_server_that_is_not_there_is_told_quickly() -> None:
     with pytest.raises(StoreUnavailable) as caught:
         store.write(MESSAGE, ATTACHMENT, CANARY, [b"x"])
     assert CANARY not in "".join(traceback.format_exception(caught.value))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
 
 
 def test_a_server_that_says_nothing_is_given_up() -> None:
@@ -545,7 +545,7 @@ def test_a_server_that_says_nothing_is_given_up() -> None:
         started = time.monotonic()
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(ask, range(8)))
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 7, "together: one after the other they take 8 s"
 
 
 def test_a_server_that_freezes_is_given_up_and_left(own: Spot, monkeypatch: pytest.MonkeyPatch) -> None:
