@@ -191,9 +191,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             try:
                 await self._end_cancelled()
             except Exception as error:  # noqa: BLE001  whatever a proxy answers, the worker must go on looking
-                logger.warning(
-                    "Prefect does not say which runs are cancelled (%s); it is asked again.", type(error).__name__
-                )
+                logger.warning("Prefect does not say which runs are cancelled (%s); it is asked again.", _reason(error))
 
     async def _end_cancelled(self) -> None:
         # A copy, made in one step: threads that end take theirs out meanwhile.
@@ -237,12 +235,8 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         """Look for runs. Prefect's own loop gives up after a minute without the API; this one does not."""
         try:
             return await super().get_and_submit_flow_runs()
-        except httpx.TransportError as error:
-            logger.warning("Prefect is away (%s); looking again in a moment.", type(error).__name__)
-        except httpx.HTTPStatusError as error:
-            logger.warning("Prefect answered %d; looking again in a moment.", error.response.status_code)
         except Exception as error:  # noqa: BLE001  whatever a proxy answers, the worker must go on looking
-            logger.warning("Prefect's answer cannot be read (%s); looking again in a moment.", type(error).__name__)
+            logger.warning("Prefect names no runs (%s); looking again in a moment.", _reason(error))
         return []
 
     async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> list[FlowRun]:
@@ -308,27 +302,14 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             return False
         return state.is_pending()
 
-    async def _mark_flow_run_as_cancelled(self, flow_run: FlowRun, *args: Any, **options: Any) -> None:
-        """End a run whose deployment is gone. Prefect's own keeps the slot, and after eight such runs takes no more."""
-        self._release_limit_slot(flow_run.id)
-        await super()._mark_flow_run_as_cancelled(flow_run, *args, **options)
-
     async def sync_with_backend(self) -> None:
         """Prefect's own heartbeat, which likewise must outlive the API's absence once the worker is set up."""
         try:
             await super().sync_with_backend()
-        except httpx.TransportError as error:
-            if not self.is_setup:
-                raise
-            logger.warning("Prefect is away (%s); the worker goes on.", type(error).__name__)
-        except httpx.HTTPStatusError as error:
-            if not self.is_setup:
-                raise
-            logger.warning("Prefect answered %d; the worker goes on.", error.response.status_code)
         except Exception as error:
             if not self.is_setup:
                 raise
-            logger.warning("Prefect's answer cannot be read (%s); the worker goes on.", type(error).__name__)
+            logger.warning("Prefect does not hear of the worker (%s); the worker goes on.", _reason(error))
 
     # ---- the watch over dead workers ----
 
@@ -343,10 +324,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
                     await self._take_up_orphans(watch)
             except Exception as error:  # noqa: BLE001  the outermost loop: whatever a proxy answers, the worker must go on beating
                 watch.api_failed()
-                reason = (
-                    error.response.status_code if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
-                )
-                logger.warning("Prefect does not take the worker's heartbeat (%s); it is tried again.", reason)
+                logger.warning("Prefect does not take the worker's heartbeat (%s); it is tried again.", _reason(error))
 
     async def _take_up_orphans(self, watch: "_Watch") -> None:
         workers = await self.client.read_workers_for_work_pool(
@@ -430,6 +408,11 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         with suppress(ObjectNotFound, Abort):
             await self.client.set_flow_run_state(run.id, state, force=True)
             logger.warning("Flow run %s is now %s: %s", run.id, state.name, state.message)
+
+
+def _reason(error: Exception) -> str:
+    """Why Prefect could not be asked: a status or a kind of error, never a text of unknown origin."""
+    return str(error.response.status_code) if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
 
 
 def _owner(run: FlowRun) -> str | None:
