@@ -81,12 +81,14 @@ class PrefectPacer:
 
     def __init__(self, limit_name: str, backlog_limit_name: str | None = None) -> None:
         self.limit_name = limit_name
-        self._names = {
+        self._names: dict[bool, tuple[str, ...]] = {
             False: (limit_name,),
             True: (limit_name, backlog_limit_name) if backlog_limit_name else (limit_name,),
         }
         self._lines = {False: _Line(), True: _Line()}
         self._checked = dict.fromkeys(self._names[True], -CHECK_AGAIN)
+        self._full = dict.fromkeys(self._names.values(), 0.0)
+        """Until when, by the monotonic clock, nobody here asks for a slot: just now all were taken."""
         self._returns = _Returns()
         self._pause = _Pause(limit_name, self._returns.client)
 
@@ -126,15 +128,19 @@ class PrefectPacer:
             if slot := self._returns.at_hand(names):
                 return slot
             asked = time.monotonic()
+            if asked < self._full[names]:
+                if slot := self._returns.handed_over(names, self._full[names] - asked):
+                    return slot
+                self._full[names] = 0.0
+                # Processes that wait for less than all of this get what was given back as often as this one.
+                cancelling.sleep(random.uniform(0, ASK_AGAIN))  # noqa: S311  no secret
+                continue
             try:
                 answer = self._ask(names)
             except httpx.HTTPStatusError as error:
                 if error.response.status_code == httpx.codes.LOCKED:
                     patience = LONG if self._returns.will_be_free(names, WINDOW) else ASK_AGAIN
-                    if slot := self._returns.handed_over(names, patience):
-                        return slot
-                    # Processes that wait for less than all of this get what was given back as often as this one.
-                    cancelling.sleep(random.uniform(0, ASK_AGAIN))  # noqa: S311  no secret
+                    self._full[names] = time.monotonic() + patience
                 else:
                     self._wait_as_told(error.response.status_code)
                 continue

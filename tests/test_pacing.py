@@ -354,6 +354,34 @@ def test_a_process_asks_less_often_while_it_has_slots_of_its_own(returns: Return
     assert not watch.will_be_free((*NAMES, "test-backlog"), 10)
 
 
+def test_callers_that_wait_for_a_slot_that_comes_back_ask_for_no_other(
+    api: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five calls with one slot: the first takes it, the second hears that there is no other, and it is handed on."""
+    monkeypatch.setattr(pacing, "WINDOW", 1.0)
+    api.patch("/v2/concurrency_limits/test-limit", json={"limit": 1}).raise_for_status()
+    pacer = pacing.PrefectPacer("test-limit")
+    asked: list[int] = []
+    ask = pacer._ask
+
+    def counted(names: tuple[str, ...]) -> httpx.Response:
+        asked.append(1)
+        return ask(names)
+
+    monkeypatch.setattr(pacer, "_ask", counted)
+    threads = [threading.Thread(target=_call, args=(pacer,)) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(asked) == 2
+
+
+def _call(pacer: pacing.PrefectPacer) -> None:
+    with pacer.call():
+        pass
+
+
 def test_a_slot_waits_a_moment_for_the_next_caller(returns: Returns, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's next call often comes just after: no slot has to be asked for. Without one it is given back."""
     monkeypatch.setattr(pacing, "KEEP", 1.0)
