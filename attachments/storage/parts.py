@@ -7,7 +7,6 @@ way while the next one fills. Measured with 8 streams of 1 GB: see `make bench`.
 from __future__ import annotations
 
 import asyncio
-import io
 import random
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -37,7 +36,8 @@ class PartedUpload(Upload):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._filling = io.BytesIO()
+        self._filling: list[bytes | memoryview] = []
+        self._filled = 0
         self._parts = 0
         self._under_way: Future[None] | None = None
         self._begun = False
@@ -46,13 +46,13 @@ class PartedUpload(Upload):
     def write(self, data: bytes) -> None:
         rest: bytes | memoryview = data
         while rest:
-            room = PART_BYTES - self._filling.tell()
-            if not room:
+            if self._filled == PART_BYTES:
                 self._send()
-                continue
+            room = PART_BYTES - self._filled
             if len(rest) > room:
                 rest = memoryview(rest)
-            self._filling.write(rest[:room])
+            self._filling.append(rest[:room])
+            self._filled += min(room, len(rest))
             rest = rest[room:]
 
     def commit(self, metadata: Mapping[str, str]) -> None:
@@ -76,8 +76,8 @@ class PartedUpload(Upload):
             run(self._abort(), self._loop)
 
     def _taken(self) -> bytes:
-        part = self._filling.getvalue()  # its own buffer, not a copy
-        self._filling = io.BytesIO()
+        part = b"".join(self._filling)
+        self._filling, self._filled = [], 0
         return part
 
     def _send(self) -> None:
