@@ -22,14 +22,15 @@ LIMIT = 5
 NAMES = ("test-limit",)
 WINDOW = 3.0
 
+# Their threads write a line at once: `print` writes its end apart, and another thread's line can come in between.
 CALLS = """
-import sys, threading, time
+import os, threading, time
 from attachments import pacing
 pacing.WINDOW = {window}
 pacer = pacing.PrefectPacer("test-limit")
 def call():
     with pacer.call():
-        print(time.monotonic(), flush=True)
+        os.write(1, f"{{time.monotonic()}}\\n".encode())
 threads = [threading.Thread(target=call) for _ in range({calls})]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
@@ -196,7 +197,7 @@ def no_pause(api: httpx.Client) -> Iterator[None]:
 
 
 STORM = """
-import sys, threading, time
+import os, threading, time
 from attachments import pacing
 pacing.WINDOW, pacing.FIRST_PAUSE, pacing.HEAR = 0.5, 3.0, 0.5
 pacer = pacing.PrefectPacer("test-limit")
@@ -204,7 +205,7 @@ def call():
     while True:
         with pacer.call():
             refused = time.time() < {end}
-            print(time.time(), refused, flush=True)
+            os.write(1, f"{{time.time()}} {{refused}}\\n".encode())
             time.sleep(0.05)
             if refused:
                 pacer.rate_limited()
