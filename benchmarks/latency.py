@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from attachments.demo.processes import wait_for
 from benchmarks.figures import Figure
 from benchmarks.installations import Installation, installation, wait_for_file
 from benchmarks.processes import serving
@@ -69,7 +70,8 @@ def _process_worker(everything: Installation, client: httpx.Client) -> list[floa
     default = everything.prefect.get("deployments/name/download-attachments/default").raise_for_status().json()
     fields = ("flow_id", "entrypoint", "parameter_openapi_schema", "pull_steps")
     body = {**{field: default[field] for field in fields}, "name": "process", "work_pool_name": POOL}
-    everything.prefect.post("deployments/", json=body).raise_for_status()
+    # Making a deployment again changes nothing, and embedded SQLite may say 503 at first.
+    wait_for(lambda: everything.prefect.post("deployments/", json=body).is_success, "the deployment to be made")
     prefect = str(Path(everything.road.worker.command[0]))
     # As quick as it can be: Prefect's own would look every 10 s.
     everything.add_worker(
