@@ -43,9 +43,11 @@ WINDOW = 60.0  # seconds that a call counts
 LEASE = 90.0  # seconds; for so long at the most a process that dies leaves its slots taken
 RENEW_AFTER = 25.0  # seconds a call may wait for its response before its lease is renewed, and again; < LEASE - WINDOW
 CALLS_IN_A_ROW = 6  # calls of one process with the same slot before others may have it
-KEEP = 3.0  # seconds that a slot waits for this process's next call
+KEEP = 1.0  # seconds that a slot waits for this process's next call
 ASK_AGAIN = 2.0  # seconds between questions when all slots are held by others
-LONG = 10.0  # seconds between questions when some are this process's own, and come back to it
+LONG = 3.0  # seconds between questions when some are this process's own, and come back to it
+ASIDE = 1.0  # seconds at the most between news of a free slot and the question for it, so that processes take turns
+BUSY = 0.1  # seconds to begin with before a question is asked again that a busy SQLite has not answered
 CHECK_AGAIN = 60.0  # seconds between looks at whether the limit is still switched on
 ANSWER_TIMEOUT = 30.0  # seconds for Prefect to answer
 AWAY = 2.0  # seconds between tries while Prefect does not answer
@@ -133,7 +135,7 @@ class PrefectPacer:
                     return slot
                 self._full[names] = 0.0
                 # Processes that wait for less than all of this get what was given back as often as this one.
-                cancelling.sleep(random.uniform(0, ASK_AGAIN))  # noqa: S311  no secret
+                cancelling.sleep(random.uniform(0, ASIDE))  # noqa: S311  no secret
                 continue
             try:
                 answer = self._ask(names)
@@ -370,7 +372,7 @@ class _Returns:
         # Settings of its own keep it apart from the client of whatever flow run happens to come first,
         # which is closed when that run ends.
         self.client = get_client(httpx_settings={"timeout": ANSWER_TIMEOUT}, sync_client=True)
-        make_patient(self.client, tell_when_away=True)
+        make_patient(self.client, tell_when_away=True, shortest=BUSY)
         self.client.__enter__()
         self._changed = threading.Condition()
         self._heap: list[tuple[float, int, _Slot]] = []

@@ -27,27 +27,31 @@ class PrefectAway(Exception):
         self.may_have_heard = may_have_heard
 
 
-def make_patient(client: PrefectClient | SyncPrefectClient, *, tell_when_away: bool = False) -> None:
+def make_patient(
+    client: PrefectClient | SyncPrefectClient, *, tell_when_away: bool = False, shortest: float = SHORTEST
+) -> None:
     """Let a client of Prefect's ask again quickly while the API answers 503.
 
     Prefect makes its clients itself and offers no way in but the httpx client that it wraps. A connection through
-    a proxy keeps Prefect's own pace. With `tell_when_away`, a synchronous client raises `PrefectAway` at once where
-    Prefect's own would go on trying for a minute.
+    a proxy keeps Prefect's own pace. `shortest`: seconds before it asks again for the first time; little where somebody
+    waits for the answer, more where many ask at once. With `tell_when_away`, a synchronous client raises `PrefectAway`
+    at once where Prefect's own would go on trying for a minute.
     """
     inner = client._client
     if isinstance(inner, httpx.AsyncClient):
-        inner._transport = _AsyncPatience(inner._transport)
+        inner._transport = _AsyncPatience(inner._transport, shortest)
     else:
-        inner._transport = _Patience(inner._transport, tell_when_away=tell_when_away)
+        inner._transport = _Patience(inner._transport, shortest, tell_when_away=tell_when_away)
 
 
 class _Patience(httpx.BaseTransport):
-    def __init__(self, inner: httpx.BaseTransport, *, tell_when_away: bool) -> None:
+    def __init__(self, inner: httpx.BaseTransport, shortest: float, *, tell_when_away: bool) -> None:
         self._inner = inner
+        self._shortest = shortest
         self._tell_when_away = tell_when_away
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        pauses = _Pauses()
+        pauses = _Pauses(self._shortest)
         while True:
             try:
                 response = self._inner.handle_request(request)
@@ -67,11 +71,12 @@ class _Patience(httpx.BaseTransport):
 
 
 class _AsyncPatience(httpx.AsyncBaseTransport):
-    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+    def __init__(self, inner: httpx.AsyncBaseTransport, shortest: float) -> None:
         self._inner = inner
+        self._shortest = shortest
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        pauses = _Pauses()
+        pauses = _Pauses(self._shortest)
         while True:
             response = await self._inner.handle_async_request(request)
             pause = pauses.after(response)
@@ -87,9 +92,9 @@ class _AsyncPatience(httpx.AsyncBaseTransport):
 class _Pauses:
     """How long to wait after each answer of one request."""
 
-    def __init__(self) -> None:
+    def __init__(self, shortest: float) -> None:
         self._end = time.monotonic() + PATIENCE
-        self._next = SHORTEST
+        self._next = shortest
 
     def after(self, response: httpx.Response) -> float | None:
         """Seconds to wait before asking again; None when the answer stands."""

@@ -360,6 +360,7 @@ def test_callers_that_wait_for_a_slot_that_comes_back_ask_for_no_other(
 ) -> None:
     """Five calls with one slot: the first takes it, the second hears that there is no other, and it is handed on."""
     monkeypatch.setattr(pacing, "WINDOW", 1.0)
+    monkeypatch.setattr(pacing, "LONG", 10.0)  # longer than it takes them all
     api.patch("/v2/concurrency_limits/test-limit", json={"limit": 1}).raise_for_status()
     pacer = pacing.PrefectPacer("test-limit")
     asked: list[int] = []
