@@ -16,6 +16,9 @@ from attachments.emailgistics.transport import CALL
 ACTION = "emailgistics.action"
 """The extension of a request that says in words what it does, for messages."""
 
+OWN_LIMIT = "emailgistics.own_limit"
+"""The extension of a request that has a limit of its own besides: its 429 says nothing of the calls a minute."""
+
 TOO_MANY_REQUESTS = 429
 
 
@@ -56,7 +59,7 @@ class PacedTransport(httpx.BaseTransport):
             call.start()
             with translated(request.extensions[ACTION], call):
                 response = self._inner.handle_request(request)
-            if response.status_code == TOO_MANY_REQUESTS:
+            if response.status_code == TOO_MANY_REQUESTS and not request.extensions.get(OWN_LIMIT):
                 self._pacer.rate_limited()
         return response
 
