@@ -326,8 +326,10 @@ def test_pages_that_lead_in_a_circle(vendor: RawServer, client: EmailgisticsClie
     """It ends with an error, not never."""
     page = {"status": "done", "result": {"data": []}, "_links": {"next": {"href": "/again"}}}
     vendor.answer(*[sent(ok(json.dumps(page).encode()))] * 4)
-    with EmailgisticsClient(vendor.url, "key") as dizzy, pytest.raises(BadAnswer, match="never end"):
+    pacer = CountingPacer()
+    with EmailgisticsClient(vendor.url, "key", pacer=pacer) as dizzy, pytest.raises(BadAnswer, match="never end"):
         list(dizzy.received_messages("mailbox", START, START + DAY))
+    assert pacer.calls == 2
 
 
 def test_cancelling_ends_a_wait(sandbox: Sandbox, client: EmailgisticsClient, monkeypatch: pytest.MonkeyPatch) -> None:
