@@ -18,6 +18,7 @@ from attachments.cancelling import RunCancelled
 from attachments.emailgistics import EmailgisticsError, NotFound
 from attachments.pacing import PacingError
 from attachments.storage import StoreError
+from flows.endings import UNKNOWN
 
 RETRIES = 6
 BACK_OFF = 2  # seconds before the first retry, doubled for each: about two minutes in all
@@ -51,6 +52,14 @@ class PrefectLost(Exception):
 
 OUR_ERRORS = (EmailgisticsError, StoreError, PacingError, NotConfigured, PrefectLost, RunCancelled, UnexpectedError)
 OurError = EmailgisticsError | StoreError | PacingError | NotConfigured | PrefectLost | RunCancelled | UnexpectedError
+
+
+OTHER_CODES: dict[type[Exception], str] = {
+    PacingError: "unpaced",
+    NotConfigured: "not-configured",
+    PrefectLost: "prefect-lost",
+}
+"""The words for what is neither the vendor's nor the store's."""
 
 
 @contextmanager
@@ -112,4 +121,4 @@ def code_of(error: object) -> str:
     """The short stable word for a manifest's `code`."""
     if isinstance(error, EmailgisticsError | StoreError):
         return error.outcome_code
-    return "unpaced" if isinstance(error, PacingError) else "unexpected"
+    return next((code for kind, code in OTHER_CODES.items() if isinstance(error, kind)), UNKNOWN)
