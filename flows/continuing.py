@@ -13,13 +13,11 @@ from prefect.context import FlowRunContext
 from prefect.states import Scheduled
 
 from attachments.progress import Counts
+from attachments.run_labels import DEATHS, ENDED, IDLE, ORIGIN
 from flows.failures import NotConfigured, patiently
 
 SHORTEST, LONGEST = 10.0, 60.0  # seconds until it goes on
 IDLE_LONGEST = 900.0  # seconds, when nothing came of the last time either: a queue may be paused
-ORIGIN = "attachments.continues"  # labels of a run that continues another: whose work it is,
-ENDED = "attachments.ended"  # how many messages had ended when the one before stepped aside,
-IDLE = "attachments.idle"  # and how many times in a row nothing has ended
 
 
 @dataclass(frozen=True)
@@ -74,3 +72,8 @@ class Lineage:
             )
         )
         return f"Another run goes on at {when:%H:%M:%S} UTC."
+
+    def got_on(self) -> None:
+        """Forget the deaths of workers: a run that gets on is not their cause, and a long one sees some."""
+        if self.run.labels.pop(DEATHS, 0):
+            patiently(lambda: get_client(sync_client=True).update_flow_run_labels(self.run.id, {DEATHS: 0}))
