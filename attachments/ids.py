@@ -200,7 +200,7 @@ def _readable() -> Iterator[None]:
         raise IdsError("Nothing here reads such a URL of ids: a Python package for its storage is missing.") from None
     except FileNotFoundError:
         raise IdsError(
-            "There is no file of ids at that URL. It must be readable where the worker runs; check its path."
+            "There is no file of ids at that URL, or what holds it does not answer the worker. Check host and path."
         ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise IdsError("The file of ids is damaged: it cannot be unpacked to its end. Make it again.") from None
