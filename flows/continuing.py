@@ -16,7 +16,8 @@ from attachments.progress import Counts
 from attachments.run_labels import DEATHS, ENDED, IDLE, ORIGIN
 from flows.failures import NotConfigured, patiently
 
-SHORTEST, LONGEST = 10.0, 60.0  # seconds until it goes on
+SHORTEST, LONGEST = 30.0, 60.0  # seconds until it goes on
+EACH = 2.0  # seconds that a run which waits may take, one after the other
 IDLE_LONGEST = 900.0  # seconds, when nothing came of the last time either: a queue may be paused
 
 
@@ -56,7 +57,7 @@ class Lineage:
         deployment_id: UUID = self.run.deployment_id
         before = self.run.labels.get(ENDED)
         idle = int(str(self.run.labels.get(IDLE, 0))) + 1 if before == counts.ended else 0
-        seconds = min(LONGEST, max(SHORTEST, float(waiting)))
+        seconds = min(LONGEST, max(SHORTEST, waiting * EACH))
         seconds = min(IDLE_LONGEST, seconds * 2**idle)
         when = datetime.now(UTC) + timedelta(seconds=seconds)
         patiently(

@@ -47,12 +47,12 @@ class Bench:
         """By the name of the message."""
         return {run["parameters"]["message_id"].rpartition("-")[2]: run for run in self.running.tagged(self.prefix)}
 
-    def end(self, message: str, kind: str = "COMPLETED", **state: Any) -> None:
+    def end(self, which: str, kind: str = "COMPLETED", **state: Any) -> None:
         """As a worker does."""
-        until(lambda: message in self.runs(), f"the run of {message}")
+        until(lambda: which in self.runs(), f"the run of {which}")
         for one in ({"type": "RUNNING"}, {"type": kind, **state}):
             body = {"state": one, "force": True}
-            self.running._post(f"flow_runs/{self.runs()[message]['id']}/set_state", body)
+            self.running._post(f"flow_runs/{self.runs()[which]['id']}/set_state", body)
 
     def settle(self, wanted: Wanted, outcome: str = "stored", name: str = "a.pdf") -> None:
         """As a run that has done it."""
