@@ -112,7 +112,9 @@ class ManifestAttachment(_Record):
         purpose it is another object, with another moment. Of all else the later wins.
         """
         was_stored = self.outcome in _WAS_STORED and newer.outcome not in _WAS_STORED
-        is_gone = (self.outcome, newer.outcome) == ("purged", "stored") and self.stored_at == newer.stored_at
+        is_gone = (self.outcome, newer.outcome) == ("purged", "stored") and (
+            self.stored_at is not None and self.stored_at == newer.stored_at
+        )
         anothers_failure = (self.outcome, newer.outcome) == ("failed", "filtered") and (
             self.deployment != newer.deployment
         )

@@ -52,7 +52,7 @@ class Looked:
     message_key: str
     due: int = 0
     bytes: int = 0
-    """Of what is due."""
+    """Of what is purged."""
     purged: int = 0
     held: int = 0
     """Due, but the message is on hold."""
@@ -150,9 +150,8 @@ def purge_message(store: Store, key: str, policy: Policy, pace: _Pace | None = N
     forgets = policy.forgets and _is_over(manifest, policy)
     if not due and not forgets:
         return Looked(key)
-    size = sum(entry.bytes or 0 for entry in due)
     if key in policy.holds or store.is_held(key):
-        return Looked(key, due=len(due), bytes=size, held=len(due))
+        return Looked(key, due=len(due), held=len(due))
     removed: list[ManifestAttachment] = []
     younger = strange = 0
     for entry in due:
