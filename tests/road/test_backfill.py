@@ -31,7 +31,7 @@ def tag_of(run: dict[str, Any]) -> str:
 
 
 def test_many_messages_are_done_once_and_again_costs_no_call(running: Installation) -> None:
-    """A dozen, one of them named twice and one unknown: all are stored, the rest is told by code; then nothing is asked.
+    """A dozen, one named twice and one unknown: all are stored, the rest is told by code; then nothing is asked.
 
     And whatever Prefect keeps or prints of it holds neither a name nor a subject.
     """
