@@ -107,6 +107,14 @@ class Installation:
             if len(page) < 200:
                 return runs
 
+    def deployments(self) -> list[dict[str, Any]]:
+        """All deployments that there are."""
+        return self._post("deployments/filter", {"sort": "NAME_ASC"})
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        """The deployment of that name, as `<flow>/<deployment>`."""
+        return self._get(f"deployments/name/{name}")
+
     def deploy(self, name: str, **parameters: Any) -> None:
         """Another deployment of the flow, known to the receiver when this returns."""
         fields = ("flow_id", "entrypoint", "work_pool_name", "parameter_openapi_schema", "pull_steps")
