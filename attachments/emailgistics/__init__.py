@@ -6,6 +6,7 @@ Knows neither Prefect nor fsspec.
 from attachments.emailgistics.client import EmailgisticsClient
 from attachments.emailgistics.content_disposition import filename_of
 from attachments.emailgistics.download import Download
+from attachments.emailgistics.envelopes import ReceivedMessage
 from attachments.emailgistics.errors import (
     Aborted,
     BadAnswer,
@@ -19,13 +20,17 @@ from attachments.emailgistics.errors import (
     InvalidKey,
     NotFound,
     RateLimited,
+    ReportFailed,
     ServerError,
+    StrayLink,
     TimedOut,
     Truncated,
     UnexpectedStatus,
 )
+from attachments.emailgistics.mailboxes import Mailbox
 from attachments.emailgistics.models import Attachment
 from attachments.emailgistics.pacing import Pacer
+from attachments.emailgistics.reports import ReceivedMessages
 from attachments.emailgistics.webhook import (
     Action,
     Delivery,
@@ -52,10 +57,15 @@ __all__ = [
     "InvalidArgument",
     "InvalidDelivery",
     "InvalidKey",
+    "Mailbox",
     "NotFound",
     "Pacer",
     "RateLimited",
+    "ReceivedMessage",
+    "ReceivedMessages",
+    "ReportFailed",
     "ServerError",
+    "StrayLink",
     "TimedOut",
     "Truncated",
     "UnexpectedStatus",

@@ -3,8 +3,9 @@
 import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
@@ -21,21 +22,27 @@ from attachments.emailgistics.errors import (
     DeadlineExceeded,
     EmailgisticsError,
     InvalidArgument,
+    StrayLink,
     TimedOut,
 )
+from attachments.emailgistics.mailboxes import Mailbox, parse_mailboxes
 from attachments.emailgistics.models import Attachment, parse_listing
-from attachments.emailgistics.pacing import ACTION, PacedTransport, Pacer, Unpaced
+from attachments.emailgistics.pacing import ACTION, OWN_LIMIT, PacedTransport, Pacer, Unpaced
+from attachments.emailgistics.reports import ReceivedMessages
 from attachments.emailgistics.transport import CALL, SocketTransport, is_loopback
 
 __all__ = ["Download", "EmailgisticsClient"]
 
 LISTING = "Listing the attachments"
 DOWNLOADING = "Downloading an attachment"
+MAILBOXES = "Listing the mailboxes"
 
 CONNECT_SECONDS = 30.0
 """A host that has not answered by then will not; a large file's patience is of no use here."""
 LISTING_BYTES = 16 * 1024 * 1024
-"""More than thousands of attachments take; a longer list is refused, so memory stays bounded."""
+"""More than thousands of attachments take. A longer list, or page of a report, is refused: memory stays bounded."""
+
+JSON = {"Content-Type": "application/json"}
 
 _KEY = re.compile(r"[\x21-\x7e]+", re.ASCII)
 _QUIET_LOGGERS = ("httpx", "httpcore", "httpcore.connection", "httpcore.http11", "httpcore.proxy")
@@ -104,7 +111,7 @@ class EmailgisticsClient:
         """All that is on the message, in the vendor's order (api/messages/list-attachments)."""
         call = Call(self._list_timeout, TimedOut)
         url = self._url("messages", message_id, "attachments")
-        with self._answer(url, LISTING, call, self._list_timeout) as response:
+        with self._answer("GET", url, LISTING, call, self._list_timeout) as response:
             return parse_listing(whole(response, call, LISTING, most=LISTING_BYTES))
 
     @contextmanager
@@ -115,8 +122,23 @@ class EmailgisticsClient:
         """
         call = Call(self._download_deadline, DeadlineExceeded)
         url = self._url("messages", message_id, "attachments", attachment_id, "download")
-        with self._answer(url, DOWNLOADING, call, self._download_timeout) as response:
+        with self._answer("GET", url, DOWNLOADING, call, self._download_timeout) as response:
             yield Download(response, call, DOWNLOADING, listed_size=listed_size)
+
+    def mailboxes(self) -> tuple[Mailbox, ...]:
+        """The mailboxes on the key's allowlist (api/mailboxes/list). Needs the scope `reporting`."""
+        return parse_mailboxes(self._exchange("GET", "admin/mailboxes", MAILBOXES))
+
+    def received_messages(
+        self, mailbox_id: str, start: datetime, end: datetime, *, on_wait: Callable[[str], None] | None = None
+    ) -> ReceivedMessages:
+        """The messages that a mailbox received from `start` until before `end`, or a moment more on either side.
+
+        `on_wait` is told in a sentence when something is waited for. Needs the scopes `reporting` and
+        `messages:read`. Nothing is asked before the first one is taken. Raises `InvalidArgument` for moments
+        without a zone and a span that ends before it starts; the rest as it is read (see `ReceivedMessages`).
+        """
+        return ReceivedMessages(self._exchange, mailbox_id, start, end, on_wait)
 
     def abort(self) -> None:
         """End every call that is on, from any thread, also one whose answer has not begun.
@@ -132,21 +154,33 @@ class EmailgisticsClient:
         """Close all connections."""
         self._transport.close()
 
+    def _exchange(self, method: str, href: str, action: str, content: bytes | None = None) -> bytes:
+        """The whole body of a small answer. `href` is relative to the base URL, or as the vendor gave it."""
+        target = self._inside(href, action)
+        call = Call(self._list_timeout, TimedOut)
+        with self._answer(method, str(target), action, call, self._list_timeout, content) as response:
+            return whole(response, call, action, most=LISTING_BYTES)
+
     @contextmanager
-    def _answer(self, url: str, action: str, call: Call, timeout: float) -> Iterator[httpx.Response]:
-        """The successful answer to a GET, its body unread; closed on leaving."""
+    def _answer(
+        self, method: str, url: str, action: str, call: Call, timeout: float, content: bytes | None = None
+    ) -> Iterator[httpx.Response]:
+        """The successful answer to a request, its body unread; closed on leaving."""
         with self._calls_lock:
             self._calls.add(call)
         try:
             with cancelling.waking(call.abort):
                 with translated(action, call):
                     request = httpx.Request(
-                        "GET",
+                        method,
                         url,
-                        headers=self._headers,
+                        headers=self._headers if content is None else {**self._headers, **JSON},
+                        content=content,
                         extensions={
                             CALL: call,
                             ACTION: action,
+                            # The account's three report runs: the fleet must not stand still for those.
+                            OWN_LIMIT: method == "POST",
                             "timeout": {
                                 "connect": min(timeout, CONNECT_SECONDS),
                                 "read": timeout,
@@ -166,6 +200,20 @@ class EmailgisticsClient:
             call.use(None)
             with self._calls_lock:
                 self._calls.discard(call)
+
+    def _inside(self, href: str, action: str) -> httpx.URL:
+        """Where a link leads. Raises `StrayLink` for anywhere but below the base URL: the key goes with the call."""
+        base = httpx.URL(f"{str(self._base_url).rstrip('/')}/")
+        try:
+            target = base.join(href)
+        except httpx.InvalidURL:
+            raise StrayLink(f"{action}: the answer leads to no valid URL") from None
+        if (target.scheme, target.host, target.port) != (base.scheme, base.host, base.port) or target.userinfo:
+            raise StrayLink(f"{action}: the answer leads to another host, which is not followed")
+        # `path` is decoded: a ".." that was encoded climbs at whatever server decodes it.
+        if not target.path.startswith(base.path) or ".." in re.split(r"[/\\]", target.path):
+            raise StrayLink(f"{action}: the answer leads out of the API, which is not followed")
+        return target
 
     def _url(self, *segments: str) -> str:
         return "/".join((str(self._base_url).rstrip("/"), *map(_one_segment, segments)))

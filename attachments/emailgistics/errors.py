@@ -15,6 +15,8 @@ EmailgisticsError
   x DeadlineExceeded     all of it took too long        retryable
   x Truncated            the body is not all there      retryable
   x BadAnswer            a success that makes no sense  retryable
+  x StrayLink            a link of an answer leads out of the API
+  x ReportFailed         a report that came to nothing  retryable
   x Aborted              we ended it ourselves
 
 Exceptions' texts become Prefect states, which anyone with the UI can read, so `str` and `repr` hold our own
@@ -111,7 +113,8 @@ class Forbidden(EmailgisticsError):
 
     outcome_code = "forbidden"
     remedy = (
-        "Either the API key lacks a scope (listing needs messages:read, downloading messages:content), or "
+        "Either the API key lacks a scope (listing needs messages:read, downloading messages:content, mailboxes and "
+        "reports need reporting), or "
         "the attachment is a link or an Outlook item, which cannot be downloaded."
     )
 
@@ -121,7 +124,7 @@ class NotFound(EmailgisticsError):
 
     outcome_code = "not-found"
     remedy = (
-        "Either the message or attachment is gone (deleted or expired), or its mailbox is outside the API "
+        "Either the message, attachment or mailbox is gone (deleted or expired), or the mailbox is outside the API "
         "key's allowlist; Emailgistics does not tell which. Check the key's mailboxes first."
     )
 
@@ -187,6 +190,24 @@ class BadAnswer(EmailgisticsError):
     outcome_code = "bad-answer"
     retryable = True
     remedy = "Try again; if it goes on, check for a proxy that changes answers, then ask Emailgistics."
+
+
+class StrayLink(EmailgisticsError):
+    """An answer links to another host, or out of the API: the API key is not taken there."""
+
+    outcome_code = "stray-link"
+    remedy = (
+        "Set the base URL to the one that Emailgistics names for your region, and check for a proxy in between that "
+        "changes host names."
+    )
+
+
+class ReportFailed(EmailgisticsError):
+    """A report ended in `error`, was not done in time, or expired again and again (concepts/result-envelope)."""
+
+    outcome_code = "report-failed"
+    retryable = True
+    remedy = "Try again later; if it goes on, ask for a shorter span of time, then ask Emailgistics."
 
 
 class Aborted(EmailgisticsError):

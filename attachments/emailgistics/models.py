@@ -38,6 +38,10 @@ def _kind(value: Any) -> str:
     return _text(value) or FILE_ATTACHMENT
 
 
+Text = Annotated[str, BeforeValidator(_text)]
+"""Any text as the vendor sends it; empty for anything else."""
+
+
 class Attachment(BaseModel):
     """One attachment as listed. Takes the vendor's names and ours; `repr` and `str` do not show its name."""
 

@@ -7,6 +7,7 @@ from attachments.sandbox.delivery import Delivery
 from attachments.sandbox.faults.book import FaultBook
 from attachments.sandbox.keys import KeyRing
 from attachments.sandbox.messages import DEFAULT_MAILBOX, Messages
+from attachments.sandbox.reports import Reports
 from attachments.sandbox.request_log import RequestLog
 from attachments.sandbox.window import SlidingWindow
 
@@ -19,6 +20,7 @@ class Account:
     window: SlidingWindow
     messages: Messages = field(default_factory=Messages)
     faults: FaultBook = field(default_factory=FaultBook)
+    reports: Reports = field(default_factory=Reports)
     log: RequestLog = field(default_factory=RequestLog)
     deliveries: deque[Delivery] = field(default_factory=lambda: deque(maxlen=10_000))
 

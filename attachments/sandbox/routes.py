@@ -9,24 +9,27 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote_to_bytes, urlsplit
 
-Endpoint = Literal["list", "download", "mailboxes", "other"]
+Endpoint = Literal["list", "download", "mailboxes", "report", "result", "other"]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
 class Call:
-    """Which endpoint is meant, for which message and attachment; `malformed` when an id cannot be read."""
+    """Which endpoint is meant, for which message, attachment or report; `malformed` when an id cannot be read."""
 
     endpoint: Endpoint
     message_id: str | None = None
     attachment_id: str | None = None
     malformed: bool = False
+    report_id: str | None = None
+    query: str = ""
 
 
 def read_call(raw_path: str) -> Call:
-    """Tells the three documented endpoints apart; everything else is `other`."""
+    """Tells the documented endpoints apart; everything else is `other`."""
     path = urlsplit(raw_path).path if "://" in raw_path else raw_path.partition("?")[0]
+    query = raw_path.partition("?")[2]
     match path.split("/"):
         case ["", "api", "v1", "messages", message, "attachments"]:
             return _call("list", message, None)
@@ -34,6 +37,10 @@ def read_call(raw_path: str) -> Call:
             return _call("download", message, attachment)
         case ["", "api", "v1", "admin", "mailboxes"]:
             return Call("mailboxes")
+        case ["", "api", "v1", "reports", "receivedMessageDetail"]:
+            return Call("report", query=query)
+        case ["", "api", "v1", "reports", "results", report]:
+            return Call("result", report_id=report, query=query)
         case _:
             return Call("other")
 

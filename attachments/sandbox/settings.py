@@ -1,10 +1,12 @@
 """The account's settings as the control API shows and takes them."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from attachments.sandbox.account import Account
 from attachments.sandbox.fields import BadFieldError, Fields
 from attachments.sandbox.keys import SCOPES, Key
+from attachments.sandbox.reports import Reports
 
 
 def show_settings(account: Account) -> dict[str, object]:
@@ -21,17 +23,27 @@ def show_settings(account: Account) -> dict[str, object]:
             }
             for key in account.keys
         ],
+        "reports": {**asdict(account.reports.behaviour), "started": account.reports.started},
     }
 
 
 def change_settings(account: Account, document: object) -> None:
-    """Changes what the document names; `reset_window` forgets the calls that the limit has counted."""
+    """Changes what the document names.
+
+    `reset_window` forgets the calls that the limit has counted, `reset_reports` all runs and how they behave.
+    """
     fields = Fields(document, "settings")
     limit = fields.whole_or_none("limit") if "limit" in fields else account.window.limit
     window = fields.number("window", account.window.window)
     keys = _keys(fields.take("keys")) if "keys" in fields else list(account.keys)
     reset = fields.flag("reset_window", default=False)
+    reset_reports = fields.flag("reset_reports", default=False)
+    reports = fields.take("reports")
     fields.close()
+    if reset_reports:
+        account.reports = Reports()
+    if reports is not None:
+        account.reports.behaviour.change(reports)
     account.window.limit = limit
     account.window.window = window
     account.keys.replace(keys)

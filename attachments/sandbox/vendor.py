@@ -1,6 +1,5 @@
 """The API under `/api/v1`, as emailgistics-api.md has it."""
 
-import uuid
 from http import HTTPStatus
 
 from aiohttp import web
@@ -17,24 +16,19 @@ from attachments.sandbox.answers import (
 from attachments.sandbox.keys import CONTENT, READ, REPORTING, Key
 from attachments.sandbox.messages import FILE, Attachment, Message, Standard
 from attachments.sandbox.plan import Plan
+from attachments.sandbox.refusals import NOT_FOUND, RefusedError
+from attachments.sandbox.reports import mailbox_id
 from attachments.sandbox.request_log import Entry
 from attachments.sandbox.routes import Call, read_call
 from attachments.sandbox.wire import Sent, send
 
-_SCOPES = {"list": READ, "download": CONTENT, "mailboxes": REPORTING}
-
-# One text for every reason, so that a mailbox outside the allowlist shows nothing (getting-started/errors).
-_NOT_FOUND = "The resource does not exist, has expired, or is not available to this API key."
-
-
-class _RefusedError(Exception):
-    """A call that is answered with the documented error body."""
-
-    def __init__(self, status: int, message: str, headers: Headers = ()) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.headers = headers
+_SCOPES = {
+    "list": (READ,),
+    "download": (CONTENT,),
+    "mailboxes": (REPORTING,),
+    "report": (REPORTING, READ),
+    "result": (REPORTING, READ),
+}
 
 
 class Vendor:
@@ -55,13 +49,14 @@ class Vendor:
             request.method, call.endpoint, call.message_id, call.attachment_id, dict(request.headers)
         )
         try:
-            return await send(request, self._plan(request, call, entry), entry)
+            body = await request.read() if request.can_read_body else b""
+            return await send(request, self._plan(request, call, entry, body), entry)
         except ConnectionError:
             return Sent(keep_alive=False)
         finally:
             self._account.log.close(entry)
 
-    def _plan(self, request: web.Request, call: Call, entry: Entry) -> Plan:
+    def _plan(self, request: web.Request, call: Call, entry: Entry, body: bytes) -> Plan:
         account = self._account
         origin = Origin(f"{request.scheme}://{request.host}{request.raw_path}", request.method)
         key = account.keys.authenticate(request.headers.get("Authorization"))
@@ -80,40 +75,46 @@ class Vendor:
             return Plan(error_answer(HTTPStatus.TOO_MANY_REQUESTS, refusal, origin), origin)
         entry.counted = True
         account.log.peak.add(entry.at, account.window.window)
-        plan = Plan(self._answer(call, key, origin), origin, takes_gzip)
+        plan = Plan(self._answer(call, key, origin, body), origin, takes_gzip)
         for fault in account.faults.take(call, counted=True):
             fault.apply(plan)
         return plan
 
-    def _answer(self, call: Call, key: Key, origin: Origin) -> Answer:
+    def _answer(self, call: Call, key: Key, origin: Origin, body: bytes) -> Answer:
         try:
-            return self._granted(call, key, origin.method)
-        except _RefusedError as refused:
+            return self._granted(call, key, origin, body)
+        except RefusedError as refused:
             return error_answer(refused.status, refused.message, origin, refused.headers)
 
-    def _granted(self, call: Call, key: Key, method: str) -> Answer:
+    def _granted(self, call: Call, key: Key, origin: Origin, body: bytes) -> Answer:
         if call.endpoint == "other":
-            raise _RefusedError(HTTPStatus.NOT_FOUND, _NOT_FOUND)
-        if method != "GET":
-            headers: Headers = (("Allow", "GET"),)
-            raise _RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "This endpoint answers GET only.", headers)
+            raise RefusedError(HTTPStatus.NOT_FOUND, NOT_FOUND)
+        method = "POST" if call.endpoint == "report" else "GET"
+        if origin.method != method:
+            headers: Headers = (("Allow", method),)
+            raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, f"This endpoint answers {method} only.", headers)
         if call.malformed:
-            raise _RefusedError(HTTPStatus.BAD_REQUEST, "The id in the path is malformed.")
-        scope = _SCOPES[call.endpoint]
-        if scope not in key.scopes:
-            raise _RefusedError(HTTPStatus.FORBIDDEN, f"The API key lacks the scope {scope}.")
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "The id in the path is malformed.")
+        for scope in _SCOPES[call.endpoint]:
+            if scope not in key.scopes:
+                raise RefusedError(HTTPStatus.FORBIDDEN, f"The API key lacks the scope {scope}.")
+        reports = self._account.reports
         if call.endpoint == "mailboxes":
             return self._mailboxes(key)
+        if call.endpoint == "report":
+            return reports.start(call.query, body, key, origin, self._account.messages, self._account.mailboxes())
+        if call.endpoint == "result":
+            return reports.result(call.report_id or "", call.query, key, origin)
         message = self._account.messages.find(call.message_id or "")
         if message is None or not message.visible or not key.reaches(message.mailbox):
-            raise _RefusedError(HTTPStatus.NOT_FOUND, _NOT_FOUND)
+            raise RefusedError(HTTPStatus.NOT_FOUND, NOT_FOUND)
         if call.attachment_id is None:
             return _listing(message)
         attachment = message.attachment(call.attachment_id)
         if attachment is None:
-            raise _RefusedError(HTTPStatus.NOT_FOUND, _NOT_FOUND)
+            raise RefusedError(HTTPStatus.NOT_FOUND, NOT_FOUND)
         if attachment.type != FILE:
-            raise _RefusedError(HTTPStatus.FORBIDDEN, "Only a fileAttachment can be downloaded.")
+            raise RefusedError(HTTPStatus.FORBIDDEN, "Only a fileAttachment can be downloaded.")
         return _download(attachment)
 
     def _mailboxes(self, key: Key) -> Answer:
@@ -123,7 +124,7 @@ class Vendor:
             {
                 "mailboxes": [
                     {
-                        "mailboxId": str(uuid.uuid5(uuid.NAMESPACE_URL, f"mailto:{address.casefold()}")),
+                        "mailboxId": mailbox_id(address),
                         "mailboxName": address.partition("@")[0].title(),
                         "mailboxEmail": address,
                         "active": True,

@@ -63,6 +63,8 @@ def test_outcome_codes_tell_the_errors_apart() -> None:
         "DeadlineExceeded": "deadline",
         "Truncated": "truncated",
         "BadAnswer": "bad-answer",
+        "StrayLink": "stray-link",
+        "ReportFailed": "report-failed",
         "Aborted": "aborted",
     }
 
@@ -77,6 +79,7 @@ def test_which_are_worth_another_try() -> None:
         "DeadlineExceeded",
         "Truncated",
         "BadAnswer",
+        "ReportFailed",
     }
 
 

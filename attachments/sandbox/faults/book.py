@@ -8,7 +8,7 @@ from attachments.sandbox.fields import Fields
 from attachments.sandbox.routes import Call
 
 ANY = "any"
-_ENDPOINTS = (ANY, "list", "download", "mailboxes")
+_ENDPOINTS = (ANY, "list", "download", "mailboxes", "report", "result")
 
 
 @dataclass

@@ -1,0 +1,124 @@
+"""The envelope of a report that is being made, or is done (concepts/result-envelope, concepts/pagination)."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from attachments.emailgistics.errors import BadAnswer
+from attachments.emailgistics.models import well_formed
+
+logger = logging.getLogger(__name__)
+
+RECEIVED = ("received", "receivedDateTime", "receivedAt")
+"""Names under which a row may say when the message came in; none is documented."""
+
+
+@dataclass(frozen=True)
+class ReceivedMessage:
+    """A message that a mailbox has received, as far as a row of the report tells. Only the ids are documented."""
+
+    message_id: str
+    """The id for the attachment endpoints."""
+    row_id: str = ""
+    received: datetime | None = None
+    conversation_id: str | None = None
+    has_attachments: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"ReceivedMessage(row_id={self.row_id!r})"
+
+
+@dataclass(frozen=True)
+class ReportEnvelope:
+    """One answer about a report. A status that is not known counts as still running."""
+
+    is_done: bool
+    is_failed: bool
+    code: str | None
+    """The vendor's word for what failed."""
+    itself: str | None
+    """Where to ask again, as given."""
+    following: str | None
+    """Where the next page is, as given."""
+    rows: tuple[ReceivedMessage, ...]
+    skipped: int
+    """Rows without the id of a message."""
+    cutoff: datetime | None
+    """What came in after this moment is not in the report, if it says so."""
+
+
+def parse_envelope(body: bytes) -> ReportEnvelope:
+    """The envelope in an answer. Raises `BadAnswer` when it is not the documented JSON."""
+    try:
+        document = json.loads(body)
+        status = document["status"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        raise BadAnswer("The answer about a report is not the documented JSON") from None
+    result = _object(document.get("result"))
+    listed = result.get("data")
+    is_done = status == "done"
+    if is_done and not isinstance(listed, list):
+        # Read as "no messages" it would lose them without a word.
+        raise BadAnswer("A report that is done has no list of rows")
+    rows = tuple(_row(row) for row in listed) if is_done and isinstance(listed, list) else ()
+    return ReportEnvelope(
+        is_done=is_done,
+        is_failed=status == "error",
+        code=_text(_object(document.get("error")).get("code")),
+        itself=_href(document, "self"),
+        following=_href(document, "next"),
+        rows=tuple(row for row in rows if row is not None),
+        skipped=sum(row is None for row in rows),
+        cutoff=_cutoff(result.get("dataCutoffTimestamp")),
+    )
+
+
+def _row(row: Any) -> ReceivedMessage | None:
+    fields = _object(row)
+    message_id = _text(fields.get("messageId"))
+    if not message_id:
+        return None
+    told = fields.get("hasAttachments")
+    return ReceivedMessage(
+        message_id=message_id,
+        row_id=_text(fields.get("id")) or "",
+        received=next((moment for name in RECEIVED if (moment := _moment(fields.get(name)))), None),
+        conversation_id=_text(fields.get("conversationId")),
+        has_attachments=told if isinstance(told, bool) else None,
+    )
+
+
+def _href(document: Mapping[str, Any], name: str) -> str | None:
+    return _text(_object(_object(document.get("_links")).get(name)).get("href"))
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    return (well_formed(value) or None) if isinstance(value, str) else None
+
+
+def _cutoff(value: Any) -> datetime | None:
+    """None when there is none. One that cannot be read stands for the earliest: nobody's mark may rely on it."""
+    if value in (None, ""):
+        return None
+    cutoff = _moment(value)
+    if cutoff is None:
+        logger.warning("A report does not say readably how far its data go: it is taken to cover nothing for sure.")
+        return datetime.min.replace(tzinfo=UTC)
+    return cutoff
+
+
+def _moment(value: Any) -> datetime | None:
+    if not isinstance(value, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,37 @@
+"""The mailboxes of an account, as far as the key may see them (api/mailboxes/list)."""
+
+import json
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attachments.emailgistics.errors import BadAnswer
+from attachments.emailgistics.models import Text
+
+
+class Mailbox(BaseModel):
+    """One shared mailbox; `repr` and `str` show its id alone."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", validate_by_name=True, validate_by_alias=True, hide_input_in_errors=True
+    )
+
+    id: str = Field(min_length=1, alias="mailboxId")
+    """What reports want."""
+    address: Text = Field(default="", alias="mailboxEmail", repr=False)
+    """What webhooks carry."""
+    name: Text = Field(default="", alias="mailboxName", repr=False)
+    active: bool = True
+
+
+class _Listing(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    mailboxes: tuple[Mailbox, ...]
+
+
+def parse_mailboxes(body: bytes) -> tuple[Mailbox, ...]:
+    """The mailboxes in the body of a listing. Raises `BadAnswer` when it is not the documented JSON."""
+    try:
+        return _Listing.model_validate(json.loads(body)).mailboxes
+    except (ValueError, RecursionError, ValidationError):
+        raise BadAnswer("The list of mailboxes is not the documented JSON") from None
