@@ -1,9 +1,8 @@
 """Many messages: of a list, of a file, or of a mailbox and a span of time. A run again does only what is missing."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -14,6 +13,7 @@ from pydantic import WithJsonSchema
 
 from attachments.backfill import IdFile, IdList, Order, OrderError, Window, checked_order
 from attachments.cancelling import RunCancelled
+from attachments.emailgistics import EmailgisticsClient
 from attachments.ids import IdsError, count_ids, opener, protocol_of, read_ids
 from attachments.pacing import backlog
 from attachments.progress import Counts
@@ -30,15 +30,6 @@ Moment = Annotated[str | None, WithJsonSchema({"anyOf": [{"type": "string", "for
 
 ENOUGH = 0.02
 """The share of a span of time that has to be read before it says how many messages there may be."""
-
-
-class _Reporting(Protocol):
-    """What this needs of the vendor's client."""
-
-    def mailboxes(self) -> Sequence[Any]: ...
-    def received_messages(
-        self, mailbox_id: str, start: datetime, end: datetime, *, on_wait: Any = None
-    ) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -135,7 +126,7 @@ def _messages(order: Order, target: Target) -> Messages:
                 raise IdsError("The file of ids has a heading and no ids.")
             return Messages((Wanted(message_id=id_) for id_ in read_ids(open_file)), lambda _: total)
         case Window():
-            received = _Received(order, cast("_Reporting", target.account.client()))
+            received = _Received(order, target.account.client())
             return Messages(received, received.total)
 
 
@@ -153,7 +144,7 @@ def _options(url: str, block: str | None) -> dict[str, object]:
 class _Received:
     """What the report says that a mailbox received, as it comes, and how much that may become."""
 
-    def __init__(self, window: Window, client: "_Reporting") -> None:
+    def __init__(self, window: Window, client: EmailgisticsClient) -> None:
         self._window = window
         self._client = client
         self._latest = window.start
@@ -174,7 +165,7 @@ class _Received:
                 self._latest = max(self._latest, min(message.received, window.end))
             yield Wanted(
                 message_id=message.message_id,
-                mailbox=self._mailbox.address,
+                mailbox=self._mailbox.address or None,
                 received=message.received,
                 conversation_id=message.conversation_id,
             )

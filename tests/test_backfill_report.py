@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prefect.logging import disable_run_logger
 
 from attachments.backfill import Window
+from attachments.emailgistics import EmailgisticsClient
 from attachments.progress import Counts
 from flows.backfill_attachments import _Received
 from flows.children import Wanted
@@ -38,7 +39,7 @@ class Reports:
 
 def received(mailbox: str) -> tuple[_Received, Reports]:
     reports = Reports()
-    return _Received(Window(mailbox, START, START + timedelta(days=20)), reports), reports
+    return _Received(Window(mailbox, START, START + timedelta(days=20)), cast("EmailgisticsClient", reports)), reports
 
 
 @pytest.mark.parametrize("mailbox", ["box-1", "claims@example.com", "CLAIMS@EXAMPLE.COM"])

@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -79,6 +80,23 @@ def test_a_file_of_ids_is_taken_in_each_form(running: Installation, tmp_path: Pa
     ]
     assert said == ["Of 3 messages 3 done now.", *["Of 3 messages 3 done before."] * 2]
     assert all(len(running.files(message)) == 1 for message in messages)
+
+
+def test_what_a_mailbox_received_in_a_span_is_done(running: Installation) -> None:
+    """By its address or its id, from `start` on and before `end`; what the report tells is recorded."""
+    box = f"box-{uuid4().hex[:8]}@example.com"
+    inside = added(running, 3, mailbox=box, received="2026-01-10T08:00:00Z")
+    outside = added(running, 1, mailbox=box, received="2026-02-10T08:00:00Z")
+    span = {"start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00Z"}
+    run = backfill(running, mailbox=box.upper(), **span)
+    assert run["state"]["message"] == "Of 3 messages 3 done now."
+    assert all(len(running.files(message)) == 1 for message in inside)
+    assert running.files(outside[0]) == []
+    manifest = running.manifest(inside[0])
+    assert manifest is not None
+    assert manifest.mailbox == box
+    unknown = backfill(running, mailbox="nobody@example.com", **span)
+    assert "The account has no such mailbox, or the API key may not see it" in unknown["state"]["message"]
 
 
 def test_bad_input_is_refused_before_anything_is_done(running: Installation, tmp_path: Path) -> None:
