@@ -23,6 +23,8 @@ class Counts:
     already_done: int = 0
     """The manifest settles all: no call was made."""
     succeeded: int = 0
+    elsewhere: int = 0
+    """Another run is at it, or will be."""
     for_now: int = 0
     """Failed for a reason that can pass; another attempt follows by itself."""
     cancelled: int = 0
@@ -58,6 +60,7 @@ class Counts:
             (self.succeeded, "done now"),
             (self.already_done, "done before"),
             (self.duplicates, "named twice"),
+            (self.elsewhere, "under way in another run"),
             (self.failures, f"failed ({self.codes})"),
             (self.for_now, "failed for now and tried again by themselves"),
             (self.cancelled, "cancelled"),
@@ -93,7 +96,13 @@ class Tally:
         """As they are now; `running` of those that are not finished are under way."""
         now = replace(self._counts, failed=MappingProxyType(dict(self._failed)))
         unfinished = now.seen - (
-            now.duplicates + now.already_done + now.succeeded + now.for_now + now.cancelled + now.failures
+            now.duplicates
+            + now.already_done
+            + now.elsewhere
+            + now.succeeded
+            + now.for_now
+            + now.cancelled
+            + now.failures
         )
         running = min(running, unfinished)
         return replace(now, waiting=unfinished - running, running=running)

@@ -17,10 +17,11 @@ from prefect.client.schemas.filters import (
     DeploymentFilterId,
     FlowRunFilter,
     FlowRunFilterId,
+    FlowRunFilterName,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import TERMINAL_STATES, State, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
 from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,6 +43,7 @@ ANSWER_TIMEOUT = 30.0  # seconds for Prefect to answer
 BUSY = 0.1  # seconds to begin with before a question is asked again that a busy SQLite has not answered
 THIS_RUN = (httpx.codes.BAD_REQUEST, httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY)
 UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+UNFINISHED = [StateType.SCHEDULED, StateType.PAUSED, *UNDER_WAY]
 BEGUN = [*UNDER_WAY, *TERMINAL_STATES]
 """States of a run that a worker has taken, or that has ended."""
 REFUSED = "refused"
@@ -72,6 +74,8 @@ class Target:
     """A deployment of `download-attachments`, and what its runs use."""
 
     name: str
+    account_name: str
+    """Of the account's block."""
     deployment_id: UUID
     work_queue: str | None
     filter: Filter
@@ -100,12 +104,14 @@ class Target:
             raise NotConfigured(
                 f"The filter of the deployment {FLOW}/{name} cannot be right. See the README on filters."
             ) from None
+        account_name = str(asked.get("account") or "default")
         return cls(
             name=name,
+            account_name=account_name,
             deployment_id=found.id,
             work_queue=found.work_queue_name,
             filter=wanted,
-            account=load_account(str(asked.get("account") or "default")),
+            account=load_account(account_name),
             store=load_store(str(asked.get("store") or "default")).store(),
             force=bool(asked.get("force")),
         )
@@ -142,6 +148,7 @@ class Child:
     """None when Prefect did not take it."""
     stage: Stage
     code: str | None = None
+    tags: frozenset[str] = frozenset()
 
 
 class ChildRuns:
@@ -176,7 +183,7 @@ class ChildRuns:
                 idempotency_key=f"{self._key_prefix}/{wanted.key}",
                 work_queue_name=self._work_queue,
             )
-            return _child(run.id, run.state)
+            return _child(run)
 
         try:
             return answered(make)
@@ -196,7 +203,7 @@ class ChildRuns:
         if not at_all:
             asked.state = FlowRunFilterState(type=FlowRunFilterStateType(any_=BEGUN))
         found = answered(lambda: self._client.read_flow_runs(flow_run_filter=asked, limit=len(run_ids)))
-        told: dict[UUID, Child] = {run.id: _child(run.id, run.state) for run in found}
+        told: dict[UUID, Child] = {run.id: _child(run) for run in found}
         if at_all:
             told.update({run_id: Child(run_id, Stage.FAILED, DELETED) for run_id in set(run_ids) - set(told)})
         return told
@@ -211,6 +218,20 @@ class ChildRuns:
             )
         )
         return bool(found)
+
+    def is_with_another(self, wanted: Wanted) -> bool:
+        """Whether a run of the message that is not one of these waits or is under way: a webhook's, or an attempt."""
+        found = answered(
+            lambda: self._client.read_flow_runs(
+                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[self._target.deployment_id])),
+                flow_run_filter=FlowRunFilter(
+                    name=FlowRunFilterName(any_=[wanted.key[:NAME_DIGITS]]),
+                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
+                ),
+                limit=10,
+            )
+        )
+        return any(not set(self._tags) <= set(run.tags) for run in found)
 
     def cancel(self, run_id: UUID) -> bool:
         """Cancel a run that waits; False when it has started, or Prefect does not answer now."""
@@ -248,16 +269,21 @@ def answered(ask: Callable[[], T]) -> T:
     return answer
 
 
-def _child(run_id: UUID, state: State[Any] | None) -> Child:
+def _child(run: FlowRun) -> Child:
+    stage, code = _stage(run.state)
+    return Child(run.id, stage, code, frozenset(run.tags))
+
+
+def _stage(state: State[Any] | None) -> tuple[Stage, str | None]:
     if state is None or not state.is_final():
         is_waiting = state is None or state.is_scheduled() or state.is_paused()
-        return Child(run_id, Stage.WAITING if is_waiting else Stage.RUNNING)
+        return (Stage.WAITING if is_waiting else Stage.RUNNING), None
     said = state.message or ""
     if state.is_failed() and not (state.name == FAILED_FOR_NOW and follows_by_itself(said)):
-        return Child(run_id, Stage.FAILED, failure_code(said))
+        return Stage.FAILED, failure_code(said)
     if state.is_crashed():
-        return Child(run_id, Stage.FAILED, CRASHED)
-    return Child(run_id, ENDS[state.type])
+        return Stage.FAILED, CRASHED
+    return ENDS[state.type], None
 
 
 @contextmanager

@@ -69,7 +69,9 @@ def process(
     tags: Sequence[str] = (),
     force: bool = False,
     on_progress: Callable[[Counts], None] = lambda _: None,
+    on_ended: Callable[[Wanted, Child], None] = lambda *_: None,
     steps_aside: bool = False,
+    avoids_others: bool = False,
 ) -> Counts:
     """Have the attachments of all these messages downloaded, and wait until it is done.
 
@@ -80,6 +82,8 @@ def process(
         tags: Tags of the runs. With `BACKFILL` they let live mail go first.
         force: Do every message again although its manifest says that it is done.
         on_progress: Called about once a second, in the caller's thread.
+        on_ended: Called with each run that has ended and its message, in the caller's thread.
+        avoids_others: Leave a message alone that another run of the same deployment waits for, or works on.
         steps_aside: Raise `NobodyStarts` when no run is started for half a minute.
 
     Raises:
@@ -89,7 +93,15 @@ def process(
         Whatever reading the messages raises.
     """
     with child_runs(target, key_prefix=key_prefix, tags=tags, force=force) as runs:
-        work = _Work(wanted, target, runs, force=force or target.force, on_progress=on_progress)
+        work = _Work(
+            wanted,
+            target,
+            runs,
+            force=force or target.force,
+            on_progress=on_progress,
+            on_ended=on_ended,
+            avoids_others=avoids_others,
+        )
         with work:
             return work.done(steps_aside=steps_aside)
 
@@ -105,6 +117,8 @@ class _Work:
         *,
         force: bool,
         on_progress: Callable[[Counts], None],
+        on_ended: Callable[[Wanted, Child], None],
+        avoids_others: bool,
     ) -> None:
         self._news = threading.Event()
         self._stream = _Stream(wanted, self._news)
@@ -112,12 +126,15 @@ class _Work:
         self._runs = runs
         self._force = force
         self._on_progress = on_progress
+        self._on_ended = on_ended
+        self._avoids_others = avoids_others
         self._tally = Tally()
         self._recent: dict[str, None] = {}
-        self._checking: dict[Future[bool], Wanted] = {}
+        self._checking: dict[Future[str | None], Wanted] = {}
         self._ready: deque[Wanted] = deque()
-        self._creating: set[Future[Child]] = set()
+        self._creating: dict[Future[Child], Wanted] = {}
         self._unfinished: dict[UUID, Stage] = {}
+        self._whose: dict[UUID, Wanted] = {}
         self._looking: Future[tuple[tuple[Child, ...], bool]] | None = None
         self._looks = _Looks()
         self._told = 0.0
@@ -160,12 +177,12 @@ class _Work:
         """Whatever can be done without waiting."""
         self._read_on()
         for check in [future for future in self._checking if future.done()]:
-            self._checked(self._checking.pop(check), is_settled=check.result())
+            self._checked(self._checking.pop(check), check.result())
         while self._ready and len(self._creating) + len(self._unfinished) < WINDOW:
-            self._creating.add(self._begin(self._creations, self._runs.create, self._ready.popleft()))
+            wanted = self._ready.popleft()
+            self._creating[self._begin(self._creations, self._runs.create, wanted)] = wanted
         for creation in [future for future in self._creating if future.done()]:
-            self._creating.discard(creation)
-            self._is_now(creation.result())
+            self._is_now(creation.result(), self._creating.pop(creation))
         self._look()
         now = time.monotonic()
         if now - self._told >= TELL:
@@ -184,7 +201,13 @@ class _Work:
             if self._force:
                 self._ready.append(wanted)
             else:
-                self._checking[self._begin(self._checks, self._is_settled, wanted)] = wanted
+                self._checking[self._begin(self._checks, self._unneeded, wanted)] = wanted
+
+    def _unneeded(self, wanted: Wanted) -> str | None:
+        """Why no run is needed, as a word of `Counts`; None when one is."""
+        if self._is_settled(wanted):
+            return "already_done"
+        return "elsewhere" if self._avoids_others and self._runs.is_with_another(wanted) else None
 
     def _is_settled(self, wanted: Wanted) -> bool:
         """Whether a run of the target would have nothing to do."""
@@ -202,19 +225,22 @@ class _Work:
                     return known is not None and known.settles(lambda entry: self._target.filter.decide(entry).wanted)
         raise AssertionError("the last try returns or raises")
 
-    def _checked(self, wanted: Wanted, *, is_settled: bool) -> None:
-        if is_settled:
-            self._tally.add(already_done=1)
+    def _checked(self, wanted: Wanted, unneeded: str | None) -> None:
+        if unneeded is not None:
+            self._tally.add(**{unneeded: 1})
         else:
             self._ready.append(wanted)
 
-    def _is_now(self, child: Child) -> None:
-        """Note where a run is."""
+    def _is_now(self, child: Child, wanted: Wanted) -> None:
+        """Note where a message's run is."""
         if child.id is not None and not child.stage.is_ended:
             self._unfinished[child.id] = child.stage
+            self._whose[child.id] = wanted
             return
         if child.id is not None:
             self._unfinished.pop(child.id, None)
+            self._whose.pop(child.id, None)
+        self._on_ended(wanted, child)
         match child.stage:
             case Stage.SUCCEEDED:
                 self._tally.add(succeeded=1)
@@ -232,7 +258,7 @@ class _Work:
             self._looking = None
             for child in found:
                 if child.id in self._unfinished:
-                    self._is_now(child)
+                    self._is_now(child, self._whose[child.id])
             self._looks.answered(
                 has_ended=any(child.stage.is_ended for child in found),
                 is_stuck=bool(self._unfinished) and not is_moving,
@@ -258,7 +284,7 @@ class _Work:
         made = wait(self._creating, CANCEL_BUDGET / 4).done
         for creation in made:
             if not creation.cancelled() and creation.exception() is None:
-                self._is_now(creation.result())
+                self._is_now(creation.result(), self._creating[creation])
         cancelled = 0
         for run_id in [run_id for run_id, stage in self._unfinished.items() if stage is Stage.WAITING]:
             if time.monotonic() > end:

@@ -70,5 +70,6 @@ def test_the_declared_deployments_are_module_paths() -> None:
         "download_attachments/backfill",
         "backfill_attachments/default",
         "purge_attachments/default",
+        "reconcile_attachments/default",
     ]
     assert all(":" not in deployment["entrypoint"] for deployment in deployments)
