@@ -104,12 +104,12 @@ def test_an_event_tells_of_each(running: Installation) -> None:
     }
 
 
-def test_a_message_that_is_gone_is_told_once_and_holds_nothing_back(running: Installation) -> None:
-    """404: it stays a failure of this reconciliation; the mark moves, and the next one does not tell it again."""
+def test_a_message_that_stays_refused_is_told_once_and_holds_nothing_back(running: Installation) -> None:
+    """403: it stays a failure of this reconciliation; the mark moves, and the next one does not tell it again."""
     box = "gone@road.example"
     (message,) = lost(running, box, 1)
     order = running.sandbox.control.fault(
-        endpoint="list", message_id=message["id"], times=None, fault={"kind": "status", "status": 404}
+        endpoint="list", message_id=message["id"], times=None, fault={"kind": "status", "status": 403}
     )
     before = marks(running)
     first = reconcile(running, box)
