@@ -161,7 +161,7 @@ def test_a_mark_stays_while_most_messages_cannot_be_fetched(running: Installatio
     assert "4 of its messages could not be fetched, and 0 could: its mark stays" in run["state"]["message"]
     assert box not in run["state"]["message"]
     (mark,) = [value for name, value in marks(running).items() if before.get(name) != value]
-    assert datetime.now(UTC) - datetime.fromisoformat(mark["until"]) > timedelta(days=2)
+    assert datetime.now(UTC) - datetime.fromisoformat(mark["until"]) > timedelta(hours=23)
     assert mark["held_since"]
     for fetch in running.tagged("reconcile"):  # as a person does in the UI, when the cause is gone
         if fetch["parameters"].get("mailbox") == box:
@@ -200,7 +200,7 @@ def test_a_killed_worker_loses_neither_messages_nor_what_is_told(running: Instal
     messages = lost(running, box, 12)
     order = running.sandbox.control.fault(endpoint="download", times=None, fault={"kind": "delay", "seconds": 3})
     before = marks(running)
-    run = running.start_deployment(flow=FLOW, mailboxes=[box])
+    run = running.start_deployment(flow=FLOW, mailboxes=[box], first_days=1)
 
     def done() -> int:
         return sum(running.manifest(message) is not None for message in messages)
@@ -290,7 +290,6 @@ def test_setup_switches_the_schedule_by_the_scopes_of_the_key(running: Installat
     control.settings(keys=[{"key": key, "scopes": ["messages:read", "messages:content"]}])
     try:
         assert "off. The API key lacks the scope reporting" in switched()
-        assert "off. Mailboxes" not in switched("wrong")
         assert "The API key is malformed, expired or deleted" in switched("wrong")
         assert "off." in switched(base_url=f"http://127.0.0.1:{free_port()}/api/v1")
         assert schedules() == {"hourly": False}
