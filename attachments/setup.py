@@ -31,7 +31,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from attachments.switching import Tell, switch_reconciliation_on
+from attachments.switching import Tell, switch_reconciliation
 from attachments.worker import WarmWorker
 from blocks import AttachmentStore, EmailgisticsAccount
 
@@ -51,7 +51,7 @@ class SetupError(Exception):
 async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool = True) -> None:
     """Make blocks, limits, the work pool and the deployments, and tell of each.
 
-    With `switch_on`, the schedule of the reconciliation is switched on when the API key allows for it.
+    With `switch_on`, the schedule of the reconciliation is switched on when the API key allows for it, or off.
 
     Raises:
         SetupError: a variable is missing or wrong, or Prefect cannot be reached. Nothing was made if so.
@@ -79,7 +79,7 @@ async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool 
         for spec in declared_deployments():
             await _deploy(spec, client, tell)
         if switch_on:
-            await switch_reconciliation_on(account, client, tell)
+            await switch_reconciliation(account, client, tell)
 
 
 async def _answering(client: PrefectClient) -> Exception | None:
@@ -209,7 +209,6 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         _triggers.validate_python({**trigger, "enabled": await _is_enabled(trigger, client)})
         for trigger in spec.get("triggers", [])
     ]
-    limit = existing.global_concurrency_limit if existing else None
     deployment = RunnerDeployment.from_flow(
         flow,
         name=spec["name"],
@@ -219,9 +218,7 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         job_variables=existing.job_variables if existing else None,
         paused=existing.paused if existing else spec.get("paused"),
         tags=existing.tags if existing else spec.get("tags"),
-        concurrency_limit=ConcurrencyLimitConfig(limit=limit.limit, collision_strategy=_collision_strategy(existing))
-        if limit
-        else None,
+        concurrency_limit=_limit(existing) if existing else _declared_limit(spec),
         triggers=triggers,
         work_pool_name=spec["work_pool"]["name"],
         work_queue_name=spec["work_pool"].get("work_queue_name"),
@@ -250,6 +247,15 @@ async def _is_enabled(trigger: dict[str, Any], client: PrefectClient) -> bool:
     return existing[0].enabled if existing else bool(trigger.get("enabled", True))
 
 
-def _collision_strategy(existing: DeploymentResponse | None) -> ConcurrencyLimitStrategy:
-    options = existing.concurrency_options if existing else None
-    return options.collision_strategy if options else ConcurrencyLimitStrategy.ENQUEUE
+def _limit(existing: DeploymentResponse) -> ConcurrencyLimitConfig | None:
+    """How many runs may be under way at a time, as it stands; what a user has taken away stays away."""
+    limit, options = existing.global_concurrency_limit, existing.concurrency_options
+    if limit is None:
+        return None
+    strategy = options.collision_strategy if options else ConcurrencyLimitStrategy.ENQUEUE
+    return ConcurrencyLimitConfig(limit=limit.limit, collision_strategy=strategy)
+
+
+def _declared_limit(spec: Mapping[str, Any]) -> ConcurrencyLimitConfig | None:
+    declared = spec.get("concurrency_limit")
+    return ConcurrencyLimitConfig.model_validate(declared) if declared else None

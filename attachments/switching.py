@@ -1,9 +1,10 @@
-"""Switches the hourly reconciliation on, once the API key has the scope that it needs."""
+"""Switches the hourly reconciliation on, once the API key has the scope that it needs, and off when it has not."""
 
 import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Literal
 
 from prefect.client.orchestration import PrefectClient
@@ -27,30 +28,51 @@ ASKING = 45.0
 """Seconds for Emailgistics, and for a slot of the pacing limit before that."""
 
 
-async def switch_reconciliation_on(account: EmailgisticsAccount, client: PrefectClient, tell: Tell) -> None:
-    """Ask Emailgistics for the mailboxes, which needs the scope, and switch the schedule on when it answers. Once."""
+@dataclass(frozen=True)
+class Problem:
+    """Why reconciling would fail, and what to do."""
+
+    told: str
+    lacks_scope: bool = False
+
+
+async def switch_reconciliation(account: EmailgisticsAccount, client: PrefectClient, tell: Tell) -> None:
+    """Ask Emailgistics for the mailboxes, which needs the scope: the schedule is switched on when the key has it.
+
+    It is switched off when the key lacks it, and stays off when somebody else has switched it off.
+    """
     subject = f"schedule of {RECONCILIATION}"
     try:
         deployment = await client.read_deployment_by_name(RECONCILIATION)
     except ObjectNotFound:
         return
     schedule = next((known for known in deployment.schedules if known.slug == HOURLY), None)
-    if schedule is None or schedule.active:
-        tell("was there", f"{subject}: {'every hour' if schedule else 'another than ours'}")
+    if schedule is None:
+        tell("was there", f"{subject}: another than ours")
         return
-    if await client.read_variable_by_name(SWITCHED) is not None:
-        tell("was there", f"{subject}: switched off by hand; switch it on in the Prefect UI under Deployments")
+    if not schedule.active and await client.read_variable_by_name(SWITCHED) is not None:
+        tell(
+            "was there",
+            f"{subject}: off, by hand or by `prefect deploy`; switch it on in the Prefect UI under Deployments",
+        )
         return
-    if problem := await asyncio.to_thread(_problem, account):
-        tell("was there", f"{subject}: off. {problem}")
-        return
-    await client.update_deployment_schedule(deployment.id, schedule.id, active=True)
-    with suppress(ObjectAlreadyExists):
-        await client.create_variable(VariableCreate(name=SWITCHED, value=True))
-    tell("updated", f"{subject}: switched on, every hour, since the API key has the scope reporting")
+    problem = await asyncio.to_thread(_problem, account)
+    if problem is None and not schedule.active:
+        await client.update_deployment_schedule(deployment.id, schedule.id, active=True)
+        with suppress(ObjectAlreadyExists):
+            await client.create_variable(VariableCreate(name=SWITCHED, value=True))
+        tell("updated", f"{subject}: switched on, every hour, since the API key has the scope reporting")
+    elif problem is not None and problem.lacks_scope and schedule.active:
+        await client.update_deployment_schedule(deployment.id, schedule.id, active=False)
+        with suppress(ObjectNotFound):
+            await client.delete_variable_by_name(SWITCHED)  # ours, so a key with the scope switches it on again
+        tell("updated", f"{subject}: switched off. {problem.told}")
+    else:
+        state = "every hour" if schedule.active else "off"
+        tell("was there", f"{subject}: {state}.{f' {problem.told}' if problem else ''}")
 
 
-def _problem(account: EmailgisticsAccount) -> str | None:
+def _problem(account: EmailgisticsAccount) -> Problem | None:
     """Why reconciling would fail; None when it would not. One call, paced as every other."""
     wish = Cancellation()
     CURRENT.set(wish)  # of this thread's context alone
@@ -60,14 +82,15 @@ def _problem(account: EmailgisticsAccount) -> str | None:
     try:
         account.client().mailboxes()
     except Forbidden:
-        return (
+        return Problem(
             "The API key lacks the scope reporting, so messages whose webhook never came are not found. Make a key "
-            "with it, put it into EMAILGISTICS_API_KEY, and run `attachments setup` again."
+            "with it, put it into EMAILGISTICS_API_KEY, and run `attachments setup` again.",
+            lacks_scope=True,
         )
     except RunCancelled:
-        return f"Emailgistics was not reached within {ASKING:.0f} s; run `attachments setup` again."
+        return Problem(f"Emailgistics was not reached within {ASKING:.0f} s; run `attachments setup` again.")
     except (EmailgisticsError, PacingError) as error:
-        return str(error)
+        return Problem(str(error))
     finally:
         timer.cancel()
     return None

@@ -20,8 +20,10 @@ from prefect.client.schemas.filters import (
     FlowRunFilterName,
     FlowRunFilterState,
     FlowRunFilterStateType,
+    FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -43,14 +45,15 @@ ANSWER_TIMEOUT = 30.0  # seconds for Prefect to answer
 BUSY = 0.1  # seconds to begin with before a question is asked again that a busy SQLite has not answered
 THIS_RUN = (httpx.codes.BAD_REQUEST, httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY)
 UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-UNFINISHED = [StateType.SCHEDULED, StateType.PAUSED, *UNDER_WAY]
 BEGUN = [*UNDER_WAY, *TERMINAL_STATES]
 """States of a run that a worker has taken, or that has ended."""
+RUNS = 20  # runs of one message that are looked at, the newest ones: its attempts are nine
 REFUSED = "refused"
 CRASHED = "crashed"
 DELETED = "deleted"
 
 T = TypeVar("T")
+PAGE = 200  # runs in one answer of Prefect's
 
 
 class Wanted(BaseModel):
@@ -74,14 +77,14 @@ class Target:
     """A deployment of `download-attachments`, and what its runs use."""
 
     name: str
-    account_name: str
-    """Of the account's block."""
     deployment_id: UUID
     work_queue: str | None
     filter: Filter
     account: EmailgisticsAccount
     store: Store
     force: bool = False
+    account_name: str = "default"
+    """Of the account's block."""
 
     @classmethod
     def load(cls, deployment_name: str) -> Target:
@@ -107,13 +110,13 @@ class Target:
         account_name = str(asked.get("account") or "default")
         return cls(
             name=name,
-            account_name=account_name,
             deployment_id=found.id,
             work_queue=found.work_queue_name,
             filter=wanted,
             account=load_account(account_name),
             store=load_store(str(asked.get("store") or "default")).store(),
             force=bool(asked.get("force")),
+            account_name=account_name,
         )
 
 
@@ -149,6 +152,8 @@ class Child:
     stage: Stage
     code: str | None = None
     tags: frozenset[str] = frozenset()
+    since: datetime | None = None
+    """When it came to be there."""
 
 
 class ChildRuns:
@@ -169,8 +174,8 @@ class ChildRuns:
         lives_with_others = target.work_queue in {None, DEFAULT_QUEUE}
         self._work_queue = BACKFILL if BACKFILL in self._tags and lives_with_others else None
 
-    def create(self, wanted: Wanted) -> Child:
-        """The run of a message: made once, however often it is asked for under the same prefix."""
+    def create(self, wanted: Wanted, after: UUID | None = None) -> Child:
+        """The run of a message: made once, however often it is asked for under the same prefix, and after that run."""
         values = wanted.model_dump(mode="json", exclude_none=True)
         parameters = {**values, "force": True} if self._force else values
 
@@ -180,7 +185,7 @@ class ChildRuns:
                 name=wanted.key[:NAME_DIGITS],
                 parameters=parameters,
                 tags=self._tags,
-                idempotency_key=f"{self._key_prefix}/{wanted.key}",
+                idempotency_key=f"{self._key_prefix}/{wanted.key}{f'/after/{after}' if after else ''}",
                 work_queue_name=self._work_queue,
             )
             return _child(run)
@@ -219,19 +224,22 @@ class ChildRuns:
         )
         return bool(found)
 
-    def is_with_another(self, wanted: Wanted) -> bool:
-        """Whether a run of the message that is not one of these waits or is under way: a webhook's, or an attempt."""
+    def latest(self, wanted: Wanted) -> Child | None:
+        """The message's newest run of this deployment, whoever made it; one that has not ended comes first."""
         found = answered(
             lambda: self._client.read_flow_runs(
                 deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[self._target.deployment_id])),
-                flow_run_filter=FlowRunFilter(
-                    name=FlowRunFilterName(any_=[wanted.key[:NAME_DIGITS]]),
-                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
-                ),
-                limit=10,
+                flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[wanted.key[:NAME_DIGITS]])),
+                sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+                limit=RUNS,
             )
         )
-        return any(not set(self._tags) <= set(run.tags) for run in found)
+        runs = [_child(run) for run in found if run.parameters.get("message_id") == wanted.message_id]
+        return next((run for run in runs if not run.stage.is_ended), runs[0] if runs else None)
+
+    def is_ours(self, child: Child) -> bool:
+        """Whether a run has the tags of these."""
+        return child.tags.issuperset(self._tags)
 
     def cancel(self, run_id: UUID) -> bool:
         """Cancel a run that waits; False when it has started, or Prefect does not answer now."""
@@ -271,7 +279,7 @@ def answered(ask: Callable[[], T]) -> T:
 
 def _child(run: FlowRun) -> Child:
     stage, code = _stage(run.state)
-    return Child(run.id, stage, code, frozenset(run.tags))
+    return Child(run.id, stage, code, frozenset(run.tags), run.state.timestamp if run.state else None)
 
 
 def _stage(state: State[Any] | None) -> tuple[Stage, str | None]:
@@ -284,6 +292,22 @@ def _stage(state: State[Any] | None) -> tuple[Stage, str | None]:
     if state.is_crashed():
         return Stage.FAILED, CRASHED
     return ENDS[state.type], None
+
+
+def made_before(client: SyncPrefectClient, tag: str) -> Iterator[tuple[str, Child]]:
+    """The runs with a tag, and the keys of their messages, in no particular order. Raises as `answered`."""
+    asked = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
+    offset = 0
+    while True:
+        page = answered(
+            lambda offset=offset: client.read_flow_runs(  # type: ignore[misc]  # bound now
+                flow_run_filter=asked, sort=FlowRunSort.ID_DESC, limit=PAGE, offset=offset
+            )
+        )
+        yield from ((message_key(str(run.parameters.get("message_id"))), _child(run)) for run in page)
+        if len(page) < PAGE:
+            return
+        offset += PAGE
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from contextvars import copy_context
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from queue import Empty, Full, Queue
 from typing import TypeVar
 from uuid import UUID
@@ -40,6 +42,7 @@ LOOK_AT_ALL = 15.0  # seconds between looks that tell of those that wait, too
 NOBODY = 30.0  # seconds in which no run is started, and none is under way, after which the caller is in the way
 RECENT = 10_000  # message keys that are remembered, to know a message that is named twice
 STORE_PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a manifest is read again that could not be
+STANDS_FOR = timedelta(days=1)  # in which a message whose run has failed gets no other one, see `avoids_others`
 CANCEL_BUDGET = 20.0  # seconds for cancelling what has not started, when the caller is cancelled
 TELL = 1.0  # seconds between two words of progress
 
@@ -69,6 +72,7 @@ def process(
     tags: Sequence[str] = (),
     force: bool = False,
     on_progress: Callable[[Counts], None] = lambda _: None,
+    on_made: Callable[[Wanted, Child], None] = lambda *_: None,
     on_ended: Callable[[Wanted, Child], None] = lambda *_: None,
     steps_aside: bool = False,
     avoids_others: bool = False,
@@ -82,8 +86,11 @@ def process(
         tags: Tags of the runs. With `BACKFILL` they let live mail go first.
         force: Do every message again although its manifest says that it is done.
         on_progress: Called about once a second, in the caller's thread.
+        on_made: Called with each run that was made and its message, in the caller's thread.
         on_ended: Called with each run that has ended and its message, in the caller's thread.
-        avoids_others: Leave a message alone that another run of the same deployment waits for, or works on.
+        avoids_others: Heed the runs of the same deployment that others have made. A message that one of them waits
+            for or works on is left to it; one whose run has failed less than a day ago is not tried again so soon.
+            What the manifest settles is left alone even if the deployment's parameters have `force`.
         steps_aside: Raise `NobodyStarts` when no run is started for half a minute.
 
     Raises:
@@ -97,13 +104,26 @@ def process(
             wanted,
             target,
             runs,
-            force=force or target.force,
+            force=force or (target.force and not avoids_others),
             on_progress=on_progress,
+            on_made=on_made,
             on_ended=on_ended,
             avoids_others=avoids_others,
         )
         with work:
             return work.done(steps_aside=steps_aside)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a message before a run is made for it; nothing when one is needed."""
+
+    word: str | None = None
+    """Why none is needed, as a word of `Counts`."""
+    child: Child | None = None
+    """The run that there is already, and stands."""
+    after: UUID | None = None
+    """The run after which another one is needed."""
 
 
 class _Work:
@@ -117,6 +137,7 @@ class _Work:
         *,
         force: bool,
         on_progress: Callable[[Counts], None],
+        on_made: Callable[[Wanted, Child], None],
         on_ended: Callable[[Wanted, Child], None],
         avoids_others: bool,
     ) -> None:
@@ -126,12 +147,13 @@ class _Work:
         self._runs = runs
         self._force = force
         self._on_progress = on_progress
+        self._on_made = on_made
         self._on_ended = on_ended
         self._avoids_others = avoids_others
         self._tally = Tally()
         self._recent: dict[str, None] = {}
-        self._checking: dict[Future[str | None], Wanted] = {}
-        self._ready: deque[Wanted] = deque()
+        self._checking: dict[Future[_Known], Wanted] = {}
+        self._ready: deque[tuple[Wanted, UUID | None]] = deque()
         self._creating: dict[Future[Child], Wanted] = {}
         self._unfinished: dict[UUID, Stage] = {}
         self._whose: dict[UUID, Wanted] = {}
@@ -179,10 +201,10 @@ class _Work:
         for check in [future for future in self._checking if future.done()]:
             self._checked(self._checking.pop(check), check.result())
         while self._ready and len(self._creating) + len(self._unfinished) < WINDOW:
-            wanted = self._ready.popleft()
-            self._creating[self._begin(self._creations, self._runs.create, wanted)] = wanted
+            wanted, after = self._ready.popleft()
+            self._creating[self._begin(self._creations, self._runs.create, wanted, after)] = wanted
         for creation in [future for future in self._creating if future.done()]:
-            self._is_now(creation.result(), self._creating.pop(creation))
+            self._made(creation.result(), self._creating.pop(creation))
         self._look()
         now = time.monotonic()
         if now - self._told >= TELL:
@@ -199,15 +221,23 @@ class _Work:
             if len(self._recent) > RECENT:
                 del self._recent[next(iter(self._recent))]
             if self._force:
-                self._ready.append(wanted)
+                self._ready.append((wanted, None))
             else:
-                self._checking[self._begin(self._checks, self._unneeded, wanted)] = wanted
+                self._checking[self._begin(self._checks, self._known, wanted)] = wanted
 
-    def _unneeded(self, wanted: Wanted) -> str | None:
-        """Why no run is needed, as a word of `Counts`; None when one is."""
+    def _known(self, wanted: Wanted) -> _Known:
         if self._is_settled(wanted):
-            return "already_done"
-        return "elsewhere" if self._avoids_others and self._runs.is_with_another(wanted) else None
+            return _Known("already_done")
+        latest = self._runs.latest(wanted) if self._avoids_others else None
+        if latest is None:
+            return _Known()
+        if not latest.stage.is_ended:
+            return _Known(child=latest) if self._runs.is_ours(latest) else _Known("elsewhere")
+        is_fresh = latest.since is not None and datetime.now(UTC) - latest.since < STANDS_FOR
+        if latest.stage is not Stage.SUCCEEDED and is_fresh:
+            return _Known(child=latest)
+        # One that succeeded before says nothing of now: the filter may be another, or the files be gone.
+        return _Known(after=latest.id)
 
     def _is_settled(self, wanted: Wanted) -> bool:
         """Whether a run of the target would have nothing to do."""
@@ -225,11 +255,17 @@ class _Work:
                     return known is not None and known.settles(lambda entry: self._target.filter.decide(entry).wanted)
         raise AssertionError("the last try returns or raises")
 
-    def _checked(self, wanted: Wanted, unneeded: str | None) -> None:
-        if unneeded is not None:
-            self._tally.add(**{unneeded: 1})
+    def _checked(self, wanted: Wanted, known: _Known) -> None:
+        if known.word is not None:
+            self._tally.add(**{known.word: 1})
+        elif known.child is not None:
+            self._is_now(known.child, wanted)
         else:
-            self._ready.append(wanted)
+            self._ready.append((wanted, known.after))
+
+    def _made(self, child: Child, wanted: Wanted) -> None:
+        self._on_made(wanted, child)
+        self._is_now(child, wanted)
 
     def _is_now(self, child: Child, wanted: Wanted) -> None:
         """Note where a message's run is."""
@@ -284,7 +320,7 @@ class _Work:
         made = wait(self._creating, CANCEL_BUDGET / 4).done
         for creation in made:
             if not creation.cancelled() and creation.exception() is None:
-                self._is_now(creation.result(), self._creating[creation])
+                self._made(creation.result(), self._creating[creation])
         cancelled = 0
         for run_id in [run_id for run_id, stage in self._unfinished.items() if stage is Stage.WAITING]:
             if time.monotonic() > end:

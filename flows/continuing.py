@@ -31,8 +31,8 @@ class Lineage:
 
     @property
     def short(self) -> str:
-        """A few letters to know it by."""
-        return self.origin[:8]
+        """A few letters to know it by: the last ones of the first run's id, for its first ones are the time of day."""
+        return self.origin.partition("/")[0][-8:]
 
     @property
     def can_continue(self) -> bool:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import VariableCreate, VariableUpdate
-from prefect.client.schemas.objects import Variable
 from prefect.exceptions import ObjectAlreadyExists
 
 PREFIX = "attachments-mark-"
 DIGITS = 32
+PAGE = 200  # Variables in one answer of Prefect's
 
 
 def mailbox_key(mailbox_id: str) -> str:
@@ -32,6 +32,8 @@ class Mark:
     deployment: str
     until: datetime
     updated: datetime
+    held_since: datetime | None = None
+    """Since when it has not moved because most of what was missed could not be fetched."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,29 @@ class Marks:
     def move(self, mailbox: str, until: datetime) -> None:
         """Move a mailbox's mark forward. One that is further already stays where it is."""
         known = self.read(mailbox)
-        if known is not None and known.until >= until and known.until <= datetime.now(UTC):
-            return
+        if known is not None and until <= known.until <= datetime.now(UTC):
+            if known.held_since is None:
+                return
+            until = known.until
+        self._write(mailbox, until, held_since=None)
+
+    def hold(self, mailbox: str, at: datetime) -> datetime:
+        """Leave a mailbox's mark where it is, or at `at` when there is none, and say since when it is held."""
+        known = self.read(mailbox)
+        if known is not None and known.held_since is not None:
+            return known.held_since
+        now = datetime.now(UTC)
+        self._write(mailbox, at if known is None else known.until, held_since=now)
+        return now
+
+    def _write(self, mailbox: str, until: datetime, *, held_since: datetime | None) -> None:
         told = {
             "mailbox_key": mailbox,
             "account": self.account,
             "deployment": self.deployment,
             "until": until.isoformat(),
             "updated": datetime.now(UTC).isoformat(),
+            "held_since": held_since.isoformat() if held_since else None,
         }
         name = self._name(mailbox)
         try:
@@ -73,20 +90,35 @@ class Marks:
 
 def read_marks(client: SyncPrefectClient) -> list[Mark]:
     """All marks that there are, those that lag behind first. Raises httpx's errors."""
-    return sorted(_marks(client.read_variables(limit=None)), key=lambda mark: mark.until)
+    return sorted(_marks(client), key=lambda mark: mark.until)
 
 
-def _marks(variables: Iterable[Variable]) -> Iterable[Mark]:
-    for variable in variables:
-        if variable.name.startswith(PREFIX) and (mark := _parsed(variable.value)) is not None:
-            yield mark
+def _marks(client: SyncPrefectClient) -> Iterator[Mark]:
+    asked = {"variables": {"name": {"like_": PREFIX}}, "sort": "NAME_ASC", "limit": PAGE}
+    offset = 0
+    while True:  # the client's own method reads no further than the first page
+        page = client.request("POST", "/variables/filter", json={**asked, "offset": offset}).json()
+        for variable in page:
+            if variable["name"].startswith(PREFIX) and (mark := _parsed(variable["value"])) is not None:
+                yield mark
+        if len(page) < PAGE:
+            return
+        offset += PAGE
 
 
 def _parsed(value: Any) -> Mark | None:
     try:
         until, updated = (_moment(value[name]) for name in ("until", "updated"))
-        return Mark(str(value["mailbox_key"]), str(value["account"]), str(value["deployment"]), until, updated)
-    except (KeyError, TypeError, ValueError, OverflowError):
+        held = value.get("held_since")
+        return Mark(
+            str(value["mailbox_key"]),
+            str(value["account"]),
+            str(value["deployment"]),
+            until,
+            updated,
+            _moment(held) if held else None,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

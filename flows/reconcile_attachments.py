@@ -1,10 +1,12 @@
 """What no webhook has told: each mailbox's report is compared with what is stored, and what is missing is fetched."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
+from uuid import NAMESPACE_URL, uuid5
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -18,38 +20,52 @@ from pydantic import Field
 
 from attachments.cancelling import RunCancelled
 from attachments.emailgistics import EmailgisticsError, Forbidden, InvalidKey, Mailbox, ReceivedMessage
+from attachments.pacing import backlog
 from attachments.prefect_busy import make_patient
-from attachments.reconciling import LOST, moved, span
-from flows.child_runs import Child, Stage
-from flows.children import ChildrenLeft, NobodyStarts, Target, Wanted, process
+from attachments.reconciling import LOST, Slice, may_pass, moved, span
+from flows.child_runs import Child, Stage, made_before
+from flows.children import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
 from flows.continuing import Lineage
-from flows.failures import OUR_ERRORS, contained, patiently
+from flows.endings import coded
+from flows.failures import OUR_ERRORS, OurError, code_of, contained, patiently
 from flows.marks import Marks, mailbox_key
-from flows.report import gave_up
 
 MISSED = "emailgistics.message.missed"
+MANY_MISSED = "emailgistics.messages.missed"
 RECONCILE = "reconcile"
 """The tag of the runs that fetch what was missed."""
 MOST_TOLD = 100
 """Events, and rows of the table, in one run; the rest is a number."""
+MOST_NAMED = 5
+"""Messages that the final state names."""
+WORDS = {
+    Stage.SUCCEEDED: "stored now",
+    Stage.FOR_NOW: "failed for now and are tried again by themselves",
+    Stage.FAILED: "failed",
+    Stage.CANCELLED: "cancelled",
+    Stage.RUNNING: "under way",
+    Stage.WAITING: "wait for a worker",
+}
+OUTCOMES = {**WORDS, Stage.FOR_NOW: "failed for now, tried again by itself", Stage.WAITING: "waits for a worker"}
+WORST_FIRST = (Stage.FAILED, Stage.CANCELLED, Stage.FOR_NOW, Stage.WAITING, Stage.RUNNING, Stage.SUCCEEDED)
 
 
 @dataclass
 class Found:
-    """What a reconciliation has found so far."""
+    """What a reconciliation has found so far. What it had fetched, Prefect knows: see `_missed`."""
 
     mailboxes: int = 0
     seen: int = 0
     elsewhere: int = 0
     """Another run is at it, or will be."""
-    missed: int = 0
-    stored: int = 0
-    later: int = 0
-    """Failed for now: further attempts follow by themselves."""
-    failed: int = 0
-    known: int = 0
-    """Failed in an earlier reconciliation of the day, and still does."""
-    rows: list[dict[str, str]] = field(default_factory=list)
+    again: int = 0
+    """Failed earlier this day; another try follows."""
+    lost: int = 0
+    """Failed earlier this day, for good."""
+    told: int = 0
+    """Events about a message."""
+    refused: list[str] = field(default_factory=list)
+    """Keys of messages for which Prefect made no run."""
     broken: dict[str, str] = field(default_factory=dict)
     """Mailboxes that could not be looked at, by key, and why."""
 
@@ -72,30 +88,19 @@ def reconcile_attachments(
         first_days: How far back a mailbox is looked at for the first time.
     """
     try:
-        with contained():
-            target = Target.load(deployment)
+        with contained(), backlog():
             wish = _Wish(
-                target=target,
+                target=Target.load(deployment),
                 overlap=timedelta(hours=overlap_hours),
                 settling=timedelta(minutes=settling_minutes),
                 first=timedelta(days=first_days),
                 lineage=Lineage.current(),
             )
-            found = Found()
-            try:
-                _reconcile(wish, _chosen(target.account.client().mailboxes(), mailboxes, found), found)
-            except NobodyStarts as stuck:
-                told = wish.lineage.go_on_later(stuck.counts, waiting=stuck.counts.unfinished)
-                return Completed(
-                    message=f"No worker has a place for the runs that wait: this one gives its own up. {told}"
-                )
-            except ChildrenLeft as left:
-                return Cancelled(message=str(left))
-            return _ended(found)
+            return _reconcile(wish, mailboxes)
     except RunCancelled:
         raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
     except OUR_ERRORS as error:
-        return gave_up(error)
+        return Failed(message=_stopped(error))
 
 
 @dataclass(frozen=True)
@@ -110,26 +115,34 @@ class _Wish:
 
     @property
     def tag(self) -> str:
-        """Which reconciliation made a run."""
+        """Which reconciliation made a run. After its worker's death, or a step aside, it is still the same."""
         return f"{RECONCILE}:{self.lineage.short}"
 
 
-def _chosen(known: Sequence[Mailbox], asked: list[str] | None, found: Found) -> list[Mailbox]:
-    """The mailboxes that are meant. One that is not there is noted, and does not stop the others."""
-    if asked is None:
-        return [mailbox for mailbox in known if mailbox.active]
-    chosen = []
-    for number, name in enumerate((name.strip() for name in asked), 1):
-        boxes = [box for box in known if name == box.id or (name and name.casefold() == box.address.casefold())]
-        chosen += boxes
-        if not boxes:
-            found.broken[f"number {number} of mailboxes"] = (
-                "the account has no such mailbox, or the API key may not see it; check address and allowlist"
-            )
-    return list({box.id: box for box in chosen}.values())
+def _reconcile(wish: _Wish, asked: list[str] | None) -> State[None]:
+    """Look at each mailbox, then tell what was found, also when that could not be done to the end."""
+    found = Found()
+    stopped = None
+    try:
+        with contained():
+            try:
+                _look(wish, asked, found)
+            except NobodyStarts as stuck:
+                told = wish.lineage.go_on_later(stuck.counts, waiting=stuck.counts.unfinished)
+                return Completed(
+                    message=f"No worker has a place for the runs that wait: this one gives its own up. {told}"
+                )
+            except ChildrenLeft as left:
+                return Cancelled(message=str(left))
+    except RunCancelled:
+        raise
+    except OUR_ERRORS as error:
+        stopped = error
+    return _ended(wish, found, stopped)
 
 
-def _reconcile(wish: _Wish, boxes: Sequence[Mailbox], found: Found) -> None:
+def _look(wish: _Wish, asked: list[str] | None, found: Found) -> None:
+    boxes = _chosen(wish.target.account.client().mailboxes(), asked, found)
     with _prefect() as client:
         marks = Marks(client, wish.target.account_name, wish.target.name)
         for box in boxes:
@@ -143,20 +156,47 @@ def _reconcile(wish: _Wish, boxes: Sequence[Mailbox], found: Found) -> None:
                 found.broken[key] = str(error)
 
 
+def _chosen(known: Sequence[Mailbox], asked: list[str] | None, found: Found) -> list[Mailbox]:
+    """The mailboxes that are meant. One that is not there is noted, and does not stop the others."""
+    if not asked:  # a form that was filled and emptied sends an empty list
+        return [mailbox for mailbox in known if mailbox.active]
+    chosen = []
+    for number, name in enumerate((name.strip() for name in asked), 1):
+        boxes = [box for box in known if name == box.id or (name and name.casefold() == box.address.casefold())]
+        chosen += boxes
+        if not boxes:
+            found.broken[f"number {number} of mailboxes"] = (
+                "the account has no such mailbox, or the API key may not see it; check address and allowlist"
+            )
+    return list({box.id: box for box in chosen}.values())
+
+
 def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) -> None:
     logger = get_run_logger()
     known = patiently(lambda: marks.read(key))
     now = datetime.now(UTC)
     if known is not None and known.until > now:
-        logger.warning("The mark of mailbox %s lies in the future; it counts as now.", key)
+        logger.warning(
+            "The mark of mailbox %s lies in the future, so a clock was wrong: it is looked at from %s days ago on.",
+            key,
+            wish.first / timedelta(days=1),
+        )
     asked = span(known.until if known else None, now, overlap=wish.overlap, settling=wish.settling, first=wish.first)
     held_at: datetime | None = None
     for piece in asked.slices():
         rows = wish.target.account.client().received_messages(box.id, piece.start, piece.end, on_wait=logger.info)
-        is_held = _fetch(box, rows, wish, found)
+        became = _fetch(box, rows, wish, found)
         if rows.skipped:
             logger.warning("%s rows of the report name no message and were left out.", rows.skipped)
-        held_at = piece.start if is_held and held_at is None else held_at
+        if became.is_away:
+            since = patiently(lambda at=piece.start: marks.hold(key, at))  # type: ignore[misc]  # bound now
+            if not may_pass(since, datetime.now(UTC)):
+                found.broken[key] = (
+                    f"{became.failed:,} of its messages could not be fetched, and {became.stored:,} could: its mark "
+                    "stays, and it is looked at again the next time. The messages' runs say why."
+                )
+                return
+        held_at = piece.start if became.is_held and held_at is None else held_at
         covered = min(piece.end, rows.covered_until)
         until = moved(covered, held_at)
         patiently(lambda until=until: marks.move(key, until))  # type: ignore[misc]  # bound now
@@ -164,14 +204,28 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
             return  # the report does not reach further yet
 
 
-def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Found) -> bool:
-    """Fetch what is missing of these messages. Whether one of them has to be looked at again."""
-    held = []
+def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Found) -> Slice:
+    """Fetch what is missing of these messages, and say what became of them."""
+    became = Slice()
+
+    def made(wanted: Wanted, _: Child) -> None:
+        if found.told < MOST_TOLD:
+            found.told += 1
+            _emit(MISSED, wanted.key, wish, {"message_key": wanted.key, "deployment": wish.target.name})
 
     def ended(wanted: Wanted, child: Child) -> None:
-        if child.stage is not Stage.SUCCEEDED and child.code not in LOST:
-            held.append(wanted.key)
-        _note(wanted, child, wish, found)
+        is_lost = child.code in LOST
+        if child.stage is Stage.SUCCEEDED:
+            became.stored += 1
+        elif is_lost or child.stage is Stage.CANCELLED:
+            became.lost += 1
+        else:
+            became.failed += 1
+        if child.id is None:
+            found.refused.append(wanted.key)
+        elif wish.tag not in child.tags and child.stage is not Stage.SUCCEEDED:
+            found.lost += is_lost
+            found.again += not is_lost
 
     counts = process(
         (
@@ -184,77 +238,102 @@ def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Fo
             for row in rows
         ),
         wish.target,
-        key_prefix=f"{RECONCILE}/{wish.target.name}/{datetime.now(UTC):%Y-%m-%d}",
-        tags=(RECONCILE, wish.tag),
+        key_prefix=f"{RECONCILE}/{wish.target.deployment_id}",
+        # What comes so late lets live mail go first, as a backfill does: there may be weeks of it.
+        tags=(RECONCILE, wish.tag, BACKFILL),
+        on_made=made,
         on_ended=ended,
         avoids_others=True,
         steps_aside=wish.lineage.can_continue,
     )
     found.seen += counts.seen - counts.duplicates
     found.elsewhere += counts.elsewhere
-    return bool(held)
+    return became
 
 
-def _note(wanted: Wanted, child: Child, wish: _Wish, found: Found) -> None:
-    """Tell of a message that was missed: once, also when a later reconciliation meets the same run again."""
-    if child.id is not None and wish.tag not in child.tags:
-        found.known += child.stage is not Stage.SUCCEEDED
-        return
-    found.missed += 1
-    match child.stage:
-        case Stage.SUCCEEDED:
-            found.stored += 1
-            outcome = "stored now"
-        case Stage.FOR_NOW:
-            found.later += 1
-            outcome = "failed for now, tried again by itself"
-        case _:
-            found.failed += 1
-            outcome = f"failed ({child.code})" if child.code else child.stage.value
-    if len(found.rows) >= MOST_TOLD:
-        return
-    found.rows.append({"message": wanted.key, "outcome": outcome})
+def _emit(event: str, subject: str, wish: _Wish, payload: dict[str, object]) -> None:
+    """Tell automations. The same again, after a worker's death, is the same event to Prefect."""
+    kind = "message" if event == MISSED else "reconciliation"
     emit_event(
-        event=MISSED,
-        resource={
-            "prefect.resource.id": f"emailgistics.message.{wanted.key}",
-            "prefect.resource.name": wanted.key,
-        },
-        payload={"message_key": wanted.key, "deployment": wish.target.name, "outcome": outcome},
+        event=event,
+        resource={"prefect.resource.id": f"emailgistics.{kind}.{subject}", "prefect.resource.name": subject},
+        payload=payload,
+        id=uuid5(NAMESPACE_URL, f"{event}/{wish.lineage.origin}/{subject}"),
     )
 
 
-def _ended(found: Found) -> State[None]:
-    if found.rows or found.broken:
-        more = found.missed - len(found.rows)
-        rest = [{"message": f"and {more:,} more", "outcome": ""}] if more else []
-        broken = [{"message": f"mailbox {key}", "outcome": why} for key, why in found.broken.items()]
-        patiently(
-            lambda: create_table_artifact(
-                key="missed-messages",
-                table=[*found.rows, *rest, *broken],
-                description="Messages that no webhook told of, and what became of them. By key.",
-            )
-        )
-    told = f"Of {found.seen:,} messages in {found.mailboxes:,} mailboxes {found.missed:,} had been missed"
-    parts = [
-        (found.stored, "stored now"),
-        (found.later, "failed for now and are tried again by themselves"),
-        (found.failed, "failed"),
-    ]
-    if found.missed:
-        told += f": {', '.join(f'{count:,} {words}' for count, words in parts if count)}"
-    told += "."
+def _missed(wish: _Wish, found: Found) -> list[tuple[str, Child]]:
+    """What this reconciliation had fetched, as Prefect has it: what it did before its worker died is in it."""
+    with _prefect() as client:
+        missed = [
+            *made_before(client, wish.tag),
+            *((key, Child(None, Stage.FAILED, "refused")) for key in found.refused),
+        ]
+    # A later attempt has the same tags: the one that came last says how it stands.
+    latest = dict(sorted(missed, key=lambda pair: pair[1].since or datetime.min.replace(tzinfo=UTC)))
+    return sorted(latest.items(), key=lambda pair: WORST_FIRST.index(pair[1].stage))
+
+
+def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
+    missed = _missed(wish, found)
+    if len(missed) > MOST_TOLD:
+        more = {"missed": len(missed), "told": MOST_TOLD, "deployment": wish.target.name}
+        _emit(MANY_MISSED, wish.lineage.short, wish, more)
+    if missed or found.broken:
+        _show(missed, found)
+    stages = Counter(child.stage for _, child in missed)
+    told = [_counts(found, len(missed), stages)]
     if found.elsewhere:
-        told += f" {found.elsewhere:,} are under way in other runs."
-    if found.known:
-        told += f" {found.known:,} had failed before, and are tried again tomorrow."
+        told.append(f"{found.elsewhere:,} are under way in other runs.")
+    if found.again:
+        told.append(f"{found.again:,} had failed before, and are tried again within a day.")
+    if found.lost:
+        told.append(f"{found.lost:,} had failed before for good, and are not tried again by themselves.")
+    failed = [(key, child) for key, child in missed if child.stage in {Stage.FAILED, Stage.CANCELLED}]
+    if failed:
+        named = ", ".join(f"{key} ({child.code or child.stage.value})" for key, child in failed[:MOST_NAMED])
+        rest = f" and {len(failed) - MOST_NAMED:,} more" if len(failed) > MOST_NAMED else ""
+        told.append(
+            f"Not stored: {named}{rest}. Their runs have the tag {wish.tag}: retry them in the Prefect UI when the "
+            "cause is gone."
+        )
     if found.broken:
-        first = next(iter(found.broken.items()))
-        told += f" {len(found.broken):,} mailboxes could not be looked at. {first[0]}: {first[1]}"
-    if found.broken or found.failed:
-        return Failed(message=told)
-    return Completed(message=told)
+        key, why = next(iter(found.broken.items()))
+        told.append(f"{len(found.broken):,} mailboxes could not be looked at. {key}: {why}")
+    if stopped is not None:
+        told.append(_stopped(stopped))
+    message = " ".join(told)
+    if failed or found.broken or stopped is not None:
+        return Failed(message=message)
+    return Completed(message=message)
+
+
+def _counts(found: Found, missed: int, stages: Counter[Stage]) -> str:
+    told = f"Of {found.seen:,} messages in {found.mailboxes:,} mailboxes {missed:,} had been missed"
+    parts = [f"{stages[stage]:,} {words}" for stage, words in WORDS.items() if stages[stage]]
+    return f"{told}: {', '.join(parts)}." if parts else f"{told}."
+
+
+def _show(missed: Sequence[tuple[str, Child]], found: Found) -> None:
+    rows = [
+        {"message": key, "outcome": f"failed ({child.code})" if child.code else OUTCOMES[child.stage]}
+        for key, child in missed[:MOST_TOLD]
+    ]
+    more = len(missed) - len(rows)
+    rows += [{"message": f"and {more:,} more", "outcome": ""}] if more else []
+    rows += [{"message": f"mailbox {key}", "outcome": why} for key, why in found.broken.items()]
+    patiently(
+        lambda: create_table_artifact(
+            key="missed-messages",
+            table=rows,
+            description="Messages that no webhook told of, and what became of them. By key.",
+        )
+    )
+
+
+def _stopped(error: OurError) -> str:
+    # No attempt of its own: the schedule brings the next one, and each of those would bring more.
+    return coded(f"{error} The marks of what was not done stay, so the next reconciliation does it", code_of(error))
 
 
 @contextmanager

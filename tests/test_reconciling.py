@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from attachments.reconciling import HELD_FOR, SLICE, Span, moved, span
+from attachments.reconciling import HELD_FOR, SLICE, Slice, Span, may_pass, moved, span
 
 NOW = datetime(2026, 6, 15, 12, 0, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -22,12 +22,16 @@ def test_later_it_goes_on_a_little_before_the_mark() -> None:
     assert span(NOW - HOUR, NOW, **USUAL).start == NOW - 3 * HOUR
 
 
-@pytest.mark.parametrize("ahead", [timedelta(0), HOUR, 400 * DAY])
-def test_a_mark_in_the_future_counts_as_now(ahead: timedelta) -> None:
-    """A clock that was wrong must not blind it for ever."""
-    found = span(NOW + ahead, NOW, **USUAL)
-    assert found.end == NOW - timedelta(minutes=10)
-    assert found.start == found.end - 2 * HOUR
+@pytest.mark.parametrize("ahead", [timedelta(seconds=1), HOUR, 400 * DAY])
+def test_a_mark_in_the_future_counts_for_nothing(ahead: timedelta) -> None:
+    """A clock was wrong: it must not blind it for ever, and nobody knows what was looked at meanwhile."""
+    assert span(NOW + ahead, NOW, **USUAL) == span(None, NOW, **USUAL)
+
+
+def test_a_clock_that_falls_behind_looks_at_what_was_looked_at() -> None:
+    """The mark is younger than what has settled: the span ends where it must, and is no negative one."""
+    found = span(NOW - timedelta(minutes=5), NOW, **USUAL)
+    assert found == Span(NOW - timedelta(minutes=10) - 2 * HOUR, NOW - timedelta(minutes=10))
 
 
 def test_without_an_overlap_nothing_is_left_between_two() -> None:
@@ -54,3 +58,26 @@ def test_what_cannot_be_fetched_yet_holds_the_mark_for_some_days() -> None:
     assert moved(NOW, NOW - HOUR) == NOW - HOUR
     assert moved(NOW, NOW - 30 * DAY) == NOW - HELD_FOR
     assert moved(NOW, NOW + HOUR) == NOW
+
+
+@pytest.mark.parametrize(
+    ("became", "is_held", "is_away"),
+    [
+        (Slice(), False, False),
+        (Slice(stored=50), False, False),
+        (Slice(lost=50), False, False),  # all of them deleted
+        (Slice(failed=2), True, False),  # two bad messages of a quiet mailbox
+        (Slice(failed=3), True, True),
+        (Slice(stored=25, failed=25), True, False),
+        (Slice(stored=24, failed=26, lost=9), True, True),
+    ],
+)
+def test_when_most_fail_the_vendor_or_the_store_is_away(became: Slice, is_held: bool, is_away: bool) -> None:
+    """To go on from slice to slice would then pass over all of them; what is gone for good says nothing of it."""
+    assert (became.is_held, became.is_away) == (is_held, is_away)
+
+
+def test_a_slice_is_passed_over_after_some_days() -> None:
+    """Whatever is the matter with it: what comes later must not wait for ever."""
+    assert not may_pass(NOW - HELD_FOR + timedelta(seconds=1), NOW)
+    assert may_pass(NOW - HELD_FOR, NOW)

@@ -18,7 +18,7 @@ from attachments.storage import Manifest, message_key
 
 PATIENCE = 90.0  # seconds for a run on a busy machine; embedded SQLite makes Prefect wait in steps of 2 s
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-FAST = 100_000  # slots of the pacing limit, so that tests do not wait for the minute
+FAST = 100_000  # slots of the pacing limits, so that tests do not wait for the minute
 
 # Mounts that the worker alone sees: a disk of 1 MiB, and one that may not be written.
 MOUNTS = """
@@ -239,7 +239,7 @@ async def emit(event):
 
 @contextmanager
 def installation(folder: Path, *, slots: int = FAST, limit: int | None = None) -> Iterator[Installation]:
-    """Start everything; `slots` is the size of the pacing limit, `limit` the sandbox's calls in 60 s."""
+    """Start everything; `slots` is the size of the pacing limits, `limit` the sandbox's calls in 60 s."""
     with running_sandbox(limit=limit) as sandbox:
         stack = road(folder, sandbox.base_url, sandbox.key)
         namespace = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
@@ -248,7 +248,8 @@ def installation(folder: Path, *, slots: int = FAST, limit: int | None = None) -
         prefect = httpx.Client(base_url=f"{stack.api_url}/", trust_env=False, timeout=60, limits=limits)
         with running(stack), prefect:
             everything = Installation(stack, sandbox, prefect)
-            everything.change("v2/concurrency_limits/emailgistics-api", {"limit": slots})
+            for name in ("emailgistics-api", "emailgistics-backfill"):
+                everything.change(f"v2/concurrency_limits/{name}", {"limit": slots})
             yield everything
 
 

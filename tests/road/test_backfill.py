@@ -28,7 +28,7 @@ def added(running: Installation, count: int, **fields: Any) -> list[dict[str, An
 
 
 def tag_of(run: dict[str, Any]) -> str:
-    return f"backfill:{run['id'][:8]}"
+    return f"backfill:{run['id'][-8:]}"
 
 
 def test_many_messages_are_done_once_and_again_costs_no_call(running: Installation) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -35,13 +35,18 @@ class Bench:
     target: Target
     store: Store
     prefix: str
+    more_tags: tuple[str, ...] = ()
+
+    @property
+    def tags(self) -> list[str]:
+        return [self.prefix, *self.more_tags]
 
     def wanted(self, *names: str) -> list[Wanted]:
         return [Wanted(message_id=f"{self.prefix}-{name}") for name in names]
 
     def process(self, wanted: Sequence[Wanted], prefix: str = "", **options: Any) -> Counts:
         with temporary_settings({PREFECT_API_URL: self.running.road.api_url}):
-            return process(wanted, self.target, key_prefix=prefix or self.prefix, tags=[self.prefix], **options)
+            return process(wanted, self.target, key_prefix=prefix or self.prefix, tags=self.tags, **options)
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """By the name of the message."""
@@ -169,6 +174,42 @@ def test_a_caller_that_was_killed_finds_its_runs_again(bench: Bench) -> None:
     with bench.processing(wanted, prefix=f"{bench.prefix}-another") as (_, cancellation):
         until(lambda: len(bench.running.tagged(bench.prefix)) == 6, "another caller's own runs")
         cancellation.ask()
+
+
+def test_the_runs_of_others_are_heeded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that another run waits for is left to it; one that has just failed is not tried again so soon.
+
+    One that succeeded, and is not settled all the same, is done again: the filter may be another, or its files be gone.
+    """
+    wanted = bench.wanted("waits", "failed", "done")
+    ended: list[tuple[str, str]] = []
+    made: list[str] = []
+    options: dict[str, Any] = {
+        "avoids_others": True,
+        "on_made": lambda one, _: made.append(one.message_id.rpartition("-")[2]),
+        "on_ended": lambda one, child: ended.append((one.message_id.rpartition("-")[2], child.stage.value)),
+    }
+    with bench.processing(wanted, prefix=f"{bench.prefix}-webhook") as (_, others):
+        bench.end("failed", "FAILED", message=coded("It is gone", "not-found"))
+        bench.end("done")
+        until(lambda: "waits" in bench.runs(), "the third run")
+        mine = replace(bench, more_tags=(f"{bench.prefix}-mine",))
+        with mine.processing(wanted, **options) as (future, _):
+            until(lambda: len(bench.running.tagged(f"{bench.prefix}-mine")) == 1, "the run of what was done before")
+            (again,) = bench.running.tagged(f"{bench.prefix}-mine")
+            assert again["parameters"]["message_id"] == wanted[2].message_id
+            for one in ({"type": "RUNNING"}, {"type": "COMPLETED"}):
+                bench.running._post(f"flow_runs/{again['id']}/set_state", {"state": one, "force": True})
+            counts = future.result(60)
+        assert (counts.elsewhere, counts.succeeded, dict(counts.failed)) == (1, 1, {"not-found": 1})
+        assert made == ["done"]
+        assert sorted(ended) == [("done", "succeeded"), ("failed", "failed")]
+        assert len(bench.running.tagged(f"{bench.prefix}-mine")) == 1
+        monkeypatch.setattr(children, "STANDS_FOR", timedelta(0))
+        with mine.processing(wanted[1:2], **options) as (_, cancellation):
+            until(lambda: len(bench.running.tagged(f"{bench.prefix}-mine")) == 2, "another try a day later")
+            cancellation.ask()
+        others.ask()
 
 
 def test_never_more_than_a_few_are_unfinished(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

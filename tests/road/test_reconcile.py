@@ -1,14 +1,24 @@
 """Reconciliation: what no webhook told of is found, fetched and told, once."""
 
+import asyncio
 import os
+import shutil
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from pydantic import SecretStr
 
+from attachments.demo.processes import free_port
 from attachments.storage import message_key
+from attachments.switching import switch_reconciliation
+from blocks import EmailgisticsAccount
+from flows import marks as marking
 from flows.marks import PREFIX
-from tests.road.installation import Installation, until
+from tests.road.installation import FINAL, Installation, until
 
 FLOW = "reconcile-attachments"
 MANY = int(os.environ.get("RECONCILE_MESSAGES", "5"))
@@ -80,6 +90,11 @@ def test_what_was_lost_is_found_once(running: Installation) -> None:
     check_that_all_are_found_once(running, box, MANY, 120)
     leaks = {place for place, content in running.everything_kept() if f"canary-{box}".encode() in content}
     assert leaks == set()
+    # The address is a parameter of the runs, as it is of a webhook's, and nowhere else.
+    tables = {place for place, content in running.everything_kept() if box.encode() in content and "table" in place}
+    assert tables <= {"table flow_run"}
+    fetched = [run for run in running.tagged("reconcile") if run["parameters"].get("mailbox") == box]
+    assert {run["work_queue_name"] for run in fetched} == {"backfill"}, "live mail goes first"
 
 
 @pytest.mark.soak
@@ -91,35 +106,43 @@ def test_fifty_lost_webhooks(running: Installation) -> None:
 
 
 def test_an_event_tells_of_each(running: Installation) -> None:
-    """Automations can start from it: by key, with what became of the message."""
+    """Automations can start from it: by key. And when its files are gone the same day, it is missed once more."""
     (message,) = lost(running, "event@road.example", 1)
     run = reconcile(running, "event@road.example")
     assert run["state_type"] == "COMPLETED"
     until(lambda: bool(missed(running, message)), "the event to arrive")
     (event,) = missed(running, message)
-    assert event["payload"] == {
-        "message_key": message_key(message["id"]),
-        "deployment": "default",
-        "outcome": "stored now",
-    }
+    assert event["payload"] == {"message_key": message_key(message["id"]), "deployment": "default"}
+
+    shutil.rmtree(running.road.store / message_key(message["id"]))
+    again = reconcile(running, "event@road.example")
+    assert "1 had been missed: 1 stored now." in again["state"]["message"]
+    assert len(running.files(message)) == 1
 
 
-def test_a_message_that_stays_refused_is_told_once_and_holds_nothing_back(running: Installation) -> None:
-    """403: it stays a failure of this reconciliation; the mark moves, and the next one does not tell it again."""
+def test_a_message_that_is_gone_is_told_once_and_holds_nothing_back(running: Installation) -> None:
+    """404: it stays a failure of this reconciliation; the mark moves, and the next one does not tell it again."""
     box = "gone@road.example"
     (message,) = lost(running, box, 1)
     order = running.sandbox.control.fault(
-        endpoint="list", message_id=message["id"], times=None, fault={"kind": "status", "status": 403}
+        endpoint="list", message_id=message["id"], times=None, fault={"kind": "status", "status": 404}
     )
     before = marks(running)
     first = reconcile(running, box)
+    said = first["state"]["message"]
     assert first["state_type"] == "FAILED"
-    assert "1 had been missed: 1 failed." in first["state"]["message"]
+    assert "1 had been missed: 1 failed." in said
+    assert f"Not stored: {message_key(message['id'])} (not-found)." in said
+    (table,) = running.artifacts(first["id"])
+    assert message_key(message["id"]) in table["data"]
+    assert "failed (not-found)" in table["data"]
     (mark,) = [value for name, value in marks(running).items() if before.get(name) != value]
     assert datetime.now(UTC) - datetime.fromisoformat(mark["until"]) < timedelta(minutes=20)
+    running.sandbox.control.clear_requests()
     again = reconcile(running, box)
     assert again["state_type"] == "COMPLETED"
-    assert "0 had been missed. 1 had failed before" in again["state"]["message"]
+    assert "0 had been missed. 1 had failed before for good" in again["state"]["message"]
+    assert endpoints(running) <= {"mailboxes", "report", "result"}, "it is not asked for every hour"
     running.sandbox.control._answer(running.sandbox.control.delete(f"faults/{order}"))
 
 
@@ -159,6 +182,82 @@ def test_the_mark_stays_where_the_reports_data_end(running: Installation) -> Non
     assert datetime.fromisoformat(mark["until"]) == cutoff
 
 
+def test_a_mark_stays_while_most_messages_cannot_be_fetched(running: Installation) -> None:
+    """The key lacks a scope for downloads: weeks of mail must not be passed over, slice by slice."""
+    box = "away@road.example"
+    messages = lost(running, box, 4)
+    key = running.sandbox.key
+    running.sandbox.control.settings(keys=[{"key": key, "scopes": ["reporting", "messages:read"]}])
+    before = marks(running)
+    try:
+        run = reconcile(running, box)
+    finally:
+        running.sandbox.control.settings(keys=[{"key": key}])
+    assert run["state_type"] == "FAILED"
+    assert "4 of its messages could not be fetched, and 0 could: its mark stays" in run["state"]["message"]
+    assert box not in run["state"]["message"]
+    (mark,) = [value for name, value in marks(running).items() if before.get(name) != value]
+    assert datetime.now(UTC) - datetime.fromisoformat(mark["until"]) > timedelta(days=2)
+    assert mark["held_since"]
+    for fetch in running.tagged("reconcile"):  # as a person does in the UI, when the cause is gone
+        if fetch["parameters"].get("mailbox") == box:
+            running._post(f"flow_runs/{fetch['id']}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})
+    for message in messages:
+        running.complete_manifest(message)
+    again = reconcile(running, box)
+    assert again["state"]["message"] == "Of 4 messages in 1 mailboxes 0 had been missed."
+    (mark,) = [value for name, value in marks(running).items() if before.get(name) != value]
+    assert datetime.now(UTC) - datetime.fromisoformat(mark["until"]) < timedelta(minutes=20)
+    assert mark["held_since"] is None
+
+
+def test_a_second_one_at_a_time_is_not_begun(running: Installation) -> None:
+    """The hourly one meets one that takes longer than an hour: it is cancelled, and says why."""
+    box = "twice@road.example"
+    lost(running, box, 1)
+    running.sandbox.control.settings(reports={"run_seconds": 6})
+    try:
+        first = running.start_deployment(flow=FLOW, mailboxes=[box])
+        until(lambda: running.run(first["id"])["state_type"] == "RUNNING", "the first one to begin")
+        second = reconcile(running, box)
+    finally:
+        running.sandbox.control.settings(reset_reports=True)
+    assert second["state_type"] == "CANCELLED"
+    assert "concurrency limit" in second["state"]["message"]
+    until(lambda: running.run(first["id"])["state_type"] in FINAL, "the first one to end")
+    assert running.run(first["id"])["state_type"] == "COMPLETED"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_killed_worker_loses_neither_messages_nor_what_is_told(running: Installation) -> None:
+    """In the middle: the mark has not moved. Another worker goes on, and tells of all, also of what was done before."""
+    box = "killed@road.example"
+    messages = lost(running, box, 12)
+    order = running.sandbox.control.fault(endpoint="download", times=None, fault={"kind": "delay", "seconds": 3})
+    before = marks(running)
+    run = running.start_deployment(flow=FLOW, mailboxes=[box])
+
+    def done() -> int:
+        return sum(running.manifest(message) is not None for message in messages)
+
+    until(lambda: done() >= 3, "the first ones to be stored")
+    running.road.worker.kill()
+    assert done() < len(messages)
+    assert marks(running) == before
+    running.sandbox.control._answer(running.sandbox.control.delete(f"faults/{order}"))
+    running.road.worker.start()
+    until(lambda: running.run(run["id"])["state_type"] in FINAL, "the reconciliation to be taken up", 300)
+    ended = running.run(run["id"])
+    assert ended["state"]["message"] == "Of 12 messages in 1 mailboxes 12 had been missed: 12 stored now."
+    for message in messages:
+        assert len(running.files(message)) == 1
+        until(lambda message=message: len(missed(running, message)) == 1, "one event of it")
+    assert set(marks(running)) > set(before)
+    again = reconcile(running, box)
+    assert again["state"]["message"] == "Of 12 messages in 1 mailboxes 0 had been missed."
+
+
 def test_a_report_that_fails_moves_no_mark(running: Installation) -> None:
     """Nothing is known of that time, so it is looked at again."""
     box = "broken@road.example"
@@ -173,6 +272,7 @@ def test_a_report_that_fails_moves_no_mark(running: Installation) -> None:
     assert "1 mailboxes could not be looked at" in run["state"]["message"]
     assert box not in run["state"]["message"]
     assert marks(running) == before
+    assert [later for later in running.runs(mailboxes=[box]) if later["state_type"] == "SCHEDULED"] == []
     assert reconcile(running, box)["state_type"] == "COMPLETED"
     assert running.files(message)
 
@@ -193,36 +293,90 @@ def test_a_key_without_the_scope_and_a_mailbox_that_is_not_there(running: Instal
     assert "reporting" in refused["state"]["message"]
 
 
-def test_setup_switches_the_schedule_on_once_the_key_has_the_scope(running: Installation) -> None:
-    """Not before, and not again when somebody has switched it off; a schedule of the user's own stays."""
-    key = running.sandbox.key
-    deployment = running.deployment("reconcile-attachments/default")
+def test_setup_switches_the_schedule_by_the_scopes_of_the_key(running: Installation) -> None:
+    """On once the key has the scope, off when it lacks it. What somebody has switched off or added himself stays."""
+    key, control = running.sandbox.key, running.sandbox.control
+    deployment = running.deployment(f"{FLOW}/default")
     assert [(known["slug"], known["active"]) for known in deployment["schedules"]] == [("hourly", False)]
+    assert deployment["global_concurrency_limit"]["limit"] == 1
 
     def schedules() -> dict[str, bool]:
-        found = running.deployment("reconcile-attachments/default")["schedules"]
-        return {known["slug"] or "mine": known["active"] for known in found}
+        found = running.deployment(f"{FLOW}/default")["schedules"]
+        return {known["slug"]: known["active"] for known in found}
 
-    def set_up() -> str:
-        return running.road.run("attachments", "setup").stdout
-
-    mine = {"schedule": {"cron": "0 3 * * *"}, "active": False, "slug": "mine"}
-    running._post(f"deployments/{deployment['id']}/schedules", [mine])
-    running.sandbox.control.settings(keys=[{"key": key, "scopes": ["messages:read", "messages:content"]}])
-    try:
-        assert "lacks the scope reporting" in set_up()
-        assert schedules() == {"hourly": False, "mine": False}
-    finally:
-        running.sandbox.control.settings(keys=[{"key": key}])
-    try:
-        assert "switched on, every hour" in set_up()
-        assert schedules() == {"hourly": True, "mine": False}
-        hourly = next(
-            known for known in running.deployment(f"{FLOW}/default")["schedules"] if known["slug"] == "hourly"
-        )
-        running.change(f"deployments/{deployment['id']}/schedules/{hourly['id']}", {"active": False})
-        assert "switched off by hand" in set_up()
-        assert schedules() == {"hourly": False, "mine": False}
-    finally:
+    def switch(slug: str, *, active: bool) -> None:
         for known in running.deployment(f"{FLOW}/default")["schedules"]:
-            running.change(f"deployments/{deployment['id']}/schedules/{known['id']}", {"active": False})
+            if known["slug"] == slug:
+                running.change(f"deployments/{deployment['id']}/schedules/{known['id']}", {"active": active})
+
+    def switched(api_key: str = key, base_url: str = running.sandbox.base_url) -> str:
+        async def ask() -> None:
+            async with get_client() as client:
+                account = EmailgisticsAccount(api_key=SecretStr(api_key), base_url=base_url)
+                await switch_reconciliation(
+                    account, client, lambda result, subject: told.append(f"{result}: {subject}")
+                )
+
+        told: list[str] = []
+        with temporary_settings({PREFECT_API_URL: running.road.api_url}):
+            asyncio.run(ask())
+        (said,) = told
+        return said
+
+    control.settings(keys=[{"key": key, "scopes": ["messages:read", "messages:content"]}])
+    try:
+        assert "off. The API key lacks the scope reporting" in switched()
+        assert "off. Mailboxes" not in switched("wrong")
+        assert "The API key is malformed, expired or deleted" in switched("wrong")
+        assert "off." in switched(base_url=f"http://127.0.0.1:{free_port()}/api/v1")
+        assert schedules() == {"hourly": False}
+        control.settings(keys=[{"key": key}])
+        assert "updated" in switched()
+        assert schedules() == {"hourly": True}
+        assert "was there" in switched("wrong")
+        assert schedules() == {"hourly": True}, "a wrong key says nothing of scopes"
+        control.settings(keys=[{"key": key, "scopes": ["messages:read", "messages:content"]}])
+        assert "switched off. The API key lacks the scope reporting" in switched()
+        assert schedules() == {"hourly": False}
+        control.settings(keys=[{"key": key}])
+        assert "switched on, every hour" in switched()
+
+        mine = {"schedule": {"cron": "0 3 * * *"}, "active": False, "slug": "mine"}
+        running._post(f"deployments/{deployment['id']}/schedules", [mine])
+        switch("hourly", active=False)
+        said = running.road.run("attachments", "setup").stdout
+        assert f"schedule of {FLOW}/default: off, by hand" in said
+        assert schedules() == {"hourly": False, "mine": False}
+        assert running.deployment(f"{FLOW}/default")["concurrency_options"] == deployment["concurrency_options"]
+    finally:
+        control.settings(keys=[{"key": key}])
+        switch("hourly", active=False)
+
+
+def test_marks_are_read_page_by_page(running: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account with many mailboxes has more Variables than Prefect tells at a time."""
+    monkeypatch.setattr(marking, "PAGE", 2)
+    account = f"many-{uuid4().hex[:8]}"
+    now = datetime.now(UTC)
+    with temporary_settings({PREFECT_API_URL: running.road.api_url}), get_client(sync_client=True) as client:
+        mine = marking.Marks(client, account, "default")
+        for number in range(5):
+            mine.move(f"box-{number}", now - timedelta(days=number))
+        known = [mark for mark in marking.read_marks(client) if mark.account == account]
+        assert [mark.mailbox_key for mark in known] == [f"box-{number}" for number in (4, 3, 2, 1, 0)]
+
+        mine.move("box-0", now - timedelta(days=9))
+        assert known[-1] == mine.read("box-0"), "never backwards"
+        since = mine.hold("box-0", now - timedelta(days=9))
+        assert (mine.hold("box-0", now), mine.read("box-0").held_since) == (since, since)  # type: ignore[union-attr]
+        mine.move("box-0", now - timedelta(days=9))
+        held = mine.read("box-0")
+        assert held is not None
+        assert (held.until, held.held_since) == (now, None)
+        assert mine.hold("box-9", now - timedelta(days=3)) > now
+        ahead = marking.Marks(client, account, "ahead")
+        ahead.move("box-0", now + timedelta(days=1))
+        ahead.move("box-0", now - timedelta(hours=1))
+        corrected = ahead.read("box-0")
+        assert corrected is not None
+        assert corrected.until == now - timedelta(hours=1), "a mark in the future is put right"

@@ -8,7 +8,7 @@ import pytest
 
 from attachments.demo.processes import free_port
 from attachments.storage import message_key
-from tests.road.installation import Installation
+from tests.road.installation import FAST, Installation
 
 
 def test_the_prefect_command_line_runs_the_job(running: Installation) -> None:
@@ -77,6 +77,7 @@ def test_setup_again_changes_nothing_but_the_deployments(running: Installation) 
     kept = ("parameters", "description", "job_variables")
     assert {field: after[field] for field in kept} == {field: changed[field] for field in kept}
     running.change(f"automations/{replaced['id']}", {"enabled": True})
+    running.change("v2/concurrency_limits/emailgistics-backfill", {"limit": FAST})
     before = {field: deployment[field] for field in kept}
     running.change(f"deployments/{deployment['id']}", {**before, "concurrency_limit": None})
 
