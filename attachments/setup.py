@@ -8,32 +8,35 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-import yaml
 from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    GlobalConcurrencyLimitCreate,
+    WorkPoolCreate,
+)
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentTriggerTypes, TriggerTypes
 from prefect.exceptions import ObjectNotFound
-from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL
-from prefect.types.entrypoint import EntrypointType
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
+from attachments.declared import (
+    LIMITS,
+    POOL,
+    QUEUES,
+    as_deployed,
+    declared_deployments,
+    declared_flow,
+    declared_schedules,
+)
 from attachments.worker import WarmWorker
 from blocks import AttachmentStore, EmailgisticsAccount
 
-LIMITS = {"emailgistics-api": 100, "emailgistics-backfill": 60}  # slots, each held for a minute
-POOL = "attachments"
 STARTING = 30.0  # seconds; a server needs 10 to 20 until it answers
-QUEUES: Mapping[str, tuple[int, int | None]] = {"default": (1, None), "backfill": (10, 4)}
-"""Priority (1 goes first) and how many runs may be under way at a time, of all workers together."""
 Result = Literal["made", "updated", "was there"]
 Tell = Callable[[Result, str], None]
 B = TypeVar("B", bound=Block)
@@ -183,15 +186,8 @@ async def _make_queue(name: str, priority: int, limit: int | None, client: Prefe
         tell("was there", f"{subject}, priority {queue.priority}")
 
 
-def declared_deployments() -> list[dict[str, Any]]:
-    """The deployments of prefect.yaml: of the installed package, or of the checkout."""
-    packaged = resources.files("attachments") / "prefect.yaml"
-    declared = packaged if packaged.is_file() else Path(__file__).parent.parent / "prefect.yaml"
-    return cast("list[dict[str, Any]]", yaml.safe_load(declared.read_text("utf-8"))["deployments"])
-
-
 async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> None:
-    flow: Flow[..., Any] = load_flow_from_entrypoint(spec["entrypoint"])
+    flow = declared_flow(spec)
     name = f"{flow.name}/{spec['name']}"
     try:
         existing = await client.read_deployment_by_name(name)
@@ -202,9 +198,9 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         for trigger in spec.get("triggers", [])
     ]
     limit = existing.global_concurrency_limit if existing else None
-    deployment = RunnerDeployment.from_flow(
+    deployment = as_deployed(
         flow,
-        name=spec["name"],
+        spec["name"],
         description=existing.description if existing else spec.get("description"),
         # What a user has set in the UI outlives an upgrade.
         parameters={**spec.get("parameters", {}), **(existing.parameters if existing else {})},
@@ -215,12 +211,28 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         if limit
         else None,
         triggers=triggers,
+        schedules=_schedules(spec, existing),
         work_pool_name=spec["work_pool"]["name"],
         work_queue_name=spec["work_pool"].get("work_queue_name"),
-        entrypoint_type=EntrypointType.MODULE_PATH,
     )
     await deployment.aapply()
     tell("updated" if existing else "made", f"deployment {name}")
+
+
+def _schedules(spec: dict[str, Any], existing: DeploymentResponse | None) -> list[DeploymentScheduleCreate]:
+    """Those that stand, for Prefect forgets what an update does not name; those declared for a new deployment."""
+    if existing is None:
+        return declared_schedules(spec)
+    return [
+        DeploymentScheduleCreate(
+            schedule=standing.schedule,
+            active=standing.active,
+            max_scheduled_runs=standing.max_scheduled_runs,
+            parameters=standing.parameters,
+            slug=standing.slug,
+        )
+        for standing in existing.schedules
+    ]
 
 
 async def _is_enabled(trigger: dict[str, Any], client: PrefectClient) -> bool:

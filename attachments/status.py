@@ -1,0 +1,183 @@
+"""`attachments status`: how much waits, runs and has ended, in a few seconds, and whatever is missing."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import PREFECT_API_URL
+from pydantic import BaseModel, ConfigDict
+
+from attachments.doctor.asking import PREFECT_ERRORS, Question, Silent, asked, prefect, trouble
+from attachments.doctor.blocks import load_blocks
+from attachments.doctor.deployments import RECONCILE, Deployments, blocks_named, read_deployments
+from attachments.doctor.limits import read_limit
+from attachments.doctor.work import living_workers
+from attachments.receiver.inbox import InboxUnavailable
+from attachments.receiver.reading import read_depth
+from blocks import EmailgisticsAccount
+
+SECONDS = 2.5
+"""For all answers together."""
+LATE = timedelta(seconds=60)
+"""A run that should have started so long ago is late."""
+DAY = timedelta(hours=24)
+ENDED = ("completed", "failed", "crashed", "cancelled")
+UNFINISHED = ("scheduled", "pending", "running", "cancelling", "paused")
+
+T = TypeVar("T")
+
+
+class InboxStatus(BaseModel):
+    """Deliveries that wait for Prefect, and for how many seconds the oldest has."""
+
+    model_config = ConfigDict(frozen=True)
+
+    entries: int
+    oldest_seconds: float
+
+
+class Calls(BaseModel):
+    """Calls to Emailgistics in the last minute, of those that the limit allows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    last_minute: int
+    limit: int
+
+
+class StatusReport(BaseModel):
+    """What could be seen. None: it could not, and `problems` says why; `inbox` is also None where there is none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    inbox: InboxStatus | None = None
+    workers: int | None = None
+    runs: dict[str, int] | None = None
+    """Unfinished runs by state, `late` being a part of `scheduled`; ended ones by state, of the last 24 hours."""
+    calls: dict[str, Calls] | None = None
+    """By limit."""
+    last_reconciliation: datetime | None = None
+    """When a run of it last completed."""
+    problems: tuple[str, ...] = ()
+
+
+def look(inbox: Path, *, seconds: float = SECONDS) -> StatusReport:
+    """How it stands; what does not answer within so many seconds is left out and named among the problems."""
+    problems: list[str] = []
+    seen: dict[str, Any] = {}
+    depth = Question(lambda: read_depth(inbox))
+    if PREFECT_API_URL.value():
+        with prefect(seconds) as client:
+            seen = _seen(client, time.monotonic() + seconds, problems)
+    else:
+        problems.append("PREFECT_API_URL is not set. Set it to your server's, such as http://127.0.0.1:4200/api.")
+    try:
+        found = depth.answer(seconds)
+    except Silent:
+        problems.append("The inbox cannot be read in time. Look at its disk.")
+        found = None
+    except InboxUnavailable as error:
+        problems.append(str(error))
+        found = None
+    return StatusReport(
+        inbox=found and InboxStatus(entries=found.entries, oldest_seconds=round(found.oldest_seconds, 1)),
+        problems=tuple(problems),
+        **seen,
+    )
+
+
+def shown(status: StatusReport) -> Iterator[str]:
+    """The lines for a terminal."""
+    if status.inbox is None:
+        yield "inbox           none on this machine, or not to be seen"
+    else:
+        oldest = f", the oldest for {status.inbox.oldest_seconds:.0f} s" if status.inbox.entries else ""
+        yield f"inbox           {status.inbox.entries} deliveries wait{oldest}"
+    if status.workers is not None:
+        yield f"workers         {status.workers} alive"
+    if status.runs is not None:
+        now = ", ".join(
+            f"{status.runs[state]} {state}" for state in UNFINISHED if status.runs[state] or state in _ALWAYS
+        )
+        yield f"runs now        {now} ({status.runs['late']} late)"
+        yield f"runs, 24 hours  {', '.join(f'{status.runs[state]} {state}' for state in ENDED)}"
+    for name, calls in (status.calls or {}).items():
+        yield f"calls           {calls.last_minute} of {calls.limit} in the last minute ({name})"
+    if status.last_reconciliation is not None:
+        yield f"reconciliation  last completed {status.last_reconciliation.isoformat(timespec='seconds')}"
+    yield from (f"NOT SEEN        {problem}" for problem in status.problems)
+
+
+_ALWAYS = ("scheduled", "pending", "running")
+
+
+def _seen(client: SyncPrefectClient, end: float, problems: list[str]) -> dict[str, Any]:
+    """What Prefect tells, all asked at the same time."""
+    workers = Question(lambda: living_workers(client))
+    reconciled = Question(lambda: _last_reconciliation(client))
+    standing: Deployments = _answer(Question(lambda: read_deployments(client)), end, problems) or {}
+    seen: dict[str, Any] = {}
+    if standing:
+        ids = [str(deployment.id) for deployment in standing.values()]
+        runs = {name: Question(_count(client, filters)) for name, filters in _counts(ids).items()}
+        calls = Question(lambda: _calls(client, standing))
+        counted = {name: _answer(question, end, problems) for name, question in runs.items()}
+        seen["runs"] = None if None in counted.values() else counted
+        seen["calls"] = _answer(calls, end, problems)
+    elif not problems:
+        problems.append("There are no deployments of ours in Prefect. Run `attachments setup`.")
+    seen["workers"] = _answer(workers, end, problems)
+    seen["last_reconciliation"] = _answer(reconciled, end, problems)
+    return seen
+
+
+def _answer(question: Question[T], end: float, problems: list[str]) -> T | None:
+    try:
+        return question.answer(max(0.0, end - time.monotonic()))
+    except Silent:
+        problem = "Prefect does not answer in time. `attachments doctor` waits longer for it."
+    except PREFECT_ERRORS as error:
+        problem = " ".join(trouble(error))
+    if problem not in problems:
+        problems.append(problem)
+    return None
+
+
+def _counts(deployment_ids: Sequence[str]) -> Mapping[str, dict[str, Any]]:
+    """What to count, by the name that it gets."""
+    now = datetime.now(UTC)
+    ours = {"deployments": {"id": {"any_": list(deployment_ids)}}}
+
+    def of(state: str, **more: Any) -> dict[str, Any]:
+        return {**ours, "flow_runs": {"state": {"type": {"any_": [state.upper()]}}, **more}}
+
+    unfinished = {state: of(state) for state in UNFINISHED}
+    late = of("scheduled", next_scheduled_start_time={"before_": (now - LATE).isoformat()})
+    ended = {state: of(state, end_time={"after_": (now - DAY).isoformat()}) for state in ENDED}
+    return {**unfinished, "late": late, **ended}
+
+
+def _count(client: SyncPrefectClient, filters: Mapping[str, Any]) -> Callable[[], int]:
+    return lambda: int(asked(client, "POST", "/flow_runs/count", filters))
+
+
+def _calls(client: SyncPrefectClient, standing: Deployments) -> dict[str, Calls]:
+    """What each limit has granted in the last minute, of the accounts that the deployments name."""
+    accounts = load_blocks(EmailgisticsAccount, blocks_named(standing, "account"), client).blocks.values()
+    names = dict.fromkeys(name for account in accounts for name in (account.limit_name, account.backlog_limit_name))
+    limits = {name: limit for name in names if (limit := read_limit(client, name)) is not None}
+    return {name: Calls(last_minute=limit.active_slots, limit=limit.limit) for name, limit in limits.items()}
+
+
+def _last_reconciliation(client: SyncPrefectClient) -> datetime | None:
+    filters = {
+        "flows": {"name": {"any_": [RECONCILE]}},
+        "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
+        "sort": "END_TIME_DESC",
+        "limit": 1,
+    }
+    found = asked(client, "POST", "/flow_runs/filter", filters)
+    return datetime.fromisoformat(found[0]["end_time"]) if found and found[0]["end_time"] else None
