@@ -6,8 +6,9 @@ INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/pytest
 AZURITE := build/azurite/.installed
 SSHD := /usr/sbin/sshd
+CHROMIUM := /usr/bin/chromium
 
-.PHONY: install demo sshd test test-again soak bench check format lock clean
+.PHONY: install demo sshd chromium test test-again soak images bench check format lock clean
 
 install: $(INSTALLED)
 
@@ -30,8 +31,12 @@ test-again: install
 	@$(BIN)/python -c 'import json, pathlib, sys; failed = json.loads(pathlib.Path(".pytest_cache/v/cache/lastfailed").read_text()); print(*failed, sep="\n"); sys.exit(f"{len(failed)} tests failed: they are not run again." if len(failed) > 3 else 0)'
 	$(PYTEST) -m "not soak" --last-failed --last-failed-no-failures none
 
-soak: install $(AZURITE) sshd
+soak: install $(AZURITE) sshd chromium
 	$(PYTEST) -m soak
+
+# The pictures in docs/images, taken of a running installation.
+images: install chromium
+	$(BIN)/python -m tests.ui.images
 
 # One part alone: make bench PART=throughput
 bench: install
@@ -50,6 +55,12 @@ sshd:
 	@test -x $(SSHD) || { test "$$(id -u)" = 0 && test ! -d /run/systemd/system \
 	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends openssh-server; } \
 	  || { echo "$(SSHD) is missing, and the tests of SFTP need it. Install your system's OpenSSH server."; exit 1; }
+
+# A browser, for the tests of the Prefect UI's forms.
+chromium:
+	@test -x $(CHROMIUM) || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends chromium; } \
+	  || { echo "$(CHROMIUM) is missing, and the tests of the Prefect UI need it. Install your system's Chromium."; exit 1; }
 
 check: install
 	$(BIN)/ruff check .

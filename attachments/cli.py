@@ -40,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     setup = commands.add_parser(
         "setup", help="make blocks, limits, work pool and deployments in Prefect; safe to repeat"
     )
+    setup.add_argument(
+        "--schedules-off",
+        action="store_true",
+        help="switch no schedule on (default: the hourly reconciliation, once the API key has the scope reporting)",
+    )
     setup.set_defaults(command=_setup)
 
     receive = commands.add_parser("receive", help="take webhooks from Emailgistics")
@@ -171,11 +176,17 @@ def _count(text: str) -> int:
     return count
 
 
-def _setup(_: argparse.Namespace) -> int:
+def _setup(options: argparse.Namespace) -> int:
     from attachments.setup import SetupError, set_up  # noqa: PLC0415  Prefect takes seconds to import
 
     try:
-        asyncio.run(set_up(os.environ, lambda result, subject: print(f"{result:<10}{subject}")))
+        asyncio.run(
+            set_up(
+                os.environ,
+                lambda result, subject: print(f"{result:<10}{subject}"),
+                switch_on=not options.schedules_off,
+            )
+        )
     except SetupError as error:
         return _fail(str(error))
     print("All set. Next: `prefect worker start --pool attachments` and `attachments receive`.")

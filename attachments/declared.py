@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.types.entrypoint import EntrypointType
@@ -31,17 +29,11 @@ def declared_flow(spec: Mapping[str, Any]) -> Flow[..., Any]:
     return load_flow_from_entrypoint(spec["entrypoint"])
 
 
-def declared_schedules(spec: Mapping[str, Any]) -> list[DeploymentScheduleCreate]:
-    """When one of these deployments runs by itself, until a user changes it."""
-    return [
-        DeploymentScheduleCreate(
-            schedule=CronSchedule(cron=schedule["cron"], timezone=schedule.get("timezone")),
-            active=schedule.get("active", True),
-        )
-        for schedule in spec.get("schedules", [])
-    ]
-
-
 def as_deployed(flow: Flow[..., Any], name: str, **options: Any) -> RunnerDeployment:
-    """A deployment of an installed flow, not yet sent to Prefect."""
-    return RunnerDeployment.from_flow(flow, name=name, entrypoint_type=EntrypointType.MODULE_PATH, **options)
+    """A deployment of an installed flow, not yet sent to Prefect.
+
+    Its version is that of the flow's code; Prefect would take that of whatever Git repository one happens to stand in.
+    """
+    return RunnerDeployment.from_flow(
+        flow, name=name, version=flow.version, entrypoint_type=EntrypointType.MODULE_PATH, **options
+    )

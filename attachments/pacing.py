@@ -73,6 +73,11 @@ def backlog() -> Iterator[None]:
         _backlog.reset(before)
 
 
+def is_backlog() -> bool:
+    """Whether what runs here is a backfill's."""
+    return _backlog.get()
+
+
 class PrefectPacer:
     """Slots of one Prefect global concurrency limit. Safe to share between threads; make one a process and limit.
 

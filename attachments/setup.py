@@ -7,8 +7,8 @@ What a user has changed (a limit's size, a pool's type) stays as it is.
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
 
 from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient, get_client
@@ -19,26 +19,18 @@ from prefect.client.schemas.actions import (
 )
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import DeploymentTriggerTypes, TriggerTypes
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from attachments.declared import (
-    LIMITS,
-    POOL,
-    QUEUES,
-    as_deployed,
-    declared_deployments,
-    declared_flow,
-    declared_schedules,
-)
+from attachments.declared import LIMITS, POOL, QUEUES, as_deployed, declared_deployments, declared_flow
+from attachments.switching import Tell, switch_reconciliation_on
 from attachments.worker import WarmWorker
 from blocks import AttachmentStore, EmailgisticsAccount
 
 STARTING = 30.0  # seconds; a server needs 10 to 20 until it answers
-Result = Literal["made", "updated", "was there"]
-Tell = Callable[[Result, str], None]
 B = TypeVar("B", bound=Block)
 _triggers: TypeAdapter[DeploymentTriggerTypes] = TypeAdapter(DeploymentTriggerTypes)
 
@@ -47,8 +39,10 @@ class SetupError(Exception):
     """The set-up cannot go on; the text says what to change."""
 
 
-async def set_up(environment: Mapping[str, str], tell: Tell) -> None:
+async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool = True) -> None:
     """Make blocks, limits, the work pool and the deployments, and tell of each.
+
+    With `switch_on`, the schedule of the reconciliation is switched on when the API key allows for it.
 
     Raises:
         SetupError: a variable is missing or wrong, or Prefect cannot be reached. Nothing was made if so.
@@ -75,6 +69,8 @@ async def set_up(environment: Mapping[str, str], tell: Tell) -> None:
             await _make_queue(name, priority, limit, client, tell)
         for spec in declared_deployments():
             await _deploy(spec, client, tell)
+        if switch_on:
+            await switch_reconciliation_on(account, client, tell)
 
 
 async def _answering(client: PrefectClient) -> Exception | None:
@@ -211,28 +207,24 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         if limit
         else None,
         triggers=triggers,
-        schedules=_schedules(spec, existing),
         work_pool_name=spec["work_pool"]["name"],
         work_queue_name=spec["work_pool"].get("work_queue_name"),
+        schedules=[_schedule(declared) for declared in spec.get("schedules", [])],
     )
+    if existing is not None:
+        # An empty list would take away the schedules that a user has made, and a full one those that he has changed.
+        deployment.schedules = None
+        deployment.__pydantic_fields_set__.discard("schedules")
     await deployment.aapply()
     tell("updated" if existing else "made", f"deployment {name}")
 
 
-def _schedules(spec: dict[str, Any], existing: DeploymentResponse | None) -> list[DeploymentScheduleCreate]:
-    """Those that stand, for Prefect forgets what an update does not name; those declared for a new deployment."""
-    if existing is None:
-        return declared_schedules(spec)
-    return [
-        DeploymentScheduleCreate(
-            schedule=standing.schedule,
-            active=standing.active,
-            max_scheduled_runs=standing.max_scheduled_runs,
-            parameters=standing.parameters,
-            slug=standing.slug,
-        )
-        for standing in existing.schedules
-    ]
+def _schedule(declared: dict[str, Any]) -> DeploymentScheduleCreate:
+    return DeploymentScheduleCreate(
+        schedule=CronSchedule(cron=declared["cron"], timezone=declared.get("timezone")),
+        active=bool(declared.get("active", True)),
+        slug=declared.get("slug"),
+    )
 
 
 async def _is_enabled(trigger: dict[str, Any], client: PrefectClient) -> bool:

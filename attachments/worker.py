@@ -56,6 +56,7 @@ from prefect.workers.base import (
 
 from attachments.cancelling import CURRENT, Cancellation
 from attachments.prefect_busy import make_patient
+from attachments.run_labels import DEATHS
 
 BEAT = 4.0  # seconds between heartbeats
 SILENCE = 20.0  # seconds without a heartbeat after which a worker counts as dead
@@ -70,7 +71,6 @@ UNSIGNED = 30.0  # seconds in one state after which a run whose state names no w
 DEATH_MARGIN = 60.0  # seconds; clocks differ, and a busy Prefect hears beats late
 FLOWS_KEPT = 64  # deployment versions whose code stays loaded
 MINE = "By worker "  # how the message of a state begins that names the worker
-DEATHS_LABEL = "attachments.worker.deaths"
 PAGE = 200
 
 logger = logging.getLogger("prefect.attachments.worker")
@@ -386,7 +386,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
 
     async def _take_up(self, run: FlowRun, *, owner_died: bool) -> None:
         """Let a run without a worker start again, unless it has seen too many workers die."""
-        deaths = int(str(run.labels.get(DEATHS_LABEL, 0))) + owner_died
+        deaths = int(str(run.labels.get(DEATHS, 0))) + owner_died
         if deaths >= MOST_DEATHS:
             message = (
                 f"{MOST_DEATHS} workers died while this run was under way. It is not started again by itself; "
@@ -395,7 +395,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             await self._set_state(run, Crashed(message=message))
             return
         if owner_died:
-            await self.client.update_flow_run_labels(run.id, {DEATHS_LABEL: deaths})
+            await self.client.update_flow_run_labels(run.id, {DEATHS: deaths})
         await self._give_back(run, "Its worker is gone; the run starts again.")
 
     async def _give_back(self, run: FlowRun, message: str) -> None:

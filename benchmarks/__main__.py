@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import burst, growth, latency, live, memory, pacing, throughput
+from benchmarks import backfill, burst, growth, latency, live, memory, pacing, throughput
 from benchmarks.figures import Figure, keep, show
 
 PARTS: dict[str, Callable[[], list[Figure]]] = {
@@ -16,6 +16,7 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
     "throughput": throughput.measure,
     "memory": memory.measure,
     "growth": growth.measure,
+    "backfill": backfill.measure,
 }
 
 

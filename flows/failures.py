@@ -16,8 +16,9 @@ from prefect.tasks import Task, exponential_backoff
 from attachments import cancelling
 from attachments.cancelling import RunCancelled
 from attachments.emailgistics import EmailgisticsError, NotFound
-from attachments.pacing import PacingError
+from attachments.pacing import PacingError, is_backlog
 from attachments.storage import StoreError
+from flows.endings import UNKNOWN
 
 RETRIES = 6
 BACK_OFF = 2  # seconds before the first retry, doubled for each: about two minutes in all
@@ -51,6 +52,14 @@ class PrefectLost(Exception):
 
 OUR_ERRORS = (EmailgisticsError, StoreError, PacingError, NotConfigured, PrefectLost, RunCancelled, UnexpectedError)
 OurError = EmailgisticsError | StoreError | PacingError | NotConfigured | PrefectLost | RunCancelled | UnexpectedError
+
+
+OTHER_CODES: dict[type[Exception], str] = {
+    PacingError: "unpaced",
+    NotConfigured: "not-configured",
+    PrefectLost: "prefect-lost",
+}
+"""The words for what is neither the vendor's nor the store's."""
 
 
 @contextmanager
@@ -102,9 +111,11 @@ def can_get_better(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
 def can_get_better_or_is_fresh(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     """As `can_get_better`; and a message that is not found may be too new, for half a minute.
 
-    A new message can be listed as 404 for some seconds before Exchange has settled (DESIGN.md, "One message").
+    A new message can be listed as 404 for some seconds before Exchange has settled (DESIGN.md, "One message"). The old
+    mail of a backfill is not new, and has many messages that are gone.
     """
-    is_fresh = isinstance(state.result(raise_on_failure=False), NotFound) and run.run_count <= FRESH
+    is_not_found = isinstance(state.result(raise_on_failure=False), NotFound)
+    is_fresh = is_not_found and run.run_count <= FRESH and not is_backlog()
     return is_fresh or can_get_better(task, run, state)
 
 
@@ -112,4 +123,4 @@ def code_of(error: object) -> str:
     """The short stable word for a manifest's `code`."""
     if isinstance(error, EmailgisticsError | StoreError):
         return error.outcome_code
-    return "unpaced" if isinstance(error, PacingError) else "unexpected"
+    return next((code for kind, code in OTHER_CODES.items() if isinstance(error, kind)), UNKNOWN)

@@ -16,8 +16,8 @@ from prefect.states import Completed, Failed
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage.manifest import Outcome
 from flows.again import try_again_later
-from flows.endings import FAILED_FOR_NOW
-from flows.failures import OurError, is_retryable
+from flows.endings import FAILED_FOR_NOW, UNKNOWN, coded
+from flows.failures import OurError, code_of, is_retryable
 
 STORED = "emailgistics.attachments.stored"
 WORDS: dict[Outcome, str] = {
@@ -68,16 +68,17 @@ def finish(report: Report) -> State[None]:
     failures = [outcome for outcome in report.outcomes if outcome.entry.outcome == "failed"]
     if not failures:
         return Completed(message=f"{sentence}.")
-    first = next((outcome.error for outcome in failures if outcome.error), "")
+    first = failures[0]
+    told = coded(f"{sentence}. First failure: {first.error or ''}", first.entry.code or UNKNOWN)
     return _failed(
-        f"{sentence}. First failure: {first} A retry fetches only what is missing.",
+        f"{told} A retry fetches only what is missing.",
         passing=any(outcome.retryable for outcome in failures),
     )
 
 
 def gave_up(error: OurError) -> State[None]:
     """The final state of a run that could not even begin to download."""
-    return _failed(str(error), passing=is_retryable(error))
+    return _failed(coded(str(error), code_of(error)), passing=is_retryable(error))
 
 
 def _failed(message: str, *, passing: bool) -> State[None]:

@@ -10,7 +10,7 @@ from prefect.states import Failed
 from pydantic import TypeAdapter
 
 from attachments.emailgistics import Forbidden, InvalidKey, NotFound, RateLimited, ServerError, TimedOut, Truncated
-from attachments.pacing import PacingError
+from attachments.pacing import PacingError, backlog
 from attachments.storage.errors import AccessDenied, AlreadyExists, OutOfSpace, StoreUnavailable
 from flows import failures
 from flows.download_attachments import Received
@@ -55,6 +55,13 @@ def test_a_404_is_not_believed_for_half_a_minute() -> None:
     """The first four tries, 2 + 4 + 8 + 16 s; then the message is gone."""
     answers = [_asked(can_get_better_or_is_fresh, NotFound("x"), tries) for tries in (1, 4, 5)]
     assert answers == [True, True, False]
+
+
+def test_a_404_in_a_backfill_is_believed_at_once() -> None:
+    """Old mail has many messages that are gone; half a minute for each would hold up the others."""
+    with backlog():
+        assert not _asked(can_get_better_or_is_fresh, NotFound("x"))
+        assert _asked(can_get_better_or_is_fresh, ServerError("x", status=500))
 
 
 def test_an_unknown_error_comes_out_without_its_text() -> None:

@@ -248,7 +248,7 @@ def running(stack: Road, *, keep: Callable[[], bool] = lambda: False) -> Iterato
     """Start Prefect, set it up, start receiver and worker; end them all with the block, however it ends."""
     try:
         stack.prefect.start()
-        setup = stack.run("attachments", "setup", check=False)
+        setup = stack.run("attachments", "setup", "--schedules-off", check=False)
         if setup.returncode != 0:
             raise NotReady(f"attachments setup failed:\n{setup.stdout}{setup.stderr}")
         stack.receiver.start()

@@ -19,10 +19,10 @@ from attachments.emailgistics.boundary import translated
 from attachments.emailgistics.deadline import Call
 from attachments.emailgistics.download import Download
 from attachments.emailgistics.errors import (
-    BadAnswer,
     DeadlineExceeded,
     EmailgisticsError,
     InvalidArgument,
+    StrayLink,
     TimedOut,
 )
 from attachments.emailgistics.mailboxes import Mailbox, parse_mailboxes
@@ -156,14 +156,7 @@ class EmailgisticsClient:
 
     def _exchange(self, method: str, href: str, action: str, content: bytes | None = None) -> bytes:
         """The whole body of a small answer. `href` is relative to the base URL, or as the vendor gave it."""
-        url = httpx.URL(f"{str(self._base_url).rstrip('/')}/")
-        try:
-            target = url.join(href)
-        except httpx.InvalidURL:
-            raise BadAnswer(f"{action}: the answer leads to no valid URL") from None
-        # The key goes with it, and to nobody but the configured host.
-        if (target.scheme, target.host, target.port) != (url.scheme, url.host, url.port) or target.userinfo:
-            raise BadAnswer(f"{action}: the answer leads to another host, which is not followed")
+        target = self._inside(href, action)
         call = Call(self._list_timeout, TimedOut)
         with self._answer(method, str(target), action, call, self._list_timeout, content) as response:
             return whole(response, call, action, most=LISTING_BYTES)
@@ -207,6 +200,20 @@ class EmailgisticsClient:
             call.use(None)
             with self._calls_lock:
                 self._calls.discard(call)
+
+    def _inside(self, href: str, action: str) -> httpx.URL:
+        """Where a link leads. Raises `StrayLink` for anywhere but below the base URL: the key goes with the call."""
+        base = httpx.URL(f"{str(self._base_url).rstrip('/')}/")
+        try:
+            target = base.join(href)
+        except httpx.InvalidURL:
+            raise StrayLink(f"{action}: the answer leads to no valid URL") from None
+        if (target.scheme, target.host, target.port) != (base.scheme, base.host, base.port) or target.userinfo:
+            raise StrayLink(f"{action}: the answer leads to another host, which is not followed")
+        # `path` is decoded: a ".." that was encoded climbs at whatever server decodes it.
+        if not target.path.startswith(base.path) or ".." in re.split(r"[/\\]", target.path):
+            raise StrayLink(f"{action}: the answer leads out of the API, which is not followed")
+        return target
 
     def _url(self, *segments: str) -> str:
         return "/".join((str(self._base_url).rstrip("/"), *map(_one_segment, segments)))

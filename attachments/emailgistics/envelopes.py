@@ -1,6 +1,7 @@
 """The envelope of a report that is being made, or is done (concepts/result-envelope, concepts/pagination)."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,6 +9,8 @@ from typing import Any
 
 from attachments.emailgistics.errors import BadAnswer
 from attachments.emailgistics.models import well_formed
+
+logger = logging.getLogger(__name__)
 
 RECEIVED = ("received", "receivedDateTime", "receivedAt")
 """Names under which a row may say when the message came in; none is documented."""
@@ -69,7 +72,7 @@ def parse_envelope(body: bytes) -> ReportEnvelope:
         following=_href(document, "next"),
         rows=tuple(row for row in rows if row is not None),
         skipped=sum(row is None for row in rows),
-        cutoff=_moment(result.get("dataCutoffTimestamp")),
+        cutoff=_cutoff(result.get("dataCutoffTimestamp")),
     )
 
 
@@ -98,6 +101,17 @@ def _object(value: Any) -> Mapping[str, Any]:
 
 def _text(value: Any) -> str | None:
     return (well_formed(value) or None) if isinstance(value, str) else None
+
+
+def _cutoff(value: Any) -> datetime | None:
+    """None when there is none. One that cannot be read stands for the earliest: nobody's mark may rely on it."""
+    if value in (None, ""):
+        return None
+    cutoff = _moment(value)
+    if cutoff is None:
+        logger.warning("A report does not say readably how far its data go: it is taken to cover nothing for sure.")
+        return datetime.min.replace(tzinfo=UTC)
+    return cutoff
 
 
 def _moment(value: Any) -> datetime | None:

@@ -15,6 +15,7 @@ EmailgisticsError
   x DeadlineExceeded     all of it took too long        retryable
   x Truncated            the body is not all there      retryable
   x BadAnswer            a success that makes no sense  retryable
+  x StrayLink            a link of an answer leads out of the API
   x ReportFailed         a report that came to nothing  retryable
   x Aborted              we ended it ourselves
 
@@ -191,8 +192,18 @@ class BadAnswer(EmailgisticsError):
     remedy = "Try again; if it goes on, check for a proxy that changes answers, then ask Emailgistics."
 
 
+class StrayLink(EmailgisticsError):
+    """An answer links to another host, or out of the API: the API key is not taken there."""
+
+    outcome_code = "stray-link"
+    remedy = (
+        "Set the base URL to the one that Emailgistics names for your region, and check for a proxy in between that "
+        "changes host names."
+    )
+
+
 class ReportFailed(EmailgisticsError):
-    """A report ended in `error`, or was not done in time (concepts/result-envelope)."""
+    """A report ended in `error`, was not done in time, or expired again and again (concepts/result-envelope)."""
 
     outcome_code = "report-failed"
     retryable = True

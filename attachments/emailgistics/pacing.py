@@ -17,7 +17,11 @@ ACTION = "emailgistics.action"
 """The extension of a request that says in words what it does, for messages."""
 
 OWN_LIMIT = "emailgistics.own_limit"
-"""The extension of a request that has a limit of its own besides: its 429 says nothing of the calls a minute."""
+"""The extension of a request that has a limit of its own besides: its 429 need not be about the calls a minute.
+
+Which of the two it is cannot be told. Taken for the calls a minute, each of the tries of a start that waits half an
+hour for a run would pause the fleet, twice as long each time, and live mail with it. Not taken for it, nothing is lost:
+the start waits a minute by itself, and when the calls a minute are used up, the next other call hears it too."""
 
 TOO_MANY_REQUESTS = 429
 

@@ -39,8 +39,8 @@ FIRST_LOOK, LONGEST_LOOK, LOOK_GROWTH = 2.0, 60.0, 1.5
 PATIENCE = 45 * 60.0
 """Seconds for a run: it can take about 30 minutes (getting-started/rate-limits)."""
 SLOT_PAUSE, LONGEST_SLOT_PAUSE = 60.0, 300.0
-SLOT_PATIENCE = 60 * 60.0
-"""Seconds to wait for one of the three runs: each of those that hold them may take half an hour."""
+SLOT_PATIENCE = 40 * 60.0
+"""Seconds to wait for one of the three runs: whoever holds them is through within about half an hour."""
 START_PAUSE = 60.0
 STARTS = 3
 """Times that a start is tried which may have begun a run that nobody can find again."""
@@ -49,6 +49,8 @@ AGAINS = 3
 TROUBLES = 6
 """Failures in a row of the calls that read, before the report is given up."""
 TROUBLE_PAUSE = 2.0
+LIMIT_PAUSE = 60.0
+"""Seconds after a 429 to a call that reads: "wait at least a minute" (getting-started/rate-limits)."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,14 @@ class Exchange(Protocol):
     """One paced call to the vendor, and the whole body of its success."""
 
     def __call__(self, method: str, href: str, action: str, content: bytes | None = None) -> bytes: ...
+
+
+class _Unfinished(Exception):
+    """A run is over, and its result cannot be had: another may be begun in its place."""
+
+    def __init__(self, error: ReportFailed) -> None:
+        super().__init__()
+        self.error = error
 
 
 class ReceivedMessages(Iterator[ReceivedMessage]):
@@ -77,6 +87,10 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
             raise InvalidArgument("The span of a report needs moments with a time zone")
         if end < start:
             raise InvalidArgument("The span of a report ends before it starts")
+        try:
+            first, last = _whole_second(start), _whole_second(end, up=True)
+        except OverflowError:
+            raise InvalidArgument("The span of a report lies outside the calendar") from None
         self.skipped = 0
         """Rows that named no message."""
         self.covered_until = end
@@ -85,7 +99,7 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
         self._mailbox_id = mailbox_id
         self._on_wait = on_wait or logger.info
         self._is_wrapped = True
-        self._rows = self._read(_whole_second(start), _whole_second(end, up=True))
+        self._rows = self._read(first, last)
 
     def __next__(self) -> ReceivedMessage:
         return next(self._rows)
@@ -93,13 +107,18 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
     def _read(self, start: datetime, end: datetime) -> Iterator[ReceivedMessage]:
         before: set[str] = set()
         while start < end:
-            until = min(start + WINDOW, end)
+            until = start + min(WINDOW, end - start)  # not past the calendar's last day
             seen: set[str] = set()
             for message in self._window(start, until):
                 if message.message_id not in seen and message.message_id not in before:
                     seen.add(message.message_id)
                     yield message
             start, before = until, seen
+        if self.skipped:
+            logger.warning(
+                "%d rows of the report name no message and were passed over. Ask Emailgistics if it goes on.",
+                self.skipped,
+            )
 
     def _window(self, start: datetime, end: datetime) -> Iterator[ReceivedMessage]:
         """The rows of one window; those that were handed out before come again when it has to be begun anew."""
@@ -107,9 +126,9 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
             envelope = self._start(start, end)  # a mailbox that is not there is not found here
             try:
                 yield from self._rows_of(envelope, start)
-            except (ReportFailed, NotFound):  # a result that is gone has expired
+            except _Unfinished as unfinished:
                 if again == AGAINS:
-                    raise
+                    raise unfinished.error from None
                 self._on_wait("The report failed or its result has expired: it is started again.")
             else:
                 return
@@ -147,7 +166,11 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
             except RateLimited:
                 if time.monotonic() > give_up:
                     raise
-                self._on_wait(f"All report runs of the account are in use (429): next try in {pause:.0f} s.")
+                # Nor can it be told which of the two limits it was: see OWN_LIMIT in pacing.py.
+                self._on_wait(
+                    "Emailgistics starts no report just now (429): all three runs of the account are in use, or its "
+                    f"calls of this minute. Next try in {pause:.0f} s."
+                )
                 cancelling.sleep(pause)
                 pause = min(pause * 1.5, LONGEST_SLOT_PAUSE)
             except EmailgisticsError as error:
@@ -179,13 +202,16 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
         """The envelope of the run once it is done. Asks after it in growing intervals."""
         give_up = time.monotonic() + PATIENCE
         pause = FIRST_LOOK
+        if not envelope.is_done and not envelope.is_failed:
+            self._on_wait("Emailgistics makes the report, which can take half an hour: it is asked until it is done.")
         while not envelope.is_done:
             itself = envelope.itself or itself
             if envelope.is_failed:
-                raise ReportFailed(f"{READING}: Emailgistics could not make it", code=envelope.code)
+                raise _Unfinished(ReportFailed(f"{READING}: Emailgistics could not make it", code=envelope.code))
             if itself is None:
                 raise BadAnswer(f"{READING}: the answer does not say where its result will be")
             if time.monotonic() > give_up:
+                # Not begun anew: this run still holds one of the three, and a second would take another.
                 raise ReportFailed(f"{READING}: it was not done within {PATIENCE / 60:.0f} minutes")
             cancelling.sleep(pause)
             pause = min(pause * LOOK_GROWTH, LONGEST_LOOK)
@@ -197,10 +223,15 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
         for trouble in range(1, TROUBLES + 1):
             try:
                 return parse_envelope(self._exchange("GET", href, READING))
+            except NotFound as error:
+                raise _Unfinished(
+                    ReportFailed(f"{READING}: its result expired before it was read", status=error.status)
+                ) from None
             except EmailgisticsError as error:
                 if not error.retryable or trouble == TROUBLES:
                     raise
-                cancelling.sleep(TROUBLE_PAUSE * 2 ** (trouble - 1))
+                pause = TROUBLE_PAUSE * 2 ** (trouble - 1)
+                cancelling.sleep(max(pause, LIMIT_PAUSE) if isinstance(error, RateLimited) else pause)
         raise AssertionError("the last try returns or raises")
 
 

@@ -63,6 +63,7 @@ def test_outcome_codes_tell_the_errors_apart() -> None:
         "DeadlineExceeded": "deadline",
         "Truncated": "truncated",
         "BadAnswer": "bad-answer",
+        "StrayLink": "stray-link",
         "ReportFailed": "report-failed",
         "Aborted": "aborted",
     }

@@ -14,6 +14,7 @@ from attachments import cancelling
 from attachments.cancelling import CURRENT, Cancellation, RunCancelled
 from attachments.emailgistics import (
     BadAnswer,
+    ConnectionFailed,
     EmailgisticsClient,
     Forbidden,
     InvalidArgument,
@@ -22,12 +23,13 @@ from attachments.emailgistics import (
     RateLimited,
     ReportFailed,
     ServerError,
+    StrayLink,
     reports,
 )
 from attachments.emailgistics.envelopes import parse_envelope
 from attachments.sandbox.process import Sandbox, running_sandbox
 
-from .raw_server import RawServer, ok, sent
+from .raw_server import RawServer, Script, ok, reset, sent
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 MAILBOX = "invoices@example.com"
@@ -53,7 +55,15 @@ def sandbox(stand_in: Sandbox) -> Sandbox:
 @pytest.fixture
 def client(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmailgisticsClient]:
     """A client whose waits are a thousandth of what they are."""
-    for name in ("FIRST_LOOK", "LONGEST_LOOK", "SLOT_PAUSE", "LONGEST_SLOT_PAUSE", "START_PAUSE", "TROUBLE_PAUSE"):
+    for name in (
+        "FIRST_LOOK",
+        "LONGEST_LOOK",
+        "SLOT_PAUSE",
+        "LONGEST_SLOT_PAUSE",
+        "START_PAUSE",
+        "TROUBLE_PAUSE",
+        "LIMIT_PAUSE",
+    ):
         monkeypatch.setattr(reports, name, getattr(reports, name) / 1000)
     with EmailgisticsClient(sandbox.base_url, sandbox.key) as client:
         yield client
@@ -160,13 +170,17 @@ def test_a_run_of_a_minute(sandbox: Sandbox) -> None:
 def test_a_run_that_is_never_done_is_given_up(
     sandbox: Sandbox, client: EmailgisticsClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Patience ends, and the run is tried anew a bounded number of times."""
+    """Patience ends, and no second run is begun: the first still holds one of the account's three."""
     monkeypatch.setattr(reports, "PATIENCE", 0.05)
     received(sandbox, 1)
-    sandbox.control.settings(reports={"run_seconds": 600, "slots": 100})
-    with pytest.raises(ReportFailed, match="not done within"):
-        read(client)
-    assert len(sandbox.control.requests("report")) == 1 + reports.AGAINS
+    sandbox.control.settings(reports={"run_seconds": 600})
+    told: list[str] = []
+    with pytest.raises(ReportFailed, match="not done within") as caught:
+        read(client, on_wait=told.append)
+    assert caught.value.retryable
+    assert len(sandbox.control.requests("report")) == 1
+    assert len(told) == 1
+    assert "half an hour" in told[0]
 
 
 def test_a_run_that_ends_in_error(sandbox: Sandbox, client: EmailgisticsClient) -> None:
@@ -196,8 +210,9 @@ def test_a_result_that_always_expires_is_given_up(sandbox: Sandbox, client: Emai
     """Bounded: it does not go round for ever."""
     received(sandbox, 600)
     sandbox.control.settings(reports={"pages": 0})
-    with pytest.raises(NotFound):
+    with pytest.raises(ReportFailed, match="expired") as caught:
         read(client)
+    assert caught.value.retryable, "unlike a mailbox that is not there"
     assert len(sandbox.control.requests("report")) == 1 + reports.AGAINS
 
 
@@ -293,6 +308,7 @@ def test_the_keys_scopes_and_mailboxes(sandbox: Sandbox, client: EmailgisticsCli
     [
         pytest.param(START.replace(tzinfo=None), START, id="no zone"),
         pytest.param(START, START - timedelta(seconds=1), id="end before start"),
+        pytest.param(START, datetime.max.replace(tzinfo=UTC), id="beyond the calendar"),
     ],
 )
 def test_a_span_that_cannot_be(client: EmailgisticsClient, start: datetime, end: datetime) -> None:
@@ -309,25 +325,117 @@ def test_fractions_of_a_second_widen_the_span(sandbox: Sandbox, client: Emailgis
     assert [row.message_id for row in rows] == ids[:2]
 
 
-def test_the_key_goes_to_no_other_host(vendor: RawServer, client: EmailgisticsClient) -> None:
-    """Links are followed as they are given, but only to the configured host."""
+@pytest.mark.parametrize("name", ["self", "next"])
+def test_the_key_goes_to_no_other_host(vendor: RawServer, client: EmailgisticsClient, name: str) -> None:
+    """Links are followed as they are given, but only below the base URL; what is refused is asked once."""
     with RawServer() as thief:
-        for link in (f"{thief.url}/steal", "https://127.0.0.1/api", "//thief.example/x", "http://[bad"):
-            vendor.answer(sent(ok(json.dumps({"status": "running", "_links": {"self": {"href": link}}}).encode())))
-            with (
-                EmailgisticsClient(vendor.url, "key") as robbed,
-                pytest.raises(BadAnswer, match=r"another host|no valid URL"),
-            ):
+        host = vendor.url.removesuffix("/api/v1")
+        for link in (
+            f"{thief.url}/steal",
+            vendor.url.replace("http:", "https:") + "/r/1",
+            vendor.url.replace("127.0.0.1", "localhost") + "/r/1",
+            vendor.url.replace("//", "//someone@") + "/r/1",
+            "//thief.example/x",
+            "http://[bad",
+            f"{host}/elsewhere",
+            "/api/v10/r/1",
+            "../v2/r/1",
+            f"{vendor.url}/%2e%2e/admin",
+            f"{vendor.url}/..%2fadmin",
+            f"{vendor.url}/..%5cadmin",
+        ):
+            status = {"self": "running", "next": "done"}[name]
+            answer = {"status": status, "result": {"data": []}, "_links": {name: {"href": link}}}
+            vendor.answer(sent(ok(json.dumps(answer).encode())))
+            before = vendor.connections
+            with EmailgisticsClient(vendor.url, "key") as robbed, pytest.raises(StrayLink) as caught:
                 list(robbed.received_messages("mailbox", START, START + DAY))
+            assert not caught.value.retryable
+            assert "thief" not in str(caught.value)
+            assert vendor.connections == before + 1, link
         assert thief.connections == 0
+
+
+@pytest.mark.parametrize("link", ["reports/results/1", "/api/v1/reports/results/1?starting_after=a%2F..%2Fb"])
+def test_links_may_be_relative(vendor: RawServer, client: EmailgisticsClient, link: str) -> None:
+    """Below the base URL; a cursor is opaque and may hold anything."""
+    running = {"status": "running", "_links": {"self": {"href": link}}}
+    done = {"status": "done", "result": {"data": [{"messageId": "m"}]}}
+    vendor.answer(*[sent(ok(json.dumps(answer).encode())) for answer in (running, done)])
+    with EmailgisticsClient(vendor.url, "key") as reader:
+        assert [row.message_id for row in reader.received_messages("mailbox", START, START + DAY)] == ["m"]
 
 
 def test_pages_that_lead_in_a_circle(vendor: RawServer, client: EmailgisticsClient) -> None:
     """It ends with an error, not never."""
-    page = {"status": "done", "result": {"data": []}, "_links": {"next": {"href": "/again"}}}
+    page = {"status": "done", "result": {"data": []}, "_links": {"next": {"href": "/api/v1/again"}}}
     vendor.answer(*[sent(ok(json.dumps(page).encode()))] * 4)
+    pacer = CountingPacer()
+    with EmailgisticsClient(vendor.url, "key", pacer=pacer) as dizzy, pytest.raises(BadAnswer, match="never end"):
+        list(dizzy.received_messages("mailbox", START, START + DAY))
+    assert pacer.calls == 2
+
+
+def test_pages_without_end(vendor: RawServer, client: EmailgisticsClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links that are always new are no circle, and bounded all the same."""
+    monkeypatch.setattr(reports, "MOST_PAGES", 5)
+    pages = [
+        {"status": "done", "result": {"data": []}, "_links": {"next": {"href": f"r/{number}"}}} for number in range(9)
+    ]
+    vendor.answer(*[sent(ok(json.dumps(page).encode())) for page in pages])
     with EmailgisticsClient(vendor.url, "key") as dizzy, pytest.raises(BadAnswer, match="never end"):
         list(dizzy.received_messages("mailbox", START, START + DAY))
+
+
+@pytest.mark.parametrize(("broken", "error"), [(reset(b""), ConnectionFailed), (sent(ok(b"<html>")), BadAnswer)])
+def test_a_start_that_breaks_is_tried_a_bounded_number_of_times(
+    vendor: RawServer, client: EmailgisticsClient, broken: Script, error: type[Exception]
+) -> None:
+    """It may have begun a run: each try waits, and the third is the last."""
+    told: list[str] = []
+    vendor.answer(*[broken] * 9)
+    with EmailgisticsClient(vendor.url, "key") as unlucky, pytest.raises(error):
+        list(unlucky.received_messages("mailbox", START, START + DAY, on_wait=told.append))
+    assert vendor.connections == reports.STARTS
+    assert len(told) == reports.STARTS - 1
+
+
+def test_a_429_to_a_page_waits_a_minute(
+    sandbox: Sandbox, client: EmailgisticsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no pacer makes it wait, and however short the wait after other troubles is."""
+    monkeypatch.setattr(reports, "LIMIT_PAUSE", 0.7)
+    ids = received(sandbox, 600)
+    sandbox.control.fault(endpoint="result", times=1, fault={"kind": "status", "status": 429})
+    assert read(client) == ids
+    first, second = [call["at"] for call in sandbox.control.requests("result")]
+    assert second - first >= 0.7
+
+
+def test_rows_that_were_passed_over_are_told_once(
+    vendor: RawServer, client: EmailgisticsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By their number alone."""
+    rows = [{"id": "row-secret"}, {"messageId": "m"}, None]
+    vendor.answer(sent(ok(json.dumps({"status": "done", "result": {"data": rows}}).encode())))
+    with EmailgisticsClient(vendor.url, "key") as reader:
+        assert len(list(reader.received_messages("mailbox", START, START + DAY))) == 1
+    (record,) = [record for record in caplog.records if "passed over" in record.message]
+    assert record.message.startswith("2 rows")
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("cutoff", [1772323200, "soon", {}])
+def test_a_cut_off_that_cannot_be_read_covers_nothing(
+    vendor: RawServer, client: EmailgisticsClient, cutoff: object
+) -> None:
+    """The rows are taken, and no mark moves."""
+    result = {"data": [{"messageId": "m"}], "dataCutoffTimestamp": cutoff}
+    vendor.answer(sent(ok(json.dumps({"status": "done", "result": result}).encode())))
+    with EmailgisticsClient(vendor.url, "key") as reader:
+        rows = reader.received_messages("mailbox", START, START + DAY)
+        assert len(list(rows)) == 1
+        assert rows.covered_until == START
 
 
 def test_cancelling_ends_a_wait(sandbox: Sandbox, client: EmailgisticsClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,17 +65,55 @@ class Installation:
         return max(self.runs(message_id=message["id"]), key=lambda run: run["created"])
 
     def run_deployment(
-        self, deployment: str = "default", patience: float = PATIENCE, **parameters: Any
+        self,
+        name: str = "default",
+        /,
+        patience: float = PATIENCE,
+        flow: str = "download-attachments",
+        **parameters: Any,
     ) -> dict[str, Any]:
         """A run of a deployment with these parameters, ended."""
-        found = self._get(f"deployments/name/download-attachments/{deployment}")
-        run = self._post(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})
+        run = self.start_deployment(name, flow=flow, **parameters)
+        wait_for(lambda: self.run(run["id"])["state_type"] in FINAL, f"flow run {run['id']}", patience)
+        return self.run(run["id"])
 
-        def ended() -> bool:
-            return self._get(f"flow_runs/{run['id']}")["state_type"] in FINAL
+    def start_deployment(
+        self, name: str = "default", /, flow: str = "download-attachments", **parameters: Any
+    ) -> dict[str, Any]:
+        """A run of a deployment with these parameters, which may not have started."""
+        found = self._get(f"deployments/name/{flow}/{name}")
+        run: dict[str, Any] = self._post(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})
+        return run
 
-        wait_for(ended, f"flow run {run['id']}", patience)
-        return self._get(f"flow_runs/{run['id']}")
+    def refused(self, deployment: str, parameters: dict[str, Any]) -> httpx.Response:
+        """Prefect's answer to a run with parameters that it does not take."""
+        found = self._get(f"deployments/name/{deployment}")
+        answer = self.prefect.post(f"deployments/{found['id']}/create_flow_run", json={"parameters": parameters})
+        assert answer.is_client_error
+        return answer
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """A flow run as it is now."""
+        found: dict[str, Any] = self._get(f"flow_runs/{run_id}")
+        return found
+
+    def tagged(self, tag: str) -> list[dict[str, Any]]:
+        """The flow runs with a tag."""
+        runs: list[dict[str, Any]] = []
+        while True:
+            filters = {"flow_runs": {"tags": {"all_": [tag]}}, "sort": "ID_DESC", "limit": 200, "offset": len(runs)}
+            page = self._post("flow_runs/filter", filters)
+            runs += page
+            if len(page) < 200:
+                return runs
+
+    def deployments(self) -> list[dict[str, Any]]:
+        """All deployments that there are."""
+        return self._post("deployments/filter", {"sort": "NAME_ASC"})
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        """The deployment of that name, as `<flow>/<deployment>`."""
+        return self._get(f"deployments/name/{name}")
 
     def deploy(self, name: str, **parameters: Any) -> None:
         """Another deployment of the flow, known to the receiver when this returns."""

@@ -65,7 +65,7 @@ def test_setup_again_changes_nothing_but_the_deployments(running: Installation) 
     running.change(f"deployments/{deployment['id']}", changed)
     (automation,) = running._post("automations/filter", {})
     running.change(f"automations/{automation['id']}", {"enabled": False})
-    done = running.road.run("attachments", "setup")
+    done = running.road.run("attachments", "setup", "--schedules-off")
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith("made")] == []
     assert "was there block emailgistics-account/default" in lines
@@ -135,7 +135,7 @@ def test_setup_names_the_variable_that_is_missing_and_makes_nothing(running: Ins
     assert refused.returncode == 1
     assert f"{variable} is not set." in refused.stderr
     assert refused.stdout == ""
-    assert f"made      block {document}/default" in running.road.run("attachments", "setup").stdout
+    assert f"made      block {document}/default" in running.road.run("attachments", "setup", "--schedules-off").stdout
 
 
 def test_prefect_deploy_makes_the_same_deployment(running: Installation) -> None:

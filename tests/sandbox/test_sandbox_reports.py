@@ -173,3 +173,13 @@ def test_the_cut_off_is_told(sandbox: Sandbox, api: httpx.Client) -> None:
     result = begun(api)["result"]
     assert result["dataCutoffTimestamp"] == "2026-05-01T00:00:30Z"
     assert [set(row) for row in result["data"]] == [{"id", "messageId"}]
+
+
+def test_a_start_can_fail_although_the_run_was_begun(sandbox: Sandbox, api: httpx.Client) -> None:
+    """500 to whoever asked, and one of the three is taken."""
+    add(sandbox, 1)
+    asked = parameters(api)
+    sandbox.control.settings(reports={"run_seconds": 60, "slots": 1})
+    sandbox.control.fault(endpoint="report", times=1, fault={"kind": "status", "status": 500})
+    assert [api.post(START, json=asked).status_code for _ in range(2)] == [500, 429]
+    assert sandbox.control.settings()["reports"]["started"] == 1

@@ -303,3 +303,52 @@ class StoreContract(ABC):
         written = store.write(MESSAGE, ATTACHMENT, CANARY, [b"x"])
         assert CANARY in written.key
         assert CANARY not in f"{written!r} {written} {store.stored(MESSAGE)!r}"
+
+    def test_what_is_removed_is_gone_with_all_that_was_kept_beside_it(self, store: Store) -> None:
+        """The object and its proof; its neighbour stays. Nothing there is fine, however often."""
+        written = store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+        large = store.write(MESSAGE, attachment_key("large"), "b.bin", [bytes(6_000_000)] * 2)
+        store.update_manifest(MESSAGE, lambda _: manifest(entry("a.pdf")))
+        store.remove(large.key)
+        assert set(self.visible(store)) == {written.key, f"{MESSAGE}/manifest.json"}
+        store.remove(written.key)
+        store.remove(written.key)
+        assert set(self.visible(store)) == {f"{MESSAGE}/manifest.json"}
+        assert self.pending(store) == []
+        assert store.stored(MESSAGE) == {}
+        again = store.write(MESSAGE, ATTACHMENT, "other.pdf", [b"something else"])
+        assert self.visible(store)[again.key] == b"something else"
+
+    @pytest.mark.parametrize("key", ["manifest.json", f"{MESSAGE}/manifest.json", f"{PLACE}/..", f"../{PLACE}", PLACE])
+    def test_nothing_but_an_object_can_be_removed(self, store: Store, key: str) -> None:
+        """Whatever an altered manifest says."""
+        store.update_manifest(MESSAGE, lambda _: manifest(entry("a.pdf")))
+        for act in (store.remove, store.standing):
+            with pytest.raises(ValueError, match="not the key"):
+                act(key)
+        assert set(self.visible(store)) == {f"{MESSAGE}/manifest.json"}
+
+    def test_what_stands_there_is_told_by_the_stores_own_clock(self, store: Store) -> None:
+        """Its size, and when it was written: the same as the write said. Nothing there is None."""
+        assert store.standing(f"{PLACE}/a.pdf") is None
+        written = store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+        found = store.standing(written.key)
+        assert found is not None
+        assert (found.bytes, found.modified) == (len(CONTENT), written.stored_at)
+
+    def test_a_hold_is_a_file_beside_the_manifest(self, store: Store) -> None:
+        """Whatever is in it. It is no attachment."""
+        assert not store.is_held(MESSAGE)
+        self.plant(store, f"{MESSAGE}/hold", b"case 4711")
+        assert store.is_held(MESSAGE)
+        assert store.objects(MESSAGE) == {}
+        assert store.stored(MESSAGE) == {}
+
+    def test_a_message_can_be_forgotten(self, store: Store) -> None:
+        """Its manifest goes; what else stands there stays. None there is fine."""
+        store.forget(MESSAGE)
+        written = store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+        store.update_manifest(MESSAGE, lambda _: manifest(entry("a.pdf")))
+        store.forget(MESSAGE)
+        assert store.read_manifest(MESSAGE) is None
+        assert set(self.visible(store)) == {written.key}

@@ -1,0 +1,211 @@
+"""Message ids as people hand them over: a list, or a file at any fsspec URL.
+
+A file has one id a line, or is CSV with a column `messageId`, or JSON lines with that name. Which one it is shows in
+its first line. It is read as a stream, so that its length does not matter. Nothing that a file holds gets into an
+error's text: what stands in the wrong place may be anything. Knows no Prefect.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.core import split_protocol
+
+COLUMN = "messageId"
+LONGEST = 1024  # characters of an id; Microsoft Graph's have up to 250
+LONGEST_LINE = 1024 * 1024  # bytes
+READ = 1024 * 1024  # bytes at a time
+DELIMITERS = ",;\t"
+HEADINGS = frozenset({"id", "ids", "message", "message_id", "message-id", "message id", "internetmessageid", "key"})
+"""First lines that are no ids, but the heading of a column with another name."""
+GZIP, ZIP, BOM = b"\x1f\x8b", b"PK\x03\x04", b"\xef\xbb\xbf"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+class IdsError(Exception):
+    """What was handed over cannot be used; the text says where, and what to write."""
+
+
+Open = Callable[[], BinaryIO]
+
+
+def listed_ids(ids: Iterable[str]) -> tuple[str, ...]:
+    """The ids of a list, without blanks around them. Raises IdsError."""
+    return tuple(_checked(one.strip(), f"Number {n} of the message ids") for n, one in enumerate(ids, 1))
+
+
+def opener(url: str, options: Mapping[str, Any] | None = None) -> Open:
+    """Opens the file at an fsspec URL, or at a plain path, from its beginning. What it opens raises IdsError."""
+    if not url.strip():
+        raise IdsError("The URL of the file of ids is empty. Write one, such as file:///srv/ids.txt.")
+
+    def opened() -> BinaryIO:
+        with _readable():
+            return cast("BinaryIO", fsspec.open(url.strip(), "rb", **(options or {})).open())
+
+    return opened
+
+
+def protocol_of(url: str) -> str:
+    """The kind of storage that a URL is for: `s3`, `file`."""
+    protocol, _ = split_protocol(url.strip())
+    return protocol or "file"
+
+
+def count_ids(open_file: Open) -> int:
+    """Reads all of a file and counts its ids, duplicates too. Raises IdsError for the first line that is wrong."""
+    return sum(1 for _ in read_ids(open_file))
+
+
+def read_ids(open_file: Open) -> Iterator[str]:
+    """The ids of a file, in its order. Raises IdsError."""
+    with _readable(), open_file() as file:
+        lines = _Lines(file)
+        first = next(lines, None)
+        if first is None:
+            raise IdsError("The file of ids is empty. Write one message id a line.")
+        yield from _ids(first, lines)
+
+
+def _ids(first: str, lines: _Lines) -> Iterator[str]:
+    """The ids, by the form that the first line shows."""
+    if first.lstrip().startswith("{"):
+        return _from_json(first, lines)
+    if first.lstrip().startswith("["):
+        raise IdsError('Line 1 begins a JSON array. Write an object a line instead: {"messageId": "…"}')
+    for delimiter in DELIMITERS:
+        heads = [head.strip().casefold() for head in next(csv.reader([first], delimiter=delimiter))]
+        if COLUMN.casefold() in heads:
+            return _from_csv(lines, heads.index(COLUMN.casefold()), delimiter)
+    if any(delimiter in first.strip() for delimiter in DELIMITERS):
+        raise IdsError(f"Line 1 has several columns, and none is named {COLUMN}. Name the column with the ids so.")
+    if first.strip().strip('"').casefold() in HEADINGS:
+        raise IdsError(f"Line {lines.number} is a heading. Name that column {COLUMN}, or leave the heading out.")
+    return _from_lines(first, lines)
+
+
+def _from_lines(first: str, lines: _Lines) -> Iterator[str]:
+    yield _checked(first.strip(), f"Line {lines.number}")
+    for line in lines:
+        yield _checked(line.strip(), f"Line {lines.number}")
+
+
+def _from_csv(lines: _Lines, column: int, delimiter: str) -> Iterator[str]:
+    rows = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter)
+    try:
+        for row in rows:
+            if any(cell.strip() for cell in row):
+                yield _checked(row[column].strip() if column < len(row) else "", f"Line {lines.number}")
+    except csv.Error:
+        raise IdsError(f"Line {lines.number} is no CSV. Look for a quote that is not closed, before it.") from None
+
+
+def _from_json(first: str, lines: _Lines) -> Iterator[str]:
+    line: str | None = first
+    while line is not None:
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            found = None
+        id_ = found.get(COLUMN) if isinstance(found, dict) else None
+        if not isinstance(id_, str):
+            raise IdsError(f'Line {lines.number} is no JSON object with a text {COLUMN}: {{"{COLUMN}": "…"}}')
+        yield _checked(id_.strip(), f"Line {lines.number}")
+        line = next(lines, None)
+
+
+def _checked(id_: str, where: str) -> str:
+    """The id as it is. Raises IdsError for what cannot be one."""
+    if id_.isascii() and id_.isprintable() and " " not in id_ and 0 < len(id_) <= LONGEST:
+        if id_[0] == "<" and "@" in id_:
+            raise IdsError(f"{where} is an internetMessageId. Emailgistics wants its own {COLUMN}.")
+        return id_
+    if not id_:
+        raise IdsError(f"{where} has no {COLUMN}. Write one, or remove it.")
+    if len(id_) > LONGEST:
+        raise IdsError(f"{where} is no message id: it has over {LONGEST:,} characters.")
+    if any(letter.isspace() or not letter.isprintable() for letter in id_):
+        raise IdsError(f"{where} is no message id: it has a blank or a control character in it.")
+    return id_
+
+
+class _Lines(Iterator[str]):
+    """The lines of a file that are not blank, without their ends; `number` is the last one's, from 1."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.number = 0
+        start = file.read(len(ZIP))
+        whole = cast("BinaryIO", io.BufferedReader(_Rest(start, file), READ))
+        if start.startswith(ZIP):
+            raise IdsError("The file of ids is a workbook or an archive. Save it as text or CSV.")
+        if start.startswith(UTF16):
+            raise IdsError("The file of ids is UTF-16. Save it as UTF-8.")
+        # By content and not by name: some web servers unpack what they send.
+        self._file = (
+            cast("BinaryIO", io.BufferedReader(gzip.GzipFile(fileobj=whole), READ))
+            if (start.startswith(GZIP))
+            else whole
+        )
+
+    def __next__(self) -> str:
+        while raw := self._file.readline(LONGEST_LINE):
+            self.number += 1
+            if len(raw) >= LONGEST_LINE:
+                raise IdsError(
+                    f"Line {self.number} is longer than {LONGEST_LINE:,} bytes. Write one message id a line."
+                )
+            try:
+                line = (raw.removeprefix(BOM) if self.number == 1 else raw).decode().rstrip("\r\n")
+            except UnicodeDecodeError:
+                raise IdsError(f"Line {self.number} is not UTF-8 text. Save the file of ids as UTF-8.") from None
+            if line and not line.isspace():
+                return line
+        raise StopIteration
+
+
+class _Rest(io.RawIOBase):
+    """A file of which the start has been read already, whole again."""
+
+    def __init__(self, start: bytes, file: BinaryIO) -> None:
+        super().__init__()
+        self._start = start
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._start or self._file.read(len(buffer))
+        self._start = b""
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """One error for whatever a storage, its library or a damaged file raises. Their texts may quote a password."""
+    try:
+        yield
+    except (IdsError, GeneratorExit):
+        raise
+    except ImportError:
+        raise IdsError("Nothing here reads such a URL of ids: a Python package for its storage is missing.") from None
+    except FileNotFoundError:
+        raise IdsError(
+            "There is no file of ids at that URL, or what holds it does not answer the worker. Check host and path."
+        ) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise IdsError("The file of ids is damaged: it cannot be unpacked to its end. Make it again.") from None
+    except Exception as error:  # noqa: BLE001  every fsspec library has errors of its own
+        raise IdsError(
+            f"The file of ids cannot be read ({type(error).__name__}). "
+            "Check the URL, the rights, and the storage's options (ids_block)."
+        ) from None

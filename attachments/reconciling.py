@@ -1,0 +1,50 @@
+"""Which spans of time a reconciliation looks at, and how far its mark may move. Knows no Prefect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+SLICE = timedelta(days=1)
+"""A span that is looked at as a whole; the mark moves after each, so that a kill costs one at the most."""
+HELD_FOR = timedelta(days=4)
+"""For so long a message that could not be fetched holds the mark back. Its own attempts go on for a day."""
+LOST = frozenset({"not-found", "forbidden", "bad-request", "already-exists", "refused", "deleted"})
+"""Codes of failures that waiting does not mend: they are told, and hold nothing back."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """From `start` until before `end`."""
+
+    start: datetime
+    end: datetime
+
+    def slices(self) -> Iterator[Span]:
+        """The span in pieces of at most `SLICE`, the oldest first."""
+        start = self.start
+        while start < self.end:
+            end = min(start + SLICE, self.end)
+            yield Span(start, end)
+            start = end
+
+
+def span(mark: datetime | None, now: datetime, *, overlap: timedelta, settling: timedelta, first: timedelta) -> Span:
+    """What is to be looked at.
+
+    A report may lag behind, so a piece before the mark is looked at again, and what came in just now is left to the next
+    time. Without a mark it begins `first` ago. A mark in the future comes of a clock that was wrong: it counts as now.
+    """
+    end = now - settling
+    start = now - first if mark is None else min(mark, end) - overlap
+    return Span(min(start, end), end)
+
+
+def moved(covered: datetime, held_at: datetime | None) -> datetime:
+    """Where the mark may move when all was looked at until `covered`.
+
+    `held_at` is where the first slice began in which a message could not be fetched yet; None when all could. It holds
+    the mark there, but no more than `HELD_FOR` behind.
+    """
+    return covered if held_at is None else min(covered, max(held_at, covered - HELD_FOR))

@@ -1,0 +1,10 @@
+"""Labels of flow runs, which the worker and long-running flows read and write."""
+
+DEATHS = "attachments.worker.deaths"
+"""How many workers have died while the run was under way, since it last got on."""
+ORIGIN = "attachments.continues"
+"""Of a run that continues another: the first one's id."""
+ENDED = "attachments.ended"
+"""How many messages had ended when the run before it stepped aside."""
+IDLE = "attachments.idle"
+"""How many times in a row nothing had ended meanwhile."""

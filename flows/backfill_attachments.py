@@ -1,0 +1,198 @@
+"""Many messages: of a list, of a file, or of a mailbox and a span of time. A run again does only what is missing."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort
+from prefect.logging import get_run_logger
+from prefect.states import Cancelled, Completed, Failed
+from pydantic import WithJsonSchema
+
+from attachments.backfill import IdFile, IdList, Order, OrderError, Window, checked_order
+from attachments.cancelling import RunCancelled
+from attachments.emailgistics import EmailgisticsClient
+from attachments.ids import IdsError, count_ids, opener, protocol_of, read_ids
+from attachments.pacing import backlog
+from attachments.progress import Counts
+from flows.backfill_progress import Total, progress
+from flows.children import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
+from flows.configured import load_store
+from flows.continuing import Lineage
+from flows.failures import OUR_ERRORS, NotConfigured, contained
+from flows.report import gave_up
+
+# A text here, so that the message about a bare date is ours; a picker for date and time in the UI.
+Moment = Annotated[str | None, WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]})]
+
+
+ENOUGH = 0.02
+"""The share of a span of time that has to be read before it says how many messages there may be."""
+
+
+@dataclass(frozen=True)
+class Messages:
+    """The messages that are meant, as a stream, and how many there are, or may be."""
+
+    stream: Iterable[Wanted]
+    total: Total
+
+
+@flow(name="backfill-attachments", persist_result=False)
+def backfill_attachments(
+    message_ids: list[str] | None = None,
+    ids_url: str | None = None,
+    ids_block: str | None = None,
+    mailbox: str | None = None,
+    start: Moment = None,
+    end: Moment = None,
+    deployment: str = BACKFILL,
+    force: bool = False,
+) -> State[None]:
+    """Put the attachments of many messages into storage. Set one of message_ids, ids_url, and mailbox.
+
+    Args:
+        message_ids: The messages' ids. For more than some thousands use a file.
+        ids_url: The URL of a file of ids, such as s3://bucket/ids.csv or file:///srv/ids.txt (read by the worker).
+            One id a line, or CSV with a column messageId, or JSON lines with messageId; also packed as .gz.
+        ids_block: The name of an Attachment Store block whose options are for ids_url, when that needs some.
+        mailbox: The address or the id of a shared mailbox; set start and end with it.
+        start: Messages received from this moment on, with its zone, such as 2026-01-31T00:00:00Z.
+        end: Messages received before this moment, with its zone.
+        deployment: The deployment of download-attachments that does it, with its account, store and filter.
+        force: Do every message again although its manifest says that it is done.
+    """
+    try:
+        with contained():
+            try:
+                order = checked_order(
+                    message_ids=message_ids,
+                    ids_url=ids_url,
+                    ids_block=ids_block,
+                    mailbox=mailbox,
+                    start=start,
+                    end=end,
+                )
+                return _backfill(order, Target.load(deployment), force=force)
+            except (OrderError, IdsError) as error:
+                return Failed(message=str(error))
+            except ChildrenLeft as left:
+                return Cancelled(message=str(left))
+    except RunCancelled:
+        raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
+    except OUR_ERRORS as error:
+        return gave_up(error)
+
+
+def _backfill(order: Order, target: Target, *, force: bool) -> State[None]:
+    lineage = Lineage.current()
+    tag = f"{BACKFILL}:{lineage.short}"
+    with backlog():
+        messages = _messages(order, target)
+        with progress(lineage.run.id, messages.total, tag) as shown:
+
+            def tell(counts: Counts) -> None:
+                shown.show(counts)
+                if counts.succeeded:
+                    lineage.got_on()
+
+            try:
+                counts = process(
+                    messages.stream,
+                    target,
+                    key_prefix=f"{BACKFILL}/{lineage.origin}",
+                    tags=(BACKFILL, tag),
+                    force=force,
+                    on_progress=tell,
+                    steps_aside=lineage.can_continue,
+                )
+            except NobodyStarts as stuck:
+                return _stepped_aside(stuck.counts, lineage)
+            shown.show(counts, is_last=True)
+    return _ended(counts, tag)
+
+
+def _messages(order: Order, target: Target) -> Messages:
+    """Which messages are meant. What can be wrong is looked at before anything is done: all ids, and the mailbox."""
+    match order:
+        case IdList(ids):
+            return Messages((Wanted(message_id=id_) for id_ in ids), lambda _: len(ids))
+        case IdFile(url, block):
+            open_file = opener(url, _options(url, block))
+            total = count_ids(open_file)
+            if not total:
+                raise IdsError("The file of ids has a heading and no ids.")
+            return Messages((Wanted(message_id=id_) for id_ in read_ids(open_file)), lambda _: total)
+        case Window():
+            received = _Received(order, target.account.client())
+            return Messages(received, received.total)
+
+
+def _options(url: str, block: str | None) -> dict[str, object]:
+    """The storage's options for a file of ids. Those for another kind of storage are not sent to it."""
+    if block is None:
+        return {}
+    store = load_store(block)
+    if protocol_of(store.url) != protocol_of(url):
+        raise IdsError(f"The block attachment-store/{block} is for another kind of storage than ids_url.")
+    options: dict[str, object] = store.options.get_secret_value()
+    return options
+
+
+class _Received:
+    """What the report says that a mailbox received, as it comes, and how much that may become."""
+
+    def __init__(self, window: Window, client: EmailgisticsClient) -> None:
+        self._window = window
+        self._client = client
+        self._latest = window.start
+        asked = window.mailbox
+        found = [box for box in client.mailboxes() if asked == box.id or asked.casefold() == box.address.casefold()]
+        if not found:
+            raise NotConfigured(
+                "The account has no such mailbox, or the API key may not see it: Emailgistics does not tell which. "
+                "Check the address or id in mailbox, and the mailboxes on the key's allowlist."
+            )
+        self._mailbox = found[0]
+
+    def __iter__(self) -> Iterator[Wanted]:
+        window = self._window
+        on_wait = get_run_logger().info
+        for message in self._client.received_messages(self._mailbox.id, window.start, window.end, on_wait=on_wait):
+            if message.received is not None:
+                self._latest = max(self._latest, min(message.received, window.end))
+            yield Wanted(
+                message_id=message.message_id,
+                mailbox=self._mailbox.address or None,
+                received=message.received,
+                conversation_id=message.conversation_id,
+            )
+
+    def total(self, counts: Counts) -> int | None:
+        """By how much of the window is read; None while that is too little to say."""
+        window = self._window
+        read = (self._latest - window.start) / (window.end - window.start)
+        return int(counts.seen / read) if read >= ENOUGH else None
+
+
+def _stepped_aside(counts: Counts, lineage: Lineage) -> State[None]:
+    told = lineage.go_on_later(counts, waiting=counts.unfinished)
+    return Completed(
+        message=(
+            f"{counts.unfinished} runs wait for a place of a worker, and none is started: this run gives its own place "
+            f"up. {told} So far: {counts}."
+        )
+    )
+
+
+def _ended(counts: Counts, tag: str) -> State[None]:
+    if counts.is_all_well:
+        return Completed(message=f"{counts}.")
+    return Failed(
+        message=(
+            f"{counts}. The messages' own runs say why: they have the tag {tag}. "
+            "Run this again when the cause is gone; it does only what is missing."
+        )
+    )

@@ -1,0 +1,155 @@
+"""Old mail: many messages by ids, a file or a report, each by a run of its own; and again, at no cost."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.road.installation import FINAL, Installation, until
+
+FLOW = "backfill-attachments"
+CANARY = "canary-b4ckf111"
+MANY = 12
+
+
+def backfill(running: Installation, patience: float = 120, **parameters: Any) -> dict[str, Any]:
+    return running.run_deployment(flow=FLOW, patience=patience, **parameters)
+
+
+def added(running: Installation, count: int, **fields: Any) -> list[dict[str, Any]]:
+    messages = [
+        {"subject": CANARY, "attachments": [{"name": f"{CANARY}-{n}.txt", "text": f"{CANARY} {n}"}], **fields}
+        for n in range(count)
+    ]
+    return running.sandbox.control.add_messages(messages)
+
+
+def tag_of(run: dict[str, Any]) -> str:
+    return f"backfill:{run['id'][:8]}"
+
+
+def test_many_messages_are_done_once_and_again_costs_no_call(running: Installation) -> None:
+    """A dozen, one named twice and one unknown: all are stored, the rest is told by code; then nothing is asked.
+
+    And whatever Prefect keeps or prints of it holds neither a name nor a subject.
+    """
+    messages = added(running, MANY)
+    ids = [message["id"] for message in messages]
+    run = backfill(running, message_ids=[*ids[:8], f" {ids[3]} ", "AAMk-unknown", *ids[8:]])
+    said = run["state"]["message"]
+    assert run["state_type"] == "FAILED"
+    assert said.startswith(f"Of {MANY + 2} messages {MANY} done now, 1 named twice, 1 failed (not-found 1). ")
+    assert f"they have the tag {tag_of(run)}" in said
+    for message in messages:
+        assert len(running.files(message)) == 1
+        assert len(running.calls(message, "download")) == 1
+        assert len(running.calls(message, "list")) == 1
+    children = running.tagged(tag_of(run))
+    assert len(children) == MANY + 1
+    assert {(child["work_queue_name"], "backfill" in child["tags"]) for child in children} == {("backfill", True)}
+
+    shown = {artifact["type"]: artifact for artifact in running.artifacts(run["id"])}
+    assert float(shown["progress"]["data"]) == 100
+    assert f"{MANY + 2} of {MANY + 2} messages" in shown["progress"]["description"]
+    assert "| `not-found` | 1 |" in shown["markdown"]["data"]
+
+    running.sandbox.control.clear_requests()
+    again = backfill(running, message_ids=ids)
+    assert again["state"]["message"] == f"Of {MANY} messages {MANY} done before."
+    assert again["state_type"] == "COMPLETED"
+    assert running.sandbox.control.requests() == []
+    assert running.tagged(tag_of(again)) == []
+    leaks = {place for place, content in running.everything_kept() if CANARY.encode() in content}
+    assert leaks == set()
+
+
+def test_a_file_of_ids_is_taken_in_each_form(running: Installation, tmp_path: Path) -> None:
+    """Lines, packed CSV with other columns, and JSON lines: whichever it is, the same messages are done."""
+    messages = added(running, 3)
+    ids = [message["id"] for message in messages]
+    (tmp_path / "ids.txt").write_text("\ufeff" + "\r\n".join(ids) + "\r\n\r\n")
+    rows = "".join(f'"{CANARY}, a subject",{one}\n' for one in ids)
+    (tmp_path / "ids.csv.gz").write_bytes(gzip.compress(f"subject,messageId\n{rows}".encode()))
+    (tmp_path / "ids.jsonl").write_text("".join(json.dumps({"messageId": one}) + "\n" for one in ids))
+    said = [
+        backfill(running, ids_url=(tmp_path / name).as_uri())["state"]["message"]
+        for name in ("ids.txt", "ids.csv.gz", "ids.jsonl")
+    ]
+    assert said == ["Of 3 messages 3 done now.", *["Of 3 messages 3 done before."] * 2]
+    assert all(len(running.files(message)) == 1 for message in messages)
+
+
+def test_what_a_mailbox_received_in_a_span_is_done(running: Installation) -> None:
+    """By its address or its id, from `start` on and before `end`; what the report tells is recorded."""
+    box = f"box-{uuid4().hex[:8]}@example.com"
+    inside = added(running, 3, mailbox=box, received="2026-01-10T08:00:00Z")
+    outside = added(running, 1, mailbox=box, received="2026-02-10T08:00:00Z")
+    span = {"start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00Z"}
+    run = backfill(running, mailbox=box.upper(), **span)
+    assert run["state"]["message"] == "Of 3 messages 3 done now."
+    assert all(len(running.files(message)) == 1 for message in inside)
+    assert running.files(outside[0]) == []
+    manifest = running.manifest(inside[0])
+    assert manifest is not None
+    assert manifest.mailbox == box
+    unknown = backfill(running, mailbox="nobody@example.com", **span)
+    assert "The account has no such mailbox, or the API key may not see it" in unknown["state"]["message"]
+
+
+def test_bad_input_is_refused_before_anything_is_done(running: Installation, tmp_path: Path) -> None:
+    """Must show 5: one clear sentence, and no run was made and no call."""
+    (message,) = added(running, 1)
+    (tmp_path / "wrong.csv").write_text(f"subject,id\n{CANARY},{message['id']}\n")
+    (tmp_path / "late.txt").write_text(f"{message['id']}\n{CANARY} b\n")
+    span = {"mailbox": "claims@example.com", "start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00Z"}
+    running.sandbox.control.clear_requests()
+    asked: list[tuple[dict[str, Any], str]] = [
+        ({}, "Set one of message_ids, ids_url, and mailbox"),
+        ({"message_ids": [message["id"], "a b"]}, "Number 2 of the message ids is no message id"),
+        ({"ids_url": str(tmp_path / "wrong.csv")}, "none is named messageId"),
+        ({"ids_url": str(tmp_path / "late.txt")}, "Line 2 is no message id"),
+        ({"ids_url": str(tmp_path / "missing.txt")}, "There is no file of ids at that URL"),
+        ({**span, "start": "2026-01-01"}, "start is a date without a time"),
+        ({**span, "end": "2025-02-01T00:00:00Z"}, "end is not after start"),
+        (
+            {"message_ids": [message["id"]], "deployment": "nosuch"},
+            "There is no deployment download-attachments/nosuch",
+        ),
+    ]
+    started = [(running.start_deployment(flow=FLOW, **parameters)["id"], said) for parameters, said in asked]
+    for run_id, said in started:
+        until(lambda run_id=run_id: running.run(run_id)["state_type"] in FINAL, "the run to be refused")
+        run = running.run(run_id)
+        assert run["state_type"] == "FAILED"
+        assert said in run["state"]["message"]
+        assert CANARY not in run["state"]["message"]
+        assert running.tagged(tag_of(run)) == []
+    assert running.sandbox.control.requests() == []
+
+
+@pytest.mark.soak
+def test_cancelling_takes_along_what_has_not_started(running: Installation) -> None:
+    """Its own runs that wait are cancelled; what is under way ends by itself; both are told."""
+    messages = added(running, 20)
+    slow = {"kind": "delay", "seconds": 4}
+    order = running.sandbox.control.fault(endpoint="download", times=None, fault=slow)
+    run = running.start_deployment(flow=FLOW, message_ids=[message["id"] for message in messages])
+    tag = tag_of(run)
+
+    def begun() -> bool:
+        states = [child["state_type"] for child in running.tagged(tag)]
+        return len(states) == 20 and states.count("RUNNING") == 4
+
+    until(begun, "four of its runs to be under way")
+    running._post(f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    until(lambda: all(child["state_type"] in FINAL for child in running.tagged(tag)), "all of its runs to end")
+    running.sandbox.control._answer(running.sandbox.control.delete(f"faults/{order}"))
+    states = sorted(child["state_type"] for child in running.tagged(tag))
+    assert set(states) == {"CANCELLED", "COMPLETED"}
+    assert states.count("CANCELLED") >= 4
+    ended = running.run(run["id"])
+    assert ended["state_type"] == "CANCELLED"
+    print(ended["state"]["message"])

@@ -1,0 +1,252 @@
+"""The engine under backfill and reconciliation, against a real Prefect, in whose worker's place the test stands."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from pydantic import SecretStr
+
+from attachments.cancelling import CURRENT, Cancellation
+from attachments.progress import Counts
+from attachments.selection import Filter
+from attachments.storage import Manifest, ManifestAttachment, Store, message_key, open_store
+from blocks import EmailgisticsAccount
+from flows import children
+from flows.children import ChildrenLeft, NobodyStarts, Target, Wanted, process
+from flows.endings import FAILED_FOR_NOW, coded
+from tests.road.installation import Installation, until
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A deployment that no worker serves, and what a worker would say of its runs."""
+
+    running: Installation
+    target: Target
+    store: Store
+    prefix: str
+
+    def wanted(self, *names: str) -> list[Wanted]:
+        return [Wanted(message_id=f"{self.prefix}-{name}") for name in names]
+
+    def process(self, wanted: Sequence[Wanted], prefix: str = "", **options: Any) -> Counts:
+        with temporary_settings({PREFECT_API_URL: self.running.road.api_url}):
+            return process(wanted, self.target, key_prefix=prefix or self.prefix, tags=[self.prefix], **options)
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """By the name of the message."""
+        return {run["parameters"]["message_id"].rpartition("-")[2]: run for run in self.running.tagged(self.prefix)}
+
+    def end(self, which: str, kind: str = "COMPLETED", **state: Any) -> None:
+        """As a worker does."""
+        until(lambda: which in self.runs(), f"the run of {which}")
+        for one in ({"type": "RUNNING"}, {"type": kind, **state}):
+            body = {"state": one, "force": True}
+            self.running._post(f"flow_runs/{self.runs()[which]['id']}/set_state", body)
+
+    def settle(self, wanted: Wanted, outcome: str = "stored", name: str = "a.pdf") -> None:
+        """As a run that has done it."""
+        entry = ManifestAttachment.model_validate(
+            {"id": "x", "attachment_key": message_key("x"), "name": name, "outcome": outcome}
+        )
+        manifest = Manifest(
+            message_id=wanted.message_id, message_key=wanted.key, updated=datetime.now(UTC), attachments=(entry,)
+        )
+        self.store.update_manifest(wanted.key, lambda _: manifest)
+
+    @contextmanager
+    def processing(self, wanted: Sequence[Wanted], **options: Any) -> Iterator[tuple[Any, Cancellation]]:
+        """While it goes on in another thread, which can be cancelled."""
+        cancellation = Cancellation()
+
+        def begin() -> Counts:
+            CURRENT.set(cancellation)
+            return self.process(wanted, **options)
+
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(copy_context().run, begin)
+            try:
+                yield future, cancellation
+            finally:
+                cancellation.ask()
+
+
+@pytest.fixture
+def bench(running: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(children, "LOOK", 0.2)
+    monkeypatch.setattr(children, "LONGEST_LOOK", 0.3)
+    monkeypatch.setattr(children, "LOOK_AT_ALL", 1.0)
+    prefix = f"bench-{uuid4().hex[:8]}"
+    running._post("work_pools/", {"name": prefix, "type": "warm"})
+    default = running._get("deployments/name/download-attachments/default")
+    fields = ("flow_id", "entrypoint", "parameter_openapi_schema", "pull_steps")
+    made = running._post(
+        "deployments/", {**{field: default[field] for field in fields}, "name": prefix, "work_pool_name": prefix}
+    )
+    store = open_store((tmp_path / "store").as_uri())
+    account = EmailgisticsAccount(api_key=SecretStr("unused"))
+    target = Target(prefix, UUID(made["id"]), "default", Filter(), account, store)
+    return Bench(running, target, store, prefix)
+
+
+def test_each_ending_is_counted_as_what_it_is(bench: Bench) -> None:
+    """Done before, done now, failed by code, failed for now, crashed, cancelled, deleted, named twice."""
+    names = ("settled", "done", "failed", "later", "last", "crashed", "cancelled", "deleted", "done")
+    wanted = bench.wanted(*names)
+    bench.settle(wanted[0])
+    with bench.processing(wanted) as (future, _):
+        bench.end("done")
+        bench.end("failed", "FAILED", message=coded("It is gone", "not-found"))
+        bench.end("later", "FAILED", name=FAILED_FOR_NOW, message="x Attempt 2 of 9 follows by itself in 5 minutes.")
+        bench.end("last", "FAILED", name=FAILED_FOR_NOW, message=coded("x", "timeout") + " That was attempt 9.")
+        bench.end("crashed", "CRASHED")
+        bench.end("cancelled", "CANCELLED")
+        until(lambda: "deleted" in bench.runs(), "the run to be deleted")
+        bench.running.remove(f"flow_runs/{bench.runs()['deleted']['id']}")
+        counts = future.result(60)
+    failed = {"not-found": 1, "timeout": 1, "crashed": 1, "deleted": 1}
+    assert counts == Counts(
+        seen=9, duplicates=1, already_done=1, succeeded=1, for_now=1, cancelled=1, failed=counts.failed
+    )
+    assert dict(counts.failed) == failed
+    assert "settled" not in bench.runs()
+
+
+def test_what_the_filter_wants_decides_what_is_settled(bench: Bench) -> None:
+    """What another deployment's filter has left out is done by a target that wants it, and by no other."""
+    wanted = bench.wanted("filtered", "failed", "damaged", "purged")
+    bench.settle(wanted[0], "filtered")
+    bench.settle(wanted[1], "failed")
+    bench.settle(wanted[3], "purged")
+    damaged = Path(bench.store.manifest_url(wanted[2].key).removeprefix("file://"))
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    with bench.processing(wanted) as (future, _):
+        for name in ("filtered", "failed", "damaged"):
+            bench.end(name)
+        assert future.result(60) == Counts(seen=4, already_done=1, succeeded=3)
+    picky = Filter.model_validate({"exclude": [{"names": ["*.pdf"]}]})
+    target = Target(bench.target.name, bench.target.deployment_id, "default", picky, bench.target.account, bench.store)
+    again = Bench(bench.running, target, bench.store, bench.prefix)
+    assert again.process(wanted[:2]) == Counts(seen=2, already_done=2)
+
+
+def test_force_does_again_what_is_settled(bench: Bench) -> None:
+    """And the runs are told to."""
+    wanted = bench.wanted("settled")
+    bench.settle(wanted[0])
+    with bench.processing(wanted, force=True) as (future, _):
+        bench.end("settled")
+        assert future.result(60) == Counts(seen=1, succeeded=1)
+    assert bench.runs()["settled"]["parameters"]["force"] is True
+
+
+def test_a_caller_that_was_killed_finds_its_runs_again(bench: Bench) -> None:
+    """The stream from its start: ended ones are known and not made anew, unfinished ones are waited for."""
+    wanted = bench.wanted("done", "failed", "waiting")
+    with bench.processing(wanted) as (future, _):
+        bench.end("done")
+        bench.end("failed", "FAILED", message=coded("x", "forbidden"))
+        until(lambda: "waiting" in bench.runs(), "the third run")
+        before = {name: run["id"] for name, run in bench.runs().items()}
+        # The first caller hangs on, as one that was taken for dead would; the second one is the same run, started anew.
+        with bench.processing(wanted) as (retaken, _):
+            bench.end("waiting")
+            counts = retaken.result(60)
+        future.result(60)
+    assert counts == Counts(seen=3, succeeded=2, failed=counts.failed)
+    assert {name: run["id"] for name, run in bench.runs().items()} == before
+    with bench.processing(wanted, prefix=f"{bench.prefix}-another") as (_, cancellation):
+        until(lambda: len(bench.running.tagged(bench.prefix)) == 6, "another caller's own runs")
+        cancellation.ask()
+
+
+def test_never_more_than_a_few_are_unfinished(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the length of the stream, and however far it has been looked at."""
+    monkeypatch.setattr(children, "WINDOW", 5)
+    monkeypatch.setattr(children, "AHEAD", 4)
+    read = []
+
+    def stream() -> Iterator[Wanted]:
+        for wanted in bench.wanted(*(str(number) for number in range(40))):
+            read.append(wanted)
+            yield wanted
+
+    with bench.processing(stream()) as (future, cancellation):  # type: ignore[arg-type]
+        until(lambda: len(bench.runs()) == 5, "five runs")
+        time.sleep(1)
+        assert len(bench.runs()) == 5
+        assert len(read) <= 5 + 2 * 4 + 1  # in the window, looked at, and read ahead
+        bench.end("0")
+        until(lambda: len(bench.runs()) == 6, "a place to be taken")
+        time.sleep(0.5)
+        assert len(bench.runs()) == 6
+        cancellation.ask()
+        with pytest.raises(ChildrenLeft, match="5 runs that waited were cancelled"):
+            future.result(60)
+    assert sorted(run["state_type"] for run in bench.runs().values()) == [*["CANCELLED"] * 5, "COMPLETED"]
+
+
+def test_cancelling_leaves_alone_what_has_started(bench: Bench) -> None:
+    """It finishes by itself, and the caller says so."""
+    with bench.processing(bench.wanted("a", "b")) as (future, cancellation):
+        until(lambda: len(bench.runs()) == 2, "both runs")
+        body = {"state": {"type": "RUNNING"}, "force": True}
+        bench.running._post(f"flow_runs/{bench.runs()['a']['id']}/set_state", body)
+        time.sleep(1)
+        cancellation.ask()
+        with pytest.raises(ChildrenLeft, match="1 runs that waited were cancelled with it; 1 that had started finish"):
+            future.result(60)
+    assert {name: run["state_type"] for name, run in bench.runs().items()} == {"a": "RUNNING", "b": "CANCELLED"}
+
+
+def test_a_caller_in_the_way_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When nothing is started for a while and nothing is under way; not while another run of the deployment is."""
+    monkeypatch.setattr(children, "NOBODY", 2.0)
+    with bench.processing(bench.wanted("other"), prefix="other") as (_, other):
+        until(lambda: "other" in bench.runs(), "another run")
+        body = {"state": {"type": "RUNNING"}, "force": True}
+        bench.running._post(f"flow_runs/{bench.runs()['other']['id']}/set_state", body)
+        with bench.processing(bench.wanted("mine"), steps_aside=True) as (future, _):
+            time.sleep(4)
+            assert not future.done()
+            bench.end("other")
+            with pytest.raises(NobodyStarts) as caught:
+                future.result(60)
+        assert caught.value.counts.unfinished == 1
+        assert bench.runs()["mine"]["state_type"] == "SCHEDULED"
+        other.ask()
+
+
+def test_what_reading_the_messages_raises_comes_out(bench: Bench) -> None:
+    """A report that breaks off, a file that has changed: after what came before it was begun."""
+
+    def stream() -> Iterator[Wanted]:
+        yield from bench.wanted("a")
+        raise KeyError("broken off")
+
+    with pytest.raises(KeyError, match="broken off"):
+        bench.process(stream())  # type: ignore[arg-type]
+    assert threading.active_count() < 60
+
+
+def test_prefect_away_is_waited_for(bench: Bench) -> None:
+    """Its server is stopped while runs wait: the caller goes on when it is back."""
+    with bench.processing(bench.wanted("a", "b"), steps_aside=True) as (future, _):
+        until(lambda: len(bench.runs()) == 2, "both runs")
+        bench.running.road.prefect.kill()
+        time.sleep(3)
+        bench.running.road.prefect.start()
+        bench.end("a")
+        bench.end("b")
+        assert future.result(60) == Counts(seen=2, succeeded=2)

@@ -1,0 +1,178 @@
+"""Message ids as people hand them over: every form is read, and whatever is wrong is named by line, never quoted."""
+
+import gzip
+import io
+import resource
+import time
+import tracemalloc
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import fsspec
+import pytest
+
+from attachments.ids import LONGEST, LONGEST_LINE, IdsError, count_ids, listed_ids, opener, protocol_of, read_ids
+
+A, B = "AAMkAGI1/a+b_c-d==", "AAMkAGI2\N{LATIN SMALL LETTER E WITH ACUTE}"
+CANARY = "canary-7f3a91c2"
+
+
+def read(content: bytes) -> list[str]:
+    return list(read_ids(lambda: cast("BinaryIO", io.BytesIO(content))))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{A}\n{B}\n",
+        f"{A}\n{B}",
+        f"\ufeff{A}\r\n{B}\r\n",
+        f"\n  \n\t{A} \n\r\n{B}\n\n\n",
+        f"messageId\n{A}\n{B}\n",
+        f'"messageId"\n"{A}"\n"{B}"\n',
+        f"\ufeffmessageId,subject\r\n{A},x\r\n{B},\r\n",
+        f" MESSAGEID ;subject\n{A};x\n{B};y\n",
+        f"subject\tmessageId\nx\t{A}\ny\t {B} \n",
+        f'subject,messageId,more\n"a ""quoted"", with\na line\n\nin it",{A},1\nb,{B},2\n',
+        f"messageId,subject\n{A},x\n\n,,\n{B}\n",
+        f'{{"messageId": "{A}"}}\n{{"other": {{}}, "messageId": "  {B}"}}\n',
+        f'\ufeff \n {{"messageId": "{A}"}}\r\n\r\n{{"messageId": "{B}"}}',
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_every_form_gives_the_same_ids(text: str, packed: bool) -> None:
+    """Lines, CSV with other delimiters, quotes and line breaks, JSON lines; BOM, CRLF, blanks around, blank lines."""
+    content = text.encode()
+    assert read(gzip.compress(content) if packed else content) == [A, B]
+
+
+def test_order_and_duplicates_are_kept() -> None:
+    """Whoever works on them knows what is done; and a count is a count."""
+    content = f"{B}\n{A}\n{B}\n".encode()
+    assert read(content) == [B, A, B]
+    assert count_ids(lambda: cast("BinaryIO", io.BytesIO(content))) == 3
+
+
+def test_ids_that_look_odd_are_ids() -> None:
+    """They are opaque: case, length and letters of any script count."""
+    odd = ["a", "A", "x" * LONGEST, "日本語", "a@b", "a'b", "#1", "-"]
+    assert read("\n".join(odd).encode()) == odd
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"\n \r\n\n", "is empty"),
+        (f"{A}\n{CANARY} x\n".encode(), "Line 2 is no message id: it has a blank or a control character"),
+        (f"{A}\n\n{CANARY}\x07\n".encode(), "Line 3 is no message id"),
+        (f"{A}\n{CANARY}\u202ex\n".encode(), "Line 2 is no message id"),
+        (f"{A}\n{CANARY}\x00\n".encode(), "Line 2 is no message id"),
+        (f"{A}\n{CANARY}\ufeff\n".encode(), "Line 2 is no message id"),
+        (CANARY.encode() + b"x" * LONGEST, "Line 1 is no message id: it has over 1,024 characters"),
+        (f"<{CANARY}@example.com>\n".encode(), "Line 1 is an internetMessageId"),
+        (f"id,{CANARY}\n{A},1\n".encode(), "Line 1 has several columns, and none is named messageId"),
+        (f"{CANARY};b\n".encode(), "Line 1 has several columns"),
+        (f"message_id\n{A}\n".encode(), "Line 1 is a heading. Name that column messageId"),
+        (f'\n"Message ID"\n{A}\n'.encode(), "Line 2 is a heading"),
+        (f"messageId,subject\n{A},x\n,{CANARY}\n".encode(), "Line 3 has no messageId"),
+        (f"subject,messageId\nx,{A}\n{CANARY}\n".encode(), "Line 3 has no messageId"),
+        (f"subject,messageId\nx,{A}\ny,{CANARY} x\n".encode(), "Line 3 is no message id"),
+        (f'messageId\n"{CANARY}\n{A}\n'.encode(), "is no message id: it has a blank"),
+        (f'messageId\n"{CANARY}'.encode() + b"x\n" * 100_000, "is no CSV. Look for a quote that is not closed"),
+        (f'[{{"messageId": "{CANARY}"}}]'.encode(), "Line 1 begins a JSON array"),
+        (f'{{"messageId": "{A}"}}\n{{"messageid": "{CANARY}"}}\n'.encode(), "Line 2 is no JSON object with a text"),
+        (f'{{"messageId": "{A}"}}\n{{"messageId": 7}}\n'.encode(), "Line 2 is no JSON object with a text messageId"),
+        (f'{{"messageId": "{A}"}}\n{CANARY}\n'.encode(), "Line 2 is no JSON object"),
+        (f'{{"messageId": "{A}"}}\n{{"messageId": ""}}\n'.encode(), "Line 2 has no messageId"),
+        (b'{"messageId": ' + b"[" * 100_000, "Line 1 is no JSON object"),
+        (f"{A}\n".encode() + b"\xff\xfe\n", "Line 2 is not UTF-8"),
+        (f"{A}\n".encode("utf-16"), "is UTF-16"),
+        (b"PK\x03\x04" + CANARY.encode(), "is a workbook or an archive"),
+        (f"{A}\n".encode() + b"x" * LONGEST_LINE, "Line 2 is longer than"),
+        (gzip.compress(f"{A}\n".encode() * 1000)[:-10], "cannot be unpacked to its end"),
+        (b"\x1f\x8b" + CANARY.encode() * 9, "cannot be unpacked"),
+    ],
+)
+def test_what_is_wrong_is_named_by_line_and_not_quoted(content: bytes, said: str) -> None:
+    """It says where and what to do; what stands there may be anything, so that it is not repeated."""
+    with pytest.raises(IdsError) as caught:
+        read(content)
+    assert said in str(caught.value)
+    assert CANARY not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_list_is_checked_likewise() -> None:
+    """Blanks around are no matter; the number of the wrong one is told, and not what it is."""
+    assert listed_ids([f" {A}", f"{B}\n"]) == (A, B)
+    for wrong in ("", "  ", f"{CANARY} x", f"{CANARY}\x00", CANARY * LONGEST):
+        with pytest.raises(IdsError, match="Number 2 of the message ids") as caught:
+            listed_ids([A, wrong])
+        assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("", "is empty. Write one"),
+        ("file:///nowhere/ids.txt", "There is no file of ids"),
+        ("nowhere/ids.txt", "There is no file of ids"),
+        (f"nosuch://user:{CANARY}@host/ids.txt", "cannot be read (ValueError)"),
+        (f"sftp://user:{CANARY}@127.0.0.1:1/ids.txt", "cannot be read"),
+        (f"http://user:{CANARY}@127.0.0.1:1/ids.txt", "There is no file of ids"),
+        ("/", "cannot be read (IsADirectoryError)"),
+    ],
+)
+def test_a_url_that_cannot_be_read_is_said_without_it(url: str, said: str) -> None:
+    """A wrong path, host, kind or password; the URL may hold credentials."""
+    with pytest.raises(IdsError) as caught:
+        count_ids(opener(url))
+    assert said in str(caught.value)
+    assert CANARY not in str(caught.value)
+    assert url in {"", "/"} or url not in str(caught.value)
+
+
+def test_any_fsspec_url_is_read_twice_from_its_beginning(tmp_path: Path) -> None:
+    """The first pass checks, the second works."""
+    path = tmp_path / "ids.csv.gz"
+    path.write_bytes(gzip.compress(f"messageId\n{A}\n".encode()))
+    fsspec.filesystem("memory").pipe("/ids.txt", f"{A}\n".encode())
+    for url in (str(path), path.as_uri(), "memory://ids.txt"):
+        open_file = opener(url)
+        assert count_ids(open_file) == 1
+        assert list(read_ids(open_file)) == [A]
+    assert [protocol_of(url) for url in (str(path), path.as_uri(), "s3://b/k")] == ["file", "file", "s3"]
+
+
+def test_a_file_is_closed_when_nobody_reads_on(tmp_path: Path) -> None:
+    """A backfill that ends early leaves no descriptor open."""
+    opened: list[io.BytesIO] = []
+
+    def open_file() -> BinaryIO:
+        opened.append(io.BytesIO(f"{A}\n{B}\n".encode()))
+        return cast("BinaryIO", opened[0])
+
+    ids = read_ids(open_file)
+    assert next(ids) == A
+    ids.close()  # type: ignore[attr-defined]
+    assert opened[0].closed
+
+
+def test_a_million_lines_are_streamed(tmp_path: Path) -> None:
+    """In seconds, and in memory that does not grow with them."""
+    path = tmp_path / "ids.txt"
+    with path.open("w") as file:
+        file.writelines(f"AAMkAGI1-{number:0140d}=\n" for number in range(1_000_000))
+    tracemalloc.start()
+    for number, _ in enumerate(read_ids(opener(str(path)))):
+        if number == 20_000:
+            break
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8_000_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    assert count_ids(opener(str(path))) == 1_000_000
+    print(f"a million ids in {time.perf_counter() - started:.1f} s")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB

@@ -1,0 +1,65 @@
+"""Chromium without a screen, on the Prefect UI of a running installation."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from playwright.sync_api import Locator, Page, sync_playwright
+
+CHROMIUM = "/usr/bin/chromium"
+OFFLINE = [
+    "--no-sandbox",  # tests run as root, on machines of their own
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 120_000
+"""Milliseconds for a page on a busy machine."""
+
+
+@contextmanager
+def opened(base_url: str) -> Iterator[Page]:
+    """A page whose paths are relative to this address of Prefect's server."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
+        try:
+            context = browser.new_context(
+                base_url=base_url, viewport={"width": 1280, "height": 900}, locale="en-GB", timezone_id="UTC"
+            )
+            context.set_default_timeout(PATIENCE)
+            yield context.new_page()
+        finally:
+            browser.close()
+
+
+def show(page: Page, path: str, *, until: str) -> None:
+    """Open a path and wait until this text can be seen."""
+    page.goto(path)
+    page.get_by_text(until).first.wait_for()
+    page.wait_for_load_state("networkidle")
+
+
+def field(page: Page, parameter: str) -> Locator:
+    """The part of a deployment's run form that belongs to one parameter."""
+    label = page.locator(".schema-form-property__label").filter(has_text=re.compile(rf"^{parameter}( \(Optional\))?$"))
+    return page.locator(".schema-form-property").filter(has=label)
+
+
+def fill(page: Page, parameter: str, value: Any, *, kind: str | None = None) -> None:
+    """Type a value into a parameter's field, after choosing its kind where the form offers several."""
+    part = field(page, parameter)
+    if kind is not None:
+        part.get_by_role("button", name=kind, exact=True).click()
+    if isinstance(value, bool):
+        part.locator("input[type=checkbox]").set_checked(value, force=True)
+    else:
+        part.locator("fieldset").locator("textarea, input, [contenteditable=true]").first.fill(str(value))
+
+
+def choose(page: Page, parameter: str, kind: str) -> None:
+    """Choose which kind of value a parameter gets."""
+    field(page, parameter).get_by_role("button", name=kind, exact=True).click()
