@@ -1,29 +1,35 @@
 """`attachments status`: how much waits, runs and has ended, in a few seconds, and whatever is missing."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from pydantic import BaseModel, ConfigDict
 
 from attachments.doctor.asking import PREFECT_ERRORS, Question, Silent, asked, prefect, trouble
-from attachments.doctor.blocks import load_blocks
-from attachments.doctor.deployments import RECONCILE, Deployments, blocks_named, read_deployments
+from attachments.doctor.deployments import Deployments, blocks_named, read_deployments
 from attachments.doctor.limits import read_limit
 from attachments.doctor.work import living_workers
 from attachments.receiver.inbox import InboxUnavailable
 from attachments.receiver.reading import read_depth
 from blocks import EmailgisticsAccount
+from flows.marks import read_marks
 
 SECONDS = 2.5
 """For all answers together."""
 LATE = timedelta(seconds=60)
 """A run that should have started so long ago is late."""
 DAY = timedelta(hours=24)
+MAILBOXES = 20
+"""Shown on a terminal; there may be hundreds."""
+LIMITS = ("limit_name", "backlog_limit_name")
+"""Where an account's block names its limits."""
 ENDED = ("completed", "failed", "crashed", "cancelled")
 UNFINISHED = ("scheduled", "pending", "running", "cancelling", "paused")
 
@@ -48,6 +54,18 @@ class Calls(BaseModel):
     limit: int
 
 
+class Reconciled(BaseModel):
+    """Up to when a mailbox has been looked through for what no webhook told of."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mailbox_key: str
+    """32 hex digits of the SHA-256 of the mailbox's id."""
+    account: str
+    deployment: str
+    until: datetime
+
+
 class StatusReport(BaseModel):
     """What could be seen. None: it could not, and `problems` says why; `inbox` is also None where there is none."""
 
@@ -59,8 +77,8 @@ class StatusReport(BaseModel):
     """Unfinished runs by state, `late` being a part of `scheduled`; ended ones by state, of the last 24 hours."""
     calls: dict[str, Calls] | None = None
     """By limit."""
-    last_reconciliation: datetime | None = None
-    """When a run of it last completed."""
+    reconciliation: tuple[Reconciled, ...] | None = None
+    """The mailboxes that lag behind come first."""
     problems: tuple[str, ...] = ()
 
 
@@ -106,8 +124,11 @@ def shown(status: StatusReport) -> Iterator[str]:
         yield f"runs, 24 hours  {', '.join(f'{status.runs[state]} {state}' for state in ENDED)}"
     for name, calls in (status.calls or {}).items():
         yield f"calls           {calls.last_minute} of {calls.limit} in the last minute ({name})"
-    if status.last_reconciliation is not None:
-        yield f"reconciliation  last completed {status.last_reconciliation.isoformat(timespec='seconds')}"
+    for mark in (status.reconciliation or ())[:MAILBOXES]:
+        until = mark.until.isoformat(timespec="seconds").replace("+00:00", "Z")
+        yield f"reconciliation  up to {until}: mailbox {mark.mailbox_key} of account {mark.account}"
+    if status.reconciliation and len(status.reconciliation) > MAILBOXES:
+        yield f"reconciliation  {len(status.reconciliation) - MAILBOXES} more mailboxes are further; --json has them"
     yield from (f"NOT SEEN        {problem}" for problem in status.problems)
 
 
@@ -117,7 +138,7 @@ _ALWAYS = ("scheduled", "pending", "running")
 def _seen(client: SyncPrefectClient, end: float, problems: list[str]) -> dict[str, Any]:
     """What Prefect tells, all asked at the same time."""
     workers = Question(lambda: living_workers(client))
-    reconciled = Question(lambda: _last_reconciliation(client))
+    reconciled = Question(lambda: _marks(client))
     standing: Deployments = _answer(Question(lambda: read_deployments(client)), end, problems) or {}
     seen: dict[str, Any] = {}
     if standing:
@@ -130,7 +151,7 @@ def _seen(client: SyncPrefectClient, end: float, problems: list[str]) -> dict[st
     elif not problems:
         problems.append("There are no deployments of ours in Prefect. Run `attachments setup`.")
     seen["workers"] = _answer(workers, end, problems)
-    seen["last_reconciliation"] = _answer(reconciled, end, problems)
+    seen["reconciliation"] = _answer(reconciled, end, problems)
     return seen
 
 
@@ -166,18 +187,27 @@ def _count(client: SyncPrefectClient, filters: Mapping[str, Any]) -> Callable[[]
 
 def _calls(client: SyncPrefectClient, standing: Deployments) -> dict[str, Calls]:
     """What each limit has granted in the last minute, of the accounts that the deployments name."""
-    accounts = load_blocks(EmailgisticsAccount, blocks_named(standing, "account"), client).blocks.values()
-    names = dict.fromkeys(name for account in accounts for name in (account.limit_name, account.backlog_limit_name))
-    limits = {name: limit for name in names if (limit := read_limit(client, name)) is not None}
-    return {name: Calls(last_minute=limit.active_slots, limit=limit.limit) for name, limit in limits.items()}
-
-
-def _last_reconciliation(client: SyncPrefectClient) -> datetime | None:
-    filters = {
-        "flows": {"name": {"any_": [RECONCILE]}},
-        "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
-        "sort": "END_TIME_DESC",
-        "limit": 1,
+    limits = (read_limit(client, name) for name in _limit_names(client, standing))
+    return {
+        limit.name: Calls(last_minute=limit.active_slots, limit=limit.limit) for limit in limits if limit is not None
     }
-    found = asked(client, "POST", "/flow_runs/filter", filters)
-    return datetime.fromisoformat(found[0]["end_time"]) if found and found[0]["end_time"] else None
+
+
+def _limit_names(client: SyncPrefectClient, standing: Deployments) -> Iterable[str]:
+    slug = str(EmailgisticsAccount._block_type_slug)
+    names: dict[str, None] = {}
+    for account in blocks_named(standing, "account"):
+        with suppress(ObjectNotFound):
+            # Without the secrets, and without making a block of it, of which Prefect would make an event.
+            told = client.read_block_document_by_name(account, slug, include_secrets=False).data
+            names.update(
+                (str(told.get(name) or EmailgisticsAccount.model_fields[name].default), None) for name in LIMITS
+            )
+    return names
+
+
+def _marks(client: SyncPrefectClient) -> tuple[Reconciled, ...]:
+    return tuple(
+        Reconciled(mailbox_key=mark.mailbox_key, account=mark.account, deployment=mark.deployment, until=mark.until)
+        for mark in read_marks(client)
+    )
