@@ -83,8 +83,7 @@ def preview(message_id: str, deployment: str) -> Preview:
         manifest = within(PATIENCE, lambda: read_manifest(target.store.store(), message_key(message_id)))
         listed = within(A_TURN, lambda: target.account.client().list_attachments(message_id))
     except (StoreError, EmailgisticsError, PacingError) as error:
-        text = str(error)
-        raise PreviewError(f"{text[:1].upper()}{text[1:]}") from None
+        raise PreviewError(f"Message {message_key(message_id)}: {error}") from None
     except Silent:
         raise PreviewError(
             "There was no answer in time: the store or Emailgistics hangs, or all slots of the pacing limit are "

@@ -43,12 +43,12 @@ def look_at_limits(account: EmailgisticsAccount, limit: Limit | None, backlog: L
     """The two limits of an account's."""
     yield _unsafe(account.limit_name, limit) or ok("limit", _size(limit), subject=account.limit_name)
     if backlog is not None and limit is not None and limit.active and 0 < limit.limit <= backlog.limit:
-        yield failed(
-            "limit",
-            f"A backfill may make {backlog.limit} calls a minute, which leaves live mail nothing of {limit.limit}.",
-            f"Make it smaller: `{UPDATE} {backlog.name} --limit {max(1, limit.limit * 6 // 10)}`.",
-            subject=backlog.name,
-        )
+        text = f"A backfill may make {backlog.limit} calls a minute, which leaves live mail nothing of {limit.limit}."
+        share = limit.limit * 6 // 10
+        remedy = f"Make it smaller: `{UPDATE} {backlog.name} --limit {share}`."
+        if not share:
+            remedy = f"Make the other larger: `{UPDATE} {limit.name} --limit {CAP}`."
+        yield failed("limit", text, remedy, subject=backlog.name)
         return
     name = account.backlog_limit_name
     yield _unsafe(name, backlog) or ok("limit", _size(backlog), subject=name)
