@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
@@ -25,11 +26,13 @@ from pydantic import SecretStr
 
 from attachments import cancelling
 from attachments.cli import main
-from attachments.declared import POOL_TYPE, QUEUES
+from attachments.declared import POOL_TYPE, QUEUES, as_deployed, declared_deployments, declared_flow
 from attachments.doctor import examine, work
 from attachments.doctor.asking import Silent, asked, trouble, within
+from attachments.doctor.deployments import look_at_deployments
 from attachments.doctor.findings import Finding, failed, ok, summary, warning
 from attachments.doctor.limits import Room, look_at_limits, room_in
+from attachments.doctor.reconciliation import look_at_reconciliation
 from attachments.doctor.server import FILES, MEMORY, TESTED, look_at_server, look_at_settings
 from attachments.doctor.stores import look_at_store
 from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading
@@ -354,6 +357,59 @@ def test_a_worker_lives_by_the_servers_clock(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_expected_type_is_our_workers() -> None:
     """The pool's type names the worker that may take its runs."""
     assert WarmWorker.type == POOL_TYPE
+
+
+# ---- deployments ----
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, "ok       {}: It is current."),
+        ({"paused": True}, "warning  {}: It is paused in Prefect"),
+        ({"version": "an-older-one"}, "warning  {}: It was made from another version"),
+        ({"entrypoint": "flows.elsewhere.download"}, "FAILED   {}: It starts other code than the installed one."),
+        ({"parameter_openapi_schema": {}}, "FAILED   {}: Its parameters are those of another version."),
+    ],
+)
+def test_a_deployment_is_what_the_installed_version_would_make(changed: dict[str, Any], expected: str) -> None:
+    """What runs would start, what the form asks for; and whether it is the same code."""
+    spec = declared_deployments()[0]
+    made = as_deployed(declared_flow(spec), spec["name"])
+    schema = json.loads(made._parameter_openapi_schema.model_dump_json(exclude_unset=True))
+    fields = {
+        "entrypoint": made.entrypoint,
+        "version": made.version,
+        "paused": False,
+        "parameter_openapi_schema": schema,
+    }
+    name = "download-attachments/default"
+    found = list(look_at_deployments({name: cast("Any", SimpleNamespace(**{**fields, **changed}))}))
+    assert said(found[0]).startswith(expected.format(f"deployment {name}"))
+    assert {finding.status for finding in found[1:]} == {"failed"}  # the others are missing
+    assert made.version == declared_flow(spec).version
+
+
+def scheduled(*, active: bool) -> Any:
+    return SimpleNamespace(paused=False, schedules=[SimpleNamespace(active=active)])
+
+
+@pytest.mark.parametrize(
+    ("active", "scope", "expected"),
+    [
+        (True, "ok", "ok       reconciliation: It runs by itself."),
+        (True, "warning", "FAILED   reconciliation: It runs by itself, and the key lacks"),
+        (False, "ok", "warning  reconciliation: It does not run by itself"),
+        (False, "warning", "warning  reconciliation: It does not run by itself"),
+        (True, None, "ok       reconciliation: It runs by itself."),
+    ],
+)
+def test_reconciliation_should_run_by_itself_when_it_can(active: bool, scope: Any, expected: str) -> None:
+    """A schedule without the scope fails every hour; a scope without the schedule finds nothing."""
+    scopes = [Finding(check="scope", subject="reporting (default)", status=scope, text="x")] if scope else []
+    found = list(look_at_reconciliation({"reconcile-attachments/default": scheduled(active=active)}, scopes))
+    assert said(found[0]).startswith(expected)
+    assert list(look_at_reconciliation({}, scopes)) == []
 
 
 # ---- Emailgistics ----

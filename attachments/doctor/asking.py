@@ -92,6 +92,11 @@ def asked(client: SyncPrefectClient, method: str, path: str, body: Mapping[str, 
     return client._client.request(method, path, json=body).raise_for_status().json()
 
 
+def is_unknown(error: httpx.HTTPStatusError) -> bool:
+    """Whether Prefect knows no such thing; its client has an error of its own for that only here and there."""
+    return error.response.status_code == httpx.codes.NOT_FOUND
+
+
 def trouble(error: Exception) -> tuple[str, str]:
     """What is wrong with Prefect, and what to do: never the error's own text, which may hold an address."""
     status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None

@@ -10,7 +10,7 @@ from prefect.exceptions import ObjectNotFound
 
 from attachments import cancelling
 from attachments.declared import POOL, POOL_TYPE, QUEUES
-from attachments.doctor.asking import asked
+from attachments.doctor.asking import asked, is_unknown
 from attachments.doctor.findings import Finding, failed, ok, warning
 
 SETUP = "Run `attachments setup`, which makes it."
@@ -46,7 +46,9 @@ def living_workers(client: SyncPrefectClient) -> int:
     """How many workers of the pool live, by the server's own clock."""
     try:
         workers = client.read_workers_for_work_pool(POOL, limit=PAGE, offset=0)
-    except ObjectNotFound:
+    except httpx.HTTPStatusError as error:
+        if not is_unknown(error):
+            raise
         return 0
     return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
 
@@ -68,7 +70,7 @@ def look_at_queues(client: SyncPrefectClient) -> Iterator[Finding]:
     try:
         answer = asked(client, "POST", f"/work_pools/{POOL}/queues/filter", {})
     except httpx.HTTPStatusError as error:
-        if error.response.status_code != httpx.codes.NOT_FOUND:
+        if not is_unknown(error):
             raise
         return  # the pool is missing, which was said
     queues = {queue["name"]: queue for queue in answer}
