@@ -3,6 +3,8 @@
 import argparse
 import asyncio
 import io
+import itertools
+import json
 import logging
 import os
 import sys
@@ -83,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     locate.add_argument("--json", action="store_true", help="print the manifest as JSON")
     locate.set_defaults(command=_locate)
 
+    _add_views(commands)
+
     verify = commands.add_parser("verify", help="read what is stored again, and compare it with what is recorded")
     verify.add_argument("message_id", type=_message_id, nargs="?", help="one message's id (default: all messages)")
     verify.add_argument(
@@ -112,6 +116,30 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("sandbox", help="a stand-in Emailgistics: API and webhook sender")  # it reads its own options
     return parser
+
+
+def _add_views(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The commands that only look."""
+    preview = commands.add_parser("preview", help="say what a deployment would take of a message, without downloading")
+    preview.add_argument("message_id", type=_message_id, help="the message's id")
+    preview.add_argument(
+        "--deployment", default="default", metavar="NAME", help="whose filter counts (default: %(default)s)"
+    )
+    preview.add_argument("--json", action="store_true", help="print it as JSON")
+    preview.set_defaults(command=_preview)
+
+    doctor = commands.add_parser("doctor", help="look whether all that is needed is there and right")
+    where = doctor.add_mutually_exclusive_group()
+    where.add_argument("--receiver", metavar="URL", help="ask the receiver there, such as http://127.0.0.1:8080")
+    where.add_argument("--no-receiver", action="store_true", help="there is no receiver: leave it out")
+    doctor.add_argument("--inbox", type=Path, help=f"the inbox file (default: ATTACHMENTS_INBOX or {DEFAULT_INBOX})")
+    doctor.add_argument("--json", action="store_true", help="print it as JSON")
+    doctor.set_defaults(command=_doctor)
+
+    status = commands.add_parser("status", help="say how much waits, runs and has ended")
+    status.add_argument("--inbox", type=Path, help=f"the inbox file (default: ATTACHMENTS_INBOX or {DEFAULT_INBOX})")
+    status.add_argument("--json", action="store_true", help="print it as JSON")
+    status.set_defaults(command=_status)
 
 
 def _wait(text: str) -> float:
@@ -185,11 +213,10 @@ def _receive(options: argparse.Namespace) -> int:
     if options.insecure:
         secrets = []
         logging.getLogger("attachments").warning("Running --insecure: webhooks are taken from anybody.")
-    inbox = options.inbox or Path(os.environ.get("ATTACHMENTS_INBOX") or DEFAULT_INBOX)
     try:
         serve(
             ReceiverSettings(
-                inbox=inbox.expanduser(),
+                inbox=_inbox(options),
                 secrets=secrets,
                 host=options.host,
                 port=options.port,
@@ -233,6 +260,61 @@ def _locate(options: argparse.Namespace) -> int:
         where = entry.key or entry.attachment_key
         print(f"{entry.outcome:<12}{entry.bytes or 0:>14,}  {where}  {entry.rule or entry.code or ''}".rstrip())
     return 0
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from attachments.preview import PreviewError, preview, shown  # noqa: PLC0415  Prefect takes seconds to import
+
+    try:
+        found = preview(options.message_id, options.deployment)
+    except PreviewError as error:
+        return _fail(str(error))
+    if options.json:
+        print(json.dumps(found.model_dump(mode="json"), indent=1))
+        return 0
+    for line in shown(found):
+        print(line)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from attachments.doctor import examine, summary  # noqa: PLC0415  Prefect takes seconds to import
+    from attachments.receiver.checks import look_at_inbox, look_at_receiver  # noqa: PLC0415
+    from attachments.terminal import printable  # noqa: PLC0415
+
+    found = []
+    receiver = () if options.no_receiver else look_at_receiver(_secrets(), options.receiver)
+    for finding in itertools.chain(examine(), receiver, look_at_inbox(_inbox(options))):
+        found.append(finding)
+        if options.json:
+            continue
+        print(finding, flush=True)
+        if sys.stdout.isatty():  # who sends it into a log wants no addresses there
+            for name in finding.names:
+                print(f"{'':<9}  {printable(name)}", flush=True)
+    is_well = all(finding.status != "failed" for finding in found)
+    if options.json:
+        print(json.dumps({"ok": is_well, "findings": [finding.model_dump(mode="json") for finding in found]}, indent=1))
+    else:
+        print(summary(found))
+    return 0 if is_well else FAILED
+
+
+def _status(options: argparse.Namespace) -> int:
+    from attachments.status import look, shown  # noqa: PLC0415  Prefect takes seconds to import
+
+    found = look(_inbox(options))
+    if options.json:
+        print(json.dumps(found.model_dump(mode="json"), indent=1))
+    else:
+        for line in shown(found):
+            print(line)
+    return FAILED if found.problems else 0
+
+
+def _inbox(options: argparse.Namespace) -> Path:
+    inbox: Path = options.inbox or Path(os.environ.get("ATTACHMENTS_INBOX") or DEFAULT_INBOX)
+    return inbox.expanduser()
 
 
 def _verify(options: argparse.Namespace) -> int:

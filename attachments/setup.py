@@ -8,11 +8,8 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
 from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import (
@@ -23,23 +20,17 @@ from prefect.client.schemas.actions import (
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentTriggerTypes, TriggerTypes
 from prefect.exceptions import ObjectNotFound
-from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL
-from prefect.types.entrypoint import EntrypointType
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
+from attachments.declared import LIMITS, POOL, QUEUES, as_deployed, declared_deployments, declared_flow
 from attachments.switching import Tell, switch_reconciliation
 from attachments.worker import WarmWorker
 from blocks import AttachmentStore, EmailgisticsAccount
 
-LIMITS = {"emailgistics-api": 100, "emailgistics-backfill": 60}  # slots, each held for a minute
-POOL = "attachments"
 STARTING = 30.0  # seconds; a server needs 10 to 20 until it answers
-QUEUES: Mapping[str, tuple[int, int | None]] = {"default": (1, None), "upkeep": (5, 5), "backfill": (10, 4)}
-"""Priority (1 goes first) and how many runs may be under way at a time, of all workers together."""
 B = TypeVar("B", bound=Block)
 _triggers: TypeAdapter[DeploymentTriggerTypes] = TypeAdapter(DeploymentTriggerTypes)
 
@@ -191,15 +182,8 @@ async def _make_queue(name: str, priority: int, limit: int | None, client: Prefe
         tell("was there", f"{subject}, priority {queue.priority}")
 
 
-def declared_deployments() -> list[dict[str, Any]]:
-    """The deployments of prefect.yaml: of the installed package, or of the checkout."""
-    packaged = resources.files("attachments") / "prefect.yaml"
-    declared = packaged if packaged.is_file() else Path(__file__).parent.parent / "prefect.yaml"
-    return cast("list[dict[str, Any]]", yaml.safe_load(declared.read_text("utf-8"))["deployments"])
-
-
 async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> None:
-    flow: Flow[..., Any] = load_flow_from_entrypoint(spec["entrypoint"])
+    flow = declared_flow(spec)
     name = f"{flow.name}/{spec['name']}"
     try:
         existing = await client.read_deployment_by_name(name)
@@ -209,9 +193,9 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         _triggers.validate_python({**trigger, "enabled": await _is_enabled(trigger, client)})
         for trigger in spec.get("triggers", [])
     ]
-    deployment = RunnerDeployment.from_flow(
+    deployment = as_deployed(
         flow,
-        name=spec["name"],
+        spec["name"],
         description=existing.description if existing else spec.get("description"),
         # What a user has set in the UI outlives an upgrade.
         parameters={**spec.get("parameters", {}), **(existing.parameters if existing else {})},
@@ -222,7 +206,6 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         triggers=triggers,
         work_pool_name=spec["work_pool"]["name"],
         work_queue_name=spec["work_pool"].get("work_queue_name"),
-        entrypoint_type=EntrypointType.MODULE_PATH,
         schedules=[_schedule(declared) for declared in spec.get("schedules", [])],
     )
     if existing is not None:

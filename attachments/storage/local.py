@@ -10,7 +10,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
@@ -39,7 +41,7 @@ from attachments.storage.manifest import Manifest
 from attachments.storage.names import safe_name as made_safe
 from attachments.storage.proofs import BLOCK, attach_proof, written_at
 from attachments.storage.root import Root
-from attachments.storage.store import ManifestChange, Store, StoredObject
+from attachments.storage.store import ManifestChange, Probe, Store, StoredObject
 
 
 class LocalStore(Store):
@@ -224,6 +226,18 @@ class LocalStore(Store):
                 if begun <= datetime.now(UTC) - older_than:
                     yield Residue("temporary file", "/".join(name.split(".")[:2]), f"{INCOMING}/{name}", begun)
 
+    def probe(self) -> Probe:
+        with translated("probe the store"), ExitStack() as opened:
+            root = self._root.opened(opened)
+            if root is None:
+                _check_that_it_can_be_made(self._path)
+                return "not made yet"
+            _try_out(root)
+            # The worker's own folder, where every file comes in; it is not made here.
+            if root.has(INCOMING):
+                _try_out(opened.enter_context(root.folder(INCOMING)))
+        return "works"
+
     def clear(self, residue: Residue) -> None:
         with translated("clear", key=residue.key), ExitStack() as opened:
             root = self._root.opened(opened)
@@ -234,6 +248,25 @@ class LocalStore(Store):
         """Removes what dead writers have left: all of it once, later what they left of this attachment."""
         sweep(root, f"{stem}." if self._has_swept else "")
         self._has_swept = True
+
+
+def _try_out(folder: Folder) -> None:
+    """Writes a file and reads it back. It has no name any more by then, so that no crash leaves it behind."""
+    content = secrets.token_bytes(64)
+    name = f".probe-{secrets.token_hex(8)}"
+    with folder.opened(name, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
+        os.unlink(name, dir_fd=folder.fd)
+        os.write(fd, content)
+        os.fsync(fd)
+        if os.pread(fd, len(content), 0) != content:
+            raise OSError(errno.EIO, "what was written is not what is read")
+
+
+def _check_that_it_can_be_made(path: Path) -> None:
+    """By whoever asks, at the first write."""
+    parent = next(folder for folder in path.parents if folder.is_dir())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, "the folder above may not be written")
 
 
 def _absent_is_fine() -> suppress:

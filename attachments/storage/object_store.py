@@ -23,7 +23,14 @@ from datetime import UTC, datetime, timedelta
 
 from attachments.storage.backend import Backend, Conflict, Labels, Listed, Residue, Standing, Upload
 from attachments.storage.content import Content, Seal, pour
-from attachments.storage.errors import AlreadyExists, InvalidManifest, NothingStored, StoreError, StoreUnavailable
+from attachments.storage.errors import (
+    AccessDenied,
+    AlreadyExists,
+    InvalidManifest,
+    NothingStored,
+    StoreError,
+    StoreUnavailable,
+)
 from attachments.storage.keys import (
     attachment_path,
     checked_key,
@@ -37,7 +44,8 @@ from attachments.storage.labels import labels_for
 from attachments.storage.listings import Listings, Names
 from attachments.storage.manifest import Manifest
 from attachments.storage.names import safe_name as made_safe
-from attachments.storage.store import ManifestChange, Store, StoredObject
+from attachments.storage.probing import probe
+from attachments.storage.store import ManifestChange, Probe, Store, StoredObject
 
 _MANIFEST = Labels("application/json")
 _PARTS = 3
@@ -179,6 +187,10 @@ class ObjectStore(Store):
                     continue
                 if left.begun is None or left.begun <= latest:
                     yield left
+
+    def probe(self) -> Probe:
+        with self._translated("probe the store", None):
+            return probe(self._backend, lambda error: self._backend.failure(error).kind is AccessDenied)
 
     def clear(self, residue: Residue) -> None:
         with self._translated("clear", residue.key):

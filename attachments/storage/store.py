@@ -6,11 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Self
+from typing import Literal, Self
 
 from attachments.storage.backend import Residue, Standing
 from attachments.storage.content import Content
 from attachments.storage.manifest import Manifest
+
+Probe = Literal["works", "kept", "not made yet"]
+"""What came of trying a store: "kept" means that what was written and read could not be removed."""
 
 ManifestChange = Callable[[Manifest | None], Manifest]
 """Makes the new manifest of the one that stands: None when there is none that can be read. Must be pure."""
@@ -132,6 +135,13 @@ class Store(ABC):
         """What writers have left behind that is older than this: open uploads, temporary files.
 
         A writer that lives looks the same to most stores, so choose an age that no download reaches.
+        """
+
+    @abstractmethod
+    def probe(self) -> Probe:
+        """Writes something small where no reader looks, reads it back and removes it.
+
+        Safe at any time, beside any number of writers and other probes. A store that has yet to be made is not made.
         """
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from threading import Timer
 
 import pytest
@@ -33,6 +34,19 @@ class TestEveryStore(StoreContract):
 
     def plant(self, store: Store, key: str, content: bytes) -> None:
         self.place.plant(key, content)
+
+    def test_a_probe_leaves_the_store_as_it_was(self, store: Store) -> None:
+        """In a new store and in one in use, beside other probes; what a dead prober has left goes with it."""
+        assert store.probe() in {"works", "not made yet"}
+        assert set(self.place.everything()) <= {".store"}  # what every first write to S3 leaves
+        store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+        before = self.place.everything()
+        if self.place.kind != "local":  # whose probes have no names
+            self.place.plant(".probe/doctor", b"left by a dead prober")
+        with ThreadPoolExecutor(2) as threads:
+            assert set(threads.map(lambda _: store.probe(), range(4))) == {"works"}
+        assert self.place.everything() == before
+        assert list(store.message_keys()) == [MESSAGE]
 
 
 def test_a_memory_file_that_is_looked_at_grows_a_moment_later(places: Places) -> None:

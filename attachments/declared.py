@@ -1,0 +1,39 @@
+"""What has to be in Prefect: `attachments setup` makes it, `attachments doctor` compares with it."""
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from prefect.deployments.runner import RunnerDeployment
+from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.types.entrypoint import EntrypointType
+
+LIMITS = {"emailgistics-api": 100, "emailgistics-backfill": 60}  # slots, each held for a minute
+POOL = "attachments"
+POOL_TYPE = "warm"
+QUEUES: Mapping[str, tuple[int, int | None]] = {"default": (1, None), "upkeep": (5, 5), "backfill": (10, 4)}
+"""Priority (1 goes first) and how many runs may be under way at a time, of all workers together."""
+
+
+def declared_deployments() -> list[dict[str, Any]]:
+    """The deployments of prefect.yaml: of the installed package, or of the checkout."""
+    packaged = resources.files("attachments") / "prefect.yaml"
+    declared = packaged if packaged.is_file() else Path(__file__).parent.parent / "prefect.yaml"
+    return cast("list[dict[str, Any]]", yaml.safe_load(declared.read_text("utf-8"))["deployments"])
+
+
+def declared_flow(spec: Mapping[str, Any]) -> Flow[..., Any]:
+    """The flow of one of these deployments, as it is installed here."""
+    return load_flow_from_entrypoint(spec["entrypoint"])
+
+
+def as_deployed(flow: Flow[..., Any], name: str, **options: Any) -> RunnerDeployment:
+    """A deployment of an installed flow, not yet sent to Prefect.
+
+    Its version is that of the flow's code; Prefect would take that of whatever Git repository one happens to stand in.
+    """
+    return RunnerDeployment.from_flow(
+        flow, name=name, version=flow.version, entrypoint_type=EntrypointType.MODULE_PATH, **options
+    )

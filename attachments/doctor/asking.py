@@ -1,0 +1,118 @@
+"""Asking what may not answer: every question is bounded in time, and Prefect's errors become sentences."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any, Generic, TypeVar
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from attachments import cancelling
+from attachments.prefect_busy import make_patient
+
+PATIENCE = 20.0
+"""Seconds for one answer."""
+
+# What Prefect's client raises when it is away, and when something else answers at its address.
+PREFECT_ERRORS = (
+    httpx.HTTPError,
+    ObjectNotFound,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+)
+
+T = TypeVar("T")
+
+
+class Silent(Exception):
+    """There was no answer in time."""
+
+
+class Question(Generic[T]):
+    """A question under way in a thread of its own, which nobody has to wait for."""
+
+    def __init__(self, ask: Callable[[], T]) -> None:
+        self._cancellation = cancelling.Cancellation()
+        self._answer: Future[T] = Future()
+        work = copy_context()
+        work.run(cancelling.CURRENT.set, self._cancellation)
+        threading.Thread(target=work.run, args=(self._work, ask), name="question", daemon=True).start()
+
+    def answer(self, seconds: float) -> T:
+        """What it came to, or what it raised. Raises `Silent` after so many seconds, and `RunCancelled`."""
+        with cancelling.waking(self._cancellation.ask):
+            try:
+                return self._answer.result(seconds)
+            except FutureTimeoutError:
+                if self._answer.done():  # at the last moment, or what was asked has itself run out of time
+                    return self._answer.result()
+            finally:
+                # It ends where it waits, and makes no call that nobody wants any more.
+                self._cancellation.ask()
+        cancelling.go_on()
+        raise Silent from None
+
+    def _work(self, ask: Callable[[], T]) -> None:
+        try:
+            self._answer.set_result(ask())
+        except BaseException as error:  # noqa: BLE001  it is raised where the answer is waited for
+            self._answer.set_exception(error)
+
+
+def within(seconds: float, ask: Callable[[], T]) -> T:
+    """What it answers, or what it raises. Raises `Silent` when that takes longer, and `RunCancelled`."""
+    return Question(ask).answer(seconds)
+
+
+@contextmanager
+def prefect(seconds: float = PATIENCE) -> Iterator[SyncPrefectClient]:
+    """A client of Prefect's own that says soon when Prefect is away. Safe to share between threads.
+
+    `PREFECT_API_URL` has to be set: without one Prefect would start a server of its own.
+    """
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        client = get_client(httpx_settings={"timeout": seconds}, sync_client=True)
+        make_patient(client)
+        with client:
+            yield client
+
+
+def asked(client: SyncPrefectClient, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """The JSON of an answer of Prefect's API, of what its client has no method for. Raises `PREFECT_ERRORS`."""
+    return client._client.request(method, path, json=body).raise_for_status().json()
+
+
+def is_unknown(error: httpx.HTTPStatusError) -> bool:
+    """Whether Prefect knows no such thing; its client has an error of its own for that only here and there."""
+    return error.response.status_code == httpx.codes.NOT_FOUND
+
+
+def trouble(error: Exception) -> tuple[str, str]:
+    """What is wrong with Prefect, and what to do: never the error's own text, which may hold an address."""
+    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return (
+            f"Prefect refuses us ({status}).",
+            "Compare PREFECT_API_KEY or PREFECT_API_AUTH_STRING with the server's.",
+        )
+    if status is not None:
+        return f"Prefect's API answers {status}.", "Look at the log of the Prefect server."
+    if isinstance(error, httpx.TransportError):
+        return (
+            f"Prefect does not answer ({type(error).__name__}).",
+            "Start it (`prefect server start`), or correct PREFECT_API_URL.",
+        )
+    return (
+        f"What answers at PREFECT_API_URL is not Prefect's API ({type(error).__name__}).",
+        "Correct it: it looks like http://127.0.0.1:4200/api.",
+    )

@@ -1,0 +1,43 @@
+"""The blocks that the deployments name: whether they are there and can be read."""
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar, cast
+
+from prefect.blocks.core import Block
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.exceptions import ObjectNotFound
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from attachments.doctor.findings import Finding, failed, ok
+
+B = TypeVar("B", bound=Block)
+
+
+class Loaded(BaseModel, Generic[B]):
+    """The blocks of one kind, by name, and what is to be said of them all."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    blocks: dict[str, B]
+    findings: tuple[Finding, ...]
+
+
+def load_blocks(kind: type[B], names: Sequence[str], client: SyncPrefectClient) -> Loaded[B]:
+    """Those of these names that can be read."""
+    blocks: dict[str, B] = {}
+    findings = []
+    slug = cast("str", kind._block_type_slug)
+    for name in names:
+        subject = f"{slug}/{name}"
+        try:
+            blocks[name] = kind._from_block_document(client.read_block_document_by_name(name, slug))
+            findings.append(ok("block", "It is there and can be read.", subject=subject))
+        except ObjectNotFound:
+            remedy = "Make it in the Prefect UI under Blocks; `attachments setup` makes the default one."
+            findings.append(failed("block", "There is none of this name.", remedy, subject=subject))
+        except ValidationError as error:
+            # The fields' names alone: a value may be a key.
+            fields = sorted({str(detail["loc"][0]) for detail in error.errors(include_input=False) if detail["loc"]})
+            text = f"It cannot be used: {', '.join(fields) or 'its fields'} cannot be right together."
+            findings.append(failed("block", text, "Correct it in the Prefect UI under Blocks.", subject=subject))
+    return Loaded(blocks=blocks, findings=tuple(findings))

@@ -1,0 +1,82 @@
+"""The deployments: whether they are what the installed version would make."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.sorting import DeploymentSort
+
+from attachments.declared import as_deployed, declared_deployments, declared_flow
+from attachments.doctor.asking import asked
+from attachments.doctor.findings import Finding, failed, ok, warning
+
+DOWNLOAD = "download-attachments"
+RECONCILE = "reconcile-attachments"
+SETUP = "Run `attachments setup` of the installed version, then start the workers anew."
+PAGE = 200
+
+Deployments = Mapping[str, DeploymentResponse]
+"""By full name, `<flow>/<deployment>`."""
+
+
+def read_deployments(client: SyncPrefectClient) -> Deployments:
+    """All deployments of our flows, also those that users have made."""
+    flows = sorted({declared_flow(spec).name for spec in declared_deployments()})
+    names = {flow["id"]: flow["name"] for flow in asked(client, "POST", "/flows/filter", _by_name(flows))}
+    found: list[DeploymentResponse] = []
+    while True:
+        page = client.read_deployments(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=flows)),
+            sort=DeploymentSort.NAME_ASC,
+            limit=PAGE,
+            offset=len(found),
+        )
+        found += page
+        if len(page) < PAGE:
+            return {f"{names[str(deployment.flow_id)]}/{deployment.name}": deployment for deployment in found}
+
+
+def look_at_deployments(standing: Deployments) -> Iterator[Finding]:
+    """Each one that prefect.yaml declares."""
+    for spec in declared_deployments():
+        yield _compared(spec, standing)
+
+
+def blocks_named(standing: Deployments, parameter: str) -> Sequence[str]:
+    """The names of the blocks that the runs of downloads use: `account` or `store`."""
+    downloads = [deployment for name, deployment in standing.items() if name.startswith(f"{DOWNLOAD}/")]
+    named = {deployment.parameters.get(parameter, "default") for deployment in downloads} or {"default"}
+    return sorted(name for name in named if isinstance(name, str))
+
+
+def is_scheduled(deployment: DeploymentResponse) -> bool:
+    """Whether it runs by itself."""
+    return not deployment.paused and any(schedule.active for schedule in deployment.schedules)
+
+
+def _compared(spec: Mapping[str, Any], standing: Deployments) -> Finding:
+    flow = declared_flow(spec)
+    name = f"{flow.name}/{spec['name']}"
+    deployment = standing.get(name)
+    if deployment is None:
+        return failed("deployment", "There is none of this name.", "Run `attachments setup`.", subject=name)
+    expected = as_deployed(flow, spec["name"])
+    if deployment.entrypoint != expected.entrypoint:
+        return failed("deployment", "It starts other code than the installed one.", SETUP, subject=name)
+    schema = expected._parameter_openapi_schema.model_dump(exclude_unset=True)
+    if json.loads(json.dumps(schema, default=str)) != deployment.parameter_openapi_schema:
+        return failed("deployment", "Its parameters are those of another version.", SETUP, subject=name)
+    if deployment.paused and not spec.get("paused"):
+        text = "It is paused in Prefect, so it runs by hand or webhook alone, and never by a schedule."
+        return warning("deployment", text, "Resume it in the Prefect UI under Deployments.", subject=name)
+    if deployment.version != expected.version:
+        text = "It was made from another version of the same flow, with the same parameters."
+        return warning("deployment", text, SETUP, subject=name)
+    return ok("deployment", "It is current.", subject=name)
+
+
+def _by_name(flows: Sequence[str]) -> dict[str, Any]:
+    return {"flows": {"name": {"any_": list(flows)}}, "limit": PAGE}

@@ -1,0 +1,165 @@
+"""All of it, one thing after the other; what does not answer is said so, and the rest goes on."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TypeVar
+
+from prefect.blocks.core import Block
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import PREFECT_API_URL
+
+from attachments.doctor.asking import PATIENCE, PREFECT_ERRORS, Silent, prefect, trouble, within
+from attachments.doctor.blocks import Loaded, load_blocks
+from attachments.doctor.deployments import Deployments, blocks_named, look_at_deployments, read_deployments
+from attachments.doctor.findings import Finding, failed, warning
+from attachments.doctor.limits import Room, look_at_limits, read_limit, room_in
+from attachments.doctor.reconciliation import look_at_reconciliation
+from attachments.doctor.server import look_at_server, look_at_settings
+from attachments.doctor.stores import look_at_store
+from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading
+from attachments.doctor.work import look_at_pool, look_at_queues, look_at_workers
+from blocks import AttachmentStore, EmailgisticsAccount
+
+T = TypeVar("T")
+B = TypeVar("B", bound=Block)
+
+
+def examine(*, patience: float = PATIENCE) -> Iterator[Finding]:
+    """Look at all that is in Prefect, behind the blocks and at Emailgistics; `patience` seconds for each answer.
+
+    Raises `RunCancelled`.
+    """
+    if not PREFECT_API_URL.value():
+        remedy = "Set it to your server's, such as http://127.0.0.1:4200/api."
+        yield failed("prefect", "PREFECT_API_URL is not set.", remedy)
+        yield _unseen()
+        return
+    with prefect(patience) as client:
+        yield from _Examination(client, patience).run()
+
+
+class _Examination:
+    def __init__(self, client: SyncPrefectClient, patience: float) -> None:
+        self._client = client
+        self._patience = patience
+        self._problem: Finding | None = None
+
+    def run(self) -> Iterator[Finding]:
+        server = self._all("prefect", lambda: look_at_server(self._client))
+        yield from server
+        if any(finding.status == "failed" for finding in server):
+            yield _unseen()
+            return
+        yield from self._all("leases", lambda: look_at_settings(self._client))
+        yield from self._all("work-pool", lambda: look_at_pool(self._client))
+        yield from self._all("worker", lambda: look_at_workers(self._client))
+        yield from self._all("queue", lambda: look_at_queues(self._client))
+        standing: Deployments = self._ask("deployment", lambda: read_deployments(self._client), {})
+        yield from self._told()
+        yield from self._all("deployment", lambda: look_at_deployments(standing))
+        scopes: list[Finding] = []
+        accounts = self._blocks(EmailgisticsAccount, blocks_named(standing, "account"))
+        yield from accounts.findings
+        for name, account in accounts.blocks.items():
+            for finding in self._account(name, account):
+                yield finding
+                scopes.append(finding)
+        stores = self._blocks(AttachmentStore, blocks_named(standing, "store"))
+        yield from stores.findings
+        for name, store in stores.blocks.items():
+            yield self._store(name, store)
+        yield from look_at_reconciliation(standing, scopes)
+
+    def _account(self, name: str, account: EmailgisticsAccount) -> Iterator[Finding]:
+        """An account's limits, and when they let us, the account."""
+        read = partial(read_limit, self._client)
+        room = Room.NONE
+        try:
+            limit = within(self._patience, lambda: read(account.limit_name))
+            backlog = within(self._patience, lambda: read(account.backlog_limit_name))
+        except Silent:
+            yield self._silence("limit")
+        except PREFECT_ERRORS as error:
+            yield failed("limit", *trouble(error))
+        else:
+            yield from look_at_limits(account, limit, backlog)
+            room = room_in(limit)
+        if room is Room.NONE:
+            text = "Not asked: nothing would keep the calls below the cap of Emailgistics (see the limit)."
+            yield warning("api-key", text, "Mend the limit and look again.", subject=name)
+            return
+        yield from self._vendor(name, account, room)
+
+    def _vendor(self, name: str, account: EmailgisticsAccount, room: Room) -> Iterator[Finding]:
+        client = account.client()
+        asked: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
+            ("api-key", lambda: look_at_key(client, name)),
+            ("scope messages:read", lambda: (look_at_reading(client, name),)),
+            ("scope messages:content", lambda: (look_at_content(client, name),)),
+        ]
+        for check, look in asked:
+            try:
+                found = within(self._patience, partial(_all_of, look))
+            except Silent:
+                yield self._vendor_is_silent(check.partition(" ")[0], name, room)
+                return
+            yield from found
+            if check == "api-key" and found[0].status != "ok":
+                return
+
+    def _vendor_is_silent(self, check: str, name: str, room: Room) -> Finding:
+        if room is Room.FULL:
+            text = f"Not asked: all slots of the limit are taken, and none came free within {self._patience:.0f} s."
+            return warning(check, text, "Look again when less is going on.", subject=name)
+        return failed(
+            check,
+            f"Emailgistics does not answer within {self._patience:.0f} s.",
+            "Look at the network and the base URL, or look again later: it may be slow.",
+            subject=name,
+        )
+
+    def _store(self, name: str, store: AttachmentStore) -> Finding:
+        try:
+            return within(self._patience, lambda: look_at_store(store, name))
+        except Silent:
+            remedy = "Look at the network, the mount or the service behind it."
+            return failed("store", f"It does not answer within {self._patience:.0f} s.", remedy, subject=name)
+
+    def _blocks(self, kind: type[B], names: Iterable[str]) -> Loaded[B]:
+        nothing: Loaded[B] = Loaded(blocks={}, findings=())
+        loaded = self._ask("block", lambda: load_blocks(kind, list(names), self._client), nothing)
+        problem = tuple(self._told())
+        return Loaded(blocks={}, findings=problem) if problem else loaded
+
+    def _all(self, check: str, look: Callable[[], Iterable[Finding]]) -> tuple[Finding, ...]:
+        """What a family of checks finds, or that it got no answer."""
+        found: tuple[Finding, ...] = self._ask(check, lambda: tuple(look()), ())
+        return (*found, *self._told())
+
+    def _ask(self, check: str, ask: Callable[[], T], otherwise: T) -> T:
+        try:
+            return within(self._patience, ask)
+        except Silent:
+            self._problem = self._silence(check)
+        except PREFECT_ERRORS as error:
+            self._problem = failed(check, *trouble(error))
+        return otherwise
+
+    def _told(self) -> Iterator[Finding]:
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            yield problem
+
+    def _silence(self, check: str) -> Finding:
+        text = f"Prefect does not answer within {self._patience:.0f} s."
+        return failed(check, text, "Look at its server: it hangs, or its database is overloaded.")
+
+
+def _all_of(look: Callable[[], Iterable[Finding]]) -> tuple[Finding, ...]:
+    return tuple(look())
+
+
+def _unseen() -> Finding:
+    return warning(
+        "everything else", "Limits, blocks, key, stores, workers and deployments are found by way of Prefect: not seen."
+    )

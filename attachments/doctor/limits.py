@@ -1,0 +1,85 @@
+"""The limits that keep the calls below the vendor's cap, and leave a share of it to live mail."""
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+from prefect.exceptions import ObjectNotFound
+
+from attachments.doctor.findings import Finding, failed, ok
+from blocks import EmailgisticsAccount
+
+CAP = 100  # calls a minute for the whole account (getting-started/rate-limits)
+UPDATE = "prefect global-concurrency-limit update"
+
+Limit = GlobalConcurrencyLimitResponse
+
+
+class Room(Enum):
+    """Whether a call may be made under a limit."""
+
+    FREE = "free"
+    FULL = "all slots are taken"
+    NONE = "nothing would keep the calls below the cap"
+
+
+def read_limit(client: SyncPrefectClient, name: str) -> Limit | None:
+    """The limit of that name, None when there is none."""
+    try:
+        return client.read_global_concurrency_limit_by_name(name)
+    except ObjectNotFound:
+        return None
+
+
+def room_in(limit: Limit | None) -> Room:
+    """Whether the doctor may call the vendor under it."""
+    if limit is None or not limit.active or limit.limit < 1:
+        return Room.NONE
+    return Room.FULL if limit.active_slots >= limit.limit else Room.FREE
+
+
+def look_at_limits(account: EmailgisticsAccount, limit: Limit | None, backlog: Limit | None) -> Iterator[Finding]:
+    """The two limits of an account's."""
+    yield _unsafe(account.limit_name, limit) or ok("limit", _size(limit), subject=account.limit_name)
+    if backlog is not None and limit is not None and limit.active and 0 < limit.limit <= backlog.limit:
+        text = f"A backfill may make {backlog.limit} calls a minute, which leaves live mail nothing of {limit.limit}."
+        share = limit.limit * 6 // 10
+        remedy = f"Make it smaller: `{UPDATE} {backlog.name} --limit {share}`."
+        if not share:
+            remedy = f"Make the other larger: `{UPDATE} {limit.name} --limit {CAP}`."
+        yield failed("limit", text, remedy, subject=backlog.name)
+        return
+    name = account.backlog_limit_name
+    yield _unsafe(name, backlog) or ok("limit", _size(backlog), subject=name)
+
+
+def _unsafe(name: str, limit: Limit | None) -> Finding | None:
+    """What is wrong with a limit by itself."""
+    if limit is None:
+        text = "There is none of this name, so nothing would keep the calls below the cap: runs refuse to call."
+        return failed("limit", text, "Run `attachments setup`, which makes it.", subject=name)
+    problems: Sequence[tuple[bool, str, str]] = (
+        (
+            not limit.active,
+            "It is switched off, so nothing would keep the calls below the cap: runs refuse to call.",
+            f"Switch it on: `{UPDATE} {name} --enable`.",
+        ),
+        (limit.limit < 1, "It is 0, so no call is ever made.", f"Make it larger: `{UPDATE} {name} --limit {CAP}`."),
+        (
+            limit.limit > CAP,
+            f"It lets {limit.limit} calls a minute through; Emailgistics allows {CAP} for the whole account.",
+            f"Make it smaller: `{UPDATE} {name} --limit {CAP}`.",
+        ),
+        (
+            limit.slot_decay_per_second > 0,
+            "Its slots come free by themselves, before their minute is over: more calls go through than it says.",
+            f"Switch that off: `{UPDATE} {name} --slot-decay-per-second 0`.",
+        ),
+    )
+    return next((failed("limit", text, remedy, subject=name) for wrong, text, remedy in problems if wrong), None)
+
+
+def _size(limit: Limit | None) -> str:
+    assert limit is not None  # noqa: S101  a missing one is unsafe
+    return f"At most {limit.limit} calls in any 60 s; {limit.active_slots} in the last."

@@ -1,0 +1,76 @@
+"""Prefect's server: whether it answers, which one it is, and how it is set up."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import prefect as installed
+from prefect.client.orchestration import SyncPrefectClient
+from pydantic import TypeAdapter
+
+from attachments.doctor.asking import asked
+from attachments.doctor.findings import Finding, failed, ok, warning
+
+TESTED = "3.8.8"
+MEMORY = "prefect.server.concurrency.lease_storage.memory"
+FILES = "prefect.server.concurrency.lease_storage.filesystem"
+VARIABLE = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+_duration: TypeAdapter[timedelta] = TypeAdapter(timedelta)
+
+
+def look_at_server(client: SyncPrefectClient) -> Iterator[Finding]:
+    """Whether Prefect answers, in the version that this was tested with."""
+    asked(client, "GET", "/health")
+    version = _unless_unknown(client, "/admin/version")
+    if version is None:
+        yield ok("prefect", "It answers, and does not tell its version, as Prefect Cloud does not.")
+    elif version == installed.__version__ == TESTED:
+        yield ok("prefect", f"Version {version} answers.")
+    else:
+        yield warning(
+            "prefect",
+            f"The server has version {version} and this installation {installed.__version__}; tested is {TESTED}.",
+            "If something is odd, install the tested version on both sides.",
+        )
+
+
+def look_at_settings(client: SyncPrefectClient) -> Iterator[Finding]:
+    """Where the server keeps the leases of the limits' slots, and for how long it keeps events."""
+    settings = _unless_unknown(client, "/admin/settings")
+    leases = _within(settings, "concurrency", "lease_storage")
+    if leases == MEMORY:
+        yield failed(
+            "leases",
+            "The server keeps the leases of the limits' slots in memory: after a restart they stay taken for good.",
+            f"Set {VARIABLE}={FILES} for the server, and start it anew.",
+        )
+    elif isinstance(leases, str):
+        yield ok("leases", f"The server keeps them in {leases.rpartition('.')[2]}, which outlives a restart.")
+    else:
+        yield warning(
+            "leases",
+            "Where the server keeps the leases of the limits' slots cannot be seen from here.",
+            f"If you run the server yourself, see to it that {VARIABLE} is set to {FILES} there.",
+        )
+    kept = _within(settings, "events", "retention_period")
+    if isinstance(kept, str | int | float):
+        days = _duration.validate_python(kept).total_seconds() / 86400
+        yield ok("events", f"Prefect keeps events, which may hold message ids and mailboxes, for {days:g} days.")
+
+
+def _unless_unknown(client: SyncPrefectClient, path: str) -> Any:
+    """The answer; None where this API has no such path."""
+    try:
+        return asked(client, "GET", path)
+    except httpx.HTTPStatusError as error:
+        # Prefect Cloud has no such pages, or keeps them to itself.
+        if error.response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.FORBIDDEN, httpx.codes.METHOD_NOT_ALLOWED):
+            return None
+        raise
+
+
+def _within(settings: Any, *path: str) -> Any:
+    for name in ("server", *path):
+        settings = settings.get(name) if isinstance(settings, dict) else None
+    return settings

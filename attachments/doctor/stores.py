@@ -1,0 +1,35 @@
+"""The stores: whether they take, hand back and let go of something small."""
+
+from attachments.doctor.findings import Finding, failed, ok, warning
+from attachments.storage import StoreError
+from blocks import AttachmentStore
+
+
+def look_at_store(block: AttachmentStore, subject: str) -> Finding:
+    """Whether it can be written and read, which leaves nothing behind."""
+    try:
+        found = block.store().probe()
+    except StoreError as error:
+        happened, _, remedy = str(error).partition(": ")
+        return failed("store", f"{_capital(happened)}.", f"{_capital(remedy or 'Look at the store')}.", subject=subject)
+    match found:
+        case "works":
+            return ok("store", "It can be written and read.", subject=subject)
+        case "kept":
+            return warning(
+                "store",
+                "It can be written and read, and nothing can be removed: what dead writers leave stays there.",
+                "Grant us to delete, for `attachments verify --clean` and retention.",
+                subject=subject,
+            )
+        case "not made yet":
+            return warning(
+                "store",
+                "Its folder does not exist on this machine; the first run makes it.",
+                "If it should be there, mount it before a worker starts.",
+                subject=subject,
+            )
+
+
+def _capital(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}".removesuffix(".")

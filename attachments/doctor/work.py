@@ -1,0 +1,111 @@
+"""Who does the work: the pool, its queues, and the workers that live."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import WorkerStatus
+from prefect.exceptions import ObjectNotFound
+
+from attachments import cancelling
+from attachments.declared import POOL, POOL_TYPE, QUEUES
+from attachments.doctor.asking import asked, is_unknown
+from attachments.doctor.findings import Finding, failed, ok, warning
+
+SETUP = "Run `attachments setup`, which makes it."
+LOOK_AGAIN = 5.0  # seconds; a busy Prefect hears beats late
+PAGE = 200
+
+
+def look_at_pool(client: SyncPrefectClient) -> Iterator[Finding]:
+    """Whether the work pool is there, and lets runs start."""
+    try:
+        pool = client.read_work_pool(POOL)
+    except ObjectNotFound:
+        yield failed("work-pool", "There is none of this name.", SETUP, subject=POOL)
+        return
+    if pool.is_paused:
+        remedy = f"Resume it: `prefect work-pool resume {POOL}`."
+        yield failed("work-pool", "It is paused, so no run starts.", remedy, subject=POOL)
+    elif pool.concurrency_limit == 0:
+        remedy = f"Lift it: `prefect work-pool clear-concurrency-limit {POOL}`."
+        yield failed("work-pool", "Its concurrency limit is 0, so no run starts.", remedy, subject=POOL)
+    elif pool.type != POOL_TYPE:
+        yield warning(
+            "work-pool",
+            f"Its type is {pool.type}: each run starts an interpreter or more, which takes seconds.",
+            f"A pool of the type {POOL_TYPE} starts runs at once.",
+            subject=POOL,
+        )
+    else:
+        yield ok("work-pool", f"It takes runs; its type is {pool.type}.", subject=POOL)
+
+
+def living_workers(client: SyncPrefectClient) -> int:
+    """How many workers of the pool live, by the server's own clock."""
+    try:
+        workers = client.read_workers_for_work_pool(POOL, limit=PAGE, offset=0)
+    except httpx.HTTPStatusError as error:
+        if not is_unknown(error):
+            raise
+        return 0
+    return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
+
+
+def look_at_workers(client: SyncPrefectClient) -> Iterator[Finding]:
+    """Whether a worker lives that takes the pool's runs."""
+    living = living_workers(client)
+    if not living:
+        cancelling.sleep(LOOK_AGAIN)
+        living = living_workers(client)
+    if living:
+        yield ok("worker", f"{living} alive." if living > 1 else "One is alive.")
+    else:
+        yield failed("worker", "None is alive, so no run starts.", f"Start one: `prefect worker start --pool {POOL}`.")
+
+
+def look_at_queues(client: SyncPrefectClient) -> Iterator[Finding]:
+    """Whether the queues are there and open, and live mail goes first."""
+    try:
+        answer = asked(client, "POST", f"/work_pools/{POOL}/queues/filter", {})
+    except httpx.HTTPStatusError as error:
+        if not is_unknown(error):
+            raise
+        return  # the pool is missing, which was said
+    queues = {queue["name"]: queue for queue in answer}
+    for name in QUEUES:
+        yield _queue(name, queues)
+
+
+def _queue(name: str, queues: dict[str, Any]) -> Finding:
+    subject = f"{POOL}/{name}"
+    if name not in queues:
+        return failed("queue", "There is none of this name.", SETUP, subject=subject)
+    queue = queues[name]
+    if queue["is_paused"] or queue.get("status") == "PAUSED":
+        remedy = f"Resume it: `prefect work-queue resume {name} --pool {POOL}`."
+        return failed("queue", "It is paused, so none of its runs start.", remedy, subject=subject)
+    if queue["concurrency_limit"] == 0:
+        remedy = f"Lift it: `prefect work-queue clear-concurrency-limit {name} --pool {POOL}`."
+        return failed("queue", "Its concurrency limit is 0, so none of its runs start.", remedy, subject=subject)
+    ahead = [
+        other
+        for other, (priority, _) in QUEUES.items()
+        if other in queues and priority < QUEUES[name][0] and queues[other]["priority"] >= queue["priority"]
+    ]
+    if ahead:
+        return failed(
+            "queue",
+            f"Its priority {queue['priority']} lets it go before {', '.join(ahead)}, which should go first.",
+            f"Give it a larger number in the Prefect UI under Work Pools, such as {QUEUES[name][0]}.",
+            subject=subject,
+        )
+    if QUEUES[name][1] is not None and queue["concurrency_limit"] is None:
+        return warning(
+            "queue",
+            "It has no concurrency limit, so its runs may take all places of the workers from live mail.",
+            f"Set one: `prefect work-queue set-concurrency-limit {name} {QUEUES[name][1]} --pool {POOL}`.",
+            subject=subject,
+        )
+    return ok("queue", f"It is open; its priority is {queue['priority']}.", subject=subject)

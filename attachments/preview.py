@@ -1,0 +1,195 @@
+"""`attachments preview`: what a deployment would do with a message, without downloading anything.
+
+It says file names, which is what it is for: to whoever asks, and to nobody else.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from attachments.doctor.asking import PATIENCE, PREFECT_ERRORS, Silent, prefect, trouble, within
+from attachments.doctor.blocks import load_blocks
+from attachments.emailgistics import Attachment, EmailgisticsError
+from attachments.pacing import PacingError
+from attachments.selection import Filter
+from attachments.storage import Manifest, Store, StoreError, attachment_key, message_key
+from attachments.storage.errors import InvalidManifest
+from attachments.terminal import printable
+from blocks import AttachmentStore, EmailgisticsAccount
+
+FLOW = "download-attachments"
+A_TURN = 150.0  # seconds for the one call; it may have to wait for a minute until a slot comes free
+
+Action = Literal["take", "drop", "cannot", "stored", "purged"]
+WORDS: dict[Action, str] = {
+    "take": "to take",
+    "drop": "dropped by the filter",
+    "cannot": "not downloadable (links and nested items)",
+    "stored": "stored already",
+    "purged": "purged earlier",
+}
+
+
+class PreviewError(Exception):
+    """There is nothing to show; the text says why, and what to do."""
+
+
+class Target(BaseModel):
+    """What a deployment runs with."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    deployment: str
+    wanted: Filter
+    account: EmailgisticsAccount
+    store: AttachmentStore
+
+
+class Preview(BaseModel):
+    """What is on a message, and what would become of each part."""
+
+    model_config = ConfigDict(frozen=True)
+
+    message_key: str
+    deployment: str
+    manifest: Literal["none", "unreadable", "incomplete", "complete"]
+    nothing_to_do: bool
+    """Whether the manifest settles all for this filter, so that a run would not even list the message."""
+    attachments: tuple["Previewed", ...]
+
+
+class Previewed(BaseModel):
+    """One attachment. `size` in bytes, as listed; `rule` is the one that drops it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    attachment_key: str
+    action: Action
+    name: str | None
+    content_type: str | None
+    size: int | None
+    kind: str
+    rule: str | None = None
+
+
+def preview(message_id: str, deployment: str) -> Preview:
+    """List a message, and judge each attachment as a run of the deployment would. Raises `PreviewError`."""
+    target = _target(deployment.removeprefix(f"{FLOW}/"))
+    try:
+        manifest = within(PATIENCE, lambda: read_manifest(target.store.store(), message_key(message_id)))
+        listed = within(A_TURN, lambda: target.account.client().list_attachments(message_id))
+    except (StoreError, EmailgisticsError, PacingError) as error:
+        raise PreviewError(f"Message {message_key(message_id)}: {error}") from None
+    except Silent:
+        raise PreviewError(
+            "There was no answer in time: the store or Emailgistics hangs, or all slots of the pacing limit are "
+            "taken. `attachments doctor` says which; then try again."
+        ) from None
+    return judged(message_id, target.deployment, listed, manifest, target.wanted)
+
+
+def read_manifest(store: Store, key: str) -> Manifest | Literal["none", "unreadable"]:
+    """What is recorded of a message. Raises `StoreError`."""
+    try:
+        return store.read_manifest(key) or "none"
+    except InvalidManifest:
+        return "unreadable"
+
+
+def judged(
+    message_id: str,
+    deployment: str,
+    listed: Sequence[Attachment],
+    manifest: Manifest | Literal["none", "unreadable"],
+    wanted: Filter,
+) -> Preview:
+    """What a run would do: in the order in which it decides (`flows/download_attachments.py`)."""
+    known = manifest if isinstance(manifest, Manifest) else None
+    state: Literal["none", "unreadable", "incomplete", "complete"]
+    state = manifest if not isinstance(manifest, Manifest) else "complete" if manifest.complete else "incomplete"
+    once = {attachment.id: attachment for attachment in listed}.values()
+    return Preview(
+        message_key=message_key(message_id),
+        deployment=deployment,
+        manifest=state,
+        nothing_to_do=known is not None and known.settles(lambda entry: wanted.decide(entry).wanted),
+        attachments=tuple(_previewed(attachment, known, wanted) for attachment in once),
+    )
+
+
+def shown(found: Preview) -> Iterator[str]:
+    """The lines for a terminal; the file name comes last, where it can be taken for nothing else."""
+    yield f"Message {found.message_key}, as {found.deployment} sees it; manifest: {found.manifest}."
+    for one in found.attachments:
+        size = f"{one.size:,}" if one.size is not None else "?"
+        kind = one.content_type or one.kind
+        rule = f"  [{printable(one.rule)[1:-1]}]" if one.rule else ""
+        yield f"{one.action:<7}{size:>14}  {printable(kind)[1:-1]}{rule}  {printable(one.name or '')}"
+    counts = Counter(one.action for one in found.attachments)
+    parts = [f"{counts[action]} {words}" for action, words in WORDS.items() if counts[action]]
+    yield f"Of {len(found.attachments)} attachments: {', '.join(parts)}." if parts else "It has no attachments."
+    if found.nothing_to_do:
+        yield "A run would do nothing: the manifest settles all that this filter wants."
+
+
+def _previewed(attachment: Attachment, known: Manifest | None, wanted: Filter) -> Previewed:
+    key = attachment_key(attachment.id)
+    recorded = known.entry(key) if known else None
+    decision = wanted.decide(attachment)
+    action: Action
+    if recorded is not None and recorded.outcome in ("stored", "purged"):
+        action = "stored" if recorded.outcome == "stored" else "purged"
+    elif not decision.wanted:
+        action = "drop"
+    else:
+        action = "take" if attachment.downloadable else "cannot"
+    return Previewed(
+        attachment_key=key,
+        action=action,
+        name=attachment.name,
+        content_type=attachment.content_type,
+        size=attachment.size,
+        kind=attachment.kind,
+        rule=decision.rule if action == "drop" else None,
+    )
+
+
+def _target(name: str) -> Target:
+    if not PREFECT_API_URL.value():
+        raise PreviewError("PREFECT_API_URL is not set. Set it to your server's, such as http://127.0.0.1:4200/api.")
+    try:
+        return within(PATIENCE, lambda: _loaded(name))
+    except Silent:
+        raise PreviewError(f"Prefect does not answer within {PATIENCE:.0f} s. Look at its server.") from None
+    except PREFECT_ERRORS as error:
+        raise PreviewError(" ".join(trouble(error))) from None
+
+
+def _loaded(name: str) -> Target:
+    with prefect() as client:
+        try:
+            deployment = client.read_deployment_by_name(f"{FLOW}/{name}")
+        except ObjectNotFound:
+            raise PreviewError(
+                f"There is no deployment {FLOW}/{printable(name)[1:-1]}. `prefect deployment ls` names those that "
+                "there are; `attachments setup` makes the default one."
+            ) from None
+        account, store = (str(deployment.parameters.get(kind) or "default") for kind in ("account", "store"))
+        accounts = load_blocks(EmailgisticsAccount, [account], client)
+        stores = load_blocks(AttachmentStore, [store], client)
+    problems = [one for one in (*accounts.findings, *stores.findings) if one.status == "failed"]
+    if problems:
+        raise PreviewError(f"Block {problems[0].subject}: {problems[0].text} {problems[0].remedy}")
+    try:
+        wanted = Filter.model_validate(deployment.parameters.get("filter") or {})
+    except ValidationError:
+        raise PreviewError(
+            f"The filter of {FLOW}/{printable(name)[1:-1]} is none that a run would take. Correct it in the Prefect UI."
+        ) from None
+    return Target(
+        deployment=f"{FLOW}/{name}", wanted=wanted, account=accounts.blocks[account], store=stores.blocks[store]
+    )

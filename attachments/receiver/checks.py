@@ -1,0 +1,90 @@
+"""What the doctor looks at on the receiver's machine: the secret, the receiver itself, and its inbox."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import httpx
+
+from attachments.doctor.asking import PATIENCE, Silent, within
+from attachments.doctor.findings import Finding, failed, ok, warning
+from attachments.receiver.inbox import InboxUnavailable
+from attachments.receiver.reading import read_depth
+
+SLOW = 600.0  # seconds that a delivery waits, after which somebody should look
+STUCK = 3600.0
+SECRET = "EMAILGISTICS_WEBHOOK_SECRET"  # noqa: S105  the variable's name
+WEBHOOKS = "/webhooks"
+
+
+def look_at_receiver(secrets: Sequence[str], url: str | None) -> Iterator[Finding]:
+    """Whether webhooks are taken, and only with the secret: by the receiver at `url`, or by what is set here."""
+    if url is None:
+        if secrets:
+            yield ok("receiver", f"{SECRET} is set here.")
+        else:
+            yield failed(
+                "receiver",
+                f"{SECRET} is not set here, so `attachments receive` does not start.",
+                "Set it to the webhook's secret in Emailgistics Admin; or say --receiver URL when it runs elsewhere.",
+            )
+        return
+    try:
+        yield from within(PATIENCE, lambda: tuple(_look_at(url)))
+    except Silent:
+        yield failed("receiver", "It does not answer in time.", "Look at its log, and at what stands before it.")
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+        yield failed("receiver", "--receiver is no URL.", "It looks like http://127.0.0.1:8080.")
+    except httpx.HTTPError as error:
+        text = f"Nothing answers at the address of --receiver ({type(error).__name__})."
+        yield failed("receiver", text, "Start `attachments receive` there, or correct the address.")
+
+
+def look_at_inbox(path: Path) -> Iterator[Finding]:
+    """How much waits in the inbox for Prefect, when it is on this machine."""
+    try:
+        depth = within(PATIENCE, lambda: read_depth(path))
+    except Silent:
+        yield failed("inbox", "It cannot be read in time.", "Look at its disk.")
+        return
+    except InboxUnavailable as error:
+        yield failed(
+            "inbox", str(error), "Look as the receiver's user; if the file is damaged, move it away and keep it."
+        )
+        return
+    if depth is None:
+        return
+    text = f"{depth.entries} deliveries wait, the oldest for {depth.oldest_seconds:.0f} s."
+    remedy = "Look at the log of `attachments receive`: is it running, and does it reach Prefect?"
+    if not depth.entries:
+        yield ok("inbox", "Nothing waits in it.")
+    elif depth.oldest_seconds > STUCK:
+        yield failed("inbox", text, remedy)
+    elif depth.oldest_seconds > SLOW:
+        yield warning("inbox", text, remedy)
+    else:
+        yield ok("inbox", text)
+
+
+def _look_at(url: str) -> Iterator[Finding]:
+    base = url.partition(WEBHOOKS)[0].rstrip("/")
+    with httpx.Client(timeout=PATIENCE) as client:
+        # No delivery, should it be taken: then it is refused for its content.
+        refusal = client.post(f"{base}{WEBHOOKS}/default", json={})
+        if refusal.status_code == httpx.codes.UNAUTHORIZED:
+            yield ok("receiver", "It refuses a webhook without the secret.")
+        elif refusal.status_code == httpx.codes.BAD_REQUEST:
+            text = "It takes webhooks without a secret, from anybody."
+            yield failed("receiver", text, f"Set {SECRET} and start it without --insecure.")
+        else:
+            text = f"A webhook without the secret gets {refusal.status_code}, where it should get 401."
+            yield failed("receiver", text, "Is this the receiver's address, and does the proxy pass on /webhooks/?")
+            return
+        ready = client.get(f"{base}/ready")
+    if ready.is_success:
+        yield ok("ready", "It would take a delivery now.")
+    elif ready.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        text = "It would refuse a delivery now: its inbox cannot be written."
+        yield failed("ready", text, "Free or mend the disk of its inbox.")
+    else:
+        text = f"Whether it would take a delivery cannot be seen (/ready answers {ready.status_code})."
+        yield warning("ready", text, "A proxy passes on webhooks alone, rightly: ask on the receiver's own machine.")

@@ -1,0 +1,680 @@
+"""`attachments doctor`, check by check; tests/road shows it against a real Prefect."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
+
+import httpx
+import prefect
+import pytest
+from prefect.client.schemas.objects import Worker, WorkerStatus
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from pydantic import SecretStr
+
+from attachments import cancelling
+from attachments.cli import main
+from attachments.declared import POOL_TYPE, QUEUES, as_deployed, declared_deployments, declared_flow
+from attachments.doctor import examine, work
+from attachments.doctor.asking import Silent, asked, trouble, within
+from attachments.doctor.deployments import look_at_deployments
+from attachments.doctor.findings import Finding, failed, ok, summary, warning
+from attachments.doctor.limits import Room, look_at_limits, room_in
+from attachments.doctor.reconciliation import look_at_reconciliation
+from attachments.doctor.server import FILES, MEMORY, TESTED, look_at_server, look_at_settings
+from attachments.doctor.stores import look_at_store
+from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading
+from attachments.doctor.work import _queue, look_at_workers
+from attachments.emailgistics import EmailgisticsClient, parse_delivery
+from attachments.receiver.checks import SLOW, STUCK, look_at_inbox, look_at_receiver
+from attachments.receiver.inbox import Inbox
+from attachments.receiver.reading import read_depth
+from attachments.sandbox.process import Sandbox, running_sandbox
+from attachments.terminal import printable
+from attachments.worker import WarmWorker
+from blocks import AttachmentStore, EmailgisticsAccount
+from tests.storage.processes import answer, without_rights
+
+CANARY = "canary-d0c70r"
+KEY = "a-key-that-must-not-show"
+
+
+def said(finding: Finding) -> str:
+    """One line, which holds no secret and no address."""
+    line = str(finding)
+    assert "\n" not in line
+    assert KEY not in line
+    assert CANARY not in line + finding.model_dump_json()
+    return line
+
+
+# ---- asking ----
+
+
+def test_an_answer_is_waited_for_so_long_and_no_longer() -> None:
+    """And what hangs is told to end, where it can be."""
+    ended = threading.Event()
+
+    def hang() -> None:
+        try:
+            cancelling.sleep(60)
+        except cancelling.RunCancelled:
+            ended.set()
+            raise
+
+    started = time.monotonic()
+    with pytest.raises(Silent):
+        within(0.1, hang)
+    assert time.monotonic() - started < 5
+    assert ended.wait(5)
+    assert within(5, lambda: 7) == 7
+    with pytest.raises(TimeoutError, match="its own"):
+        within(5, lambda: (_ for _ in ()).throw(TimeoutError("its own")))
+
+
+def test_a_run_that_is_cancelled_ends_what_it_has_asked() -> None:
+    """From another thread, as the worker does it."""
+    cancellation = cancelling.Cancellation()
+    token = cancelling.CURRENT.set(cancellation)
+    timer = threading.Timer(0.1, cancellation.ask)
+    timer.start()
+    try:
+        with pytest.raises(cancelling.RunCancelled):
+            within(60, lambda: cancelling.sleep(60))
+    finally:
+        cancelling.CURRENT.reset(token)
+        timer.join()
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError(CANARY), ValueError(CANARY), KeyError(CANARY)])
+def test_prefects_errors_are_told_without_their_text(error: Exception) -> None:
+    """What happened, and what to do."""
+    text, remedy = trouble(error)
+    assert CANARY not in text + remedy
+    assert remedy.endswith(".")
+
+
+@contextmanager
+def answering(answers: dict[str, tuple[int, Any]]) -> Iterator[str]:
+    """A server that answers each path with a status and JSON, any other with 404; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, body = answers.get(self.path, (404, {"detail": CANARY}))
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = _answer  # noqa: N815  http.server's names
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing to print."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Asked:
+    """As much of Prefect's client as `asked` needs."""
+
+    def __init__(self, address: str) -> None:
+        self._client = httpx.Client(base_url=address, trust_env=False)
+
+    def __enter__(self) -> Any:
+        return cast("Any", self)
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+
+def settings(leases: str, retention: Any = "P7D") -> dict[str, Any]:
+    return {"server": {"concurrency": {"lease_storage": leases}, "events": {"retention_period": retention}}}
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "expected"),
+    [
+        (200, settings(MEMORY), "FAILED   leases: "),
+        (200, settings(FILES), "ok       leases: The server keeps them in filesystem"),
+        (200, settings("prefect_redis.lease_storage"), "ok       leases: "),
+        (200, {}, "warning  leases: Where the server keeps"),
+        (200, [], "warning  leases: Where the server keeps"),
+        (404, {}, "warning  leases: Where the server keeps"),
+        (403, {}, "warning  leases: Where the server keeps"),
+    ],
+)
+def test_where_the_servers_leases_are_is_seen_or_said_not_to_be(status: int, answer: Any, expected: str) -> None:
+    """In memory they do not outlive a restart, and the calls stop for good."""
+    with answering({"/admin/settings": (status, answer)}) as address, Asked(address) as client:
+        lines = [said(finding) for finding in look_at_settings(client)]
+    assert lines[0].startswith(expected)
+    assert ("7 days" in lines[-1]) == (status == 200 and bool(answer))
+
+
+def test_another_version_of_prefect_is_a_warning() -> None:
+    """So is none at all, as on Prefect Cloud, no failure. What is tested is what the lock file names."""
+    with answering({"/health": (200, True), "/admin/version": (200, "3.9.1")}) as address, Asked(address) as client:
+        (finding,) = look_at_server(client)
+    assert said(finding).startswith("warning  prefect: The server has version 3.9.1")
+    with answering({"/health": (200, True)}) as address, Asked(address) as client:
+        (finding,) = look_at_server(client)
+    assert finding.status == "ok"
+    assert prefect.__version__ == TESTED
+    assert f"\nprefect=={TESTED} " in (Path(__file__).parents[1] / "requirements.lock").read_text()
+    with answering({"/health": (500, {})}) as address, Asked(address) as client:
+        with pytest.raises(httpx.HTTPStatusError) as caught:
+            asked(client, "GET", "/health")
+        assert trouble(caught.value)[0] == "Prefect's API answers 500."
+
+
+@contextmanager
+def hanging() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+
+
+def test_a_prefect_that_hangs_does_not_hang_the_doctor() -> None:
+    """One line for it, one for what cannot be seen then."""
+    started = time.monotonic()
+    with hanging() as url, temporary_settings({PREFECT_API_URL: url}):
+        lines = [said(finding) for finding in examine(patience=0.5)]
+    assert time.monotonic() - started < 10
+    assert lines[0].startswith("FAILED   prefect: Prefect does not answer")
+    assert lines[1].startswith("warning  everything else: ")
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(("url", "text"), [(None, "PREFECT_API_URL is not set"), ("http://127.0.0.1:9/api", "Connect")])
+def test_without_prefect_the_rest_is_looked_at(
+    url: str | None,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The secret and the inbox are this machine's own. Status 1, and no traceback."""
+    monkeypatch.setenv("EMAILGISTICS_WEBHOOK_SECRET", KEY)
+    monkeypatch.setenv("ATTACHMENTS_INBOX", str(tmp_path / "inbox.sqlite"))
+    Inbox(tmp_path / "inbox.sqlite").close()
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert main(["doctor"]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert main(["doctor", "--json", "--no-receiver"]) == 1
+        document = json.loads(capsys.readouterr().out)
+    assert text in lines[0]
+    assert [line.partition(":")[0] for line in lines[:-1]] == [
+        "FAILED   prefect",
+        "warning  everything else",
+        "ok       receiver",
+        "ok       inbox",
+    ]
+    assert lines[-1] == "1 of 4 checks failed, 1 warnings: prefect."
+    assert KEY not in "".join(lines)
+    assert document["ok"] is False
+    assert [set(finding) for finding in document["findings"]] == [
+        {"check", "subject", "status", "text", "remedy"},
+    ] * 3
+
+
+def test_the_summary_names_what_failed() -> None:
+    """In one sentence, by check and subject."""
+    assert summary([ok("a", "x"), warning("b", "x")]) == "Nothing failed in 2 checks, 1 warnings."
+    found = [failed("limit", "x", "y", subject="emailgistics-api"), failed("worker", "x", "y"), ok("a", "x")]
+    assert summary(found) == "2 of 3 checks failed: limit emailgistics-api, worker."
+
+
+# ---- limits ----
+
+
+def limit(size: int = 100, name: str = "emailgistics-api", **fields: Any) -> GlobalConcurrencyLimitResponse:
+    values = {"active": True, "active_slots": 3, "slot_decay_per_second": 0.0, **fields}
+    return GlobalConcurrencyLimitResponse(id=uuid4(), name=name, limit=size, **values)
+
+
+def backlog(size: int = 60, **fields: Any) -> GlobalConcurrencyLimitResponse:
+    return limit(size, "emailgistics-backfill", **fields)
+
+
+ACCOUNT = EmailgisticsAccount(api_key=SecretStr(KEY))
+
+
+@pytest.mark.parametrize(
+    ("api", "other", "expected", "room"),
+    [
+        (limit(), backlog(), (None, None), Room.FREE),
+        (limit(active_slots=100), backlog(), (None, None), Room.FULL),
+        (None, backlog(), ("There is none", None), Room.NONE),
+        (limit(), None, (None, "There is none"), Room.FREE),
+        (limit(active=False), backlog(), ("switched off", None), Room.NONE),
+        (limit(0), backlog(), ("It is 0", None), Room.NONE),
+        (limit(101), backlog(), ("It lets 101 calls", None), Room.FREE),
+        (limit(slot_decay_per_second=1.6), backlog(), ("come free by themselves", None), Room.FREE),
+        (limit(), backlog(active=False), (None, "switched off"), Room.FREE),
+        (limit(), backlog(slot_decay_per_second=0.1), (None, "come free by themselves"), Room.FREE),
+        (limit(), backlog(100), (None, "leaves live mail nothing of 100"), Room.FREE),
+        (limit(60), backlog(60), (None, "leaves live mail nothing of 60"), Room.FREE),
+        (limit(60), backlog(59), (None, None), Room.FREE),
+        (
+            limit(1, active_slots=0),
+            backlog(1),
+            (None, "`prefect global-concurrency-limit update emailgistics-api --limit"),
+            Room.FREE,
+        ),
+    ],
+)
+def test_a_limit_that_is_not_safe_is_a_failure(
+    api: Any, other: Any, expected: tuple[str | None, str | None], room: Room
+) -> None:
+    """Each way in which it would not keep the calls below the cap, or live mail from its share; and how to mend it."""
+    found = list(look_at_limits(ACCOUNT, api, other))
+    assert [finding.subject for finding in found] == ["emailgistics-api", "emailgistics-backfill"]
+    for finding, text in zip(found, expected, strict=True):
+        assert (finding.status == "failed") == (text is not None)
+        assert (text or "At most") in said(finding)
+        assert bool(finding.remedy) == (text is not None)
+    assert room_in(api) is room
+
+
+# ---- pool, queues, workers ----
+
+
+def queue(name: str, **fields: Any) -> dict[str, Any]:
+    priority, most = QUEUES[name]
+    return {"name": name, "priority": priority, "concurrency_limit": most, "is_paused": False, **fields}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "status", "text"),
+    [
+        ("default", {}, "ok", "It is open"),
+        ("default", {"is_paused": True}, "failed", "prefect work-queue resume default --pool attachments"),
+        ("default", {"status": "PAUSED"}, "failed", "It is paused"),
+        ("backfill", {"concurrency_limit": 0}, "failed", "is 0"),
+        ("backfill", {"concurrency_limit": None}, "warning", "set-concurrency-limit backfill 4"),
+        ("backfill", {"priority": 1}, "failed", "lets it go before default, upkeep"),
+        ("upkeep", {"priority": 2}, "ok", "It is open"),
+        ("upkeep", {"priority": 1}, "failed", "lets it go before default"),
+    ],
+)
+def test_a_queue_is_open_and_in_its_turn(name: str, changed: dict[str, Any], status: str, text: str) -> None:
+    """Priorities may be other numbers, as long as live mail goes first."""
+    queues = {each: queue(each) for each in QUEUES}
+    queues[name] = queue(name, **changed)
+    finding = _queue(name, queues)
+    assert finding.status == status
+    assert text in said(finding)
+    del queues[name]
+    assert "There is none of this name. Run `attachments setup`" in said(_queue(name, queues))
+
+
+class Workers:
+    """A Prefect that knows these workers, one answer after the other."""
+
+    def __init__(self, *answers: list[WorkerStatus]) -> None:
+        self._answers = list(answers)
+
+    def read_workers_for_work_pool(self, *_: object, **__: object) -> list[Worker]:
+        return [Worker(name=CANARY, work_pool_id=uuid4(), status=status) for status in self._answers.pop(0)]
+
+
+def test_a_worker_lives_by_the_servers_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy Prefect hears beats late, so it is asked twice before nobody is said to live."""
+    monkeypatch.setattr(work, "LOOK_AGAIN", 0.01)
+
+    def line(*answers: list[WorkerStatus]) -> str:
+        (finding,) = look_at_workers(cast("Any", Workers(*answers)))
+        return said(finding)
+
+    online, offline = WorkerStatus.ONLINE, WorkerStatus.OFFLINE
+    assert line([online, offline]) == "ok       worker: One is alive."
+    assert line([offline], [online, online]) == "ok       worker: 2 alive."
+    nobody = "FAILED   worker: None is alive, so no run starts. Start one: `prefect worker start --pool attachments`."
+    assert line([offline], []) == nobody
+
+
+def test_the_expected_type_is_our_workers() -> None:
+    """The pool's type names the worker that may take its runs."""
+    assert WarmWorker.type == POOL_TYPE
+
+
+# ---- deployments ----
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, "ok       {}: It is current."),
+        ({"paused": True}, "warning  {}: It is paused in Prefect"),
+        ({"version": "an-older-one"}, "warning  {}: It was made from another version"),
+        ({"entrypoint": "flows.elsewhere.download"}, "FAILED   {}: It starts other code than the installed one."),
+        ({"parameter_openapi_schema": {}}, "FAILED   {}: Its parameters are those of another version."),
+    ],
+)
+def test_a_deployment_is_what_the_installed_version_would_make(changed: dict[str, Any], expected: str) -> None:
+    """What runs would start, what the form asks for; and whether it is the same code."""
+    spec = declared_deployments()[0]
+    made = as_deployed(declared_flow(spec), spec["name"])
+    schema = json.loads(made._parameter_openapi_schema.model_dump_json(exclude_unset=True))
+    fields = {
+        "entrypoint": made.entrypoint,
+        "version": made.version,
+        "paused": False,
+        "parameter_openapi_schema": schema,
+    }
+    name = "download-attachments/default"
+    found = list(look_at_deployments({name: cast("Any", SimpleNamespace(**{**fields, **changed}))}))
+    assert said(found[0]).startswith(expected.format(f"deployment {name}"))
+    assert {finding.status for finding in found[1:]} == {"failed"}  # the others are missing
+    assert made.version == declared_flow(spec).version
+
+
+def scheduled(*, active: bool) -> Any:
+    return SimpleNamespace(paused=False, schedules=[SimpleNamespace(active=active)])
+
+
+@pytest.mark.parametrize(
+    ("active", "scope", "expected"),
+    [
+        (True, "ok", "ok       reconciliation: It runs by itself."),
+        (True, "warning", "FAILED   reconciliation: It runs by itself, and the key lacks"),
+        (False, "ok", "warning  reconciliation: It does not run by itself"),
+        (False, "warning", "warning  reconciliation: It does not run by itself"),
+        (True, None, "ok       reconciliation: It runs by itself."),
+    ],
+)
+def test_reconciliation_should_run_by_itself_when_it_can(active: bool, scope: Any, expected: str) -> None:
+    """A schedule without the scope fails every hour; a scope without the schedule finds nothing."""
+    scopes = [Finding(check="scope", subject="reporting (default)", status=scope, text="x")] if scope else []
+    found = list(look_at_reconciliation({"reconcile-attachments/default": scheduled(active=active)}, scopes))
+    assert said(found[0]).startswith(expected)
+    assert list(look_at_reconciliation({}, scopes)) == []
+
+
+# ---- Emailgistics ----
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with running_sandbox(key=KEY, limit=None) as running:
+        running.control.add_message(mailbox=f"{CANARY}@example.com")
+        yield running
+
+
+@contextmanager
+def client(sandbox: Sandbox, key: str = KEY, **fields: Any) -> Iterator[EmailgisticsClient]:
+    """A client whose key may do so much."""
+    sandbox.control.settings(keys=[{"key": KEY, **fields}])
+    sandbox.control.clear_requests()
+    with EmailgisticsClient(sandbox.base_url, key) as made:
+        yield made
+    sandbox.control.clear_faults()
+
+
+ALL = ["reporting", "messages:read", "messages:content"]
+
+
+def test_a_key_that_may_do_all_is_well(sandbox: Sandbox) -> None:
+    """Three calls and no more; the mailboxes' addresses are for the terminal alone."""
+    with client(sandbox) as asking:
+        found = [
+            *look_at_key(asking, "default"),
+            look_at_reading(asking, "default"),
+            look_at_content(asking, "default"),
+        ]
+    assert [finding.status for finding in found] == ["ok"] * 5
+    assert [finding.about for finding in found] == [
+        "api-key default",
+        "scope reporting (default)",
+        "mailboxes default",
+        "scope messages:read (default)",
+        "scope messages:content (default)",
+    ]
+    assert f"{CANARY}@example.com" in found[2].names
+    for finding in found:
+        said(finding)
+    assert "seems to have it" in found[3].text
+    assert [call["endpoint"] for call in sandbox.control.requests()] == ["mailboxes", "list", "download"]
+    assert CANARY not in repr(found[2])
+
+
+def test_a_key_without_reporting_is_a_warning(sandbox: Sandbox) -> None:
+    """Downloads need it not; reconciliation does."""
+    with client(sandbox, scopes=ALL[1:]) as asking:
+        key, scope = look_at_key(asking, "default")
+    assert key.status == "ok"
+    assert said(scope).startswith("warning  scope reporting (default): The key lacks it")
+
+
+@pytest.mark.parametrize(("lacking", "look"), [(ALL[1], look_at_reading), (ALL[2], look_at_content)])
+def test_a_missing_scope_is_a_failure(sandbox: Sandbox, lacking: str, look: Any) -> None:
+    """And what to do: scopes are fixed when a key is made."""
+    with client(sandbox, scopes=[scope for scope in ALL if scope != lacking]) as asking:
+        finding = look(asking, "default")
+    assert said(finding).startswith(f"FAILED   scope {lacking} (default): The key lacks it (HTTP 403). A key's scopes")
+
+
+def test_a_wrong_key_is_a_failure_and_nothing_more_is_asked(sandbox: Sandbox) -> None:
+    """401 concerns every call."""
+    with client(sandbox, key=f"{KEY}-of-another") as asking:
+        (finding,) = look_at_key(asking, "default")
+    assert said(finding).startswith("FAILED   api-key default: Emailgistics refuses it (HTTP 401). The API key is")
+
+
+def test_a_key_that_sees_no_mailbox_is_a_failure(sandbox: Sandbox) -> None:
+    """It would get 404 for every message."""
+    with client(sandbox, mailboxes=[]) as asking:
+        *_, finding = look_at_key(asking, "default")
+    assert said(finding).startswith("FAILED   mailboxes default: The key sees no mailbox")
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (400, ("failed", "warning")),
+        (404, ("failed", "ok")),
+        (429, ("warning", "warning")),
+        (500, ("failed", "failed")),
+        (302, ("failed", "failed")),
+    ],
+)
+def test_other_answers_are_no_proof_of_anything(sandbox: Sandbox, status: int, expected: tuple[str, str]) -> None:
+    """The order in which Emailgistics judges is not documented, and a proxy may answer in its place."""
+    with client(sandbox) as asking:
+        sandbox.control.fault(times=None, fault={"kind": "status", "status": status, "body": CANARY})
+        (key,) = look_at_key(asking, "default")
+        scope = look_at_reading(asking, "default")
+    assert (key.status, scope.status) == expected
+    for finding in (key, scope):
+        said(finding)
+        assert finding.remedy or finding.status == "ok"
+
+
+# ---- stores ----
+
+
+def test_a_store_that_works_is_well_and_left_as_it_was(tmp_path: Path) -> None:
+    """Whatever it is: each kind is tried in tests/storage."""
+    root = tmp_path / "root"
+    block = AttachmentStore(url=root.as_uri())
+    assert said(look_at_store(block, "default")).startswith("warning  store default: Its folder does not exist")
+    assert not root.exists()
+    root.mkdir()
+    assert said(look_at_store(block, "default")) == "ok       store default: It can be written and read."
+    assert list(root.iterdir()) == []
+
+
+def test_a_store_that_may_not_be_written_is_a_failure(tmp_path: Path) -> None:
+    """Also one that has yet to be made, where the folder above may not be written."""
+    closed = tmp_path / CANARY
+    closed.mkdir(mode=0o555)
+    for folder in tmp_path.parents[:3]:
+        folder.chmod(0o755)  # pytest's own folders are closed to other users
+    for root in (closed, closed / "root"):
+        block = AttachmentStore(url=root.as_uri())
+        finding = answer(without_rights(lambda block=block: look_at_store(block, "default")))
+        expected = "FAILED   store default: Could not probe the store (EACCES). Let the worker's user write to the"
+        assert said(finding).startswith(expected)
+
+
+# ---- receiver and inbox ----
+
+
+@pytest.mark.parametrize(
+    ("refusal", "ready", "expected"),
+    [
+        (401, 200, ["ok       receiver: It refuses", "ok       ready: It would take"]),
+        (401, 503, ["ok       receiver: It refuses", "FAILED   ready: It would refuse a delivery now"]),
+        (401, 404, ["ok       receiver: It refuses", "warning  ready: Whether it would take"]),
+        (400, 200, ["FAILED   receiver: It takes webhooks without a secret", "ok       ready"]),
+        (404, 200, ["FAILED   receiver: A webhook without the secret gets 404"]),
+        (502, 200, ["FAILED   receiver: A webhook without the secret gets 502"]),
+    ],
+)
+@pytest.mark.parametrize("path", ["", "/", "/webhooks/default"])
+def test_a_receiver_must_refuse_strangers_and_take_deliveries(
+    refusal: int, ready: int, expected: list[str], path: str
+) -> None:
+    """Asked at any of its addresses."""
+    with answering({"/webhooks/default": (refusal, {}), "/ready": (ready, {})}) as address:
+        lines = [said(finding) for finding in look_at_receiver([], f"{address}{path}")]
+    assert len(lines) == len(expected)
+    for line, start in zip(lines, expected, strict=True):
+        assert line.startswith(start)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "no url", "http://[", ""])
+def test_no_receiver_is_a_failure(url: str) -> None:
+    """A closed port, or what is no URL."""
+    (finding,) = look_at_receiver([KEY], url)
+    assert finding.status == "failed"
+    said(finding)
+
+
+def test_no_secret_is_a_failure() -> None:
+    """Without it the receiver does not start."""
+    assert "EMAILGISTICS_WEBHOOK_SECRET is not set here" in said(next(iter(look_at_receiver([], None))))
+    assert next(iter(look_at_receiver([KEY], None))).status == "ok"
+
+
+def fill(path: Path, count: int, age: float = 0.0) -> Inbox:
+    """An open inbox in which so many wait."""
+
+    async def append() -> None:
+        for number in range(count):
+            await inbox.append(
+                "default", parse_delivery(json.dumps({"id": f"{CANARY}-{number}", "event": "received"}).encode())
+            )
+
+    inbox = Inbox(path)
+    asyncio.run(append())
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE entry SET accepted = accepted - ?", (age,))
+    return inbox
+
+
+@pytest.mark.parametrize(
+    ("count", "age", "status", "text"),
+    [
+        (0, 0, "ok", "Nothing waits in it."),
+        (3, 5, "ok", "3 deliveries wait, the oldest for 5 s."),
+        (1, SLOW + 1, "warning", "is it running"),
+        (1, STUCK + 1, "failed", "is it running"),
+    ],
+)
+def test_an_inbox_is_read_beside_its_receiver_and_after_it(
+    tmp_path: Path, count: int, age: float, status: str, text: str
+) -> None:
+    """While it is in use nothing is locked, and at rest no file is made that the receiver might not own."""
+    path = tmp_path / "in box?#%.sqlite"
+    with contextlib.closing(fill(path, count, age)) as inbox:
+        for finding in look_at_inbox(path):
+            assert finding.status == status
+            assert text in said(finding)
+        asyncio.run(inbox.probe())
+    before = sorted((file.name, file.stat().st_mtime_ns) for file in tmp_path.iterdir())
+    assert {finding.status for finding in look_at_inbox(path)} == {status}
+    assert sorted((file.name, file.stat().st_mtime_ns) for file in tmp_path.iterdir()) == before
+
+
+def test_a_reader_holds_up_no_delivery(tmp_path: Path) -> None:
+    """A hundred looks beside a hundred deliveries: all are taken."""
+    path = tmp_path / "inbox.sqlite"
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            assert read_depth(path) is not None
+
+    Inbox(path).close()
+    reader = threading.Thread(target=look)
+    reader.start()
+    try:
+        with contextlib.closing(fill(path, 100)):
+            pass
+    finally:
+        done.set()
+        reader.join()
+    depth = read_depth(path)
+    assert depth is not None
+    assert depth.entries == 100
+
+
+def test_an_inbox_that_cannot_be_read_is_a_failure(tmp_path: Path) -> None:
+    """Another program's file, rubbish, a folder; none at all is not this machine's business."""
+    path = tmp_path / "inbox.sqlite"
+    assert list(look_at_inbox(path)) == []
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE x (y)")
+    (finding,) = look_at_inbox(path)
+    assert said(finding).startswith("FAILED   inbox: The inbox ")
+    path.write_bytes(b"\x00rubbish" * 1000)
+    assert [finding.status for finding in look_at_inbox(path)] == ["failed"]
+    path.unlink()
+    path.mkdir()
+    assert [finding.status for finding in look_at_inbox(path)] == ["failed"]
+    assert os.listdir(tmp_path) == ["inbox.sqlite"]  # noqa: PTH208  names alone
+
+
+# ---- the terminal ----
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("invoice.pdf", '"invoice.pdf"'),
+        ("日本語 α.pdf", '"日本語 α.pdf"'),
+        ("inv\u202efdp.exe", '"inv\\u202efdp.exe"'),
+        ("a\x1b[2Jb\r\n\x9b\x07", '"a\\x1b[2Jb\\r\\n\\x9b\\x07"'),
+        ("\u2066a\u2069\u200b\u200f\ufeff\u2028", '"\\u2066a\\u2069\\u200b\\u200f\\ufeff\\u2028"'),
+        ('a"b\\c', '"a\\"b\\\\c"'),
+        ("\udc80", '"\\udc80"'),
+        ("a\u00a0b\u3000", '"a\\xa0b\\u3000"'),
+        ("x" * 201, f'"{"x" * 200}"… (201 characters)'),
+        ("", '""'),
+    ],
+)
+def test_a_hostile_name_cannot_fool_a_terminal(text: str, shown: str) -> None:
+    """What moves, turns round or hides is escaped; what people write is left as it is."""
+    assert printable(text) == shown

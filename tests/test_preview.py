@@ -1,0 +1,115 @@
+"""`attachments preview`: what it judges, how it shows it, and what it says when it cannot; tests/road has the rest."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from attachments.cli import main
+from attachments.emailgistics import Attachment
+from attachments.preview import Preview, judged, shown
+from attachments.selection import Filter
+from attachments.storage import Manifest, ManifestAttachment, attachment_key, message_key
+
+MESSAGE = "AAMkAGI1/xyz="
+KEY = message_key(MESSAGE)
+PICKY = Filter.model_validate({"exclude": [{"content_types": ["image/*"], "max_size": 20000}]})
+HOSTILE = "inv\u202efdp.exe\x1b[2J"
+
+
+def attachment(identifier: str, **fields: Any) -> Attachment:
+    values = {"id": identifier, "name": identifier, "contentType": "application/pdf", "size": 1234, **fields}
+    return Attachment.model_validate({"attachmentType": "fileAttachment", **values})
+
+
+def manifest(*entries: tuple[str, str]) -> Manifest:
+    attachments = [
+        ManifestAttachment.model_validate({"id": name, "attachment_key": attachment_key(name), "outcome": outcome})
+        for name, outcome in entries
+    ]
+    return Manifest(message_id=MESSAGE, message_key=KEY, updated=datetime.now(UTC), attachments=tuple(attachments))
+
+
+def found(listed: list[Attachment], recorded: Any = "none", wanted: Filter = PICKY) -> Preview:
+    return judged(MESSAGE, "download-attachments/default", listed, recorded, wanted)
+
+
+def test_each_attachment_is_judged_as_a_run_would() -> None:
+    """What stands or was purged comes before the filter, and the filter before what cannot be downloaded."""
+    listed = [
+        attachment("a.pdf"),
+        attachment("logo.png", contentType="image/png", size=300),
+        attachment("link", attachmentType="referenceAttachment"),
+        attachment("stored.png", contentType="image/png", size=300),
+        attachment("purged.pdf"),
+        attachment("failed.pdf"),
+        attachment("a.pdf"),
+    ]
+    entries = [("stored.png", "stored"), ("purged.pdf", "purged"), ("failed.pdf", "failed")]
+    preview = found(listed, manifest(*entries))
+    assert [(one.name, one.action) for one in preview.attachments] == [
+        ("a.pdf", "take"),
+        ("logo.png", "drop"),
+        ("link", "cannot"),
+        ("stored.png", "stored"),
+        ("purged.pdf", "purged"),
+        ("failed.pdf", "take"),
+    ]
+    assert [one.rule for one in preview.attachments if one.rule] == [
+        "exclude[0]: content_types image/*, max_size 20000"
+    ]
+    assert preview.manifest == "incomplete"
+    assert preview.nothing_to_do is False
+
+
+@pytest.mark.parametrize(
+    ("recorded", "state", "is_done"),
+    [
+        ("none", "none", False),
+        ("unreadable", "unreadable", False),
+        (manifest(("a.pdf", "stored")), "complete", True),
+        (manifest(("a.pdf", "failed")), "incomplete", False),
+    ],
+)
+def test_a_run_with_nothing_to_do_is_told(recorded: Any, state: str, is_done: bool) -> None:
+    """That is: the manifest settles what this filter wants, so that the message is not even listed."""
+    preview = found([attachment("a.pdf")], recorded)
+    assert (preview.manifest, preview.nothing_to_do) == (state, is_done)
+    assert ("A run would do nothing" in list(shown(preview))[-1]) == is_done
+
+
+def test_a_hostile_name_cannot_fool_the_terminal() -> None:
+    """Neither can a content type; the name stands at the end of its own line."""
+    listed = [
+        attachment(HOSTILE, contentType="image/png\n\x1b[31m\u202e", size=3),
+        attachment("nothing.pdf", name=None, size=None),
+    ]
+    lines = list(shown(found(listed)))
+    assert lines == [
+        f"Message {KEY}, as download-attachments/default sees it; manifest: none.",
+        (
+            "drop                3  image/png\\n\\x1b[31m\\u202e  [exclude[0]: content_types image/*, max_size 20000]"
+            '  "inv\\u202efdp.exe\\x1b[2J"'
+        ),
+        'take                ?  application/pdf  ""',
+        "Of 2 attachments: 1 to take, 1 dropped by the filter.",
+    ]
+    assert list(shown(found([])))[-1] == "It has no attachments."
+    document = json.dumps(found(listed).model_dump(mode="json"))
+    assert document.isascii()
+    assert document.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("url", "text"), [(None, "PREFECT_API_URL is not set."), ("http://127.0.0.1:9/api", "Prefect does not answer")]
+)
+def test_without_prefect_it_says_so(url: str | None, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line, with status 1."""
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert main(["preview", MESSAGE]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert text in told.err
+    assert len(told.err.splitlines()) == 1
