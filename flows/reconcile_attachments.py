@@ -159,7 +159,10 @@ def _look(wish: _Wish, asked: list[str] | None, found: Found) -> None:
 def _chosen(known: Sequence[Mailbox], asked: list[str] | None, found: Found) -> list[Mailbox]:
     """The mailboxes that are meant. One that is not there is noted, and does not stop the others."""
     if not asked:  # a form that was filled and emptied sends an empty list
-        return [mailbox for mailbox in known if mailbox.active]
+        active = [mailbox for mailbox in known if mailbox.active]
+        if not active:
+            found.broken["all"] = "the API key may see no active mailbox; check its allowlist"
+        return active
     chosen = []
     for number, name in enumerate((name.strip() for name in asked), 1):
         boxes = [box for box in known if name == box.id or (name and name.casefold() == box.address.casefold())]
@@ -190,18 +193,24 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
             logger.warning("%s rows of the report name no message and were left out.", rows.skipped)
         if became.is_away:
             since = patiently(lambda at=piece.start: marks.hold(key, at))  # type: ignore[misc]  # bound now
-            if not may_pass(since, datetime.now(UTC)):
-                found.broken[key] = (
-                    f"{became.failed:,} of its messages could not be fetched, and {became.stored:,} could: its mark "
-                    "stays, and it is looked at again the next time. The messages' runs say why."
-                )
+            is_passed = may_pass(since, datetime.now(UTC))
+            found.broken[key] = _away(became, is_passed=is_passed)
+            if not is_passed:
                 return
-        held_at = piece.start if became.is_held and held_at is None else held_at
+        elif became.is_held and held_at is None:
+            held_at = piece.start
         covered = min(piece.end, rows.covered_until)
         until = moved(covered, held_at)
         patiently(lambda until=until: marks.move(key, until))  # type: ignore[misc]  # bound now
         if covered < piece.end:
             return  # the report does not reach further yet
+
+
+def _away(became: Slice, *, is_passed: bool) -> str:
+    told = f"{became.failed:,} of its messages could not be fetched, and {became.stored:,} could"
+    if is_passed:
+        return f"{told}, for days: they are passed over. Retry their runs in the Prefect UI when the cause is gone."
+    return f"{told}: its mark stays, and it is looked at again the next time. The messages' runs say why."
 
 
 def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Found) -> Slice:
@@ -299,7 +308,7 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
         )
     if found.broken:
         key, why = next(iter(found.broken.items()))
-        told.append(f"{len(found.broken):,} mailboxes could not be looked at. {key}: {why}")
+        told.append(f"{len(found.broken):,} mailboxes could not be looked at to the end. {key}: {why}")
     if stopped is not None:
         told.append(_stopped(stopped))
     message = " ".join(told)

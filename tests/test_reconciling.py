@@ -5,7 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from attachments.emailgistics import Mailbox
 from attachments.reconciling import HELD_FOR, SLICE, Slice, Span, may_pass, moved, span
+from flows.reconcile_attachments import Found, _chosen
 
 NOW = datetime(2026, 6, 15, 12, 0, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -81,3 +83,26 @@ def test_a_slice_is_passed_over_after_some_days() -> None:
     """Whatever is the matter with it: what comes later must not wait for ever."""
     assert not may_pass(NOW - HELD_FOR + timedelta(seconds=1), NOW)
     assert may_pass(NOW - HELD_FOR, NOW)
+
+
+def test_the_mailboxes_that_are_meant() -> None:
+    """All active ones, also when a form sends an empty list; or by address or id, each once, however it is written."""
+    known = [
+        Mailbox(id="1", address="Claims@example.com"),
+        Mailbox(id="2", address="old@example.com", active=False),
+        Mailbox(id="3", address=""),
+    ]
+    for nothing in (None, []):
+        assert [box.id for box in _chosen(known, nothing, Found())] == ["1", "3"]
+    found = Found()
+    chosen = _chosen(known, ["claims@EXAMPLE.com ", "1", "2", "", "nobody@example.com"], found)
+    assert [box.id for box in chosen] == ["1", "2"]
+    assert list(found.broken) == ["number 4 of mailboxes", "number 5 of mailboxes"]
+    assert "nobody" not in str(found.broken)
+
+
+def test_a_key_that_sees_no_mailbox_is_no_success() -> None:
+    """Nothing would be watched, and nobody would know."""
+    found = Found()
+    assert _chosen([Mailbox(id="2", address="old@example.com", active=False)], None, found) == []
+    assert "no active mailbox" in found.broken["all"]

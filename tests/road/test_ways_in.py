@@ -140,7 +140,7 @@ def test_setup_names_the_variable_that_is_missing_and_makes_nothing(running: Ins
 
 
 def test_prefect_deploy_makes_the_same_deployment(running: Installation) -> None:
-    """`prefect deploy --all` with our prefect.yaml: same entry point, one trigger."""
+    """`prefect deploy --all` with our prefect.yaml: same entry point, one trigger, the same schedule and limit."""
     project = Path(__file__).parents[2]
     before = running._get("deployments/name/download-attachments/default")
     running.road.run("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(project / "prefect.yaml"))
@@ -148,6 +148,10 @@ def test_prefect_deploy_makes_the_same_deployment(running: Installation) -> None
     fields = ("id", "entrypoint", "work_pool_name", "parameters", "pull_steps")
     assert {field: after[field] or None for field in fields} == {field: before[field] or None for field in fields}
     assert len(running._post("automations/filter", {})) == 1
+    reconcile = running.deployment("reconcile-attachments/default")
+    assert [(known["slug"], known["active"]) for known in reconcile["schedules"]] == [("hourly", False)]
+    assert reconcile["global_concurrency_limit"]["limit"] == 1
+    assert reconcile["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
 
 
 @pytest.mark.soak
