@@ -71,5 +71,6 @@ def test_the_declared_deployments_are_module_paths() -> None:
         "backfill_attachments/default",
         "purge_attachments/default",
         "reconcile_attachments/default",
+        "doctor/default",
     ]
     assert all(":" not in deployment["entrypoint"] for deployment in deployments)
