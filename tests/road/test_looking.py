@@ -83,6 +83,10 @@ def test_all_is_well_and_nothing_is_left_behind(well: Installation) -> None:
     document = json.loads(done.stdout)
     bad = [finding for finding in document["findings"] if finding["status"] == "failed"]
     assert (done.returncode, document["ok"], bad) == (0, True, []), done.stderr
+    # Its schedule is off in tests. All deployments are current, wherever `setup` was run.
+    assert {finding["check"] for finding in document["findings"] if finding["status"] == "warning"} == {
+        "reconciliation"
+    }
     known = {finding["check"] for finding in document["findings"]}
     assert known >= {"prefect", "leases", "work-pool", "worker", "queue", "deployment", "block", "limit", "api-key"}
     assert known >= {"scope", "mailboxes", "store", "reconciliation", "receiver", "ready", "inbox"}
