@@ -208,10 +208,15 @@ def test_status_counts_what_there_is(well: Installation) -> None:
     made = well._post("deployments/", {**{field: default[field] for field in fields}, "name": "counted"})
     late = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2026-01-01T00:00:00Z"}}
     others = well._post("flows/", {"name": "another-projects"})["id"]
+    runs = []
     for state in (late, {"type": "SCHEDULED"}, {"type": "PENDING"}, {"type": "FAILED"}):
-        well._post(f"deployments/{made['id']}/create_flow_run", {"parameters": {"message_id": "x"}, "state": state})
-        well._post("flow_runs/", {"flow_id": others, "name": CANARY[:6], "state": state})
+        body = {"parameters": {"message_id": "x"}, "state": state}
+        runs.append(well._post(f"deployments/{made['id']}/create_flow_run", body))
+        runs.append(well._post("flow_runs/", {"flow_id": others, "state": state}))
     after = look(inbox, seconds=20).runs
+    for run in runs:  # other tests wait until nothing is under way
+        well.remove(f"flow_runs/{run['id']}")
+    well.remove(f"deployments/{made['id']}")
     assert before is not None
     assert after is not None
     more = {name: after[name] - before[name] for name in after}
@@ -223,7 +228,8 @@ def test_status_counts_what_there_is(well: Installation) -> None:
     }
 
     with prefect() as client:
-        Marks(client, "default", "download-attachments/default").move("0" * 32, datetime(2026, 1, 2, 3, tzinfo=UTC))
+        marks = Marks(client, "default", "download-attachments/default")
+        marks.move("0" * 32, datetime(2026, 1, 2, 3, tzinfo=UTC))
     done = well.road.run("attachments", "status", "--json", check=False)
     assert CANARY not in done.stdout + done.stderr
     found = json.loads(done.stdout)
@@ -238,7 +244,7 @@ def test_status_counts_what_there_is(well: Installation) -> None:
     assert status.calls["emailgistics-api"].limit == 100
     assert status.reconciliation
     assert status.reconciliation[0].mailbox_key == "0" * 32
-    well.remove(f"deployments/{made['id']}")
+    well.remove(f"variables/name/{marks._name('0' * 32)}")
 
 
 def test_preview_shows_what_a_deployment_would_take(well: Installation, capsys: pytest.CaptureFixture[str]) -> None:
