@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 import sqlite3
 import threading
@@ -19,17 +20,21 @@ from uuid import uuid4
 import httpx
 import prefect
 import pytest
+import yaml
 from prefect.client.schemas.objects import Worker, WorkerStatus
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
+import attachments.doctor as doctor_package
 from attachments import cancelling
 from attachments.cli import main
 from attachments.declared import POOL_TYPE, QUEUES, as_deployed, declared_deployments, declared_flow
 from attachments.doctor import examine, work
 from attachments.doctor.asking import Silent, asked, trouble, within
 from attachments.doctor.deployments import look_at_deployments
+from attachments.doctor.examination import _Examination
 from attachments.doctor.findings import Finding, failed, ok, summary, warning
 from attachments.doctor.limits import Room, look_at_limits, room_in
 from attachments.doctor.reconciliation import look_at_reconciliation
@@ -38,6 +43,7 @@ from attachments.doctor.stores import look_at_store
 from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading
 from attachments.doctor.work import _queue, look_at_workers
 from attachments.emailgistics import EmailgisticsClient, parse_delivery
+from attachments.receiver import checks
 from attachments.receiver.checks import SLOW, STUCK, look_at_inbox, look_at_receiver
 from attachments.receiver.inbox import Inbox
 from attachments.receiver.reading import read_depth
@@ -45,6 +51,7 @@ from attachments.sandbox.process import Sandbox, running_sandbox
 from attachments.terminal import printable
 from attachments.worker import WarmWorker
 from blocks import AttachmentStore, EmailgisticsAccount
+from flows.doctor import doctor
 from tests.storage.processes import answer, without_rights
 
 CANARY = "canary-d0c70r"
@@ -202,7 +209,7 @@ def test_a_prefect_that_hangs_does_not_hang_the_doctor() -> None:
         lines = [said(finding) for finding in examine(patience=0.5)]
     assert time.monotonic() - started < 10
     assert lines[0].startswith("FAILED   prefect: Prefect does not answer")
-    assert lines[1].startswith("warning  everything else: ")
+    assert lines[1].startswith("warning  unseen: ")
     assert len(lines) == 2
 
 
@@ -226,7 +233,7 @@ def test_without_prefect_the_rest_is_looked_at(
     assert text in lines[0]
     assert [line.partition(":")[0] for line in lines[:-1]] == [
         "FAILED   prefect",
-        "warning  everything else",
+        "warning  unseen",
         "ok       receiver",
         "ok       inbox",
     ]
@@ -387,7 +394,6 @@ def test_a_deployment_is_what_the_installed_version_would_make(changed: dict[str
     found = list(look_at_deployments({name: cast("Any", SimpleNamespace(**{**fields, **changed}))}))
     assert said(found[0]).startswith(expected.format(f"deployment {name}"))
     assert {finding.status for finding in found[1:]} == {"failed"}  # the others are missing
-    assert made.version == declared_flow(spec).version
 
 
 def scheduled(*, active: bool) -> Any:
@@ -511,7 +517,32 @@ def test_other_answers_are_no_proof_of_anything(sandbox: Sandbox, status: int, e
         assert finding.remedy or finding.status == "ok"
 
 
+@pytest.mark.parametrize(
+    ("room", "expected"),
+    [
+        (Room.FREE, "FAILED   api-key default: Emailgistics does not answer within 0 s."),
+        (Room.FULL, "warning  api-key default: Not asked: all slots of the limit are taken"),
+    ],
+)
+def test_a_vendor_that_hangs_does_not_hang_the_doctor(room: Room, expected: str) -> None:
+    """It is asked once, not three times; where a slot was waited for, that is no failure."""
+    with hanging() as url, EmailgisticsClient(url, KEY) as asking:
+        account = cast("Any", SimpleNamespace(client=lambda: asking))
+        found = list(_Examination(cast("Any", None), 0.3)._vendor("default", account, room))
+    assert len(found) == 1
+    assert said(found[0]).startswith(expected)
+
+
 # ---- stores ----
+
+
+def test_a_store_that_hangs_does_not_hang_the_doctor() -> None:
+    """A mount that is gone, a service that does not answer."""
+    forever = threading.Event()
+    block = cast("Any", SimpleNamespace(store=forever.wait))
+    finding = _Examination(cast("Any", None), 0.1)._store("default", block)
+    forever.set()
+    assert said(finding).startswith("FAILED   store default: It does not answer within")
 
 
 def test_a_store_that_works_is_well_and_left_as_it_was(tmp_path: Path) -> None:
@@ -618,6 +649,19 @@ def test_an_inbox_is_read_beside_its_receiver_and_after_it(
     assert sorted((file.name, file.stat().st_mtime_ns) for file in tmp_path.iterdir()) == before
 
 
+def test_an_inbox_at_rest_is_read_without_the_right_to_write(tmp_path: Path) -> None:
+    """By whoever may read it; SQLite by itself would make files beside it."""
+    path = tmp_path / "inbox.sqlite"
+    fill(path, 2).close()
+    for folder in tmp_path.parents[:3]:
+        folder.chmod(0o755)  # pytest's own folders are closed to other users
+    path.chmod(0o444)
+    tmp_path.chmod(0o555)
+    depth = answer(without_rights(lambda: read_depth(path)))
+    tmp_path.chmod(0o755)
+    assert depth.entries == 2
+
+
 def test_a_reader_holds_up_no_delivery(tmp_path: Path) -> None:
     """A hundred looks beside a hundred deliveries: all are taken."""
     path = tmp_path / "inbox.sqlite"
@@ -655,6 +699,28 @@ def test_an_inbox_that_cannot_be_read_is_a_failure(tmp_path: Path) -> None:
     path.mkdir()
     assert [finding.status for finding in look_at_inbox(path)] == ["failed"]
     assert os.listdir(tmp_path) == ["inbox.sqlite"]  # noqa: PTH208  names alone
+
+
+# ---- what the document says ----
+
+OPERATING = (Path(__file__).parents[1] / "docs" / "operating.md").read_text("utf-8")
+
+
+def test_the_documented_automation_is_one() -> None:
+    """Prefect takes it; and it waits for a failure of the doctor's flow."""
+    (code,) = re.findall(r"^```yaml\n(.*?)^```$", OPERATING, re.MULTILINE | re.DOTALL)
+    automation = AutomationCore.model_validate(yaml.safe_load(code))
+    assert isinstance(automation.trigger, EventTrigger)
+    assert automation.trigger.expect == {"prefect.flow-run.Failed"}
+    assert f'"{doctor.name}"' in automation.trigger.match_related.model_dump_json()  # type: ignore[union-attr]
+
+
+def test_every_check_is_documented() -> None:
+    """The names that `--json` gives; the code has no others."""
+    documented = set(re.findall(r"^\| `([a-z-]+)` \|", OPERATING.partition("## By a schedule")[0], re.MULTILINE))
+    folders = (Path(doctor_package.__file__).parent.glob("*.py"), [Path(checks.__file__)])
+    code = "".join(path.read_text("utf-8") for paths in folders for path in paths)
+    assert set(re.findall(r"\b(?:ok|warning|failed)\(\s*\"([a-z -]+)\"", code)) == documented
 
 
 # ---- the terminal ----

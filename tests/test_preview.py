@@ -87,12 +87,11 @@ def test_a_hostile_name_cannot_fool_the_terminal() -> None:
         attachment("nothing.pdf", name=None, size=None),
     ]
     lines = list(shown(found(listed)))
+    kind, rule = r"image/png\n\x1b[31m\u202e", "exclude[0]: content_types image/*, max_size 20000"
+    dropped = f"drop                3  {kind}  [{rule}]"
     assert lines == [
         f"Message {KEY}, as download-attachments/default sees it; manifest: none.",
-        (
-            "drop                3  image/png\\n\\x1b[31m\\u202e  [exclude[0]: content_types image/*, max_size 20000]"
-            '  "inv\\u202efdp.exe\\x1b[2J"'
-        ),
+        f'{dropped}  "inv\\u202efdp.exe\\x1b[2J"',
         'take                ?  application/pdf  ""',
         "Of 2 attachments: 1 to take, 1 dropped by the filter.",
     ]

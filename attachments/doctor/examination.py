@@ -62,8 +62,9 @@ class _Examination:
         yield from accounts.findings
         for name, account in accounts.blocks.items():
             for finding in self._account(name, account):
-                yield finding
-                scopes.append(finding)
+                if finding not in scopes:  # accounts may share a limit
+                    yield finding
+                    scopes.append(finding)
         stores = self._blocks(AttachmentStore, blocks_named(standing, "store"))
         yield from stores.findings
         for name, store in stores.blocks.items():
@@ -114,7 +115,7 @@ class _Examination:
         return failed(
             check,
             f"Emailgistics does not answer within {self._patience:.0f} s.",
-            "Look at the network and the base URL, or look again later: it may be slow.",
+            "Look at the network and the base URL, or look again later: it is slow, or all workers pause after a 429.",
             subject=name,
         )
 
@@ -160,6 +161,4 @@ def _all_of(look: Callable[[], Iterable[Finding]]) -> tuple[Finding, ...]:
 
 
 def _unseen() -> Finding:
-    return warning(
-        "everything else", "Limits, blocks, key, stores, workers and deployments are found by way of Prefect: not seen."
-    )
+    return warning("unseen", "Limits, blocks, key, stores, workers and deployments, which are found by way of Prefect.")

@@ -81,19 +81,6 @@ class Folder:
             with suppress(OSError):
                 os.close(fd)
 
-    def remove(self, name: str) -> None:
-        """Removes a file. None there is fine; a folder is left alone."""
-        with suppress(FileNotFoundError, IsADirectoryError):
-            os.unlink(name, dir_fd=self.fd)
-
-    def remove_empty(self, name: str) -> None:
-        """Removes a folder in this one, unless something is in it: that is somebody's."""
-        try:
-            os.rmdir(name, dir_fd=self.fd)
-        except OSError as error:
-            if error.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-                raise
-
     def sync(self) -> None:
         """Makes the names in it survive a power failure."""
         try:

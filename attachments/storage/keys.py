@@ -14,8 +14,6 @@ KEY_LENGTH = 32
 """Hex digits in a key: 128 bits of SHA-256."""
 
 MANIFEST_NAME = "manifest.json"
-HOLD_NAME = "hold"
-"""A file of this name beside a manifest keeps a message's attachments from being purged."""
 
 _KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 
@@ -43,22 +41,10 @@ def manifest_path(message_key: str) -> str:
     return f"{checked_key(message_key)}/{MANIFEST_NAME}"
 
 
-def hold_path(message_key: str) -> str:
-    """The key of a message's hold, from the store's root. Raises ValueError for what is no key."""
-    return f"{checked_key(message_key)}/{HOLD_NAME}"
-
-
 def is_attachment_path(path: str) -> bool:
     """Whether it has the form of an attachment's: two keys and a name, with nothing that could lead out of there."""
     parts = path.split("/")
     return len(parts) == _PARTS and is_key(parts[0]) and is_key(parts[1]) and parts[2] not in {"", ".", ".."}
-
-
-def checked_path(path: str) -> str:
-    """The path as it is. Raises ValueError for anything but an attachment's: a manifest may have been altered."""
-    if not is_attachment_path(path):
-        raise ValueError("not the key of an object: expected <message_key>/<attachment_key>/<file name>")
-    return path
 
 
 def is_key(text: str) -> bool:

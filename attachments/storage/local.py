@@ -20,26 +20,18 @@ from pathlib import Path
 
 from fsspec.core import url_to_fs
 
-from attachments.storage.backend import Residue, Standing
+from attachments.storage.backend import Residue
 from attachments.storage.committing import commit, proven, read_manifest, replace_manifest
 from attachments.storage.content import Seal, pour
 from attachments.storage.errors import InvalidManifest, NothingStored
 from attachments.storage.folders import Folder
 from attachments.storage.incoming import INCOMING, abandoned, incoming, sweep
-from attachments.storage.keys import (
-    HOLD_NAME,
-    MANIFEST_NAME,
-    attachment_path,
-    checked_key,
-    checked_path,
-    is_key,
-    manifest_path,
-)
+from attachments.storage.keys import attachment_path, checked_key, is_key, manifest_path
 from attachments.storage.local_errors import translated
 from attachments.storage.locks import locked
 from attachments.storage.manifest import Manifest
 from attachments.storage.names import safe_name as made_safe
-from attachments.storage.proofs import BLOCK, attach_proof, written_at
+from attachments.storage.proofs import BLOCK, attach_proof
 from attachments.storage.root import Root
 from attachments.storage.store import ManifestChange, Probe, Store, StoredObject
 
@@ -173,52 +165,6 @@ class LocalStore(Store):
             while block := os.read(fd, BLOCK):
                 yield block
 
-    def standing(self, key: str) -> Standing | None:
-        message, attachment, name = checked_path(key).split("/")
-        with translated("look at attachment", key=f"{message}/{attachment}"), ExitStack() as opened, _absent_is_fine():
-            folder = opened.enter_context(opened.enter_context(self._there(opened).folder(message)).folder(attachment))
-            fd = opened.enter_context(folder.opened(name, os.O_RDONLY))
-            return Standing(os.fstat(fd).st_size, written_at(fd))
-        return None
-
-    def remove(self, key: str) -> None:
-        message, attachment, name = checked_path(key).split("/")
-        with translated("remove attachment", key=f"{message}/{attachment}"), ExitStack() as opened, _absent_is_fine():
-            root = self._there(opened)
-            opened.enter_context(locked(root, message))
-            parent = opened.enter_context(root.folder(message))
-            with parent.folder(attachment) as folder:
-                folder.remove(name)
-                folder.sync()
-            parent.remove_empty(attachment)
-            parent.sync()
-
-    def is_held(self, message_key: str) -> bool:
-        checked_key(message_key)
-        doing = "look for a hold on message"
-        with translated(doing, key=message_key), ExitStack() as opened, _absent_is_fine():
-            return opened.enter_context(self._there(opened).folder(message_key)).has(HOLD_NAME)
-        return False
-
-    def forget(self, message_key: str) -> None:
-        checked_key(message_key)
-        doing = "remove the manifest of message"
-        with translated(doing, key=message_key), ExitStack() as opened, _absent_is_fine():
-            root = self._there(opened)
-            opened.enter_context(locked(root, message_key))
-            with root.folder(message_key) as folder:
-                folder.remove(MANIFEST_NAME)
-                folder.sync()
-            root.remove_empty(message_key)
-            root.sync()
-
-    def _there(self, opened: ExitStack) -> Folder:
-        """The root. Raises FileNotFoundError when nothing has been stored in it yet."""
-        root = self._root.opened(opened)
-        if root is None:
-            raise FileNotFoundError
-        return root
-
     def residue(self, *, older_than: timedelta) -> Iterator[Residue]:
         with translated("look for what writers left in the store"), ExitStack() as opened:
             root = self._root.opened(opened)
@@ -267,8 +213,3 @@ def _check_that_it_can_be_made(path: Path) -> None:
     parent = next(folder for folder in path.parents if folder.is_dir())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OSError(errno.EACCES, "the folder above may not be written")
-
-
-def _absent_is_fine() -> suppress:
-    """What is not there, or is no folder or file of ours, is nothing to look at or to remove."""
-    return suppress(FileNotFoundError, NotADirectoryError, FileExistsError)

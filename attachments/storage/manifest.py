@@ -81,8 +81,6 @@ class ManifestAttachment(_Record):
     bytes: int | None = None
     sha256: str | None = None
     stored_at: Moment | None = None
-    purged_at: Moment | None = None
-    """When its content was removed, because its time had come; the rest stays as the record of it."""
     stored_bytes: int | None = None
     """Of the ciphertext, when the object was encrypted before it was stored; so is `stored_sha256`."""
     stored_sha256: str | None = None
@@ -108,17 +106,13 @@ class ManifestAttachment(_Record):
 
         What is stored or purged stays so whatever a run failed at or did not want. A failure stays until the
         attachment is stored or until whoever failed no longer wants it: another deployment's filter must not
-        hide it. What was purged meanwhile stays so, whatever a run still knows of the object; fetched again on
-        purpose it is another object, with another moment. Of all else the later wins.
+        hide it. Of all else the later wins.
         """
         was_stored = self.outcome in _WAS_STORED and newer.outcome not in _WAS_STORED
-        is_gone = (self.outcome, newer.outcome) == ("purged", "stored") and (
-            self.stored_at is not None and self.stored_at == newer.stored_at
-        )
         anothers_failure = (self.outcome, newer.outcome) == ("failed", "filtered") and (
             self.deployment != newer.deployment
         )
-        winner = self if was_stored or is_gone or anothers_failure else newer
+        winner = self if was_stored or anothers_failure else newer
         return winner.model_copy(update={**(self.model_extra or {}), **(newer.model_extra or {})})
 
     def __repr__(self) -> str:
@@ -218,7 +212,7 @@ class Manifest(_Record):
         )
 
 
-_SOMETIMES = frozenset({"rule", "code", "deployment", "purged_at", "stored_bytes", "stored_sha256"})
+_SOMETIMES = frozenset({"rule", "code", "deployment", "stored_bytes", "stored_sha256"})
 
 
 def _without_blanks(entry: dict[str, Any]) -> dict[str, Any]:

@@ -31,15 +31,7 @@ from attachments.storage.errors import (
     StoreError,
     StoreUnavailable,
 )
-from attachments.storage.keys import (
-    attachment_path,
-    checked_key,
-    checked_path,
-    hold_path,
-    is_attachment_path,
-    is_key,
-    manifest_path,
-)
+from attachments.storage.keys import attachment_path, checked_key, is_attachment_path, is_key, manifest_path
 from attachments.storage.labels import labels_for
 from attachments.storage.listings import Listings, Names
 from attachments.storage.manifest import Manifest
@@ -158,25 +150,6 @@ class ObjectStore(Store):
             if self._backend.look(key) is None:
                 raise NothingStored(f"nothing stands under attachment {place}", key=place)
             yield from self._backend.read(key)
-
-    def standing(self, key: str) -> Standing | None:
-        with self._translated("look at attachment", _place(checked_path(key))):
-            return self._backend.look(key)
-
-    def remove(self, key: str) -> None:
-        place = _place(checked_path(key))
-        with self._turn(place), self._translated("remove attachment", place):
-            self._backend.remove(key)
-            self._listings.forget(place.partition("/")[0])
-
-    def is_held(self, message_key: str) -> bool:
-        with self._translated("look for a hold on message", message_key):
-            return self._backend.look(hold_path(message_key)) is not None
-
-    def forget(self, message_key: str) -> None:
-        path = manifest_path(message_key)
-        with self._turn(message_key), self._translated("remove the manifest of message", message_key):
-            self._backend.remove(path)
 
     def residue(self, *, older_than: timedelta) -> Iterator[Residue]:
         latest = datetime.now(UTC) - older_than

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, Self
 
-from attachments.storage.backend import Residue, Standing
+from attachments.storage.backend import Residue
 from attachments.storage.content import Content
 from attachments.storage.manifest import Manifest
 
@@ -110,25 +110,6 @@ class Store(ABC):
 
         Raises NothingStored when nothing does.
         """
-
-    @abstractmethod
-    def standing(self, key: str) -> Standing | None:
-        """Size and age, by the store's own clock, of what stands under the key of an object; None when nothing does.
-
-        Raises ValueError for a key that is no object's.
-        """
-
-    @abstractmethod
-    def remove(self, key: str) -> None:
-        """Removes an object, with its proof. Nothing there is fine. Raises ValueError for a key that is no object's."""
-
-    @abstractmethod
-    def is_held(self, message_key: str) -> bool:
-        """Whether a file `hold` stands beside the message's manifest, whatever is in it."""
-
-    @abstractmethod
-    def forget(self, message_key: str) -> None:
-        """Removes a message's manifest. None there is fine."""
 
     @abstractmethod
     def residue(self, *, older_than: timedelta) -> Iterator[Residue]:

@@ -17,12 +17,14 @@ from attachments.doctor import Finding, examine, work
 from attachments.doctor.asking import prefect
 from attachments.doctor.deployments import look_at_deployments, read_deployments
 from attachments.doctor.work import look_at_pool, look_at_queues, look_at_workers
+from attachments.status import look
 from attachments.storage import message_key
 from blocks import AttachmentStore
 from flows.marks import Marks
 from tests.road.installation import FAST, Installation, until
 
 CANARY = "canary-1ook1ng"
+Seen = Callable[[Callable[[SyncPrefectClient], Any]], dict[str, Finding]]
 API = "v2/concurrency_limits/emailgistics-api"
 
 
@@ -42,10 +44,11 @@ def well(running: Installation) -> Iterator[Installation]:
         running.change(f"v2/concurrency_limits/{name}", {"limit": size})
 
 
-def seen(look: Callable[[SyncPrefectClient], Any]) -> dict[str, Finding]:
+@pytest.fixture
+def seen(well: Installation) -> Iterator[Seen]:
     """What a family of checks finds, by what it is about."""
     with prefect() as client:
-        return {finding.about: finding for finding in look(client)}
+        yield lambda look: {finding.about: finding for finding in look(client)}
 
 
 @contextmanager
@@ -80,6 +83,10 @@ def test_all_is_well_and_nothing_is_left_behind(well: Installation) -> None:
     document = json.loads(done.stdout)
     bad = [finding for finding in document["findings"] if finding["status"] == "failed"]
     assert (done.returncode, document["ok"], bad) == (0, True, []), done.stderr
+    # Its schedule is off in tests. All deployments are current, wherever `setup` was run.
+    assert {finding["check"] for finding in document["findings"] if finding["status"] == "warning"} == {
+        "reconciliation"
+    }
     known = {finding["check"] for finding in document["findings"]}
     assert known >= {"prefect", "leases", "work-pool", "worker", "queue", "deployment", "block", "limit", "api-key"}
     assert known >= {"scope", "mailboxes", "store", "reconciliation", "receiver", "ready", "inbox"}
@@ -127,7 +134,7 @@ def test_limits_that_are_not_safe_and_keys_that_lack_a_scope_are_found(well: Ins
     assert "scope messages:read (default)" not in found
 
 
-def test_a_deployment_that_is_gone_or_outdated_is_found(well: Installation) -> None:
+def test_a_deployment_that_is_gone_or_outdated_is_found(well: Installation, seen: Seen) -> None:
     """One that is as `attachments setup` made it is current."""
 
     def line() -> str:
@@ -145,7 +152,7 @@ def test_a_deployment_that_is_gone_or_outdated_is_found(well: Installation) -> N
 
 
 def test_a_pool_or_queue_that_is_paused_and_a_worker_that_is_gone_are_found(
-    well: Installation, monkeypatch: pytest.MonkeyPatch
+    well: Installation, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a pool of the test's own, so that the tests' worker goes on. A worker that was stopped is gone in seconds."""
     pool = f"pool-{os.getpid()}"
@@ -193,36 +200,51 @@ def test_the_doctors_flow_fails_by_name_and_leaks_nothing(well: Installation) ->
 
 def test_status_counts_what_there_is(well: Installation) -> None:
     """Runs of our deployments alone, by state; late ones; calls; how far each mailbox is; and no name of any."""
-    with prefect() as client:
-        Marks(client, "default", "download-attachments/default").move("0" * 32, datetime(2026, 1, 2, 3, tzinfo=UTC))
+    inbox = well.road.inbox
+    before = look(inbox, seconds=20).runs
     default = well._get("deployments/name/download-attachments/default")
     fields = ("flow_id", "entrypoint", "parameter_openapi_schema")
     # Without a work pool nobody takes its runs.
     made = well._post("deployments/", {**{field: default[field] for field in fields}, "name": "counted"})
     late = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2026-01-01T00:00:00Z"}}
+    others = well._post("flows/", {"name": "another-projects"})["id"]
+    runs = []
     for state in (late, {"type": "SCHEDULED"}, {"type": "PENDING"}, {"type": "FAILED"}):
-        well._post(f"deployments/{made['id']}/create_flow_run", {"parameters": {"message_id": "x"}, "state": state})
-
-    def status() -> dict[str, Any]:
-        done = well.road.run("attachments", "status", "--json", check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert CANARY not in done.stdout + done.stderr
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
-
-    found = status()
-    assert found["problems"] == []
-    assert found["inbox"] == {"entries": 0, "oldest_seconds": 0.0}
-    assert found["workers"] >= 1
-    assert found["runs"]["scheduled"] >= 2
-    assert found["runs"]["late"] >= 1
-    assert found["runs"]["scheduled"] > found["runs"]["late"]
-    assert found["runs"]["pending"] >= 1
-    assert set(found["calls"]) == {"emailgistics-api", "emailgistics-backfill"}
-    assert found["calls"]["emailgistics-api"]["limit"] == 100
-    mark = next(mark for mark in found["reconciliation"] if mark["mailbox_key"] == "0" * 32)
-    assert mark["until"] == "2026-01-02T03:00:00Z"
+        body = {"parameters": {"message_id": "x"}, "state": state}
+        runs.append(well._post(f"deployments/{made['id']}/create_flow_run", body))
+        runs.append(well._post("flow_runs/", {"flow_id": others, "state": state}))
+    after = look(inbox, seconds=20).runs
+    for run in runs:  # other tests wait until nothing is under way
+        well.remove(f"flow_runs/{run['id']}")
     well.remove(f"deployments/{made['id']}")
+    assert before is not None
+    assert after is not None
+    more = {name: after[name] - before[name] for name in after}
+    assert {name: count for name, count in more.items() if count} == {
+        "scheduled": 2,
+        "late": 1,
+        "pending": 1,
+        "failed": 1,
+    }
+
+    with prefect() as client:
+        marks = Marks(client, "default", "download-attachments/default")
+        marks.move("0" * 32, datetime(2026, 1, 2, 3, tzinfo=UTC))
+    done = well.road.run("attachments", "status", "--json", check=False)
+    assert CANARY not in done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    # Within its few seconds a busy machine may not tell all; what it tells is right, and the rest is named.
+    assert (done.returncode == 0) == (found["problems"] == [])
+    assert found["inbox"] == {"entries": 0, "oldest_seconds": 0.0}
+    status = look(inbox, seconds=20)
+    assert status.problems == ()
+    assert status.workers == 1
+    assert set(status.calls or ()) == {"emailgistics-api", "emailgistics-backfill"}
+    assert status.calls
+    assert status.calls["emailgistics-api"].limit == 100
+    assert status.reconciliation
+    assert status.reconciliation[0].mailbox_key == "0" * 32
+    well.remove(f"variables/name/{marks._name('0' * 32)}")
 
 
 def test_preview_shows_what_a_deployment_would_take(well: Installation, capsys: pytest.CaptureFixture[str]) -> None:
