@@ -32,7 +32,7 @@ from blocks import AttachmentStore, EmailgisticsAccount
 LIMITS = {"emailgistics-api": 100, "emailgistics-backfill": 60}  # slots, each held for a minute
 POOL = "attachments"
 STARTING = 30.0  # seconds; a server needs 10 to 20 until it answers
-QUEUES: Mapping[str, tuple[int, int | None]] = {"default": (1, None), "backfill": (10, 4)}
+QUEUES: Mapping[str, tuple[int, int | None]] = {"default": (1, None), "upkeep": (5, 5), "backfill": (10, 4)}
 """Priority (1 goes first) and how many runs may be under way at a time, of all workers together."""
 Result = Literal["made", "updated", "was there"]
 Tell = Callable[[Result, str], None]
