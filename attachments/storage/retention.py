@@ -189,7 +189,7 @@ def _removed(
             gone.append(entry)
     at = datetime.now(UTC)
     try:
-        if policy.dry_run:
+        if gone and policy.dry_run:
             manifest = _with_purged(manifest, gone, at, key)
         elif gone:
             manifest = _patiently(lambda: store.update_manifest(key, lambda now: _with_purged(now, gone, at, key)))
