@@ -119,8 +119,10 @@ class ManifestAttachment(_Record):
         anothers_failure = (self.outcome, newer.outcome) == ("failed", "filtered") and (
             self.deployment != newer.deployment
         )
-        is_stale = (self.outcome, newer.outcome) == ("purged", "stored") and (
-            (self.key, self.stored_at) == (newer.key, newer.stored_at)
+        is_stale = (
+            (self.outcome, newer.outcome) == ("purged", "stored")
+            and self.stored_at is not None
+            and (self.key, self.stored_at) == (newer.key, newer.stored_at)
         )
         winner = self if was_stored or anothers_failure or is_stale else newer
         return winner.model_copy(update={**(self.model_extra or {}), **(newer.model_extra or {})})
