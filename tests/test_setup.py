@@ -64,5 +64,5 @@ def test_options_of_another_kind_of_store_are_left_behind(monkeypatch: pytest.Mo
 def test_the_declared_deployments_are_module_paths() -> None:
     """Every deployment of prefect.yaml runs from the installed package, on any pool, from any folder."""
     deployments = declared_deployments()
-    assert [deployment["name"] for deployment in deployments] == ["default", "backfill"]
+    assert [deployment["name"] for deployment in deployments] == ["default", "backfill", "default"]
     assert all(":" not in deployment["entrypoint"] for deployment in deployments)

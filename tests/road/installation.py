@@ -65,10 +65,14 @@ class Installation:
         return max(self.runs(message_id=message["id"]), key=lambda run: run["created"])
 
     def run_deployment(
-        self, deployment: str = "default", patience: float = PATIENCE, **parameters: Any
+        self,
+        deployment: str = "default",
+        patience: float = PATIENCE,
+        flow: str = "download-attachments",
+        **parameters: Any,
     ) -> dict[str, Any]:
         """A run of a deployment with these parameters, ended."""
-        found = self._get(f"deployments/name/download-attachments/{deployment}")
+        found = self._get(f"deployments/name/{flow}/{deployment}")
         run = self._post(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})
 
         def ended() -> bool:
