@@ -315,6 +315,13 @@ class StoreContract(ABC):
         assert store.write(MESSAGE, ATTACHMENT, "a.pdf", in_chunks(content, 500_000)).key == removed.key
         assert self.visible(store)[removed.key] == content
 
+    def test_what_was_removed_can_be_stored_anew_at_once(self, store: Store) -> None:
+        """The store does not believe what it knew of the message before."""
+        first = store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+        store.remove(first.key)
+        assert store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT]).key == first.key
+        assert self.visible(store) == {first.key: CONTENT}
+
     def test_removing_what_was_never_there_is_fine(self, store: Store) -> None:
         """In a store that has yet to be made, and in one that has been."""
         for _ in range(2):
