@@ -258,7 +258,8 @@ def _locate(options: argparse.Namespace) -> int:
     print(store.manifest_url(key))
     for entry in manifest.attachments:
         where = entry.key or entry.attachment_key
-        print(f"{entry.outcome:<12}{entry.bytes or 0:>14,}  {where}  {entry.rule or entry.code or ''}".rstrip())
+        note = entry.rule or entry.code or (f"{entry.purged_at:%Y-%m-%d}" if entry.purged_at else "")
+        print(f"{entry.outcome:<12}{entry.bytes or 0:>14,}  {where}  {note}".rstrip())
     return 0
 
 

@@ -332,6 +332,22 @@ def test_locate_tells_where_a_messages_files_are(store: Path, capsys: pytest.Cap
     assert third.split() == ["failed", "0", attachment_key("part-3"), "server-error"]
 
 
+def test_locate_says_what_was_purged_and_when(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was there; its record is."""
+    moment = datetime(2027, 12, 1, 23, 30, tzinfo=UTC)
+
+    def purged(known: Manifest | None) -> Manifest:
+        assert known is not None
+        return known.model_copy(
+            update={"attachments": tuple(entry.as_purged(moment) for entry in known.attachments[:1])}
+        )
+
+    open_store(store.as_uri()).update_manifest(message_key(MESSAGE), purged)
+    assert main(["locate", MESSAGE]) == 0
+    line = capsys.readouterr().out.splitlines()[1].split()
+    assert (line[0], line[1], line[-1]) == ("purged", "1,234,567", "2027-12-01")
+
+
 def test_locate_prints_the_manifest_as_json(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """For a program to read."""
     assert main(["locate", MESSAGE, "--json"]) == 0

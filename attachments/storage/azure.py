@@ -96,6 +96,7 @@ _AGAIN = {*_DAMAGED_ON_ITS_WAY, "InvalidBlockList"}
 _CREDENTIALS = "check the credentials and the role that they have; docs/stores.md has the least that is needed"
 _IMMUTABLE = "a policy forbids to replace it, which manifests need: take a container without one"
 _ARCHIVED = "it was moved to the archive tier: bring it back, and keep this folder out of the lifecycle rules"
+_SNAPSHOTS = "snapshots of it stand in the way: delete these first, or let a lifecycle rule do it"
 _BLOCKED = "blocks that nobody committed are in the way: run `attachments verify --clean`, or wait for a week"
 _GONE = "the container is not there: check account and container, or make it; it is never made by itself"
 _MEANINGS: Mapping[str, tuple[type[StoreError], str]] = {
@@ -104,6 +105,7 @@ _MEANINGS: Mapping[str, tuple[type[StoreError], str]] = {
     "ContainerDisabled": (AccessDenied, _CREDENTIALS),
     "BlobImmutableDueToPolicy": (AccessDenied, _IMMUTABLE),
     "BlobImmutableDueToLegalHold": (AccessDenied, _IMMUTABLE),
+    "SnapshotsPresent": (AccessDenied, _SNAPSHOTS),
     "BlobArchived": (AccessDenied, _ARCHIVED),
     "BlobBeingRehydrated": (AccessDenied, _ARCHIVED),
     "BlockCountExceedsLimit": (OutOfSpace, _BLOCKED),

@@ -15,10 +15,15 @@ KEY_LENGTH = 32
 
 MANIFEST_NAME = "manifest.json"
 
+HOLD = "hold"
+"""The name of a file beside the manifest that keeps the message from being purged."""
+
 _KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 
 
 _PARTS = 3
+_NEVER_IN_A_NAME = frozenset("\\\0")
+"""Safe names have neither; some servers take a backslash for a slash."""
 
 
 def message_key(message_id: str) -> str:
@@ -45,6 +50,27 @@ def is_attachment_path(path: str) -> bool:
     """Whether it has the form of an attachment's: two keys and a name, with nothing that could lead out of there."""
     parts = path.split("/")
     return len(parts) == _PARTS and is_key(parts[0]) and is_key(parts[1]) and parts[2] not in {"", ".", ".."}
+
+
+def is_object_path(path: str) -> bool:
+    """Whether an object of ours can stand under it: no hidden file, and no name that a store might take for a path.
+
+    It is asked of what a manifest says before anything is removed: others may write to the store.
+    """
+    name = path.rpartition("/")[2]
+    return is_attachment_path(path) and not name.startswith(".") and not _NEVER_IN_A_NAME & set(name)
+
+
+def checked_object_path(path: str) -> str:
+    """The path as it is. Raises ValueError for what no object of ours can stand under."""
+    if not is_object_path(path):
+        raise ValueError("not an attachment's path: expected two keys and a file name")
+    return path
+
+
+def is_hold(name: str) -> bool:
+    """Whether a file of this name beside the manifest is a hold: ``hold``, as editors may have named it as well."""
+    return name.partition(".")[0].lower() == HOLD
 
 
 def is_key(text: str) -> bool:

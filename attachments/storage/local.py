@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,14 +26,15 @@ from attachments.storage.content import Seal, pour
 from attachments.storage.errors import InvalidManifest, NothingStored
 from attachments.storage.folders import Folder
 from attachments.storage.incoming import INCOMING, abandoned, incoming, sweep
-from attachments.storage.keys import attachment_path, checked_key, is_key, manifest_path
+from attachments.storage.keys import attachment_path, checked_key, checked_object_path, is_hold, is_key, manifest_path
 from attachments.storage.local_errors import translated
 from attachments.storage.locks import locked
 from attachments.storage.manifest import Manifest
 from attachments.storage.names import safe_name as made_safe
-from attachments.storage.proofs import BLOCK, attach_proof
+from attachments.storage.proofs import BLOCK, attach_proof, written_at
+from attachments.storage.removing import remove_manifest, remove_object
 from attachments.storage.root import Root
-from attachments.storage.store import ManifestChange, Probe, Store, StoredObject
+from attachments.storage.store import Inventory, ManifestChange, Probe, Seen, Store, StoredObject
 
 
 class LocalStore(Store):
@@ -133,22 +134,60 @@ class LocalStore(Store):
     def message_keys(self) -> Iterator[str]:
         with translated("list the store"), ExitStack() as opened:
             root = self._root.opened(opened)
-            yield from filter(is_key, root.names() if root else ())
+            yield from filter(is_key, root.each_name() if root else ())
 
     def objects(self, message_key: str) -> Mapping[str, int]:
+        return {key: seen.bytes for key, seen in self.inventory(message_key).objects.items()}
+
+    def inventory(self, message_key: str) -> Inventory:
         checked_key(message_key)
-        found: dict[str, int] = {}
+        found: dict[str, Seen] = {}
         with translated("list message", key=message_key), ExitStack() as opened:
             root = self._root.opened(opened)
             if root is None or not root.has(message_key):
-                return found
+                return Inventory(found, is_held=False)
             message = opened.enter_context(root.folder(message_key))
-            for key in filter(is_key, message.names()):
+            names = message.names()
+            for key in filter(is_key, names):
                 with suppress(FileNotFoundError, NotADirectoryError), message.folder(key) as folder:
                     for name in folder.names():
                         with suppress(FileNotFoundError, FileExistsError), folder.opened(name, os.O_RDONLY) as fd:
-                            found[attachment_path(message_key, key, name)] = os.fstat(fd).st_size
-        return found
+                            seen = Seen(os.fstat(fd).st_size, written_at(fd))
+                            found[attachment_path(message_key, key, name)] = seen
+        return Inventory(found, is_held=any(map(is_hold, names)))
+
+    def remove(self, key: str) -> None:
+        place = checked_object_path(key).rpartition("/")[0]
+        with translated("remove attachment", key=place), ExitStack() as opened:
+            root = self._root.opened(opened)
+            if root is not None:
+                opened.enter_context(locked(root, place.partition("/")[0]))
+                remove_object(root, key)
+
+    def remove_manifest(self, message_key: str, when: Callable[[Manifest], bool]) -> bool:
+        checked_key(message_key)
+        doing = "remove the manifest of message"
+        with ExitStack() as opened:
+            with translated(doing, key=message_key):
+                root = self._root.opened(opened)
+                if root is None:
+                    return False
+                opened.enter_context(locked(root, message_key))
+                data = read_manifest(root, message_key)
+            if data is None or not when(Manifest.from_bytes(data, message_key=message_key)):
+                return False
+            with translated(doing, key=message_key):
+                remove_manifest(root, message_key)
+        return True
+
+    def clock(self) -> datetime:
+        with translated("write to the store"), ExitStack() as opened:
+            root = self._root.opened(opened)
+            if root is None:
+                return datetime.now(UTC)  # nothing is made for the asking
+            file = opened.enter_context(incoming(root, "clock"))
+            file.write(b"now")
+            return written_at(file.fd)
 
     def read(self, key: str) -> Iterator[bytes]:
         message, attachment, name = key.split("/")

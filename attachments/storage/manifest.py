@@ -29,7 +29,11 @@ _WAS_STORED = frozenset({"stored", "purged"})
 
 
 def _in_utc(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        # Pydantic reports no other error as a wrong value, and one damaged manifest would end a whole run.
+        raise ValueError("a moment that no calendar has") from None
 
 
 def _iso(moment: datetime) -> str:
@@ -84,6 +88,8 @@ class ManifestAttachment(_Record):
     stored_bytes: int | None = None
     """Of the ciphertext, when the object was encrypted before it was stored; so is `stored_sha256`."""
     stored_sha256: str | None = None
+    purged_at: Moment | None = None
+    """When retention removed the object, when it did; `key`, `bytes` and `sha256` stay as the record."""
     rule: str | None = None
     """The rule that dropped it, when it was filtered."""
     code: str | None = None
@@ -106,14 +112,24 @@ class ManifestAttachment(_Record):
 
         What is stored or purged stays so whatever a run failed at or did not want. A failure stays until the
         attachment is stored or until whoever failed no longer wants it: another deployment's filter must not
-        hide it. Of all else the later wins.
+        hide it. A run that read the manifest before a purge and writes after it brings back an old "stored": what
+        was purged stays so until it was stored anew. Of all else the later wins.
         """
         was_stored = self.outcome in _WAS_STORED and newer.outcome not in _WAS_STORED
         anothers_failure = (self.outcome, newer.outcome) == ("failed", "filtered") and (
             self.deployment != newer.deployment
         )
-        winner = self if was_stored or anothers_failure else newer
+        is_stale = (
+            (self.outcome, newer.outcome) == ("purged", "stored")
+            and self.stored_at is not None
+            and (self.key, self.stored_at) == (newer.key, newer.stored_at)
+        )
+        winner = self if was_stored or anothers_failure or is_stale else newer
         return winner.model_copy(update={**(self.model_extra or {}), **(newer.model_extra or {})})
+
+    def as_purged(self, at: datetime) -> ManifestAttachment:
+        """The same entry once its object is gone; what it was stays on record."""
+        return self.model_copy(update={"outcome": "purged", "purged_at": at})
 
     def __repr__(self) -> str:
         return f"ManifestAttachment(attachment_key={self.attachment_key!r}, outcome={self.outcome!r})"
@@ -212,7 +228,7 @@ class Manifest(_Record):
         )
 
 
-_SOMETIMES = frozenset({"rule", "code", "deployment", "stored_bytes", "stored_sha256"})
+_SOMETIMES = frozenset({"purged_at", "rule", "code", "deployment", "stored_bytes", "stored_sha256"})
 
 
 def _without_blanks(entry: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -31,15 +31,25 @@ from attachments.storage.errors import (
     StoreError,
     StoreUnavailable,
 )
-from attachments.storage.keys import attachment_path, checked_key, is_attachment_path, is_key, manifest_path
+from attachments.storage.keys import (
+    attachment_path,
+    checked_key,
+    checked_object_path,
+    is_attachment_path,
+    is_hold,
+    is_key,
+    manifest_path,
+)
 from attachments.storage.labels import labels_for
 from attachments.storage.listings import Listings, Names
 from attachments.storage.manifest import Manifest
 from attachments.storage.names import safe_name as made_safe
 from attachments.storage.probing import probe
-from attachments.storage.store import ManifestChange, Probe, Store, StoredObject
+from attachments.storage.store import Inventory, ManifestChange, Probe, Seen, Store, StoredObject
 
 _MANIFEST = Labels("application/json")
+_CLOCK = ".clock"
+"""Folder in the root for what is written to see what time it is there."""
 _PARTS = 3
 """Parts of an attachment's path."""
 _TURNS = 256
@@ -143,6 +153,43 @@ class ObjectStore(Store):
         with self._translated("list message", message_key):
             return {found.path: found.bytes for found in self._backend.objects(f"{message_key}/") if _is_object(found)}
 
+    def inventory(self, message_key: str) -> Inventory:
+        checked_key(message_key)
+        objects: dict[str, Seen] = {}
+        is_held = False
+        with self._translated("list message", message_key):
+            for found in self._backend.objects(f"{message_key}/"):
+                if is_hold(found.path.removeprefix(f"{message_key}/").partition("/")[0]):
+                    is_held = True
+                elif _is_object(found) and (modified := self._modified(found)) is not None:
+                    objects[found.path] = Seen(found.bytes, modified)
+        return Inventory(objects, is_held)
+
+    def remove(self, key: str) -> None:
+        place = _place(checked_object_path(key))
+        with self._turn(place), self._translated("remove attachment", place):
+            self._backend.remove(key)
+        self._listings.forget(place.partition("/")[0])
+
+    def remove_manifest(self, message_key: str, when: Callable[[Manifest], bool]) -> bool:
+        path = manifest_path(message_key)
+        with self._turn(message_key), self._translated("remove the manifest of message", message_key):
+            found = self._backend.load(path)
+            if found is None or not when(Manifest.from_bytes(found[0], message_key=message_key)):
+                return False
+            self._backend.remove(path)
+        return True
+
+    def clock(self) -> datetime:
+        path = f"{_CLOCK}/{secrets.token_hex(8)}"
+        with self._translated("write to the store", None):
+            try:
+                self._backend.save(path, b"now", _MANIFEST, replaces=None)
+                written = self._backend.look(path)
+            finally:
+                self._backend.remove(path)
+        return written.modified if written else datetime.now(UTC)
+
     def read(self, key: str) -> Iterator[bytes]:
         place = _place(key)
         checked_key(place.partition("/")[0])
@@ -168,6 +215,13 @@ class ObjectStore(Store):
     def clear(self, residue: Residue) -> None:
         with self._translated("clear", residue.key):
             self._backend.clear(residue)
+
+    def _modified(self, found: Listed) -> datetime | None:
+        """When it came there; None when it is gone meanwhile."""
+        if found.modified is not None:
+            return found.modified
+        standing = self._backend.look(found.path)
+        return standing.modified if standing else None
 
     def _commit(self, upload: Upload, path: str, content: Content) -> StoredObject:
         message_key, attachment_key, _ = path.split("/")

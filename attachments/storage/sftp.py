@@ -193,6 +193,11 @@ class SftpBackend(Backend):
     def remove(self, path: str) -> None:
         place = path.rpartition("/")[0]
         with self._session() as sftp:
+            # A link would lead to what is none of ours.
+            for each, is_right in ((place, stat.S_ISDIR), (path, stat.S_ISREG)):
+                with suppress(FileNotFoundError):
+                    if not is_right(sftp.lstat(self._path(each)).st_mode or 0):
+                        raise FileExistsError(errno.EEXIST, "not ours")
             for each in (path, f"{place}/{PROOF}"):
                 with suppress(FileNotFoundError):
                     sftp.remove(self._path(each))

@@ -45,6 +45,29 @@ class StoredObject:
         return f"StoredObject(key={self.key.rpartition('/')[0]!r}, bytes={self.bytes}, sha256={self.sha256!r})"
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a listing tells of an object."""
+
+    bytes: int
+    modified: datetime
+    """By the store's own clock, in UTC."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What stands of a message: one listing, nothing is proven."""
+
+    objects: Mapping[str, Seen]
+    """By key."""
+    is_held: bool
+    """Whether a hold stands beside the manifest."""
+
+    def __repr__(self) -> str:
+        """Without the keys, which hold customers' file names."""
+        return f"Inventory(objects={len(self.objects)}, is_held={self.is_held})"
+
+
 class Store(ABC):
     """Holds attachments and their manifests, for several threads, processes and machines at once.
 
@@ -103,6 +126,30 @@ class Store(ABC):
     @abstractmethod
     def objects(self, message_key: str) -> Mapping[str, int]:
         """Sizes in bytes of all that stands under a message's attachments, by key: one listing, nothing is proven."""
+
+    @abstractmethod
+    def inventory(self, message_key: str) -> Inventory:
+        """What stands of a message, when each object came there, and whether the message is held."""
+
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Removes an attachment's object, with whatever the store keeps beside it. Nothing there is fine.
+
+        Whoever listed the store afterwards does not see it, whatever dies. Raises ValueError for a key that no object
+        of ours can have: a manifest, a hidden file, a way out of the root.
+        """
+
+    @abstractmethod
+    def remove_manifest(self, message_key: str, when: Callable[[Manifest], bool]) -> bool:
+        """Removes the manifest that stands there if `when` says so of it, and says whether it did.
+
+        Raises InvalidManifest and NewerManifest for one that cannot be judged. Services know no removing on
+        condition: what another writes within that one request is lost, and rebuilt from the objects' proofs.
+        """
+
+    @abstractmethod
+    def clock(self) -> datetime:
+        """What the store's own clock says, in UTC. Writes something that no reader sees, and removes it."""
 
     @abstractmethod
     def read(self, key: str) -> Iterator[bytes]:

@@ -24,6 +24,7 @@ class Problem(StrEnum):
     SIZE = "has another size than recorded; move it away, then run its download again with force"
     CONTENT = "has other bytes than recorded; move it away, then run its download again with force"
     SEALED = "cannot be decrypted with this identity, or decrypts to something else than recorded"
+    PURGED = "recorded as purged, but something stands there; move it away, and run its download again if it is wanted"
     UNRECORDED = "stands there, but no manifest names it; run its download again"
     MANIFEST = "the manifest is damaged; run its download again to rebuild it"
 
@@ -91,7 +92,10 @@ def verify_message(
         if problem is not None:
             found.append(Difference(f"{message_key}/{entry.attachment_key}", problem))
         read += standing.get(key, 0)
-    found.extend(Difference(key.rpartition("/")[0], Problem.UNRECORDED) for key in standing if key not in recorded)
+    purged = {entry.key for entry in manifest.attachments if entry.outcome == "purged"} if manifest else set()
+    for key in standing.keys() - recorded.keys():
+        problem = Problem.PURGED if key in purged else Problem.UNRECORDED
+        found.append(Difference(key.rpartition("/")[0], problem))
     return Checked(message_key, len(recorded), read, tuple(found))
 
 

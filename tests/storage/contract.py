@@ -298,6 +298,122 @@ class StoreContract(ABC):
             store.update_manifest(MESSAGE, lambda current: manifest())
         assert self.visible(store) == {f"{MESSAGE}/manifest.json": newer}
 
+    @pytest.mark.parametrize("size", [len(CONTENT), 12_000_000], ids=["small", "in parts"])
+    def test_what_is_removed_is_gone_with_all_that_was_kept_beside_it(self, store: Store, size: int) -> None:
+        """Object and proof; the neighbour and the manifest stay, and the same can be stored anew."""
+        two = attachment_key("two")
+        content = (CONTENT * (size // len(CONTENT) + 1))[:size]
+        removed = store.write(MESSAGE, ATTACHMENT, "a.pdf", in_chunks(content, 500_000))
+        kept = store.write(MESSAGE, two, "b.pdf", [b"kept"])
+        record = store.update_manifest(MESSAGE, lambda current: manifest())
+        store.remove(removed.key)
+        assert sorted(self.visible(store)) == sorted([kept.key, f"{MESSAGE}/manifest.json"])
+        assert self.pending(store) == []
+        assert list(store.residue(older_than=timedelta(0))) == []
+        assert (store.stored(MESSAGE), store.read_manifest(MESSAGE)) == ({two: kept}, record)
+        store.remove(removed.key)
+        assert store.write(MESSAGE, ATTACHMENT, "a.pdf", in_chunks(content, 500_000)).key == removed.key
+        assert self.visible(store)[removed.key] == content
+
+    def test_what_was_removed_can_be_stored_anew_at_once(self, store: Store) -> None:
+        """The store does not believe what it knew of the message before."""
+        first = store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+        store.remove(first.key)
+        assert store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT]).key == first.key
+        assert self.visible(store) == {first.key: CONTENT}
+
+    def test_removing_what_was_never_there_is_fine(self, store: Store) -> None:
+        """In a store that has yet to be made, and in one that has been."""
+        for _ in range(2):
+            store.remove(f"{PLACE}/a.pdf")
+            assert not store.remove_manifest(MESSAGE, lambda current: True)
+            assert not store.inventory(MESSAGE).objects
+            store.write("0" * 32, ATTACHMENT, "a.pdf", [b"x"])
+        assert list(self.visible(store)) == [f"{'0' * 32}/{ATTACHMENT}/a.pdf"]
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            f"{MESSAGE}/manifest.json",
+            f"{MESSAGE}/hold",
+            MESSAGE,
+            PLACE,
+            f"{PLACE}/",
+            f"{PLACE}/..",
+            f"{PLACE}/../../{'0' * 32}/manifest.json",
+            f"../{PLACE}/a.pdf",
+            f"/{PLACE}/a.pdf",
+            f"{PLACE}/.proof",
+            f".proofs/{ATTACHMENT}/x",
+            f"{PLACE}/..\\..\\manifest.json",
+            f"{PLACE}/a\0.pdf",
+            f"{MESSAGE.upper()}/{ATTACHMENT}/a.pdf",
+            "",
+        ],
+    )
+    def test_only_an_attachment_can_be_removed(self, store: Store, key: str) -> None:
+        """Whatever a manifest may say: no record, no hold, no proof, nothing outside of the layout."""
+        store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+        store.update_manifest(MESSAGE, lambda current: manifest())
+        before = self.visible(store)
+        with pytest.raises(ValueError, match="not an attachment's path"):
+            store.remove(key)
+        assert self.visible(store) == before
+
+    def test_an_inventory_tells_what_stands_and_when_it_came(self, store: Store) -> None:
+        """By the store's own clock; the manifest is no object, and what is no attachment's is left out."""
+        before = datetime.now(UTC) - timedelta(seconds=2)
+        written = store.write(MESSAGE, ATTACHMENT, CANARY, [CONTENT])
+        store.update_manifest(MESSAGE, lambda current: manifest())
+        self.plant(store, f"{MESSAGE}/stray.txt", b"x")
+        found = store.inventory(MESSAGE)
+        assert {key: seen.bytes for key, seen in found.objects.items()} == {written.key: len(CONTENT)}
+        assert before < found.objects[written.key].modified < datetime.now(UTC) + timedelta(seconds=2)
+        assert not found.is_held
+        assert CANARY not in repr(found)
+
+    @pytest.mark.parametrize("name", ["hold", "HOLD", "Hold.txt", "hold/reason.txt"])
+    def test_a_hold_beside_the_manifest_is_seen(self, store: Store, name: str) -> None:
+        """Of any content, none as well; as editors may have named it; it is no object."""
+        written = store.write(MESSAGE, ATTACHMENT, "hold", [CONTENT])
+        assert not store.inventory(MESSAGE).is_held
+        self.plant(store, f"{MESSAGE}/{name}", b"")
+        found = store.inventory(MESSAGE)
+        assert (found.is_held, list(found.objects)) == (True, [written.key])
+
+    def test_a_manifest_goes_only_when_it_may(self, store: Store) -> None:
+        """Who removes it has seen what stands there; and with it the last of the message is gone."""
+        first = store.update_manifest(MESSAGE, lambda current: manifest(entry("a")))
+        asked: list[Manifest] = []
+
+        def never(current: Manifest) -> bool:
+            asked.append(current)
+            return False
+
+        assert not store.remove_manifest(MESSAGE, never)
+        assert (asked, store.read_manifest(MESSAGE)) == ([first], first)
+        assert store.remove_manifest(MESSAGE, lambda current: True)
+        assert store.read_manifest(MESSAGE) is None
+        assert self.visible(store) == {}
+        assert not store.remove_manifest(MESSAGE, lambda current: True)
+
+    def test_a_manifest_that_cannot_be_read_is_not_removed(self, store: Store) -> None:
+        """Damaged, or a newer version's: somebody has to look."""
+        for data, error in ((b"{", InvalidManifest), (b'{"schema": 2}', NewerManifest)):
+            self.plant(store, f"{MESSAGE}/manifest.json", data)
+            with pytest.raises(error):
+                store.remove_manifest(MESSAGE, lambda current: True)
+            assert self.visible(store) == {f"{MESSAGE}/manifest.json": data}
+
+    def test_the_store_tells_the_time_and_keeps_nothing_of_it(self, store: Store) -> None:
+        """Its own clock, which on this machine is ours."""
+        store.write(MESSAGE, ATTACHMENT, "a.pdf", [b"x"])
+        before = datetime.now(UTC)
+        assert abs(store.clock() - before) < timedelta(seconds=10)
+        assert list(self.visible(store)) == [f"{PLACE}/a.pdf"]
+        assert self.pending(store) == []
+        assert list(store.message_keys()) == [MESSAGE]
+
     def test_representations_show_no_names(self, store: Store) -> None:
         """What is logged by mistake tells no file name."""
         written = store.write(MESSAGE, ATTACHMENT, CANARY, [b"x"])

@@ -733,3 +733,17 @@ def test_what_cannot_be_right_is_refused(url: str, options: dict[str, Any], encr
     with pytest.raises(UnsupportedStore, match=told) as caught:
         open_store(url, options, encryption)
     assert "secret" not in str(caught.value)
+
+
+def test_a_blob_with_snapshots_is_not_removed(place: Place) -> None:
+    """They would be left without it. Azure refuses, and trying again is of no use."""
+    store = place.open()
+    key = store.write(MESSAGE, ATTACHMENT, "a.pdf", [b"x"]).key
+    blob = container(place).get_blob_client(f"root/{key}")
+    snapshot = blob.create_snapshot()["snapshot"]
+    with pytest.raises(AccessDenied, match=r"SnapshotsPresent.*delete these first"):
+        store.remove(key)
+    assert place.visible() == {key: b"x"}
+    container(place).get_blob_client(f"root/{key}", snapshot=snapshot).delete_blob()
+    store.remove(key)
+    assert place.visible() == {}

@@ -876,3 +876,33 @@ def test_every_error_of_the_system_has_a_meaning() -> None:
     assert told[errno.ECONNREFUSED].kind is told[errno.ETIMEDOUT].kind is StoreUnavailable
     assert told[errno.ECONNREFUSED].symbol == "ECONNREFUSED"
     assert all(CANARY not in failure.symbol + failure.advice for failure in told.values())
+
+
+@pytest.mark.parametrize("link", [PLACE, f"{PLACE}/a.pdf"], ids=["folder", "file"])
+def test_removing_follows_no_link(spot: Spot, link: str) -> None:
+    """Somebody on the server has put one in an attachment's place: what it leads to is none of ours."""
+    store = spot.open()
+    key = store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT]).key
+    outside = spot.root.parent / "outside"
+    (spot.root / link).rename(outside)
+    (spot.root / link).symlink_to(outside)
+    with pytest.raises(AlreadyExists, match="left alone"):
+        store.remove(key)
+    assert (spot.root / link).is_symlink()
+    assert (outside / "a.pdf" if outside.is_dir() else outside).read_bytes() == CONTENT
+
+
+def test_removing_leaves_no_folder_and_nothing_that_is_not_ours(spot: Spot) -> None:
+    """An attachment's folder goes with its proof, and a message's with its manifest, unless somebody uses it."""
+    store = spot.open()
+    two = attachment_key("two")
+    first, second = (store.write(MESSAGE, key, "a.pdf", [CONTENT]) for key in (ATTACHMENT, two))
+    store.update_manifest(MESSAGE, lambda current: manifest())
+    (spot.root / MESSAGE / two / "notes.txt").write_text("somebody's")
+    store.remove(first.key)
+    store.remove(second.key)
+    assert sorted(path.name for path in (spot.root / MESSAGE).rglob("*")) == sorted([two, "manifest.json", "notes.txt"])
+    (spot.root / MESSAGE / two / "notes.txt").unlink()
+    store.remove(second.key)
+    assert store.remove_manifest(MESSAGE, lambda current: True)
+    assert not (spot.root / MESSAGE).exists()

@@ -1,0 +1,167 @@
+"""Retention: remove what has been stored for long enough, and keep the record of it. Run again, it goes on."""
+
+from collections import Counter
+from datetime import timedelta
+from typing import Annotated
+
+import httpx
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from attachments.cancelling import RunCancelled
+from attachments.storage.retention import Budget, Holds, Looked, Pace, Policy, Tally, purge, stored_before
+from flows.again import try_again_later
+from flows.configured import load_store
+from flows.endings import FAILED_FOR_NOW
+from flows.failures import OUR_ERRORS, contained
+from flows.report import gave_up
+
+LINES = 50
+"""Messages that are named in the log, of each kind; the counts go on."""
+
+Days = Annotated[int, Field(ge=1, le=36_500)]
+AtOnce = Annotated[int, Field(ge=1, le=32)]
+PerSecond = Annotated[int, Field(ge=1, le=1000)]
+Most = Annotated[int, Field(ge=1)]
+
+
+@flow(name="purge-attachments", persist_result=False)
+def purge_attachments(
+    older_than_days: Days,
+    store: str = "default",
+    dry_run: bool = True,
+    hold: list[str] | None = None,
+    forget: bool = False,
+    at_once: AtOnce = 8,
+    per_second: PerSecond = 100,
+    most: Most | None = None,
+) -> State[None]:
+    """Remove attachments that have been stored for long enough, and keep a record that says when they went.
+
+    A message with a file named `hold` beside its manifest is left alone.
+
+    Args:
+        older_than_days: What has been stored for more than so many days is removed.
+        store: The name of the Attachment Store block.
+        dry_run: Only say what would be removed. Switch it off to remove it.
+        hold: Messages to leave alone: their ids, or their keys of 32 digits.
+        forget: Remove the records as well, once nothing else is left of a message. Without its record a message is
+            fetched again when it is delivered again, backfilled or reconciled.
+        at_once: How many messages are worked on at a time.
+        per_second: How many messages are begun in a second, at most.
+        most: How many attachments are removed in this run, at most; all when left out.
+    """
+    try:
+        with contained():
+            where = load_store(store).store()
+            policy = Policy(
+                stored_before=stored_before(timedelta(days=older_than_days), where),
+                dry_run=dry_run,
+                forget=forget,
+                holds=Holds(hold or ()),
+            )
+            log = _Log(policy)
+            pace = Pace(at_once=at_once, per_second=per_second)
+            tally = purge(where, policy, Budget(most), pace, on_message=log.message, on_progress=log.progress)
+            _show(tally, policy)
+            return _finish(tally, policy)
+    except RunCancelled:
+        raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
+    except OUR_ERRORS as error:
+        return gave_up(error)
+
+
+class _Log:
+    """Says what somebody has to look at, by key, and how far the run is."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._lines: Counter[str] = Counter()
+
+    def message(self, looked: Looked) -> None:
+        for place in looked.refused:
+            self._warn(
+                "refused", "Attachment %s was left alone: its manifest names a place that is not its own.", place
+            )
+        if looked.failure is not None:
+            self._warn("failed", "%s", str(looked.failure))
+
+    def progress(self, tally: Tally) -> None:
+        get_run_logger().info("So far: %s.", _counts(tally, self._policy))
+
+    def _warn(self, kind: str, text: str, value: str) -> None:
+        self._lines[kind] += 1
+        if self._lines[kind] <= LINES:
+            get_run_logger().warning(text, value)
+        if self._lines[kind] == LINES:
+            get_run_logger().warning("More that %s is counted, and not named any more.", kind)
+
+
+def _finish(tally: Tally, policy: Policy) -> State[None]:
+    parts = [f"{_counts(tally, policy)}."]
+    if policy.dry_run:
+        parts.insert(0, "A dry run, nothing was removed.")
+    if tally.is_spent:
+        parts.append("Stopped there, at the most for one run: run it again for the rest.")
+    elif policy.holds.unmet and not tally.gave_up:
+        parts.append(f"{policy.holds.unmet} of the messages to hold are not in the store: are they written right?")
+    if tally.refused:
+        parts.append(
+            f"{tally.refused} attachments were refused, because their manifests name a place that is not theirs: "
+            "somebody has altered these. The log has their keys; `attachments verify` says what else differs."
+        )
+    failed = tally.failed.total()
+    if not failed and not tally.refused:
+        return Completed(message=" ".join(parts))
+    if failed:
+        codes = ", ".join(f"{count} {code}" for code, count in tally.failed.most_common())
+        parts.append(f"{failed} failed ({codes}). First failure: {tally.first}.")
+    if tally.gave_up:
+        parts.append("The rest was left alone, because it would have failed as well.")
+    if tally.lasting or tally.refused:
+        return Failed(message=f"{' '.join(parts)} Run it again when the cause is gone.")
+    return Failed(name=FAILED_FOR_NOW, message=f"{' '.join(parts)} {try_again_later()}")
+
+
+def _counts(tally: Tally, policy: Policy) -> str:
+    would = "would be " if policy.dry_run else ""
+    text = (
+        f"Of {tally.messages:,} messages {tally.purged_messages:,} had attachments to purge: {tally.purged:,} of "
+        f"{tally.due:,} that are due {would or 'were '}removed, {tally.bytes:,} bytes"
+    )
+    more = {
+        f"{tally.held:,} messages are on hold": tally.held,
+        f"{tally.younger:,} attachments are younger in the store than in their manifests, and stay": tally.younger,
+        f"{tally.unrecorded:,} objects that no manifest names were left alone": tally.unrecorded,
+        f"{tally.forgotten:,} records {would or 'were '}removed": tally.forgotten,
+    }
+    return "; ".join([text, *(part for part, count in more.items() if count)])
+
+
+def _show(tally: Tally, policy: Policy) -> None:
+    """The table in the UI. The work is done and recorded: a Prefect that cannot take the table does not undo it."""
+    would = " (would be)" if policy.dry_run else ""
+    rows = {
+        "messages looked at": tally.messages,
+        "attachments due": tally.due,
+        f"attachments removed{would}": tally.purged,
+        f"bytes removed{would}": tally.bytes,
+        f"records removed{would}": tally.forgotten,
+        "messages on hold": tally.held,
+        "attachments younger in the store": tally.younger,
+        "attachments refused": tally.refused,
+        "objects that no manifest names": tally.unrecorded,
+        **{f"messages failed: {code}": count for code, count in tally.failed.most_common()},
+    }
+    table = [{"what": what, "count": count} for what, count in rows.items()]
+    try:
+        create_table_artifact(
+            key="purge", description=f"Stored before {policy.stored_before:%Y-%m-%d %H:%M} UTC", table=table
+        )
+    except httpx.HTTPError as error:
+        get_run_logger().warning("Prefect did not take the table of this run (%s).", type(error).__name__)
