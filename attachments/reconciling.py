@@ -33,8 +33,8 @@ class Span:
 def span(mark: datetime | None, now: datetime, *, overlap: timedelta, settling: timedelta, first: timedelta) -> Span:
     """What is to be looked at.
 
-    A report may lag behind, so a piece before the mark is looked at again, and what came in just now is left to the next
-    time. Without a mark it begins `first` ago. A mark in the future comes of a clock that was wrong: it counts as now.
+    A report may lag behind, so a piece before the mark is looked at again, and what came in just now is left to the
+    next time. Without a mark it begins `first` ago. A mark in the future comes of a wrong clock: it counts as now.
     """
     end = now - settling
     start = now - first if mark is None else min(mark, end) - overlap

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 from prefect.client.orchestration import PrefectClient
@@ -44,10 +45,8 @@ async def switch_reconciliation_on(account: EmailgisticsAccount, client: Prefect
         tell("was there", f"{subject}: off. {problem}")
         return
     await client.update_deployment_schedule(deployment.id, schedule.id, active=True)
-    try:
+    with suppress(ObjectAlreadyExists):
         await client.create_variable(VariableCreate(name=SWITCHED, value=True))
-    except ObjectAlreadyExists:
-        pass
     tell("updated", f"{subject}: switched on, every hour, since the API key has the scope reporting")
 
 

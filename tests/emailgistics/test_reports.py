@@ -54,7 +54,9 @@ def sandbox(stand_in: Sandbox) -> Sandbox:
 
 @pytest.fixture
 def client(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmailgisticsClient]:
-    """A client whose waits are a thousandth of what they are."""
+    """A client whose waits are a thousandth of what they are, and whose patience lasts for no more than 20 s."""
+    for name in ("PATIENCE", "SLOT_PATIENCE"):
+        monkeypatch.setattr(reports, name, 20.0)
     for name in (
         "FIRST_LOOK",
         "LONGEST_LOOK",
@@ -385,6 +387,7 @@ def test_pages_without_end(vendor: RawServer, client: EmailgisticsClient, monkey
     vendor.answer(*[sent(ok(json.dumps(page).encode())) for page in pages])
     with EmailgisticsClient(vendor.url, "key") as dizzy, pytest.raises(BadAnswer, match="never end"):
         list(dizzy.received_messages("mailbox", START, START + DAY))
+    assert vendor.connections == 1 + 5
 
 
 @pytest.mark.parametrize(("broken", "error"), [(reset(b""), ConnectionFailed), (sent(ok(b"<html>")), BadAnswer)])

@@ -104,12 +104,12 @@ def test_an_event_tells_of_each(running: Installation) -> None:
     }
 
 
-def test_a_message_that_is_gone_is_told_once_and_holds_nothing_back(running: Installation) -> None:
-    """404: it stays a failure of this reconciliation; the mark moves, and the next one does not tell it again."""
+def test_a_message_that_stays_refused_is_told_once_and_holds_nothing_back(running: Installation) -> None:
+    """403: it stays a failure of this reconciliation; the mark moves, and the next one does not tell it again."""
     box = "gone@road.example"
     (message,) = lost(running, box, 1)
     order = running.sandbox.control.fault(
-        endpoint="list", message_id=message["id"], times=None, fault={"kind": "status", "status": 404}
+        endpoint="list", message_id=message["id"], times=None, fault={"kind": "status", "status": 403}
     )
     before = marks(running)
     first = reconcile(running, box)
@@ -121,6 +121,42 @@ def test_a_message_that_is_gone_is_told_once_and_holds_nothing_back(running: Ins
     assert again["state_type"] == "COMPLETED"
     assert "0 had been missed. 1 had failed before" in again["state"]["message"]
     running.sandbox.control._answer(running.sandbox.control.delete(f"faults/{order}"))
+
+
+def test_what_another_run_is_at_is_left_to_it(running: Installation) -> None:
+    """A webhook's run that waits, or a later attempt: no second run, and nothing was missed."""
+    box = "other@road.example"
+    (message,) = lost(running, box, 1)
+    deployment = running.deployment("download-attachments/default")
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    other = running._post(
+        f"deployments/{deployment['id']}/create_flow_run",
+        {
+            "name": message_key(message["id"])[:12],
+            "parameters": {"message_id": message["id"]},
+            "state": {"type": "SCHEDULED", "state_details": {"scheduled_time": later}},
+        },
+    )
+    run = reconcile(running, box)
+    assert "0 had been missed. 1 are under way in other runs." in run["state"]["message"]
+    assert running.calls(message) == []
+    running.remove(f"flow_runs/{other['id']}")
+    assert "1 had been missed: 1 stored now." in reconcile(running, box)["state"]["message"]
+
+
+def test_the_mark_stays_where_the_reports_data_end(running: Installation) -> None:
+    """The report tells of a cut-off an hour and a half ago: what came later may be in the next one."""
+    box = "late@road.example"
+    lost(running, box, 1)
+    cutoff = (datetime.now(UTC) - timedelta(hours=1.5)).replace(microsecond=0)
+    running.sandbox.control.settings(reports={"cutoff": cutoff.strftime("%Y-%m-%dT%H:%M:%SZ")})
+    before = marks(running)
+    try:
+        reconcile(running, box)
+    finally:
+        running.sandbox.control.settings(reset_reports=True)
+    (mark,) = [value for name, value in marks(running).items() if before.get(name) != value]
+    assert datetime.fromisoformat(mark["until"]) == cutoff
 
 
 def test_a_report_that_fails_moves_no_mark(running: Installation) -> None:

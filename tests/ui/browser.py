@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page, ViewportSize, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
 OFFLINE = [
@@ -17,6 +17,7 @@ OFFLINE = [
     "--disable-component-update",
     "--disable-sync",
 ]
+WINDOW: ViewportSize = {"width": 1280, "height": 900}
 PATIENCE = 120_000
 """Milliseconds for a page on a busy machine."""
 
@@ -27,9 +28,7 @@ def opened(base_url: str) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OFFLINE)
         try:
-            context = browser.new_context(
-                base_url=base_url, viewport={"width": 1280, "height": 900}, locale="en-GB", timezone_id="UTC"
-            )
+            context = browser.new_context(base_url=base_url, viewport=WINDOW, locale="en-GB", timezone_id="UTC")
             context.set_default_timeout(PATIENCE)
             yield context.new_page()
         finally:

@@ -1,0 +1,106 @@
+"""Takes the pictures of docs/images: of a running installation with a stand-in Emailgistics. `make images`."""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page
+
+from tests.road.installation import Installation, installation, until
+from tests.ui.browser import WINDOW, fill, opened, show
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+MANY = 60
+SHOWN = 0.3
+"""How far the backfill is when its progress is pictured."""
+
+
+def main() -> int:
+    """Takes them all."""
+    IMAGES.mkdir(exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="attachments-images-") as folder,
+        installation(Path(folder)) as everything,
+        opened(everything.road.api_url.removesuffix("/api")) as page,
+    ):
+        _deployments(page)
+        _forms(everything, page)
+        _message(everything, page)
+        _missed(everything, page)
+        _backfill(everything, page)
+    return 0
+
+
+def _deployments(page: Page) -> None:
+    show(page, "/deployments", until="reconcile-attachments")
+    _take(page, "deployments")
+
+
+def _forms(everything: Installation, page: Page) -> None:
+    page.set_viewport_size({**WINDOW, "height": 1500})  # a form is longer than a screen
+    for flow in ("download", "backfill", "reconcile", "purge"):
+        deployment = everything.deployment(f"{flow}-attachments/default")
+        show(page, f"/deployments/deployment/{deployment['id']}/run", until="Run Name")
+        if flow == "purge":
+            fill(page, "older_than_days", 365)
+        _take(page, f"form-{flow}")
+    page.set_viewport_size(WINDOW)
+
+
+def _message(everything: Installation, page: Page) -> None:
+    """A run with its mapped tasks, and its artifact."""
+    parts = [{"name": f"invoice {number}.pdf", "bytes": 400_000} for number in range(9)]
+    message = everything.sandbox.control.add_message(attachments=[*parts, {"name": "logo.png", "bytes": 4000}])
+    wanted = {"include": [{"content_types": ["application/pdf"]}]}
+    run = everything.run_deployment(message_id=message["id"], filter=wanted)
+    show(page, f"/runs/flow-run/{run['id']}", until="write-manifest")
+    _take(page, "run")
+    _artifact(everything, page, run, "stored", "artifact")
+
+
+def _missed(everything: Installation, page: Page) -> None:
+    """What a reconciliation shows when it found something."""
+    box = "invoices@example.com"
+    came = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 3600))
+    asked = [{"mailbox": box, "received": came, "attachments": [{"name": "a.pdf", "bytes": 1000}]} for _ in range(4)]
+    everything.sandbox.control.add_messages(asked)
+    run = everything.run_deployment(flow="reconcile-attachments", mailboxes=[box])
+    _artifact(everything, page, run, "stored now", "missed")
+
+
+def _backfill(everything: Installation, page: Page) -> None:
+    """Its progress while it is under way."""
+    asked = [{"attachments": [{"name": "old.pdf", "bytes": 1000}]} for _ in range(MANY)]
+    messages = everything.sandbox.control.add_messages(asked)
+    ids = [message["id"] for message in messages]
+    run = everything.start_deployment(flow="backfill-attachments", message_ids=ids)
+
+    def is_far_enough() -> bool:
+        bars = [found for found in everything.artifacts(run["id"]) if found["type"] == "progress"]
+        return bool(bars) and float(bars[0]["data"]) >= 100 * SHOWN
+
+    until(is_far_enough, "the backfill to get on", 300)
+    (bar,) = (found for found in everything.artifacts(run["id"]) if found["type"] == "progress")
+    (table,) = (found for found in everything.artifacts(run["id"]) if found["type"] == "markdown")
+    show(page, f"/artifacts/artifact/{bar['id']}", until="messages")
+    _take(page, "backfill-progress")
+    show(page, f"/artifacts/artifact/{table['id']}", until="done now")
+    _take(page, "backfill-table")
+
+
+def _artifact(everything: Installation, page: Page, run: dict[str, Any], until: str, name: str) -> None:
+    (found,) = everything.artifacts(run["id"])
+    show(page, f"/artifacts/artifact/{found['id']}", until=until)
+    _take(page, name)
+
+
+def _take(page: Page, name: str) -> None:
+    page.wait_for_timeout(1500)  # until what moves stands still
+    page.screenshot(path=IMAGES / f"{name}.png")
+    print(f"docs/images/{name}.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
