@@ -4,7 +4,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +108,29 @@ def test_a_worker_with_one_place_does_a_backfill(unpaced: Installation) -> None:
     assert {run["state_type"] for run in parents()} == {"COMPLETED"}
     children = unpaced.tagged(tag_of(first))
     assert len(children) == len({child["parameters"]["message_id"] for child in children}) == 60
+
+
+def test_a_worker_with_one_place_reconciles(unpaced: Installation) -> None:
+    """The reconciliation steps aside for the runs that it has made, and the one that goes on tells of them all."""
+    unpaced.road.worker.stop()
+    unpaced.road.worker.command.extend(["--limit", "1"])
+    unpaced.road.worker.start()
+    came = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    parts = [{"name": "a.bin", "bytes": 20_000}]
+    asked = [{"mailbox": "one@road.example", "received": came, "attachments": parts}] * 8
+    messages = unpaced.sandbox.control.add_messages(asked)
+    unpaced.start_deployment(flow="reconcile-attachments", mailboxes=["one@road.example"], first_days=1)
+
+    def parents() -> list[dict[str, Any]]:
+        return sorted(unpaced.runs(mailboxes=["one@road.example"]), key=lambda run: run["created"])
+
+    def is_over() -> bool:
+        return all(run["state_type"] in FINAL for run in parents()) and count_done(unpaced, messages) == 8
+
+    until(is_over, "the reconciliation to end", 900)
+    told = [run["state"]["message"] for run in parents()]
+    print(*told, sep="\n")
+    assert len(told) > 1
+    assert all("this one gives its own up. Another run goes on at" in said for said in told[:-1])
+    assert told[-1] == "Of 8 messages in 1 mailboxes 8 had been missed: 8 stored now."
+    assert len({child["parameters"]["message_id"] for child in unpaced.tagged("reconcile")}) == 8
