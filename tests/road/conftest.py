@@ -29,3 +29,4 @@ def running(shared_installation: Installation) -> Iterator[Installation]:
     for process in shared_installation.road.processes:
         if process.code is not None:
             process.start()
+    shared_installation.forget_unfinished_runs()

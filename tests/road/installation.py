@@ -4,7 +4,7 @@ import os
 import sqlite3
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from attachments.demo.processes import Road, road, running, wait_for
+from attachments.demo.processes import NotReady, Road, road, running, wait_for
 from attachments.sandbox.process import Sandbox, running_sandbox
 from attachments.storage import Manifest, message_key
 
@@ -166,6 +166,17 @@ class Installation:
         """Whether the inbox is empty and no run is under way, or will be within a minute."""
         ready = httpx.get(f"{self.road.receiver_url}/ready", trust_env=False).json()
         return ready["inbox"] == 0 and all(run["state_type"] in FINAL or _is_far_off(run) for run in self.runs())
+
+    def forget_unfinished_runs(self) -> None:
+        """Delete the runs that a test has left behind: attempts for later, and those that nobody was meant to take."""
+        with suppress(NotReady):
+            wait_for(lambda: not self._runs_in("PENDING", "RUNNING", "CANCELLING"), "what is under way to end", 10)
+        for run in self._runs_in("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"):
+            with suppress(httpx.HTTPStatusError):  # it has ended meanwhile
+                self.remove(f"flow_runs/{run['id']}")
+
+    def _runs_in(self, *states: str) -> list[dict[str, Any]]:
+        return self._post("flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": list(states)}}}, "limit": 200})
 
     def emit(self, event: str, resource: str, payload: dict[str, Any]) -> None:
         """An event, as Prefect Cloud's webhooks make them."""

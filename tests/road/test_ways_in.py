@@ -41,12 +41,17 @@ def test_an_event_runs_the_job(running: Installation) -> None:
 
 def test_the_backfills_deployment_takes_turns_after_live_mail(running: Installation) -> None:
     """Its runs come from a queue of lower priority, and each of its calls holds a slot of the smaller limit too."""
+    running._post("v2/concurrency_limits/", {"name": "turns", "limit": 100, "active": True})
+    running.save_blocks(f"""
+        EmailgisticsAccount(
+            base_url={running.sandbox.base_url!r}, api_key={running.sandbox.key!r}, backlog_limit_name="turns"
+        ).save("turns", overwrite=True)
+    """)
     message = running.sandbox.control.add_message(attachments=[{"name": "old.txt", "text": "old"}])
-    before = running._get("v2/concurrency_limits/emailgistics-backfill")["active_slots"]
-    run = running.run_deployment("backfill", message_id=message["id"])
+    run = running.run_deployment("backfill", message_id=message["id"], account="turns")
     assert run["state_type"] == "COMPLETED"
     assert run["work_queue_name"] == "backfill"
-    assert running._get("v2/concurrency_limits/emailgistics-backfill")["active_slots"] == before + 2
+    assert running._get("v2/concurrency_limits/turns")["active_slots"] == 2
     queues = {queue["name"]: queue for queue in running._post("work_pools/attachments/queues/filter", {})}
     assert queues["default"]["priority"] < queues["backfill"]["priority"]
     assert queues["backfill"]["concurrency_limit"] == 4
