@@ -21,6 +21,8 @@ EARLY = MESSAGES // 10
 AT_ONCE = 8
 SIZE = 20_000
 HOURS = 12 * 3600.0
+LOOK = 5.0
+"""Seconds between looks at how far it is: each costs time of the processors that are measured."""
 MIB = 1024 * 1024
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 PEER_FLOW = Path(__file__).with_name("mapped_flow.py")
@@ -55,7 +57,7 @@ def _child_runs(everything: Installation, messages: Sequence[Mapping[str, Any]])
     ids.write_text("".join(f"{message['id']}\n" for message in messages))
     started = time.monotonic()
     run = _run(everything, "backfill-attachments/default", {"ids_url": ids.as_uri()})
-    wait_for(lambda: _done(everything, messages) >= EARLY, "a tenth to be done", HOURS)
+    wait_for(lambda: _done(everything, messages) >= EARLY, "a tenth to be done", HOURS, every=LOOK)
     early = _size(everything)
     _wait_for_end(everything, run)
     return time.monotonic() - started, early, _size(everything)
@@ -88,7 +90,7 @@ def _wait_for_end(everything: Installation, run: str) -> None:
         ended[:] = [answer.json()["state_type"]] if answer.is_success else ended
         return bool(ended) and ended[0] in FINAL
 
-    wait_for(has_ended, "the backfill to end", HOURS)
+    wait_for(has_ended, "the backfill to end", HOURS, every=LOOK)
     assert ended == ["COMPLETED"], ended
 
 

@@ -26,7 +26,7 @@ def measure() -> list[Figure]:
         time.sleep(max(0.0, AWAY - (time.monotonic() - stopped)))
         everything.road.prefect.start()
         back = time.monotonic()
-        wait_for(lambda: everything.count_runs() >= WEBHOOKS, "all flow runs to exist", WAIT)
+        wait_for(lambda: everything.count_runs() >= WEBHOOKS, "all flow runs to exist", WAIT, every=1)
         took = time.monotonic() - back
         lost = WEBHOOKS - everything.count_runs()
     seconds = [seconds for _, seconds in answers]

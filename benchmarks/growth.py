@@ -26,8 +26,8 @@ def measure() -> list[Figure]:
 def _after(everything: Installation, count: int) -> float:
     messages = everything.messages(count, 100_000)
     everything.create_runs("default", messages)
-    wait_for(lambda: all(everything.file(message).exists() for message in messages), "all to be stored", WAIT)
-    wait_for(lambda: everything.count_runs("RUNNING", "PENDING", "SCHEDULED") == 0, "all runs to end", WAIT)
+    everything.wait_until_stored(messages)
+    wait_for(lambda: everything.count_runs("RUNNING", "PENDING", "SCHEDULED") == 0, "all runs to end", WAIT, every=1)
     pid = everything.road.worker.pid
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * 4096 / MIB

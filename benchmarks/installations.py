@@ -48,6 +48,10 @@ class Installation:
         (attachment,) = message["attachments"]
         return self.road.store / message_key(message["id"]) / attachment_key(attachment["id"]) / "invoice.pdf"
 
+    def wait_until_stored(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Until each message's only attachment is in the store; a look costs little of the processors measured."""
+        wait_for(lambda: all(self.file(message).exists() for message in messages), "all to be stored", WAIT, every=1)
+
     def deliver(self, client: httpx.Client, message: Mapping[str, Any], deployment: str = "default") -> None:
         """Post the message's webhook, as Emailgistics does."""
         headers = {"Authorization": f"Bearer {self.road.secret}"}

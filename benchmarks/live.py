@@ -23,7 +23,7 @@ def measure() -> list[Figure]:
         backlog = everything.messages(BACKLOG, SIZE)
         everything.create_runs("backfill", backlog)
         done = _stored(everything, backlog)
-        wait_for(lambda: _stored(everything, backlog) >= done + 5, "the backfill to be under way", 300)
+        wait_for(lambda: _stored(everything, backlog) >= done + 5, "the backfill to be under way", 300, every=1)
         begun = time.monotonic()
         before = _stored(everything, backlog)
         seconds = []

@@ -66,7 +66,7 @@ def _recovery() -> list[Figure]:
         everything.road.prefect.kill()
         everything.road.prefect.start()
         _counted_worker(everything, "successor")
-        wait_for(lambda: all(everything.file(message).exists() for message in messages), "all to be stored", WAIT)
+        everything.wait_until_stored(messages)
         calls = everything.sandbox.control.requests()
     arrived = sorted(float(call["at"]) for call in calls)
     # The sandbox's clock is this machine's.
@@ -89,7 +89,7 @@ def _measured(database: str) -> list[Figure]:
         messages = everything.messages(MESSAGES, 10_000)
         everything.create_runs("default", messages)
         counted = [_counted_worker(everything, f"worker-{number}") for number in range(WORKERS)]
-        wait_for(lambda: all(everything.file(message).exists() for message in messages), "all to be stored", WAIT)
+        everything.wait_until_stored(messages)
         calls = everything.sandbox.control.requests()
         counts = [json.loads(file.read_text()) for file in counted]
     arrived = sorted(float(call["at"]) for call in calls)

@@ -39,13 +39,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = READY) -> None:
-    """Wait until the condition holds. Raises `NotReady` after so many seconds."""
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = READY, every: float = 0.05) -> None:
+    """Wait until the condition holds, looking every so many seconds. Raises `NotReady` after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             raise NotReady(f"{what}: not within {seconds:.0f} s")
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def answers(url: str) -> bool:
