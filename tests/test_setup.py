@@ -34,6 +34,7 @@ def test_no_prefect_url_is_said_with_how_to_get_one(tmp_path: Path) -> None:
     assert "PREFECT_API_URL is not set. Start a server with `prefect server start`" in done.stderr
 
 
+@pytest.mark.soak
 def test_an_unreachable_prefect_is_said_in_one_line(tmp_path: Path) -> None:
     """A wrong address or a stopped server: after half a minute, in which one may start, and without a traceback."""
     done = _setup(tmp_path, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES="0")

@@ -371,7 +371,7 @@ def test_links_may_be_relative(vendor: RawServer, client: EmailgisticsClient, li
 def test_pages_that_lead_in_a_circle(vendor: RawServer, client: EmailgisticsClient) -> None:
     """It ends with an error, not never."""
     page = {"status": "done", "result": {"data": []}, "_links": {"next": {"href": "/api/v1/again"}}}
-    vendor.answer(*[sent(ok(json.dumps(page).encode()))] * 4)
+    vendor.answer(*[sent(ok(json.dumps(page).encode()), keep=True)] * 4)
     pacer = CountingPacer()
     with EmailgisticsClient(vendor.url, "key", pacer=pacer) as dizzy, pytest.raises(BadAnswer, match="never end"):
         list(dizzy.received_messages("mailbox", START, START + DAY))

@@ -1,6 +1,7 @@
 """One installation for all tests of the road: Prefect's server takes 10 to 20 s to start."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def shared_installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[In
 @pytest.fixture
 def running(shared_installation: Installation) -> Iterator[Installation]:
     """The installation, all of it alive and without faults, before the test and after it."""
+    shared_installation.since = datetime.now(UTC)
     yield shared_installation
     shared_installation.sandbox.control.clear_faults()
     for process in shared_installation.road.processes:

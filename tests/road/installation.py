@@ -5,7 +5,7 @@ import sqlite3
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from attachments.storage import Manifest, message_key
 
 PATIENCE = 90.0  # seconds for a run on a busy machine; embedded SQLite makes Prefect wait in steps of 2 s
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+LOOK = 0.25  # seconds between looks at Prefect, which needs the processors for the runs
 FAST = 100_000  # slots of the pacing limits, so that tests do not wait for the minute
 
 # Mounts that the worker alone sees: a disk of 1 MiB, and one that may not be written.
@@ -29,13 +30,15 @@ exec "$@"
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Installation:
     """A running road with the sandbox at its start."""
 
     road: Road
     sandbox: Sandbox
     prefect: httpx.Client
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
+    """When the test began: what ran before is not its own, and costs Prefect much to name again and again."""
 
     def send(self, message: dict[str, Any], deployment: str = "default", **options: Any) -> list[dict[str, Any]]:
         """Have the sandbox deliver a message's webhook; every delivery must succeed."""
@@ -46,13 +49,19 @@ class Installation:
         return deliveries
 
     def runs(self, **of: Any) -> list[dict[str, Any]]:
-        """Flow runs by parameter values, newest first."""
-        found = []
+        """The test's flow runs by parameter values, newest first."""
+        of_this_test = {"expected_start_time": {"after_": self.since.isoformat()}}
+        found = self._flow_runs(of_this_test, "START_TIME_DESC")
+        return [run for run in found if of.items() <= run["parameters"].items()]
+
+    def _flow_runs(self, filters: dict[str, Any], sort: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
         while True:
-            page = self._post("flow_runs/filter", {"limit": 200, "offset": len(found), "sort": "START_TIME_DESC"})
+            body = {"flow_runs": filters, "sort": sort, "limit": 200, "offset": len(found)}
+            page = self._post("flow_runs/filter", body)
             found += page
             if len(page) < 200:
-                return [run for run in found if of.items() <= run["parameters"].items()]
+                return found
 
     def ended_run(self, message: dict[str, Any], *, after: int = 0) -> dict[str, Any]:
         """The newest run of a message once all of its runs have ended and there are more than `after`."""
@@ -61,7 +70,7 @@ class Installation:
             runs = self.runs(message_id=message["id"])
             return len(runs) > after and all(run["state_type"] in FINAL for run in runs)
 
-        wait_for(ended, f"the run of message {message_key(message['id'])}", PATIENCE)
+        wait_for(ended, f"the run of message {message_key(message['id'])}", PATIENCE, LOOK)
         return max(self.runs(message_id=message["id"]), key=lambda run: run["created"])
 
     def run_deployment(
@@ -74,7 +83,7 @@ class Installation:
     ) -> dict[str, Any]:
         """A run of a deployment with these parameters, ended."""
         run = self.start_deployment(name, flow=flow, **parameters)
-        wait_for(lambda: self.run(run["id"])["state_type"] in FINAL, f"flow run {run['id']}", patience)
+        wait_for(lambda: self.run(run["id"])["state_type"] in FINAL, f"flow run {run['id']}", patience, LOOK)
         return self.run(run["id"])
 
     def start_deployment(
@@ -99,13 +108,7 @@ class Installation:
 
     def tagged(self, tag: str) -> list[dict[str, Any]]:
         """The flow runs with a tag."""
-        runs: list[dict[str, Any]] = []
-        while True:
-            filters = {"flow_runs": {"tags": {"all_": [tag]}}, "sort": "ID_DESC", "limit": 200, "offset": len(runs)}
-            page = self._post("flow_runs/filter", filters)
-            runs += page
-            if len(page) < 200:
-                return runs
+        return self._flow_runs({"tags": {"all_": [tag]}}, "ID_DESC")
 
     def deployments(self) -> list[dict[str, Any]]:
         """All deployments that there are."""
@@ -170,7 +173,7 @@ class Installation:
     def forget_unfinished_runs(self) -> None:
         """Delete the runs that a test has left behind: attempts for later, and those that nobody was meant to take."""
         with suppress(NotReady):
-            wait_for(lambda: not self._runs_in("PENDING", "RUNNING", "CANCELLING"), "what is under way to end", 10)
+            until(lambda: not self._runs_in("PENDING", "RUNNING", "CANCELLING"), "what is under way to end", 10)
         for run in self._runs_in("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"):
             with suppress(httpx.HTTPStatusError):  # it has ended meanwhile
                 self.remove(f"flow_runs/{run['id']}")
@@ -236,7 +239,7 @@ class Installation:
             answer[:] = [self.prefect.request(method, path, json=body)]
             return answer[0].status_code != httpx.codes.SERVICE_UNAVAILABLE
 
-        wait_for(taken, f"Prefect's answer to {path}")
+        wait_for(taken, f"Prefect's answer to {path}", every=LOOK)
         return answer[0].raise_for_status()
 
 
@@ -272,4 +275,4 @@ def installation(folder: Path, *, slots: int = FAST, limit: int | None = None) -
 
 def until(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
     """Wait for a condition for as long as a run may take on a busy machine."""
-    wait_for(condition, what, patience)
+    wait_for(condition, what, patience, LOOK)

@@ -103,7 +103,7 @@ def test_sigterm_hands_a_long_run_back_within_the_deadline(running: Installation
     assert len(running.files(message)) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.soak)])
 def test_webhooks_are_taken_while_prefect_is_away(running: Installation, number: signal.Signals) -> None:
     """Faults 3 and 4: with Prefect's server gone or hung, 200s go on, and everything runs once it is back."""
     messages = [

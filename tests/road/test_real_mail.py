@@ -38,7 +38,7 @@ def _decoded(path: Path) -> list[str]:
     return digests
 
 
-@pytest.mark.parametrize("source", ["standard library", "our own"])
+@pytest.mark.parametrize("source", [pytest.param("standard library", marks=pytest.mark.soak), "our own"])
 def test_real_mail_comes_out_as_email_decodes_it(running: Installation, tmp_path: Path, source: str) -> None:
     """Must show 9: each file in the store equals a part as `email` decodes it, for every message of the folder."""
     folder = tmp_path / "mail"
