@@ -233,12 +233,17 @@ class _Line:
                     self._waiting[0].set()
 
 
+def pause_variable(limit_name: str) -> str:
+    """The name of the Prefect Variable that says until when no calls are made under a limit."""
+    return re.sub(r"[^a-z0-9_-]", "-", f"{limit_name}-pause".lower())
+
+
 class _Pause:
     """No calls for a while, after a 429: in this process at once, in others as soon as they hear of it."""
 
     def __init__(self, limit_name: str, client: SyncPrefectClient) -> None:
         self._client = client
-        self._variable = re.sub(r"[^a-z0-9_-]", "-", f"{limit_name}-pause".lower())
+        self._variable = pause_variable(limit_name)
         self._lock = threading.Lock()
         self._until = -LONGEST_PAUSE  # monotonic
         self._seconds = FIRST_PAUSE

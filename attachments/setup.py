@@ -132,7 +132,13 @@ async def _existing(block: type[B], client: PrefectClient) -> B | None:
         document = await client.read_block_document_by_name("default", slug)
     except ObjectNotFound:
         return None
-    return block._from_block_document(document)
+    try:
+        return block._from_block_document(document)
+    except ValidationError:
+        raise SetupError(
+            f"The block {slug}/default cannot be used as it is. Correct or delete it in the Prefect UI under Blocks, "
+            "then run this again."
+        ) from None
 
 
 async def _save(block: Block, name: str, client: PrefectClient, tell: Tell) -> None:

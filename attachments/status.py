@@ -88,8 +88,11 @@ def look(inbox: Path, *, seconds: float = SECONDS) -> StatusReport:
     seen: dict[str, Any] = {}
     depth = Question(lambda: read_depth(inbox))
     if PREFECT_API_URL.value():
-        with prefect(seconds) as client:
-            seen = _seen(client, time.monotonic() + seconds, problems)
+        try:
+            with prefect(seconds) as client:
+                seen = _seen(client, time.monotonic() + seconds, problems)
+        except PREFECT_ERRORS as error:
+            problems.append(" ".join(trouble(error)))
     else:
         problems.append("PREFECT_API_URL is not set. Set it to your server's, such as http://127.0.0.1:4200/api.")
     try:

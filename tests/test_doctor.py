@@ -213,7 +213,14 @@ def test_a_prefect_that_hangs_does_not_hang_the_doctor() -> None:
     assert len(lines) == 2
 
 
-@pytest.mark.parametrize(("url", "text"), [(None, "PREFECT_API_URL is not set"), ("http://127.0.0.1:9/api", "Connect")])
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        (None, "PREFECT_API_URL is not set"),
+        ("http://127.0.0.1:9/api", "Connect"),
+        ("http://127.0.0.1:4200api", "PREFECT_API_URL is no address."),
+    ],
+)
 def test_without_prefect_the_rest_is_looked_at(
     url: str | None,
     text: str,
@@ -377,6 +384,9 @@ def test_the_expected_type_is_our_workers() -> None:
         ({"version": "an-older-one"}, "warning  {}: It was made from another version"),
         ({"entrypoint": "flows.elsewhere.download"}, "FAILED   {}: It starts other code than the installed one."),
         ({"parameter_openapi_schema": {}}, "FAILED   {}: Its parameters are those of another version."),
+        ({"work_pool_name": None, "work_queue_name": None}, "FAILED   {}: It stands in no work pool"),
+        ({"work_pool_name": "other"}, "FAILED   {}: It stands in another work pool"),
+        ({"work_queue_name": "by-hand"}, "warning  {}: It stands in another queue than it should."),
     ],
 )
 def test_a_deployment_is_what_the_installed_version_would_make(changed: dict[str, Any], expected: str) -> None:
@@ -389,6 +399,8 @@ def test_a_deployment_is_what_the_installed_version_would_make(changed: dict[str
         "version": made.version,
         "paused": False,
         "parameter_openapi_schema": schema,
+        "work_pool_name": "attachments",
+        "work_queue_name": "default",
     }
     name = "download-attachments/default"
     found = list(look_at_deployments({name: cast("Any", SimpleNamespace(**{**fields, **changed}))}))
@@ -396,8 +408,8 @@ def test_a_deployment_is_what_the_installed_version_would_make(changed: dict[str
     assert {finding.status for finding in found[1:]} == {"failed"}  # the others are missing
 
 
-def scheduled(*, active: bool) -> Any:
-    return SimpleNamespace(paused=False, schedules=[SimpleNamespace(active=active)])
+def scheduled(*, active: bool, **parameters: Any) -> Any:
+    return SimpleNamespace(paused=False, schedules=[SimpleNamespace(active=active)], parameters=parameters)
 
 
 @pytest.mark.parametrize(
@@ -416,6 +428,25 @@ def test_reconciliation_should_run_by_itself_when_it_can(active: bool, scope: An
     found = list(look_at_reconciliation({"reconcile-attachments/default": scheduled(active=active)}, scopes))
     assert said(found[0]).startswith(expected)
     assert list(look_at_reconciliation({}, scopes)) == []
+
+
+@pytest.mark.parametrize(("lacks", "status"), [("uk", "ok"), ("us", "failed")])
+def test_the_key_of_another_account_is_no_matter_of_reconciliation(lacks: str, status: str) -> None:
+    """Its runs use the account of the deployment that they fetch for."""
+    scopes = [
+        Finding(
+            check="scope", subject=f"reporting ({account})", status="warning" if account == lacks else "ok", text="x"
+        )
+        for account in ("uk", "us")
+    ]
+    standing = {
+        "download-attachments/claims": SimpleNamespace(parameters={"account": "us"}),
+        "download-attachments/default": SimpleNamespace(parameters={"account": "uk"}),
+        "reconcile-attachments/claims": scheduled(active=True, deployment="claims"),
+        "reconcile-attachments/default": scheduled(active=False),
+    }
+    (found,) = look_at_reconciliation(cast("Any", standing), scopes)
+    assert found.status == status
 
 
 # ---- Emailgistics ----
@@ -517,18 +548,29 @@ def test_other_answers_are_no_proof_of_anything(sandbox: Sandbox, status: int, e
         assert finding.remedy or finding.status == "ok"
 
 
+LONG_AGO, SOON = "2026-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"
+
+
 @pytest.mark.parametrize(
-    ("room", "expected"),
+    ("room", "taken", "pause", "expected"),
     [
-        (Room.FREE, "FAILED   api-key default: Emailgistics does not answer within 0 s."),
-        (Room.FULL, "warning  api-key default: Not asked: all slots of the limit are taken"),
+        (Room.FREE, 2, None, "FAILED   api-key default: Emailgistics does not answer within 0 s."),
+        (Room.FREE, 2, {"until": LONG_AGO}, "FAILED   api-key default: Emailgistics does not answer within 0 s."),
+        (Room.FREE, 2, "rubbish", "FAILED   api-key default: Emailgistics does not answer within 0 s."),
+        (Room.FREE, 3, None, "warning  api-key default: Not asked: all slots of the limit are taken"),
+        (Room.FULL, 2, None, "warning  api-key default: Not asked: all slots of the limit are taken"),
+        (Room.FREE, 2, {"until": SOON}, "warning  api-key default: Not asked: Emailgistics answered 429"),
     ],
 )
-def test_a_vendor_that_hangs_does_not_hang_the_doctor(room: Room, expected: str) -> None:
-    """It is asked once, not three times; where a slot was waited for, that is no failure."""
+def test_a_vendor_that_hangs_does_not_hang_the_doctor(room: Room, taken: int, pause: Any, expected: str) -> None:
+    """It is asked once, not three times; where a slot or the end of a pause was waited for, that is no failure."""
+    told = SimpleNamespace(
+        read_global_concurrency_limit_by_name=lambda _: limit(3, active_slots=taken),
+        read_variable_by_name=lambda name: {"emailgistics-api-pause": SimpleNamespace(value=pause)}[name],
+    )
     with hanging() as url, EmailgisticsClient(url, KEY) as asking:
-        account = cast("Any", SimpleNamespace(client=lambda: asking))
-        found = list(_Examination(cast("Any", None), 0.3)._vendor("default", account, room))
+        account = cast("Any", SimpleNamespace(client=lambda: asking, limit_name="emailgistics-api"))
+        found = list(_Examination(cast("Any", told), 0.3)._vendor("default", account, room))
     assert len(found) == 1
     assert said(found[0]).startswith(expected)
 
@@ -543,6 +585,15 @@ def test_a_store_that_hangs_does_not_hang_the_doctor() -> None:
     finding = _Examination(cast("Any", None), 0.1)._store("default", block)
     forever.set()
     assert said(finding).startswith("FAILED   store default: It does not answer within")
+
+
+def test_a_store_whose_options_a_library_cannot_use_is_a_failure() -> None:
+    """A typing error in them must not cost what else the doctor finds."""
+    block = AttachmentStore(
+        url="s3://bucket/root", options={"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": "minio:9000"}}
+    )
+    finding = _Examination(cast("Any", None), 20)._store("default", block)
+    assert said(finding).startswith("FAILED   store default: It cannot be opened (ValueError). Compare its URL")
 
 
 def test_a_store_that_works_is_well_and_left_as_it_was(tmp_path: Path) -> None:

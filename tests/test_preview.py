@@ -102,7 +102,12 @@ def test_a_hostile_name_cannot_fool_the_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "text"), [(None, "PREFECT_API_URL is not set."), ("http://127.0.0.1:9/api", "Prefect does not answer")]
+    ("url", "text"),
+    [
+        (None, "PREFECT_API_URL is not set."),
+        ("http://127.0.0.1:9/api", "Prefect does not answer"),
+        ("http://127.0.0.1:4200api", "PREFECT_API_URL is no address."),
+    ],
 )
 def test_without_prefect_it_says_so(url: str | None, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     """In one line, with status 1."""

@@ -4,14 +4,16 @@ import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from pydantic import SecretStr
 
 from attachments import setup
 from attachments.demo.processes import free_port, surroundings
 from attachments.setup import declared_deployments
-from blocks import AttachmentStore
+from blocks import AttachmentStore, EmailgisticsAccount
 
 ATTACHMENTS = str(Path(sys.executable).with_name("attachments"))
 
@@ -75,3 +77,20 @@ def test_the_declared_deployments_are_module_paths() -> None:
         "doctor/default",
     ]
     assert all(":" not in deployment["entrypoint"] for deployment in deployments)
+
+
+def test_a_block_that_cannot_be_used_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Prefect UI saves it unchecked; there is no traceback, and none of its values."""
+
+    async def there(*_: object) -> object:
+        return object()
+
+    monkeypatch.setattr(
+        EmailgisticsAccount,
+        "_from_block_document",
+        lambda _: EmailgisticsAccount(base_url="http://c1.example.com", api_key=SecretStr("secret-canary")),
+    )
+    client = cast("Any", SimpleNamespace(read_block_document_by_name=there))
+    with pytest.raises(setup.SetupError, match="The block emailgistics-account/default cannot be used") as caught:
+        asyncio.run(setup._account({"EMAILGISTICS_BASE_URL": "https://c1.example.com/api/v1"}, client))
+    assert "canary" not in str(caught.value)

@@ -30,7 +30,12 @@ RUNS = (
 
 
 @pytest.mark.parametrize(
-    ("url", "text"), [(None, "PREFECT_API_URL is not set."), ("http://127.0.0.1:9/api", "Prefect does not answer")]
+    ("url", "text"),
+    [
+        (None, "PREFECT_API_URL is not set."),
+        ("http://127.0.0.1:9/api", "Prefect does not answer"),
+        ("http://127.0.0.1:4200api", "PREFECT_API_URL is no address."),
+    ],
 )
 def test_without_prefect_it_shows_the_inbox_and_says_what_is_missing(
     url: str | None, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

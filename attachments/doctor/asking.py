@@ -22,6 +22,7 @@ PATIENCE = 20.0
 # What Prefect's client raises when it is away, and when something else answers at its address.
 PREFECT_ERRORS = (
     httpx.HTTPError,
+    httpx.InvalidURL,
     ObjectNotFound,
     RuntimeError,
     ValueError,
@@ -112,6 +113,8 @@ def trouble(error: Exception) -> tuple[str, str]:
             f"Prefect does not answer ({type(error).__name__}).",
             "Start it (`prefect server start`), or correct PREFECT_API_URL.",
         )
+    if isinstance(error, httpx.InvalidURL):
+        return "PREFECT_API_URL is no address.", "Correct it: it looks like http://127.0.0.1:4200/api."
     return (
         f"What answers at PREFECT_API_URL is not Prefect's API ({type(error).__name__}).",
         "Correct it: it looks like http://127.0.0.1:4200/api.",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -64,18 +65,37 @@ def _compared(spec: Mapping[str, Any], standing: Deployments) -> Finding:
     if deployment is None:
         return failed("deployment", "There is none of this name.", "Run `attachments setup`.", subject=name)
     expected = as_deployed(flow, spec["name"])
-    if deployment.entrypoint != expected.entrypoint:
-        return failed("deployment", "It starts other code than the installed one.", SETUP, subject=name)
-    schema = expected._parameter_openapi_schema.model_dump(exclude_unset=True)
-    if json.loads(json.dumps(schema, default=str)) != deployment.parameter_openapi_schema:
-        return failed("deployment", "Its parameters are those of another version.", SETUP, subject=name)
-    if deployment.paused and not spec.get("paused"):
-        text = "It is paused in Prefect, so it runs by hand or webhook alone, and never by a schedule."
-        return warning("deployment", text, "Resume it in the Prefect UI under Deployments.", subject=name)
-    if deployment.version != expected.version:
-        text = "It was made from another version of the same flow, with the same parameters."
-        return warning("deployment", text, SETUP, subject=name)
-    return ok("deployment", "It is current.", subject=name)
+    schema = json.loads(json.dumps(expected._parameter_openapi_schema.model_dump(exclude_unset=True), default=str))
+    place = spec["work_pool"]
+    lost = "another" if deployment.work_pool_name else "no"
+    broken = (
+        (deployment.entrypoint != expected.entrypoint, "It starts other code than the installed one."),
+        (deployment.parameter_openapi_schema != schema, "Its parameters are those of another version."),
+        (
+            deployment.work_pool_name != place["name"],
+            f"It stands in {lost} work pool, so no worker of ours takes its runs.",
+        ),
+    )
+    odd = (
+        (
+            deployment.work_queue_name != place.get("work_queue_name", "default"),
+            "It stands in another queue than it should.",
+            SETUP,
+        ),
+        (
+            deployment.paused and not spec.get("paused"),
+            "It is paused in Prefect, so it runs by hand or webhook alone, and never by a schedule.",
+            "Resume it in the Prefect UI under Deployments.",
+        ),
+        (
+            deployment.version != expected.version,
+            "It was made from another version of the same flow, with the same parameters.",
+            SETUP,
+        ),
+    )
+    failures = (failed("deployment", text, SETUP, subject=name) for is_so, text in broken if is_so)
+    warnings = (warning("deployment", text, remedy, subject=name) for is_so, text, remedy in odd if is_so)
+    return next(chain(failures, warnings), ok("deployment", "It is current.", subject=name))
 
 
 def _by_name(flows: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """All of it, one thing after the other; what does not answer is said so, and the rest goes on."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -8,11 +9,12 @@ from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL
 
+from attachments.cancelling import RunCancelled
 from attachments.doctor.asking import PATIENCE, PREFECT_ERRORS, Silent, prefect, trouble, within
 from attachments.doctor.blocks import Loaded, load_blocks
 from attachments.doctor.deployments import Deployments, blocks_named, look_at_deployments, read_deployments
 from attachments.doctor.findings import Finding, failed, warning
-from attachments.doctor.limits import Room, look_at_limits, read_limit, room_in
+from attachments.doctor.limits import Room, is_paused, look_at_limits, read_limit, room_in
 from attachments.doctor.reconciliation import look_at_reconciliation
 from attachments.doctor.server import look_at_server, look_at_settings
 from attachments.doctor.stores import look_at_store
@@ -34,7 +36,13 @@ def examine(*, patience: float = PATIENCE) -> Iterator[Finding]:
         yield failed("prefect", "PREFECT_API_URL is not set.", remedy)
         yield _unseen()
         return
-    with prefect(patience) as client:
+    with ExitStack() as stack:
+        try:
+            client = stack.enter_context(prefect(patience))
+        except PREFECT_ERRORS as error:
+            yield failed("prefect", *trouble(error))
+            yield _unseen()
+            return
         yield from _Examination(client, patience).run()
 
 
@@ -102,22 +110,26 @@ class _Examination:
             try:
                 found = within(self._patience, partial(_all_of, look))
             except Silent:
-                yield self._vendor_is_silent(check.partition(" ")[0], name, room)
+                yield self._vendor_is_silent(check.partition(" ")[0], name, account.limit_name, room)
                 return
             yield from found
             if check == "api-key" and found[0].status != "ok":
                 return
 
-    def _vendor_is_silent(self, check: str, name: str, room: Room) -> Finding:
+    def _vendor_is_silent(self, check: str, name: str, limit_name: str, room: Room) -> Finding:
+        """Who is to blame: our own calls count as well, and others' may have come in between."""
+        with suppress(Silent, *PREFECT_ERRORS):
+            if within(self._patience, lambda: is_paused(self._client, limit_name)):
+                text = "Not asked: Emailgistics answered 429 not long ago, and all calls pause for up to 8 minutes."
+                return warning(check, text, "Look again when the pause is over.", subject=name)
+            if room is Room.FREE:
+                room = room_in(within(self._patience, lambda: read_limit(self._client, limit_name)))
         if room is Room.FULL:
             text = f"Not asked: all slots of the limit are taken, and none came free within {self._patience:.0f} s."
             return warning(check, text, "Look again when less is going on.", subject=name)
-        return failed(
-            check,
-            f"Emailgistics does not answer within {self._patience:.0f} s.",
-            "Look at the network and the base URL, or look again later: it is slow, or all workers pause after a 429.",
-            subject=name,
-        )
+        text = f"Emailgistics does not answer within {self._patience:.0f} s."
+        remedy = "Look at the network and the base URL, or look again later, for it may be slow."
+        return failed(check, text, remedy, subject=name)
 
     def _store(self, name: str, store: AttachmentStore) -> Finding:
         try:
@@ -125,6 +137,11 @@ class _Examination:
         except Silent:
             remedy = "Look at the network, the mount or the service behind it."
             return failed("store", f"It does not answer within {self._patience:.0f} s.", remedy, subject=name)
+        except RunCancelled:
+            raise
+        except Exception as error:  # noqa: BLE001  a foreign library's word for an option that it cannot use
+            text = f"It cannot be opened ({type(error).__name__})."
+            return failed("store", text, "Compare its URL and options with docs/stores.md.", subject=name)
 
     def _blocks(self, kind: type[B], names: Iterable[str]) -> Loaded[B]:
         nothing: Loaded[B] = Loaded(blocks={}, findings=())

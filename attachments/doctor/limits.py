@@ -1,6 +1,8 @@
 """The limits that keep the calls below the vendor's cap, and leave a share of it to live mail."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from enum import Enum
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -8,6 +10,7 @@ from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.exceptions import ObjectNotFound
 
 from attachments.doctor.findings import Finding, failed, ok
+from attachments.pacing import pause_variable
 from blocks import EmailgisticsAccount
 
 CAP = 100  # calls a minute for the whole account (getting-started/rate-limits)
@@ -30,6 +33,15 @@ def read_limit(client: SyncPrefectClient, name: str) -> Limit | None:
         return client.read_global_concurrency_limit_by_name(name)
     except ObjectNotFound:
         return None
+
+
+def is_paused(client: SyncPrefectClient, name: str) -> bool:
+    """Whether calls under that limit wait for the end of a pause, which a 429 has begun."""
+    variable = client.read_variable_by_name(pause_variable(name))
+    told = variable.value if variable else None
+    with suppress(KeyError, TypeError, ValueError):
+        return isinstance(told, Mapping) and datetime.fromisoformat(str(told["until"])) > datetime.now(UTC)
+    return False
 
 
 def room_in(limit: Limit | None) -> Room:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from attachments.doctor.deployments import RECONCILE, Deployments, is_scheduled
+from prefect.client.schemas.responses import DeploymentResponse
+
+from attachments.doctor.deployments import DOWNLOAD, RECONCILE, Deployments, is_scheduled
 from attachments.doctor.findings import Finding, failed, ok, warning
 
 RESUME = f"Switch its schedule on in the Prefect UI under Deployments, {RECONCILE}/default."
@@ -10,9 +12,11 @@ RESUME = f"Switch its schedule on in the Prefect UI under Deployments, {RECONCIL
 
 def look_at_reconciliation(standing: Deployments, scopes: Sequence[Finding]) -> Iterator[Finding]:
     """Whether it runs by itself, given what was found of the scope `reporting`."""
-    known = {finding.status for finding in scopes if (finding.subject or "").startswith("reporting ")}
-    deployments = {name: found for name, found in standing.items() if name.startswith(f"{RECONCILE}/")}
-    runs = any(is_scheduled(deployment) for deployment in deployments.values())
+    deployments = [found for name, found in standing.items() if name.startswith(f"{RECONCILE}/")]
+    running = [deployment for deployment in deployments if is_scheduled(deployment)]
+    runs = bool(running)
+    used = {f"reporting ({_account(deployment, standing)})" for deployment in running or deployments}
+    known = {finding.status for finding in scopes if finding.subject in used}
     if not deployments:
         return  # that it is missing was said, where this version has one
     if runs and "warning" in known:
@@ -23,3 +27,9 @@ def look_at_reconciliation(standing: Deployments, scopes: Sequence[Finding]) -> 
     else:
         text = "It does not run by itself, so a message whose webhook never came is not found."
         yield warning("reconciliation", text, RESUME if "ok" in known else f"Give the key `reporting`. Then: {RESUME}")
+
+
+def _account(deployment: DeploymentResponse, standing: Deployments) -> str:
+    """The account that its runs use: that of the deployment that they fetch for."""
+    target = standing.get(f"{DOWNLOAD}/{deployment.parameters.get('deployment') or 'default'}")
+    return str((target and target.parameters.get("account")) or "default")

@@ -28,7 +28,7 @@ from attachments.storage.folders import Folder
 from attachments.storage.incoming import INCOMING, abandoned, incoming, sweep
 from attachments.storage.keys import attachment_path, checked_key, checked_object_path, is_hold, is_key, manifest_path
 from attachments.storage.local_errors import translated
-from attachments.storage.locks import locked
+from attachments.storage.locks import claim, locked
 from attachments.storage.manifest import Manifest
 from attachments.storage.names import safe_name as made_safe
 from attachments.storage.proofs import BLOCK, attach_proof, written_at
@@ -156,13 +156,14 @@ class LocalStore(Store):
                             found[attachment_path(message_key, key, name)] = seen
         return Inventory(found, is_held=any(map(is_hold, names)))
 
-    def remove(self, key: str) -> None:
+    def remove(self, key: str, *, stored_before: datetime | None = None) -> bool:
         place = checked_object_path(key).rpartition("/")[0]
         with translated("remove attachment", key=place), ExitStack() as opened:
             root = self._root.opened(opened)
-            if root is not None:
-                opened.enter_context(locked(root, place.partition("/")[0]))
-                remove_object(root, key)
+            if root is None:
+                return True
+            opened.enter_context(locked(root, place.partition("/")[0]))
+            return remove_object(root, key, stored_before)
 
     def remove_manifest(self, message_key: str, when: Callable[[Manifest], bool]) -> bool:
         checked_key(message_key)
@@ -183,7 +184,7 @@ class LocalStore(Store):
     def clock(self) -> datetime:
         with translated("write to the store"), ExitStack() as opened:
             root = self._root.opened(opened)
-            if root is None:
+            if root is None or not root.has(INCOMING):
                 return datetime.now(UTC)  # nothing is made for the asking
             file = opened.enter_context(incoming(root, "clock"))
             file.write(b"now")
@@ -241,6 +242,7 @@ def _try_out(folder: Folder) -> None:
     name = f".probe-{secrets.token_hex(8)}"
     with folder.opened(name, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
         os.unlink(name, dir_fd=folder.fd)
+        claim(fd)  # without locks nothing can be stored
         os.write(fd, content)
         os.fsync(fd)
         if os.pread(fd, len(content), 0) != content:

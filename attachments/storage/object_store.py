@@ -18,7 +18,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 from attachments.storage.backend import Backend, Conflict, Labels, Listed, Residue, Standing, Upload
@@ -48,7 +48,7 @@ from attachments.storage.probing import probe
 from attachments.storage.store import Inventory, ManifestChange, Probe, Seen, Store, StoredObject
 
 _MANIFEST = Labels("application/json")
-_CLOCK = ".clock"
+_CLOCK = ".clock/now"
 """Folder in the root for what is written to see what time it is there."""
 _PARTS = 3
 """Parts of an attachment's path."""
@@ -165,11 +165,15 @@ class ObjectStore(Store):
                     objects[found.path] = Seen(found.bytes, modified)
         return Inventory(objects, is_held)
 
-    def remove(self, key: str) -> None:
+    def remove(self, key: str, *, stored_before: datetime | None = None) -> bool:
         place = _place(checked_object_path(key))
         with self._turn(place), self._translated("remove attachment", place):
+            standing = self._backend.look(key) if stored_before is not None else None
+            if standing is not None and stored_before is not None and standing.modified >= stored_before:
+                return False
             self._backend.remove(key)
         self._listings.forget(place.partition("/")[0])
+        return True
 
     def remove_manifest(self, message_key: str, when: Callable[[Manifest], bool]) -> bool:
         path = manifest_path(message_key)
@@ -181,13 +185,13 @@ class ObjectStore(Store):
         return True
 
     def clock(self) -> datetime:
-        path = f"{_CLOCK}/{secrets.token_hex(8)}"
         with self._translated("write to the store", None):
-            try:
-                self._backend.save(path, b"now", _MANIFEST, replaces=None)
-                written = self._backend.look(path)
-            finally:
-                self._backend.remove(path)
+            left = self._backend.load(_CLOCK)
+            with suppress(Conflict):  # somebody else asks at the same moment, and has written it
+                self._backend.save(_CLOCK, b"now", _MANIFEST, replaces=left and left[1])
+            written = self._backend.look(_CLOCK)
+            with suppress(*self._backend.errors):  # what stays is one small object, and the next one replaces it
+                self._backend.remove(_CLOCK)
         return written.modified if written else datetime.now(UTC)
 
     def read(self, key: str) -> Iterator[bytes]:

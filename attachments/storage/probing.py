@@ -32,12 +32,14 @@ def probe(backend: Backend, is_refused: Callable[[Exception], bool]) -> Probe:
 
 
 def _tried(backend: Backend, is_refused: Callable[[Exception], bool]) -> Probe:
-    left = backend.load(PATH)
-    content = secrets.token_bytes(64)
-    backend.save(PATH, content, _LABELS, replaces=left and left[1])
     found = backend.load(PATH)
-    if found is None or found[0] != content:
-        raise Conflict  # another prober was here; or the store has lost it, and so it will again
+    # Twice, since to replace what stands there may need another right than to make it.
+    for _ in range(2):
+        content = secrets.token_bytes(64)
+        backend.save(PATH, content, _LABELS, replaces=found and found[1])
+        found = backend.load(PATH)
+        if found is None or found[0] != content:
+            raise Conflict  # another prober was here; or the store has lost it, and so it will again
     try:
         backend.remove(PATH)
     except backend.errors as error:

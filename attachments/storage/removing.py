@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from datetime import datetime
 
 from attachments.storage.folders import Folder
 from attachments.storage.keys import MANIFEST_NAME
+from attachments.storage.proofs import written_at
 
 
-def remove_object(root: Folder, key: str) -> None:
+def remove_object(root: Folder, key: str, stored_before: datetime | None) -> bool:
     """Removes an attachment's file and its folder; whatever else is in that stays. Nothing there is fine.
 
-    A symlink, a folder or a pipe in the file's place is a FileExistsError or a NotADirectoryError.
+    False when the file is not that old, and stays. A symlink, a folder or a pipe in the file's place is a
+    FileExistsError or a NotADirectoryError.
     """
     message_key, attachment_key, name = key.split("/")
     with suppress(FileNotFoundError), root.folder(message_key) as message:
         with suppress(FileNotFoundError), message.folder(attachment_key) as folder:
-            _unlink(folder, name)
+            if not _unlink(folder, name, stored_before):
+                return False
         _remove_empty(message, attachment_key)
+    return True
 
 
 def remove_manifest(root: Folder, message_key: str) -> None:
@@ -29,12 +34,15 @@ def remove_manifest(root: Folder, message_key: str) -> None:
         _remove_empty(root, message_key)
 
 
-def _unlink(folder: Folder, name: str) -> None:
+def _unlink(folder: Folder, name: str, stored_before: datetime | None = None) -> bool:
     with suppress(FileNotFoundError):
-        with folder.opened(name, os.O_RDONLY):
+        with folder.opened(name, os.O_RDONLY) as fd:
+            if stored_before is not None and written_at(fd) >= stored_before:
+                return False
             os.unlink(name, dir_fd=folder.fd)
         # Before anybody records that it is gone: after a power failure it must not be back.
         folder.sync()
+    return True
 
 
 def _remove_empty(folder: Folder, name: str) -> None:

@@ -56,9 +56,9 @@ class Holds:
         self._met: set[int] = set()
         self._count = 0
         for text in filter(None, map(str.strip, texts)):
-            # It may be a path that somebody has copied. And who knows that no id looks like a key?
-            first = text.partition("/")[0].lower()
-            for key in {key_of(text), *filter(is_key, [first])}:
+            # It may be a path or an address that somebody has copied. And who knows that no id looks like a key?
+            parts = text.lower().replace("\\", "/").split("/")
+            for key in {key_of(text), *filter(is_key, parts)}:
                 self._names.setdefault(key, set()).add(self._count)
             self._count += 1
 
@@ -176,17 +176,21 @@ def _removed(
         if cancelling.is_cancelled() or not budget.take():
             break
         try:
-            if not policy.dry_run:
-                _remove(store, entry)
+            goes = policy.dry_run or _remove(store, entry, policy)
         except StoreError as error:
             budget.give_back()
             failure = failure or error
-            if isinstance(error, _EVERYWHERE):
+            # One object may be under a legal hold and its neighbour not.
+            if isinstance(error, _EVERYWHERE) and not isinstance(error, AccessDenied):
                 break
         except cancelling.RunCancelled:
             break  # while it waited to try again; what has gone is recorded all the same
         else:
-            gone.append(entry)
+            if goes:
+                gone.append(entry)
+            else:
+                budget.give_back()
+                looked = replace(looked, younger=looked.younger + 1)
     at = datetime.now(UTC)
     try:
         if gone and policy.dry_run:
@@ -207,10 +211,13 @@ def _removed(
     return replace(looked, failure=failure)
 
 
-def _remove(store: Store, entry: ManifestAttachment) -> None:
-    """One that is gone already as well: a purge that died may have left what is kept beside it."""
+def _remove(store: Store, entry: ManifestAttachment, policy: Policy) -> bool:
+    """One that is gone already as well: a purge that died may have left what is kept beside it.
+
+    False when another run has stored it anew since the store was asked what stands there.
+    """
     key = entry.key or ""
-    _patiently(lambda: store.remove(key))
+    return _patiently(lambda: store.remove(key, stored_before=policy.stored_before))
 
 
 def _with_purged(current: Manifest | None, gone: list[ManifestAttachment], at: datetime, key: str) -> Manifest:
@@ -311,7 +318,7 @@ class Tally:
         self.refused += len(looked.refused)
         self.unrecorded += looked.unrecorded
         self.forgotten += looked.forgotten
-        if looked.purged:
+        if looked.failure is None:
             self.in_a_row = 0
         if looked.failure is not None:
             self.fail(looked.failure)
@@ -344,7 +351,10 @@ def purge(
     on_message: Callable[[Looked], object] = lambda _: None,
     on_progress: Callable[[Tally], object] = lambda _: None,
 ) -> Tally:
-    """Goes through all messages of a store, a few at a time. Memory does not grow with their number.
+    """Goes through all messages of a store, a few at a time.
+
+    Memory does not grow with their number where the store names them in parts; over SFTP and other file systems it
+    holds their keys.
 
     One message's failure does not stop the others, unless the store itself seems to be away. Killed at any moment and
     run again, it ends as if it had not been killed. Raises RunCancelled.

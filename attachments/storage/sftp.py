@@ -139,7 +139,7 @@ class SftpBackend(Backend):
     def message_keys(self) -> Iterator[str]:
         with self._session() as sftp:
             self._look_at_root(sftp)
-            names = [told.filename for told in sftp.listed(self._path(""))]
+            names = sftp.names(self._path(""))
         yield from (name for name in names if not name.startswith("."))
 
     def look(self, path: str) -> Standing | None:

@@ -132,11 +132,13 @@ class Store(ABC):
         """What stands of a message, when each object came there, and whether the message is held."""
 
     @abstractmethod
-    def remove(self, key: str) -> None:
+    def remove(self, key: str, *, stored_before: datetime | None = None) -> bool:
         """Removes an attachment's object, with whatever the store keeps beside it. Nothing there is fine.
 
-        Whoever listed the store afterwards does not see it, whatever dies. Raises ValueError for a key that no object
-        of ours can have: a manifest, a hidden file, a way out of the root.
+        False when what stands there came to the store at that moment or later, by the store's clock, and stays; with
+        services, what is stored within the one request of the removal is not seen. Whoever listed the store afterwards
+        does not see it, whatever dies. Raises ValueError for a key that no object of ours can have: a manifest, a
+        hidden file, a way out of the root.
         """
 
     @abstractmethod

@@ -315,6 +315,15 @@ class StoreContract(ABC):
         assert store.write(MESSAGE, ATTACHMENT, "a.pdf", in_chunks(content, 500_000)).key == removed.key
         assert self.visible(store)[removed.key] == content
 
+    def test_what_came_later_than_is_asked_for_is_not_removed(self, store: Store) -> None:
+        """It has been stored anew since somebody looked; what is older goes, and what is gone is gone."""
+        written = store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+        day = timedelta(days=1)
+        assert not store.remove(written.key, stored_before=datetime.now(UTC) - day)
+        assert store.stored(MESSAGE) == {ATTACHMENT: written}
+        assert all(store.remove(written.key, stored_before=datetime.now(UTC) + day) for _ in range(2))
+        assert self.visible(store) == {}
+
     def test_what_was_removed_can_be_stored_anew_at_once(self, store: Store) -> None:
         """The store does not believe what it knew of the message before."""
         first = store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])

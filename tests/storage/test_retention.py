@@ -33,6 +33,7 @@ from attachments.storage.retention import (
     purge_message,
     stored_before,
 )
+from attachments.storage.store import Inventory
 from attachments.storage.verification import Problem, verify_message
 
 from . import test_local_crashes
@@ -255,8 +256,17 @@ def test_a_refusal_repeats_nothing_that_a_manifest_says(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [MESSAGE_ID, f"  {MESSAGE_ID}\n", MESSAGE, MESSAGE.upper(), f"{MESSAGE}/{ATTACHMENT}"],
-    ids=["id", "id with blanks", "key", "capitals", "path"],
+    [
+        MESSAGE_ID,
+        f"  {MESSAGE_ID}\n",
+        MESSAGE,
+        MESSAGE.upper(),
+        f"{MESSAGE}/{ATTACHMENT}",
+        f"/srv/attachments/{MESSAGE}",
+        f"s3://bucket/root/{MESSAGE}/manifest.json",
+        f"D:\\attachments\\{MESSAGE}\\hold",
+    ],
+    ids=["id", "id with blanks", "key", "capitals", "key and more", "path", "address", "Windows path"],
 )
 def test_a_message_is_held_by_id_or_key(store: Store, text: str) -> None:
     """As people copy them; the others go."""
@@ -337,9 +347,10 @@ class Interrupted(LocalStore):
 
     meanwhile: Callable[[], object] = staticmethod(lambda: None)
 
-    def remove(self, key: str) -> None:
-        super().remove(key)
+    def remove(self, key: str, *, stored_before: datetime | None = None) -> bool:
+        is_gone = super().remove(key, stored_before=stored_before)
         self.meanwhile()
+        return is_gone
 
 
 def test_what_is_stored_anew_meanwhile_stays_stored(root: Path) -> None:
@@ -358,6 +369,40 @@ def test_what_is_stored_anew_meanwhile_stays_stored(root: Path) -> None:
     assert found is not None
     assert found.attachments[0].stored_at == anew[0].stored_at
     assert outcomes(store) == {"a.pdf": "stored"}
+    assert verify_message(store, MESSAGE).differences == ()
+
+
+class Overtaken(LocalStore):
+    """Somebody else comes in once the store has said what stands there, before anything is removed."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def inventory(self, message_key: str) -> Inventory:
+        found = super().inventory(message_key)
+        meanwhile, self.meanwhile = self.meanwhile, lambda: None
+        meanwhile()
+        return found
+
+
+@pytest.mark.parametrize("stood", [True, False], ids=["in its place", "where nothing stood"])
+def test_what_is_stored_anew_before_it_is_removed_stays(root: Path, stood: bool) -> None:
+    """A download with `force`, or somebody who restores a file: what stands there now is young, and stays."""
+    store = Overtaken(root)
+    fill(store, MESSAGE, "a.pdf", "b.pdf")
+    found = store.read_manifest(MESSAGE)
+    assert found is not None
+    key = found.attachments[0].key or ""
+    if not stood:
+        store.remove(key)
+
+    def restore() -> None:
+        store.remove(key)
+        stored_entry(store, MESSAGE, "a.pdf")
+
+    store.meanwhile = restore
+    tally = done(store, most=2)
+    assert (tally.due, tally.purged, tally.younger, tally.is_spent) == (2, 1, 1, False)
+    assert outcomes(store) == {"a.pdf": "stored", "b.pdf": "purged"}
     assert verify_message(store, MESSAGE).differences == ()
 
 
@@ -579,11 +624,11 @@ class Ailing(LocalStore):
     removals = 0
     refuses: Callable[[str, int], bool] = staticmethod(lambda key, number: True)
 
-    def remove(self, key: str) -> None:
+    def remove(self, key: str, *, stored_before: datetime | None = None) -> bool:
         self.removals += 1
         if self.refuses(key, self.removals):
             raise self.error(f"could not remove attachment {key.rpartition('/')[0]} (TEST): test", key=None)
-        super().remove(key)
+        return super().remove(key, stored_before=stored_before)
 
 
 @pytest.fixture
@@ -592,9 +637,12 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize(("error", "tries"), [(StoreUnavailable, retention_module.TRIES), (AccessDenied, 1)])
+@pytest.mark.parametrize(("error", "tries"), [(StoreUnavailable, retention_module.TRIES), (AccessDenied, 2)])
 def test_a_store_that_is_away_ends_the_run_early(root: Path, error: type[StoreError], tries: int) -> None:
-    """After some messages in a row, not after a million; each was tried as often as makes sense."""
+    """After some messages in a row, not after a million; each was tried as often as makes sense.
+
+    A refusal may be of one file alone, so the other one of the message is tried as well.
+    """
     store = Ailing(root)
     store.error = error
     for number in range(GIVE_UP * 3):
@@ -618,15 +666,34 @@ def test_a_store_that_stumbles_is_asked_again(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_what_has_gone_before_a_failure_is_recorded(root: Path) -> None:
-    """The second of three files cannot be removed: the first is recorded, and what failed does not use up the most."""
+@pytest.mark.parametrize(("error", "third"), [(AccessDenied, "purged"), (StoreUnavailable, "stored")])
+def test_what_has_gone_beside_a_failure_is_recorded(root: Path, error: type[StoreError], third: str) -> None:
+    """The second of three files cannot be removed: others are recorded, and what failed does not use up the most.
+
+    A file that may not be removed is perhaps under a legal hold, and keeps no other; a store that is away keeps all.
+    """
     store = Ailing(root)
-    store.error = AccessDenied
+    store.error = error
     store.refuses = staticmethod(lambda key, number: "/b.pdf" in key)  # type: ignore[assignment]
     fill(store, MESSAGE, "a.pdf", "b.pdf", "c.pdf")
-    tally = done(store, most=2)
-    assert (tally.purged, tally.failed, tally.is_spent) == (1, {"access-denied": 1}, False)
-    assert outcomes(store) == {"a.pdf": "purged", "b.pdf": "stored", "c.pdf": "stored"}
+    tally = done(store, most=3)
+    assert (tally.failed, tally.is_spent) == ({error.outcome_code: 1}, False)
+    assert outcomes(store) == {"a.pdf": "purged", "b.pdf": "stored", "c.pdf": third}
+
+
+@pytest.mark.usefixtures("hasty")
+def test_legal_holds_do_not_end_the_run(root: Path) -> None:
+    """Files that may not be removed fail every night; what lies behind them is purged all the same."""
+    store = Ailing(root)
+    store.error = AccessDenied
+    store.refuses = staticmethod(lambda key, number: "/kept.pdf" in key)  # type: ignore[assignment]
+    for number in range(GIVE_UP + 5):
+        fill(store, key_number(2 * number), "kept.pdf")
+        store.write(key_number(2 * number + 1), ATTACHMENT, "young.pdf", [b"x"])
+        record(store, key_number(2 * number + 1))
+    fill(store, "f" * 32, "last.pdf")
+    tally = purge(store, Policy(YEAR, dry_run=False), Budget(), Pace(1, 100_000))
+    assert (tally.purged, tally.failed, tally.gave_up) == (1, {"access-denied": GIVE_UP + 5}, False)
 
 
 def test_a_disk_that_is_gone_is_noticed_at_once(root: Path) -> None:
