@@ -49,7 +49,7 @@ def purge_attachments(
         older_than_days: What has been stored for more than so many days is removed.
         store: The name of the Attachment Store block.
         dry_run: Only say what would be removed. Switch it off to remove it.
-        hold: Messages to leave alone: their ids, or their keys of 32 digits.
+        hold: Messages to leave alone: their ids, their keys of 32 digits, or where they are stored.
         forget: Remove the records as well, once nothing else is left of a message. Without its record a message is
             fetched again when it is delivered again, backfilled or reconciled.
         at_once: How many messages are worked on at a time.

@@ -281,6 +281,7 @@ def test_what_reading_the_messages_raises_comes_out(bench: Bench) -> None:
     assert threading.active_count() < 60
 
 
+@pytest.mark.soak
 def test_prefect_away_is_waited_for(bench: Bench) -> None:
     """Its server is stopped while runs wait: the caller goes on when it is back."""
     with bench.processing(bench.wanted("a", "b"), steps_aside=True) as (future, _):

@@ -8,8 +8,14 @@ from tests.road.installation import Installation, until
 SIZE = 400_000
 
 
-@pytest.mark.parametrize("framing", ["length", "close", "chunked"])
-@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
+CUTS = [(fraction, framing) for fraction in (0.1, 0.5, 0.99) for framing in ("length", "close", "chunked")]
+QUICK = {CUTS[0], CUTS[4], CUTS[8]}
+"""Each fraction once, and each framing."""
+
+
+@pytest.mark.parametrize(
+    ("fraction", "framing"), [pytest.param(*cut, marks=() if cut in QUICK else pytest.mark.soak) for cut in CUTS]
+)
 def test_a_download_that_is_cut_off_leaves_nothing_and_a_retry_completes_it(
     running: Installation, fraction: float, framing: str
 ) -> None:
@@ -76,7 +82,7 @@ def test_a_stalled_download_ends_at_its_deadline_and_is_tried_again(running: Ins
     assert len(running.calls(message, "download")) == 2
 
 
-@pytest.mark.parametrize("status", [500, 502, 503])
+@pytest.mark.parametrize("status", [*(pytest.param(status, marks=pytest.mark.soak) for status in (500, 502)), 503])
 def test_what_can_get_better_is_tried_again(running: Installation, status: int) -> None:
     """A 5xx of the listing and of the download: back-off, then success, in one run."""
     message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "a"}])

@@ -130,7 +130,7 @@ def test_a_wrong_key_is_said_plainly_and_not_retried(running: Installation) -> N
     assert len(running.sandbox.control.requests("list")) > 0
 
 
-@pytest.mark.parametrize("variable", ["EMAILGISTICS_API_KEY", "ATTACHMENTS_URL"])
+@pytest.mark.parametrize("variable", ["EMAILGISTICS_API_KEY", pytest.param("ATTACHMENTS_URL", marks=pytest.mark.soak)])
 def test_setup_names_the_variable_that_is_missing_and_makes_nothing(running: Installation, variable: str) -> None:
     """On an installation without blocks, each missing variable is named with what to put there."""
     document = {"EMAILGISTICS_API_KEY": "emailgistics-account", "ATTACHMENTS_URL": "attachment-store"}[variable]

@@ -12,13 +12,14 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 
 import pyrage
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from attachments.storage import Encryption, Store, StoreError, attachment_key
 from attachments.storage.content import pour
@@ -34,6 +35,9 @@ from .samples import ATTACHMENT, CANARY, MESSAGE, PLACE
 MIB = 1024 * 1024
 LARGE = 2 * PART_BYTES + 12_345
 """Bytes: three parts, the last one short."""
+
+DURABLE = [kind for kind in KINDS if kind != "memory"]
+"""Those that processes share."""
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -77,7 +81,12 @@ def is_there_once(place: Place, content: bytes) -> None:
     assert place.open_uploads() == []
 
 
-@pytest.fixture(params=KINDS)
+def kinds(names: Iterable[str], *soak: str) -> list[ParameterSet]:
+    """These kinds of store; moto, which speaks S3 as rclone does but takes longer, and `soak` are left to the soak."""
+    return [pytest.param(kind, marks=pytest.mark.soak if kind in {"s3-moto", *soak} else ()) for kind in names]
+
+
+@pytest.fixture(params=kinds(KINDS))
 def place(request: pytest.FixtureRequest, places: Places) -> Place:
     return places.make(request.param)
 
@@ -95,11 +104,7 @@ def test_every_size_is_stored_whole(place: Place, size: int) -> None:
     is_there_once(place, content)
 
 
-@pytest.mark.parametrize(
-    "place",
-    [pytest.param(kind, marks=() if kind in {"local", "s3-rclone"} else pytest.mark.soak) for kind in KINDS],
-    indirect=True,
-)
+@pytest.mark.parametrize("place", kinds(KINDS, "memory", "azure", "gcs", "sftp"), indirect=True)
 def test_200_mb_are_stored_whole(place: Place) -> None:
     """Forty parts; read back in blocks."""
     block = noise(MIB)
@@ -182,7 +187,7 @@ def _write_at(place: Place, content: bytes, name: str, start: float) -> str:
     return store.write(MESSAGE, ATTACHMENT, name, chunked(content)).key
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "memory"])  # which no two processes share
+@pytest.mark.parametrize("kind", kinds(DURABLE))
 def test_two_machines_that_race_leave_one_object(places: Places, kind: str) -> None:
     """Fault 17: two processes that share nothing but the store write one attachment at once; both succeed."""
     place = places.make(kind)
@@ -228,10 +233,7 @@ def kill_at_random_moments(place: Place, times: int) -> None:
     is_there_once(place, content)
 
 
-DURABLE = [kind for kind in KINDS if kind != "memory"]
-
-
-@pytest.mark.parametrize("kind", DURABLE)
+@pytest.mark.parametrize("kind", kinds(DURABLE))
 def test_a_writer_that_is_killed_leaves_nothing_that_shows(places: Places, kind: str) -> None:
     """Fault 14: whatever it was doing; and `--clean` finds what it left."""
     kill_at_random_moments(places.make(kind), 2)
@@ -245,7 +247,7 @@ def test_thirty_writers_that_are_killed_leave_nothing_that_shows(places: Places,
     kill_at_random_moments(places.make(kind), 30)
 
 
-@pytest.mark.parametrize("kind", REMOTE)
+@pytest.mark.parametrize("kind", kinds(REMOTE))
 def test_a_server_that_dies_in_mid_write_comes_back(places: Places, kind: str) -> None:
     """The write fails in a way that may be tried again, or rides it out; afterwards the same store writes all of it."""
     content = noise(LARGE)
@@ -318,7 +320,7 @@ FAULTS: dict[str, Fault] = {
 ALIKE = {"500", "429"}
 """Told apart from 503 by nobody on the way: they are left to the soak."""
 MATRIX = [
-    pytest.param(kind, step, fault, marks=pytest.mark.soak if fault in ALIKE else ())
+    pytest.param(kind, step, fault, marks=pytest.mark.soak if fault in ALIKE or kind == "s3-moto" else ())
     for kind in HTTP
     for step in STEPS[kind.partition("-")[0]]
     for fault in FAULTS
@@ -381,7 +383,7 @@ def test_a_wrong_key_is_told_as_such(places: Places, kind: str) -> None:
     assert "not the" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", HTTP)
+@pytest.mark.parametrize("kind", kinds(HTTP))
 def test_a_bucket_that_is_gone_is_told_as_such(places: Places, kind: str) -> None:
     """Fault 21: it is not made anew, for it may be a typing error."""
     place = places.make(kind)
