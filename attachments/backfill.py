@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from attachments.ids import listed_ids
 
@@ -75,7 +75,10 @@ def checked_order(
     window = Window(box, moment(start, "start"), moment(end, "end"))
     if window.end <= window.start:
         raise OrderError("end is not after start. Exchange them, or write a later end.")
-    return window
+    now = datetime.now(UTC)
+    if window.start >= now:
+        raise OrderError("start lies in the future. Write an earlier one.")
+    return replace(window, end=min(window.end, now))
 
 
 def moment(text: str | None, name: str) -> datetime:

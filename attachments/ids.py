@@ -99,7 +99,8 @@ def _from_lines(first: str, lines: _Lines) -> Iterator[str]:
 
 
 def _from_csv(lines: _Lines, column: int, delimiter: str) -> Iterator[str]:
-    rows = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter)
+    # Strict: a quote that is never closed would swallow the lines behind it.
+    rows = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
     try:
         for row in rows:
             if any(cell.strip() for cell in row):

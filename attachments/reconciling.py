@@ -10,7 +10,7 @@ SLICE = timedelta(days=1)
 """A span that is looked at as a whole; the mark moves after each, so that a kill costs one at the most."""
 HELD_FOR = timedelta(days=4)
 """For so long a message that could not be fetched holds the mark back. Its own attempts go on for a day."""
-LOST = frozenset({"not-found", "already-exists", "refused", "deleted"})
+LOST = frozenset({"not-found", "already-exists", "deleted"})
 """Codes of failures that concern one message, and that waiting does not mend: they are told, and hold nothing back."""
 FEW = 2
 """So many failures say nothing of vendor or store, even if nothing else was tried."""
@@ -55,18 +55,20 @@ def moved(covered: datetime, held_at: datetime | None) -> datetime:
 
 @dataclass
 class Slice:
-    """What became of the messages of a slice whose runs have ended."""
+    """What became of the messages of a slice."""
 
     stored: int = 0
     lost: int = 0
     """Failed with one of the codes `LOST`."""
     failed: int = 0
     """Failed otherwise, for now or for good."""
+    elsewhere: int = 0
+    """Left to another run that is at them, or will be; how that ends is not known yet."""
 
     @property
     def is_held(self) -> bool:
         """Whether a message has to be looked at again."""
-        return self.failed > 0
+        return self.failed > 0 or self.elsewhere > 0
 
     @property
     def is_away(self) -> bool:

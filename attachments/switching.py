@@ -59,8 +59,7 @@ async def switch_reconciliation(account: EmailgisticsAccount, client: PrefectCli
     problem = await asyncio.to_thread(_problem, account)
     if problem is None and not schedule.active:
         await client.update_deployment_schedule(deployment.id, schedule.id, active=True)
-        with suppress(ObjectAlreadyExists):
-            await client.create_variable(VariableCreate(name=SWITCHED, value=True))
+        await _remember(client)
         tell("updated", f"{subject}: switched on, every hour, since the API key has the scope reporting")
     elif problem is not None and problem.lacks_scope and schedule.active:
         await client.update_deployment_schedule(deployment.id, schedule.id, active=False)
@@ -68,8 +67,15 @@ async def switch_reconciliation(account: EmailgisticsAccount, client: PrefectCli
             await client.delete_variable_by_name(SWITCHED)  # ours, so a key with the scope switches it on again
         tell("updated", f"{subject}: switched off. {problem.told}")
     else:
+        if problem is None and schedule.active:
+            await _remember(client)  # whoever switched it on, or died here: off by hand stays off
         state = "every hour" if schedule.active else "off"
         tell("was there", f"{subject}: {state}.{f' {problem.told}' if problem else ''}")
+
+
+async def _remember(client: PrefectClient) -> None:
+    with suppress(ObjectAlreadyExists):
+        await client.create_variable(VariableCreate(name=SWITCHED, value=True))
 
 
 def _problem(account: EmailgisticsAccount) -> Problem | None:

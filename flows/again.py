@@ -36,6 +36,7 @@ def try_again_later() -> str:
     try:
         get_client(sync_client=True).create_flow_run_from_deployment(
             run.deployment_id,
+            work_queue_name=run.work_queue_name,  # old mail goes on waiting behind live mail
             name=run.name,  # by which a reconciliation sees that the message is taken care of
             parameters=run.parameters,
             idempotency_key=f"{run.id}/{run.run_count}/again",

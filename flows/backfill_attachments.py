@@ -1,6 +1,6 @@
 """Many messages: of a list, of a file, or of a mailbox and a span of time. A run again does only what is missing."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from pydantic import WithJsonSchema
 
 from attachments.backfill import IdFile, IdList, Order, OrderError, Window, checked_order
 from attachments.cancelling import RunCancelled
-from attachments.emailgistics import EmailgisticsClient
+from attachments.emailgistics import EmailgisticsClient, ReceivedMessages
 from attachments.ids import IdsError, count_ids, opener, protocol_of, read_ids
 from attachments.pacing import backlog
 from attachments.progress import Counts
@@ -38,6 +38,8 @@ class Messages:
 
     stream: Iterable[Wanted]
     total: Total
+    missing: Callable[[], str] = lambda: ""
+    """What is not among them although it is meant, once they were read; nothing as a rule."""
 
 
 @flow(name="backfill-attachments", persist_result=False)
@@ -111,7 +113,7 @@ def _backfill(order: Order, target: Target, *, force: bool) -> State[None]:
             except NobodyStarts as stuck:
                 return _stepped_aside(stuck.counts, lineage)
             shown.show(counts, is_last=True)
-    return _ended(counts, tag)
+    return _ended(counts, tag, messages.missing())
 
 
 def _messages(order: Order, target: Target) -> Messages:
@@ -127,7 +129,7 @@ def _messages(order: Order, target: Target) -> Messages:
             return Messages((Wanted(message_id=id_) for id_ in read_ids(open_file)), lambda _: total)
         case Window():
             received = _Received(order, target.account.client())
-            return Messages(received, received.total)
+            return Messages(received, received.total, received.missing)
 
 
 def _options(url: str, block: str | None) -> dict[str, object]:
@@ -148,6 +150,7 @@ class _Received:
         self._window = window
         self._client = client
         self._latest = window.start
+        self._rows: ReceivedMessages | None = None
         asked = window.mailbox
         found = [box for box in client.mailboxes() if asked == box.id or asked.casefold() == box.address.casefold()]
         if not found:
@@ -160,7 +163,8 @@ class _Received:
     def __iter__(self) -> Iterator[Wanted]:
         window = self._window
         on_wait = get_run_logger().info
-        for message in self._client.received_messages(self._mailbox.id, window.start, window.end, on_wait=on_wait):
+        self._rows = self._client.received_messages(self._mailbox.id, window.start, window.end, on_wait=on_wait)
+        for message in self._rows:
             if message.received is not None:
                 self._latest = max(self._latest, min(message.received, window.end))
             yield Wanted(
@@ -169,6 +173,15 @@ class _Received:
                 received=message.received,
                 conversation_id=message.conversation_id,
             )
+
+    def missing(self) -> str:
+        """What the report did not cover, as a sentence; nothing when it was whole."""
+        rows, told = self._rows, []
+        if rows is not None and rows.covered_until < self._window.end:
+            told.append(f"Emailgistics' report reaches only until {rows.covered_until.isoformat(timespec='minutes')}.")
+        if rows is not None and rows.skipped:
+            told.append(f"{rows.skipped:,} of its rows name no message.")
+        return " ".join(told)
 
     def total(self, counts: Counts) -> int | None:
         """By how much of the window is read; None while that is too little to say."""
@@ -187,12 +200,13 @@ def _stepped_aside(counts: Counts, lineage: Lineage) -> State[None]:
     )
 
 
-def _ended(counts: Counts, tag: str) -> State[None]:
-    if counts.is_all_well:
+def _ended(counts: Counts, tag: str, missing: str) -> State[None]:
+    if counts.is_all_well and not missing:
         return Completed(message=f"{counts}.")
-    return Failed(
-        message=(
-            f"{counts}. The messages' own runs say why: they have the tag {tag}. "
-            "Run this again when the cause is gone; it does only what is missing."
-        )
-    )
+    told = [f"{counts}."]
+    if not counts.is_all_well:
+        told.append(f"The messages' own runs say why: they have the tag {tag}.")
+    if missing:
+        told.append(missing)
+    what = "when the cause is gone" if not counts.is_all_well else "later"
+    return Failed(message=" ".join([*told, f"Run this again {what}; it does only what is missing."]))

@@ -32,6 +32,7 @@ from attachments.prefect_busy import PrefectAway, make_patient
 from attachments.selection import Filter
 from attachments.storage import Store, message_key
 from blocks import EmailgisticsAccount
+from flows.again import ATTEMPT
 from flows.configured import load_account, load_store
 from flows.endings import FAILED_FOR_NOW, failure_code, follows_by_itself
 from flows.failures import NotConfigured, patiently
@@ -51,6 +52,9 @@ RUNS = 20  # runs of one message that are looked at, the newest ones: its attemp
 REFUSED = "refused"
 CRASHED = "crashed"
 DELETED = "deleted"
+WITHDRAWN = "withdrawn"
+"""Cancelled with the run that had made it: nobody has decided that its message should not be fetched."""
+_WITHDRAWN = "The run that had made this one was cancelled before it started."
 
 T = TypeVar("T")
 PAGE = 200  # runs in one answer of Prefect's
@@ -155,6 +159,11 @@ class Child:
     since: datetime | None = None
     """When it came to be there."""
 
+    @property
+    def is_later_attempt(self) -> bool:
+        """Whether it waits for its time to try again what has failed before."""
+        return self.stage is Stage.WAITING and any(ATTEMPT.fullmatch(tag) for tag in self.tags)
+
 
 class ChildRuns:
     """Runs of a target. Its methods wait while Prefect is away, and may be called by several threads.
@@ -200,10 +209,16 @@ class ChildRuns:
             ) from None
 
     def look(self, run_ids: Collection[UUID], *, at_all: bool) -> Mapping[UUID, Child]:
-        """Those of these runs that have started or ended, in one request; `at_all` also those that wait.
+        """Those of these runs that have started or ended, in as few requests as can be; `at_all` also those that wait.
 
         A run that somebody has deleted has failed, which only `at_all` tells.
         """
+        ids, told = list(run_ids), dict[UUID, Child]()
+        for at in range(0, len(ids), PAGE):
+            told.update(self._looked(ids[at : at + PAGE], at_all=at_all))
+        return told
+
+    def _looked(self, run_ids: Sequence[UUID], *, at_all: bool) -> Mapping[UUID, Child]:
         asked = FlowRunFilter(id=FlowRunFilterId(any_=list(run_ids)))
         if not at_all:
             asked.state = FlowRunFilterState(type=FlowRunFilterStateType(any_=BEGUN))
@@ -246,8 +261,7 @@ class ChildRuns:
         with suppress(PrefectAway, httpx.HTTPError, ObjectNotFound, Abort):
             now = self._client.read_flow_run(run_id).state
             if now is not None and now.is_scheduled():
-                told: State[None] = Cancelled(message="The run that had made this one was cancelled before it started.")
-                self._client.set_flow_run_state(run_id, told)
+                self._client.set_flow_run_state(run_id, Cancelled(message=_WITHDRAWN))
                 return True
         return False
 
@@ -291,6 +305,8 @@ def _stage(state: State[Any] | None) -> tuple[Stage, str | None]:
         return Stage.FAILED, failure_code(said)
     if state.is_crashed():
         return Stage.FAILED, CRASHED
+    if state.is_cancelled() and said == _WITHDRAWN:
+        return Stage.CANCELLED, WITHDRAWN
     return ENDS[state.type], None
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from queue import Empty, Full, Queue
 from typing import TypeVar
@@ -27,8 +27,8 @@ from attachments import cancelling
 from attachments.cancelling import RunCancelled
 from attachments.progress import Counts, Tally
 from attachments.storage import StoreError
-from attachments.storage.errors import InvalidManifest, NewerManifest
-from flows.child_runs import BACKFILL, Child, ChildRuns, Stage, Target, Wanted, child_runs
+from attachments.storage.errors import AccessDenied, InvalidManifest, NewerManifest
+from flows.child_runs import BACKFILL, WITHDRAWN, Child, ChildRuns, Stage, Target, Wanted, child_runs
 from flows.failures import contained
 
 __all__ = ["BACKFILL", "ChildrenLeft", "Counts", "NobodyStarts", "Target", "Wanted", "process"]
@@ -42,6 +42,7 @@ LOOK_AT_ALL = 15.0  # seconds between looks that tell of those that wait, too
 NOBODY = 30.0  # seconds in which no run is started, and none is under way, after which the caller is in the way
 RECENT = 10_000  # message keys that are remembered, to know a message that is named twice
 STORE_PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a manifest is read again that could not be
+DENIALS = 20  # manifests in a row that may not be read, after which it is no matter of one message
 STANDS_FOR = timedelta(days=1)  # in which a message whose run has failed gets no other one, see `avoids_others`
 CANCEL_BUDGET = 20.0  # seconds for cancelling what has not started, when the caller is cancelled
 TELL = 1.0  # seconds between two words of progress
@@ -124,6 +125,8 @@ class _Known:
     """The run that there is already, and stands."""
     after: UUID | None = None
     """The run after which another one is needed."""
+    denied: StoreError | None = None
+    """Why nobody knows: its manifest may not be read."""
 
 
 class _Work:
@@ -160,6 +163,7 @@ class _Work:
         self._looking: Future[tuple[tuple[Child, ...], bool]] | None = None
         self._looks = _Looks()
         self._told = 0.0
+        self._denied_in_a_row = 0
         self._checks = ThreadPoolExecutor(CHECKS, thread_name_prefix="manifest")
         self._creations = ThreadPoolExecutor(CREATIONS, thread_name_prefix="create-run")
         self._watch = ThreadPoolExecutor(1, thread_name_prefix="look-at-runs")
@@ -226,13 +230,23 @@ class _Work:
                 self._checking[self._begin(self._checks, self._known, wanted)] = wanted
 
     def _known(self, wanted: Wanted) -> _Known:
-        if self._is_settled(wanted):
-            return _Known("already_done")
+        try:
+            if self._is_settled(wanted):
+                return _Known("already_done")
+        except AccessDenied as error:
+            return _Known(denied=error)
         latest = self._runs.latest(wanted) if self._avoids_others else None
-        if latest is None:
-            return _Known()
+        return _Known() if latest is None else self._after(latest)
+
+    def _after(self, latest: Child) -> _Known:
+        """What a message's newest run says of it, where others' runs are heeded."""
         if not latest.stage.is_ended:
-            return _Known(child=latest) if self._runs.is_ours(latest) else _Known("elsewhere")
+            if not self._runs.is_ours(latest):
+                return _Known("elsewhere")
+            # Its own attempts may be hours ahead: nobody waits here for that.
+            return _Known(child=replace(latest, stage=Stage.FOR_NOW) if latest.is_later_attempt else latest)
+        if latest.code == WITHDRAWN:
+            return _Known(after=latest.id)
         is_fresh = latest.since is not None and datetime.now(UTC) - latest.since < STANDS_FOR
         if latest.stage is not Stage.SUCCEEDED and is_fresh:
             return _Known(child=latest)
@@ -256,7 +270,12 @@ class _Work:
         raise AssertionError("the last try returns or raises")
 
     def _checked(self, wanted: Wanted, known: _Known) -> None:
-        if known.word is not None:
+        self._denied_in_a_row = 0 if known.denied is None else self._denied_in_a_row + 1
+        if known.denied is not None:
+            if self._denied_in_a_row == DENIALS:
+                raise known.denied
+            self._is_now(Child(None, Stage.FAILED, known.denied.outcome_code), wanted)
+        elif known.word is not None:
             self._tally.add(**{known.word: 1})
         elif known.child is not None:
             self._is_now(known.child, wanted)

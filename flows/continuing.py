@@ -58,7 +58,7 @@ class Lineage:
         before = self.run.labels.get(ENDED)
         idle = int(str(self.run.labels.get(IDLE, 0))) + 1 if before == counts.ended else 0
         seconds = min(LONGEST, max(SHORTEST, waiting * EACH))
-        seconds = min(IDLE_LONGEST, seconds * 2**idle)
+        seconds = min(IDLE_LONGEST, seconds * 2 ** min(idle, 10))
         when = datetime.now(UTC) + timedelta(seconds=seconds)
         patiently(
             lambda: get_client(sync_client=True).create_flow_run_from_deployment(

@@ -64,8 +64,8 @@ class Found:
     """Failed earlier this day, for good."""
     told: int = 0
     """Events about a message."""
-    refused: list[str] = field(default_factory=list)
-    """Keys of messages for which Prefect made no run."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Why no run was made for a message, by its key."""
     broken: dict[str, str] = field(default_factory=dict)
     """Mailboxes that could not be looked at, by key, and why."""
 
@@ -203,6 +203,11 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
         until = moved(covered, held_at)
         patiently(lambda until=until: marks.move(key, until))  # type: ignore[misc]  # bound now
         if covered < piece.end:
+            if piece.end < asked.end:  # whole days lie beyond what the report covers
+                found.broken[key] = (
+                    "the report's own cut-off lies more than a day back, so later messages cannot be compared; its "
+                    "mark stays. If it goes on, ask Emailgistics"
+                )
             return  # the report does not reach further yet
 
 
@@ -231,7 +236,7 @@ def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Fo
         else:
             became.failed += 1
         if child.id is None:
-            found.refused.append(wanted.key)
+            found.refused[wanted.key] = child.code or "refused"
         elif wish.tag not in child.tags and child.stage is not Stage.SUCCEEDED:
             found.lost += is_lost
             found.again += not is_lost
@@ -257,6 +262,7 @@ def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Fo
     )
     found.seen += counts.seen - counts.duplicates
     found.elsewhere += counts.elsewhere
+    became.elsewhere = counts.elsewhere
     return became
 
 
@@ -276,7 +282,7 @@ def _missed(wish: _Wish, found: Found) -> list[tuple[str, Child]]:
     with _prefect() as client:
         missed = [
             *made_before(client, wish.tag),
-            *((key, Child(None, Stage.FAILED, "refused")) for key in found.refused),
+            *((key, Child(None, Stage.FAILED, code)) for key, code in found.refused.items()),
         ]
     # A later attempt has the same tags: the one that came last says how it stands.
     latest = dict(sorted(missed, key=lambda pair: pair[1].since or datetime.min.replace(tzinfo=UTC)))
@@ -293,7 +299,7 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
     stages = Counter(child.stage for _, child in missed)
     told = [_counts(found, len(missed), stages)]
     if found.elsewhere:
-        told.append(f"{found.elsewhere:,} are under way in other runs.")
+        told.append(f"{found.elsewhere:,} are under way in other runs, or wait there for another attempt.")
     if found.again:
         told.append(f"{found.again:,} had failed before, and are tried again within a day.")
     if found.lost:

@@ -39,6 +39,7 @@ def test_each_way_is_taken_alone() -> None:
         ({**SPAN, "start": "yesterday"}, "start is no date and time. Write it so: 2026-"),
         ({**SPAN, "end": SPAN["start"]}, "end is not after start. Exchange them"),
         ({**SPAN, "end": "2025-01-01T00:00:00Z"}, "end is not after start"),
+        ({**SPAN, "start": "2998-01-01T00:00:00Z", "end": "2999-01-01T00:00:00Z"}, "start lies in the future"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_to_write(given: dict[str, object], said: str) -> None:
@@ -46,6 +47,14 @@ def test_what_does_not_fit_is_refused_with_what_to_write(given: dict[str, object
     with pytest.raises(OrderError) as caught:
         checked_order(**{**NOTHING, **given})  # type: ignore[arg-type]
     assert said in str(caught.value)
+
+
+def test_a_window_ends_now_at_the_latest() -> None:
+    """A year that was mistyped must not start a report for each of its days."""
+    before = datetime.now(UTC)
+    window = checked_order(**{**NOTHING, **SPAN, "end": "9999-12-31T00:00:00Z"})  # type: ignore[arg-type]
+    assert isinstance(window, Window)
+    assert before <= window.end <= datetime.now(UTC)
 
 
 @pytest.mark.parametrize("text", ["2026-01-31T12:00:00Z", "2026-01-31T13:00:00.000+01:00", " 2026-01-31 12:00+00:00 "])

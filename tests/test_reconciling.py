@@ -70,6 +70,7 @@ def test_what_cannot_be_fetched_yet_holds_the_mark_for_some_days() -> None:
         (Slice(lost=50), False, False),  # all of them deleted
         (Slice(failed=2), True, False),  # two bad messages of a quiet mailbox
         (Slice(failed=3), True, True),
+        (Slice(elsewhere=50), True, False),  # nobody knows yet how that ends, and nothing has failed
         (Slice(stored=25, failed=25), True, False),
         (Slice(stored=24, failed=26, lost=9), True, True),
     ],

@@ -95,6 +95,13 @@ def test_what_a_mailbox_received_in_a_span_is_done(running: Installation) -> Non
     manifest = running.manifest(inside[0])
     assert manifest is not None
     assert manifest.mailbox == box
+    running.sandbox.control.settings(reports={"cutoff": "2026-01-10T12:00:00Z"})
+    try:
+        short = backfill(running, mailbox=box, start="2026-01-10T00:00:00Z", end="2026-01-11T00:00:00Z")
+    finally:
+        running.sandbox.control.settings(reset_reports=True)
+    assert short["state_type"] == "FAILED"
+    assert "Emailgistics' report reaches only until 2026-01-10T12:00+00:00. Run this again" in short["state"]["message"]
     unknown = backfill(running, mailbox="nobody@example.com", **span)
     assert "The account has no such mailbox, or the API key may not see it" in unknown["state"]["message"]
 

@@ -9,7 +9,8 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
@@ -20,6 +21,7 @@ from attachments.cancelling import CURRENT, Cancellation
 from attachments.progress import Counts
 from attachments.selection import Filter
 from attachments.storage import Manifest, ManifestAttachment, Store, message_key, open_store
+from attachments.storage.errors import AccessDenied
 from blocks import EmailgisticsAccount
 from flows import children
 from flows.children import ChildrenLeft, NobodyStarts, Target, Wanted, process
@@ -210,6 +212,66 @@ def test_the_runs_of_others_are_heeded(bench: Bench, monkeypatch: pytest.MonkeyP
             until(lambda: len(bench.running.tagged(f"{bench.prefix}-mine")) == 2, "another try a day later")
             cancellation.ask()
         others.ask()
+
+
+def test_what_was_cancelled_with_its_caller_is_done_after_all(bench: Bench) -> None:
+    """Nobody has decided against the message; what a person has cancelled stands."""
+    wanted = bench.wanted("withdrawn", "unwanted")
+    with bench.processing(wanted) as (future, cancellation):
+        bench.end("unwanted", "CANCELLED", message="no, thanks")
+        until(lambda: "withdrawn" in bench.runs(), "the other run")
+        cancellation.ask()
+        with pytest.raises(ChildrenLeft):
+            future.result(60)
+    assert {run["state_type"] for run in bench.runs().values()} == {"CANCELLED"}
+    mine = replace(bench, more_tags=(f"{bench.prefix}-mine",))
+    with mine.processing(wanted, avoids_others=True) as (_, cancellation):
+        until(lambda: len(bench.running.tagged(f"{bench.prefix}-mine")) == 1, "a new run")
+        time.sleep(0.5)
+        (again,) = bench.running.tagged(f"{bench.prefix}-mine")
+        assert again["parameters"]["message_id"] == wanted[0].message_id
+        cancellation.ask()
+
+
+def test_later_attempts_are_not_waited_for(bench: Bench) -> None:
+    """They may be hours ahead. Its own have failed for now; how those of others end is not known yet."""
+    own, others = wanted = bench.wanted("own", "others")
+    for one, tags in ((own, bench.tags), (others, [])):
+        body = {
+            "name": one.key[:12],
+            "parameters": {"message_id": one.message_id},
+            "tags": [*tags, "attempt-3"],
+            "state": {
+                "type": "SCHEDULED",
+                "state_details": {"scheduled_time": (datetime.now(UTC) + timedelta(hours=5)).isoformat()},
+            },
+        }
+        bench.running._post(f"deployments/{bench.target.deployment_id}/create_flow_run", body)
+    counts = bench.process(wanted, avoids_others=True)
+    assert (counts.for_now, counts.elsewhere, counts.seen) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("count", [3, children.DENIALS])
+def test_a_manifest_that_may_not_be_read_is_its_messages_failure(bench: Bench, count: int) -> None:
+    """An archived blob, or a file of somebody else's; when it is one after the other, it is the store."""
+    denied = {wanted.key for wanted in bench.wanted(*(str(number) for number in range(count)))}
+
+    def read(key: str) -> Manifest | None:
+        if key in denied:
+            raise AccessDenied("could not read the manifest (TEST)", key=key)
+        return bench.store.read_manifest(key)
+
+    reading = replace(bench, target=replace(bench.target, store=cast("Store", SimpleNamespace(read_manifest=read))))
+    settled = bench.wanted("settled")
+    bench.settle(settled[0])
+    wanted = [*bench.wanted(*(str(number) for number in range(count))), *settled]
+    if count == children.DENIALS:
+        with pytest.raises(AccessDenied):
+            reading.process(wanted[:-1])
+    else:
+        counts = reading.process(wanted)
+        assert (counts.already_done, dict(counts.failed)) == (1, {"access-denied": count})
+    assert bench.runs() == {}
 
 
 def test_never_more_than_a_few_are_unfinished(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from attachments.demo.processes import free_port
 from attachments.storage import message_key
-from attachments.switching import switch_reconciliation
+from attachments.switching import SWITCHED, switch_reconciliation
 from blocks import EmailgisticsAccount
 from flows import marks as marking
 from flows.marks import PREFIX
@@ -147,7 +147,7 @@ def test_a_message_that_is_gone_is_told_once_and_holds_nothing_back(running: Ins
 
 
 def test_what_another_run_is_at_is_left_to_it(running: Installation) -> None:
-    """A webhook's run that waits, or a later attempt: no second run, and nothing was missed."""
+    """A webhook's run that waits, or a later attempt: no second run, nothing was missed, and its end is looked at."""
     box = "other@road.example"
     (message,) = lost(running, box, 1)
     deployment = running.deployment("download-attachments/default")
@@ -160,9 +160,12 @@ def test_what_another_run_is_at_is_left_to_it(running: Installation) -> None:
             "state": {"type": "SCHEDULED", "state_details": {"scheduled_time": later}},
         },
     )
+    before = marks(running)
     run = reconcile(running, box)
-    assert "0 had been missed. 1 are under way in other runs." in run["state"]["message"]
+    assert "0 had been missed. 1 are under way in other runs, or wait there" in run["state"]["message"]
     assert running.calls(message) == []
+    (mark,) = [value for name, value in marks(running).items() if before.get(name) != value]
+    assert datetime.now(UTC) - datetime.fromisoformat(mark["until"]) > timedelta(hours=23), "it is held"
     running.remove(f"flow_runs/{other['id']}")
     assert "1 had been missed: 1 stored now." in reconcile(running, box)["state"]["message"]
 
@@ -180,6 +183,20 @@ def test_the_mark_stays_where_the_reports_data_end(running: Installation) -> Non
         running.sandbox.control.settings(reset_reports=True)
     (mark,) = [value for name, value in marks(running).items() if before.get(name) != value]
     assert datetime.fromisoformat(mark["until"]) == cutoff
+
+
+def test_a_report_that_is_days_behind_is_no_success(running: Installation) -> None:
+    """What came since is compared with nothing, hour after hour; somebody has to know."""
+    box = "behind@road.example"
+    cutoff = (datetime.now(UTC) - timedelta(days=2.5)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    running.sandbox.control.settings(reports={"cutoff": cutoff})
+    lost(running, box, 1)
+    try:
+        run = reconcile(running, box)
+    finally:
+        running.sandbox.control.settings(reset_reports=True)
+    assert run["state_type"] == "FAILED"
+    assert "the report's own cut-off lies more than a day back" in run["state"]["message"]
 
 
 def test_a_mark_stays_while_most_messages_cannot_be_fetched(running: Installation) -> None:
@@ -358,6 +375,8 @@ def test_setup_switches_the_schedule_by_the_scopes_of_the_key(running: Installat
         control.settings(keys=[{"key": key}])
         assert "switched on, every hour" in switched()
 
+        running.remove(f"variables/name/{SWITCHED}")  # somebody else had switched it on
+        assert "every hour" in switched()
         mine = {"schedule": {"cron": "0 3 * * *"}, "active": False}  # the UI gives none a slug
         running._post(f"deployments/{deployment['id']}/schedules", [mine])
         switch("hourly", active=False)

@@ -8,7 +8,7 @@ import pytest
 
 from attachments.demo.processes import free_port
 from attachments.storage import message_key
-from tests.road.installation import FAST, Installation
+from tests.road.installation import FAST, FINAL, Installation, until
 
 
 def test_the_prefect_command_line_runs_the_job(running: Installation) -> None:
@@ -168,10 +168,15 @@ def test_an_outage_that_outlasts_the_retries_is_followed_by_a_later_attempt(runn
         ).save("away", overwrite=True)
     """)
     message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "a"}])
-    run = running.run_deployment(message_id=message["id"], account="away", patience=240)
+    body = {"parameters": {"message_id": message["id"], "account": "away"}, "work_queue_name": "backfill"}
+    default = running.deployment("download-attachments/default")
+    made = running._post(f"deployments/{default['id']}/create_flow_run", body)
+    until(lambda: running.run(made["id"])["state_type"] in FINAL, "the run to end", 240)
+    run = running.run(made["id"])
     assert run["state_type"] == "FAILED"
     assert "Attempt 2 of 9 follows by itself in 5 minutes." in run["state"]["message"]
     later = [other for other in running.runs(message_id=message["id"]) if other["id"] != run["id"]]
     assert [(other["state_type"], other["tags"]) for other in later] == [("SCHEDULED", ["attempt-2"])]
     assert later[0]["parameters"] == run["parameters"]
+    assert later[0]["work_queue_name"] == "backfill", "old mail goes on waiting behind live mail"
     running.remove(f"flow_runs/{later[0]['id']}")
