@@ -22,9 +22,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: install
 	$(BIN)/attachments demo
 
-# Three processes: one for the tests of the road, which wait for Prefect most of the time, and two for all others.
+# Four processes: two for the tests of the road, which wait for Prefect most of the time, and two for all others.
 test: install $(AZURITE) sshd
-	$(PYTEST) -m "not soak" -n 3 --dist loadgroup
+	$(PYTEST) -m "not soak" -n 4 --dist loadgroup
 
 # What a busy machine was too slow for passes alone; a defect fails twice. More than three failures are no accident.
 test-again: install

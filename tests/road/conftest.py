@@ -1,4 +1,4 @@
-"""One installation for all tests of the road: Prefect's server takes 10 to 20 s to start."""
+"""One installation for half of the tests of the road: Prefect's server takes 10 to 20 s to start."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -9,11 +9,16 @@ import pytest
 from tests.road.installation import Installation, installation
 
 
+ONE_HALF = {"test_kills.py", "test_ways_in.py", "test_backfill.py", "test_leaks.py"}
+"""They take as long as all others together."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all of them, so that one installation is enough."""
+    """Two processes run them, so that two installations are enough, and neither is what all others wait for."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.xdist_group("road"))
+            half = "one" if item.path.name in ONE_HALF else "other"
+            item.add_marker(pytest.mark.xdist_group(f"road-{half}"))
 
 
 @pytest.fixture(scope="session")
