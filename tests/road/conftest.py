@@ -8,7 +8,6 @@ import pytest
 
 from tests.road.installation import Installation, installation
 
-
 ONE_HALF = {"test_kills.py", "test_ways_in.py", "test_backfill.py", "test_leaks.py"}
 """They take as long as all others together."""
 
