@@ -109,6 +109,7 @@ def test_it_takes_an_object_and_gives_it_back(
     assert [found.rpartition("/")[2] for found in fs.find(in_place(server, name))] == ["übung & more.pdf"]
 
 
+@pytest.mark.soak  # of the servers that the tests use
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_comes_back_on_the_same_port(tmp_path: Path, kind: type[Server]) -> None:
     """Killed and restarted it takes what it is given; what it had is there, where `keeps_data` says so."""
@@ -125,6 +126,7 @@ def test_it_comes_back_on_the_same_port(tmp_path: Path, kind: type[Server]) -> N
         file_system(server).pipe_file(in_place(server, "after-it/a.pdf"), CONTENT)
 
 
+@pytest.mark.soak  # of the servers that the tests use
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_left_of_it(tmp_path: Path, kind: type[Server]) -> None:
     """Stopped or killed, there is no process and nobody on the port; to end it twice is no error."""
