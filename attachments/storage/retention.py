@@ -320,7 +320,7 @@ class Tally:
         self.forgotten += looked.forgotten
         if looked.failure is None:
             self.in_a_row = 0
-        if looked.failure is not None:
+        else:
             self.fail(looked.failure)
 
     def fail(self, error: StoreError) -> None:
