@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pytest
+from _pytest.mark.structures import ParameterSet
 from gcsfs.core import GCSFileSystem
 
 from attachments.storage import Encryption, Store, open_store
@@ -26,6 +28,11 @@ SERVERS: Mapping[str, type[Server]] = {
 KINDS = ("local", "memory", *SERVERS)
 REMOTE = tuple(SERVERS)
 HTTP = ("s3-moto", "s3-rclone", "azure", "gcs")
+
+
+def kinds(names: Iterable[str], *soak: str) -> list[ParameterSet]:
+    """These kinds of store; moto, which speaks S3 as rclone does but takes longer, and `soak` are left to the soak."""
+    return [pytest.param(kind, marks=pytest.mark.soak if kind in {"s3-moto", *soak} else ()) for kind in names]
 
 
 class Place:

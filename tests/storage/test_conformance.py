@@ -12,14 +12,13 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 
 import pyrage
 import pytest
-from _pytest.mark.structures import ParameterSet
 
 from attachments.storage import Encryption, Store, StoreError, attachment_key
 from attachments.storage.content import pour
@@ -28,7 +27,7 @@ from attachments.storage.parts import PART_BYTES
 from attachments.storage.sealing import opener
 from attachments.storage.verification import Problem, verify_message
 from tests.servers.proxy import Answer, DropReply, Fault, Proxy, Reset
-from tests.storage.places import HTTP, KINDS, REMOTE, Place, Places
+from tests.storage.places import HTTP, KINDS, REMOTE, Place, Places, kinds
 
 from .samples import ATTACHMENT, CANARY, MESSAGE, PLACE
 
@@ -79,11 +78,6 @@ def is_there_once(place: Place, content: bytes) -> None:
     }
     clear(place.open())
     assert place.open_uploads() == []
-
-
-def kinds(names: Iterable[str], *soak: str) -> list[ParameterSet]:
-    """These kinds of store; moto, which speaks S3 as rclone does but takes longer, and `soak` are left to the soak."""
-    return [pytest.param(kind, marks=pytest.mark.soak if kind in {"s3-moto", *soak} else ()) for kind in names]
 
 
 @pytest.fixture(params=kinds(KINDS))

@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from attachments.storage import Store
 
 from .contract import StoreContract
-from .places import KINDS, Place, Places
+from .places import KINDS, Place, Places, kinds
 from .samples import ATTACHMENT, CONTENT, MESSAGE, PLACE
 
 
@@ -21,7 +21,7 @@ class TestEveryStore(StoreContract):
 
     place: Place
 
-    @pytest.fixture(params=KINDS)
+    @pytest.fixture(params=kinds(KINDS))
     def store(self, request: pytest.FixtureRequest, places: Places) -> Store:
         self.place = places.make(request.param)
         return self.place.open()
