@@ -304,3 +304,31 @@ def test_the_look_for_cancelled_runs_outlives_whatever_answers(
 
     asyncio.run(look())
     assert not worker._under_way
+
+
+def test_free_memory_goes_back_again_and_again(worker: WarmWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the worker's start on, beside its other watches, until the C library turns out to have no way to."""
+    answers = iter([True, True, False])
+    asked: list[bool] = []
+
+    def give_back() -> bool:
+        asked.append(next(answers))
+        return asked[-1]
+
+    async def nothing(*_: Any) -> None:
+        pass
+
+    monkeypatch.setattr(figures, "give_back", give_back)
+    monkeypatch.setattr(figures, "GIVE_BACK", 0.01)
+    monkeypatch.setattr(figures, "make_patient", lambda _: None)
+    monkeypatch.setattr(BaseWorker, "setup", nothing)
+    worker._client = cast("Any", SimpleNamespace())
+
+    async def live() -> None:
+        await worker.setup()
+        await asyncio.wait(worker._watches, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        for watch in worker._watches:
+            watch.cancel()
+
+    asyncio.run(live())
+    assert asked == [True, True, False]

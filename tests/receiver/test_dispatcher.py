@@ -253,7 +253,7 @@ def test_a_refusal_is_not_an_outage(play: Callable[[Story], None], prefect: Pref
     async def story(at: Desk) -> None:
         await at.deliver(*refused)
         await at.deliver("good")
-        await at.until(lambda: "good" in prefect.message_ids)
+        await at.until(lambda: "good" in prefect.message_ids, seconds=60)
         assert at.metrics.registry.get_sample_value("attachments_dispatch_failures") == 0
 
     play(story)
