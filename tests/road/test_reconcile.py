@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -273,7 +274,14 @@ def test_a_killed_worker_loses_neither_messages_nor_what_is_told(running: Instal
     running.road.worker.start()
     until(lambda: running.run(run["id"])["state_type"] in FINAL, "the reconciliation to be taken up", 300)
     ended = running.run(run["id"])
-    assert ended["state"]["message"] == "Of 12 messages in 1 mailboxes 12 had been missed: 12 stored now."
+    # One that was stored when its worker died, but not told so, may not have been taken up again yet.
+    told = re.fullmatch(
+        r"Of 12 messages in 1 mailboxes 12 had been missed: (\d+) stored now"
+        r"(?:, (\d+) (?:under way|wait for a worker))?\.",
+        ended["state"]["message"],
+    )
+    assert told is not None
+    assert sum(int(count or 0) for count in told.groups()) == len(messages)
     for message in messages:
         assert len(running.files(message)) == 1
         until(lambda message=message: len(missed(running, message)) == 1, "one event of it")
