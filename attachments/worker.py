@@ -16,8 +16,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping, Set
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -58,10 +58,11 @@ from attachments.cancelling import CURRENT, Cancellation
 from attachments.free_memory import give_back
 from attachments.prefect_busy import make_patient
 from attachments.run_labels import DEATHS
+from attachments.suspending import heed, take_over
 
 BEAT = 4.0  # seconds between heartbeats
 SILENCE = 20.0  # seconds without a heartbeat after which a worker counts as dead
-CANCEL_LOOK = 1.5  # seconds between looks for runs under way that somebody cancels
+CANCEL_LOOK = 1.5  # seconds between looks for runs under way that somebody cancels or suspends
 CANCEL_GRACE = 2.0  # seconds that a cancelled run gets to end by itself; then it is left to itself
 LOOK = 5.0  # seconds between looks for runs of dead workers
 POLL = 0.5  # seconds between looks for new runs, unless PREFECT_WORKER_QUERY_SECONDS says otherwise
@@ -107,6 +108,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
     ) -> None:
         unique = f"{name or 'warm'} {socket.gethostname()} {os.getpid()} {uuid4().hex[:6]}"
         super().__init__(work_pool_name, name=unique, limit=limit or LIMIT, **options)
+        self._clients = _Clients(self.name)
         self._under_way: dict[UUID, _UnderWay] = {}
         self._flows: dict[str, Flow[..., Any]] = {}
         """By deployment and version."""
@@ -122,7 +124,8 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         """Start the heartbeat and the watch over dead workers beside the polling."""
         await super().setup()
         make_patient(self.client)
-        watches = (self._keep_watch(), self._heed_cancelling(), _give_memory_back())
+        take_over()
+        watches = (self._keep_watch(), self._heed_wishes(), _give_memory_back())
         self._watches = [asyncio.create_task(watch) for watch in watches]
 
     async def teardown(self, *exc_info: Any) -> None:
@@ -169,7 +172,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         return WarmWorkerResult(status_code=0, identifier=self.name)
 
     async def _in_thread(self, flow: Flow[..., Any], flow_run: FlowRun) -> None:
-        under_way = self._under_way[flow_run.id] = _UnderWay(flow_run, self.name)
+        under_way = self._under_way[flow_run.id] = _UnderWay(flow_run, self._clients)
         # Not here: the thread goes on when whoever waits for it is cancelled.
         await under_way.run(flow, at_end=lambda: self._forget(under_way))
 
@@ -187,28 +190,33 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
                 )
         return self._flows[version]
 
-    async def _heed_cancelling(self) -> None:
-        """End the runs under way that somebody cancels. Prefect's own workers kill a process for it."""
+    async def _heed_wishes(self) -> None:
+        """End the runs under way that somebody cancels or suspends. Prefect's own workers kill a process to cancel."""
         while True:
             await asyncio.sleep(CANCEL_LOOK)
             try:
-                await self._end_cancelled()
+                await self._end_what_is_to_end()
             except Exception as error:  # noqa: BLE001  whatever a proxy answers, the worker must go on looking
-                logger.warning("Prefect does not say which runs are cancelled (%s); it is asked again.", _reason(error))
+                logger.warning("Prefect does not say which runs are to end (%s); it is asked again.", _reason(error))
 
-    async def _end_cancelled(self) -> None:
+    async def _end_what_is_to_end(self) -> None:
         # A copy, made in one step: threads that end take theirs out meanwhile.
         under_way = dict(self._under_way)
         waiting = [run_id for run_id, run in under_way.items() if not run.cancellation.is_asked]
         if not waiting:
             return
-        cancelled = await self.client.read_flow_runs(
+        found = await self.client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
                 id=FlowRunFilterId(any_=waiting),
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING])),
+                state=FlowRunFilterState(
+                    type=FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.PAUSED]),
+                ),
             ),
             limit=PAGE,
         )
+        for run in found:
+            heed(run)
+        cancelled = [run for run in found if run.state_type == StateType.CANCELLING]
         await asyncio.gather(*(self._cancel(under_way[run.id]) for run in cancelled if run.id in under_way))
 
     async def _cancel(self, under_way: "_UnderWay") -> None:
@@ -480,11 +488,43 @@ class _Watch:
         return now - self._seen[run.id][1]
 
 
-def _run(flow: Flow[..., Any], flow_run: FlowRun, worker: str) -> None:
-    """Run to a final state, which Prefect is told. Another worker that has taken the run meanwhile is no error."""
-    with suppress(Abort, Pause), SyncClientContext() as context:
+class _Clients:
+    """Clients of Prefect's API, each for one run at a time.
+
+    A new one for each run would cost it an SSL context, a connection and a request for a token.
+    """
+
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
+        self._idle: list[SyncClientContext] = []
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let whatever of Prefect's is called in this thread meanwhile use one of them."""
+        try:
+            context = self._idle.pop()
+        except IndexError:
+            context = self._new()
+        entered = False
+        try:
+            with context:
+                entered = True
+                yield
+        finally:
+            if entered:  # which asks Prefect for its version, at first; where that fails, the context is of no use
+                self._idle.append(context)
+
+    def _new(self) -> SyncClientContext:
+        context = SyncClientContext()
+        context.client.__enter__()  # once more than it is left, so that it stays open
         make_patient(context.client)
-        _sign(context.client, worker)
+        _sign(context.client, self._worker)
+        return context
+
+
+def _run(flow: Flow[..., Any], flow_run: FlowRun, clients: _Clients) -> None:
+    """Run to a final state, which Prefect is told. Another worker that has taken the run meanwhile is no error."""
+    with suppress(Abort, Pause), clients.lent():
         run_flow(flow, flow_run=flow_run, return_type="state")
 
 
@@ -503,9 +543,9 @@ def _sign(client: SyncPrefectClient, worker: str) -> None:
 class _UnderWay:
     """A run in a thread of its own, which does not keep the process from ending."""
 
-    def __init__(self, flow_run: FlowRun, worker: str) -> None:
+    def __init__(self, flow_run: FlowRun, clients: _Clients) -> None:
         self.flow_run = flow_run
-        self._worker = worker
+        self._clients = clients
         self.cancellation = Cancellation()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """When the thread has ended, or is not waited for any more."""
@@ -518,7 +558,7 @@ class _UnderWay:
             CURRENT.set(self.cancellation)
             error: BaseException | None = None
             try:
-                _run(flow, self.flow_run, self._worker)
+                _run(flow, self.flow_run, self._clients)
             except BaseException as caught:  # noqa: BLE001  handed to whoever waits
                 error = caught
             finally:

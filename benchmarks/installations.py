@@ -97,8 +97,8 @@ class Installation:
             log,
             lambda: "started!" in worker.printed(),
         )
-        worker.start()
         self.workers.append(worker)
+        worker.start()
         return worker
 
 

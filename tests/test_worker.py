@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from contextvars import Context
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,15 +12,21 @@ from uuid import UUID, uuid4
 import anyio
 import httpx
 import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import WorkerFilter
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import WorkerFlowRunResponse
-from prefect.exceptions import ObjectNotFound
+from prefect.context import SyncClientContext
+from prefect.exceptions import Abort, ObjectNotFound
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED, temporary_settings
 from prefect.states import Cancelling, Pending, Running
 from prefect.workers.base import BaseWorker
 
 from attachments import worker as figures
 from attachments.worker import MINE, WarmWorker, _UnderWay, _Watch
+
+ELSEWHERE = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}
+"""Settings for a Prefect that is not there, and is not asked."""
 
 
 @pytest.fixture
@@ -250,7 +258,7 @@ def test_a_flow_that_exits_does_not_end_the_worker(worker: WarmWorker, monkeypat
     monkeypatch.setattr(figures, "_run", exiting)
 
     async def run() -> None:
-        under_way = _UnderWay(pending(), worker.name)
+        under_way = _UnderWay(pending(), worker._clients)
         with pytest.raises(RuntimeError, match="SystemExit"):
             await under_way.run(cast("Any", None), at_end=lambda: None)
 
@@ -262,7 +270,7 @@ def test_a_thread_that_ends_late_does_not_take_its_successor_along(worker: WarmW
 
     async def both() -> None:
         run = pending()
-        first, second = (_UnderWay(run, worker.name) for _ in range(2))
+        first, second = (_UnderWay(run, worker._clients) for _ in range(2))
         worker._under_way[run.id] = second
         worker._forget(first)
         assert worker._under_way[run.id] is second
@@ -294,10 +302,12 @@ def test_the_look_for_cancelled_runs_outlives_whatever_answers(
             raise ValueError("a page")
 
     async def look() -> None:
-        under_way.append(_UnderWay(pending(), worker.name))
+        run = pending()
+        run.state, run.state_type = Cancelling(), StateType.CANCELLING
+        under_way.append(_UnderWay(run, worker._clients))
         worker._under_way[under_way[0].flow_run.id] = under_way[0]
         worker._client = cast("Any", Odd())
-        heeding = asyncio.create_task(worker._heed_cancelling())
+        heeding = asyncio.create_task(worker._heed_wishes())
         await asyncio.wait_for(under_way[0].ended, 10)
         assert not heeding.done()
         heeding.cancel()
@@ -321,6 +331,7 @@ def test_free_memory_goes_back_again_and_again(worker: WarmWorker, monkeypatch: 
     monkeypatch.setattr(figures, "give_back", give_back)
     monkeypatch.setattr(figures, "GIVE_BACK", 0.01)
     monkeypatch.setattr(figures, "make_patient", lambda _: None)
+    monkeypatch.setattr(figures, "take_over", lambda: None)  # it would be for the other tests, too
     monkeypatch.setattr(BaseWorker, "setup", nothing)
     worker._client = cast("Any", SimpleNamespace())
 
@@ -332,3 +343,38 @@ def test_free_memory_goes_back_again_and_again(worker: WarmWorker, monkeypatch: 
 
     asyncio.run(live())
     assert asked == [True, True, False]
+
+
+def test_runs_lend_each_other_their_clients(worker: WarmWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other the same, which stays open whatever a run does; at the same time each its own."""
+    used: list[SyncPrefectClient] = []
+    ends: list[BaseException | None] = [None, Abort(), SystemExit(3), None]
+
+    def run(*_: Any, **__: Any) -> None:
+        used.append(get_client(sync_client=True))
+        if (end := ends[len(used) - 1]) is not None:
+            raise end
+
+    def beside() -> SyncPrefectClient:
+        with temporary_settings(ELSEWHERE), worker._clients.lent():
+            return get_client(sync_client=True)
+
+    monkeypatch.setattr(figures, "run_flow", run)
+    with temporary_settings(ELSEWHERE):
+        for end in ends:
+            with suppress(SystemExit):
+                figures._run(cast("Any", None), pending(), worker._clients)
+            assert SyncClientContext.get() is None, f"after {end!r}"
+        assert len({id(client) for client in used}) == 1
+        assert not used[0]._client.is_closed
+        with worker._clients.lent():
+            assert Context().run(beside) is not used[0], "a thread starts with no context"
+
+
+def test_a_client_that_could_not_begin_is_not_lent_again(worker: WarmWorker) -> None:
+    """Prefect is away when the first run of all asks for its version."""
+    asked = {**ELSEWHERE, PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: True}
+    with temporary_settings(asked), pytest.raises(RuntimeError, match="Failed to reach"), worker._clients.lent():
+        pass
+    with temporary_settings(ELSEWHERE), worker._clients.lent():
+        assert SyncClientContext.get() is not None

@@ -1,7 +1,11 @@
-"""A run that somebody cancels ends within seconds, whatever it waits for, and leaves nothing behind."""
+"""A run that somebody cancels ends within seconds, whatever it waits for, and leaves nothing behind.
+
+One that somebody suspends goes no further until it is resumed.
+"""
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -108,3 +112,20 @@ def test_a_slot_is_not_waited_for(running: Installation) -> None:
         running.change("v2/concurrency_limits/emailgistics-api", {"limit": 100_000})
     time.sleep(3)
     assert running.calls(message) == []
+
+
+def test_a_suspended_run_goes_on_when_it_is_resumed(running: Installation) -> None:
+    """The download that is under way ends; no task begins after it. Resumed, the run completes what was left."""
+    message = begun(running, "download", {"kind": "slow", "bytes_per_second": SIZE // 6})
+    (run,) = running.runs(message_id=message["id"])
+    details = {"pause_timeout": (datetime.now(UTC) + timedelta(hours=1)).isoformat(), "pause_reschedule": True}
+    suspended = {"type": "PAUSED", "name": "Suspended", "state_details": details}
+    running._post(f"flow_runs/{run['id']}/set_state", {"state": suspended})
+    until(lambda: running.files(message) != [], "the download to end")
+    time.sleep(3)
+    assert running.run(run["id"])["state_name"] == "Suspended"
+    assert running.manifest(message) is None
+    running._post(f"flow_runs/{run['id']}/resume", {})
+    assert running.complete_manifest(message).attachments[0].sha256 == message["attachments"][0]["sha256"]
+    assert running.ended_run(message)["state_type"] == "COMPLETED"
+    assert len(running.files(message)) == 1
