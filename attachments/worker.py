@@ -67,6 +67,7 @@ CANCEL_GRACE = 2.0  # seconds that a cancelled run gets to end by itself; then i
 LOOK = 5.0  # seconds between looks for runs of dead workers
 POLL = 0.5  # seconds between looks for new runs, unless PREFECT_WORKER_QUERY_SECONDS says otherwise
 DRAIN = 20.0  # seconds that runs under way get to finish after SIGTERM
+HAND_BACK = 10.0  # seconds, after that, for handing back the others: Prefect's client alone would try for minutes
 GIVE_BACK = 30.0  # seconds between times at which free memory goes back to the system
 LIMIT = 8  # runs at a time, unless `--limit` says otherwise
 MOST_DEATHS = 5  # a run that was under way at so many deaths of workers is not tried again: it may be the cause
@@ -147,11 +148,14 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         if not self._under_way:
             return
         try:
-            for run_id in list(self._under_way):
-                with suppress(httpx.HTTPError, ObjectNotFound):
-                    now = await self.client.read_flow_run(run_id)
-                    if now.state is not None and not now.state.is_final():
-                        await self._give_back(now, "Its worker was stopped; the run starts again.")
+            with anyio.move_on_after(HAND_BACK) as handing_back:
+                for run_id in list(self._under_way):
+                    with suppress(httpx.HTTPError, ObjectNotFound):
+                        now = await self.client.read_flow_run(run_id)
+                        if now.state is not None and not now.state.is_final():
+                            await self._give_back(now, "Its worker was stopped; the run starts again.")
+            if handing_back.cancelled_caught:
+                logger.warning("Prefect does not answer; another worker takes up what was under way.")
         finally:
             # A thread cannot be stopped. What it has written is no more than after a crash: nothing under a final key.
             logging.shutdown()

@@ -378,3 +378,34 @@ def test_a_client_that_could_not_begin_is_not_lent_again(worker: WarmWorker) -> 
         pass
     with temporary_settings(ELSEWHERE), worker._clients.lent():
         assert SyncClientContext.get() is not None
+
+
+def test_a_stop_does_not_wait_for_a_prefect_that_is_away(
+    worker: WarmWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What would be handed back stays under way in Prefect, and the next worker takes it up as a dead one's."""
+
+    class Ended(Exception):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    async def never(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(figures, "DRAIN", 0.01)
+    monkeypatch.setattr(figures, "HAND_BACK", 0.01)
+    monkeypatch.setattr(figures.os, "_exit", end)
+    monkeypatch.setattr(figures.logging, "shutdown", lambda: None)
+
+    async def stop() -> None:
+        worker._client = cast("Any", SimpleNamespace(read_flow_run=never))
+        run = pending()
+        worker._under_way[run.id] = _UnderWay(run, worker._clients)
+        async with asyncio.timeout(10):
+            await worker.teardown()
+
+    with pytest.raises(Ended):
+        asyncio.run(stop())
+    assert "another worker takes up what was under way" in caplog.text
