@@ -55,7 +55,6 @@ from prefect.workers.base import (
 )
 
 from attachments.cancelling import CURRENT, Cancellation
-from attachments.free_memory import give_back
 from attachments.prefect_busy import make_patient
 from attachments.run_labels import DEATHS
 from attachments.suspending import heed, take_over
@@ -68,7 +67,6 @@ LOOK = 5.0  # seconds between looks for runs of dead workers
 POLL = 0.5  # seconds between looks for new runs, unless PREFECT_WORKER_QUERY_SECONDS says otherwise
 DRAIN = 20.0  # seconds that runs under way get to finish after SIGTERM
 HAND_BACK = 10.0  # seconds, after that, for handing back the others: Prefect's client alone would try for minutes
-GIVE_BACK = 30.0  # seconds between times at which free memory goes back to the system
 LIMIT = 8  # runs at a time, unless `--limit` says otherwise
 MOST_DEATHS = 5  # a run that was under way at so many deaths of workers is not tried again: it may be the cause
 UNSIGNED = 30.0  # seconds in one state after which a run whose state names no worker may be a dead one's
@@ -126,8 +124,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         await super().setup()
         make_patient(self.client)
         take_over()
-        watches = (self._keep_watch(), self._heed_wishes(), _give_memory_back())
-        self._watches = [asyncio.create_task(watch) for watch in watches]
+        self._watches = [asyncio.create_task(self._keep_watch()), asyncio.create_task(self._heed_wishes())]
 
     async def teardown(self, *exc_info: Any) -> None:
         """Let what is under way finish, for `DRAIN` seconds; hand the rest back and end without it."""
@@ -423,12 +420,6 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         with suppress(ObjectNotFound, Abort):
             await self.client.set_flow_run_state(run.id, state, force=True)
             logger.warning("Flow run %s is now %s: %s", run.id, state.name, state.message)
-
-
-async def _give_memory_back() -> None:
-    """Hand back now and then what runs have left free, until there is no way to."""
-    while await asyncio.to_thread(give_back):
-        await asyncio.sleep(GIVE_BACK)
 
 
 def _reason(error: Exception) -> str:

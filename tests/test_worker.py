@@ -1,8 +1,8 @@
 """What the warm worker decides by itself; tests/road runs it against a real Prefect."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -12,6 +12,8 @@ from uuid import UUID, uuid4
 import anyio
 import httpx
 import pytest
+from prefect import flow_engine
+from prefect._flow_run_suspension import FlowRunSuspensionRequest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import WorkerFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType
@@ -316,33 +318,34 @@ def test_the_look_for_cancelled_runs_outlives_whatever_answers(
     assert not worker._under_way
 
 
-def test_free_memory_goes_back_again_and_again(worker: WarmWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the worker's start on, beside its other watches, until the C library turns out to have no way to."""
-    answers = iter([True, True, False])
-    asked: list[bool] = []
+def test_from_its_start_on_runs_have_no_observers_of_their_own(
+    worker: WarmWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect's own begin with a thread and a connection each."""
 
-    def give_back() -> bool:
-        asked.append(next(answers))
-        return asked[-1]
+    observed: list[UUID] = []
+
+    @contextmanager
+    def observe(flow_run_id: UUID, *_: object) -> Iterator[None]:
+        observed.append(flow_run_id)
+        yield
 
     async def nothing(*_: Any) -> None:
         pass
 
-    monkeypatch.setattr(figures, "give_back", give_back)
-    monkeypatch.setattr(figures, "GIVE_BACK", 0.01)
+    monkeypatch.setattr(flow_engine, "observe_flow_run_suspension", observe)
     monkeypatch.setattr(figures, "make_patient", lambda _: None)
-    monkeypatch.setattr(figures, "take_over", lambda: None)  # it would be for the other tests, too
     monkeypatch.setattr(BaseWorker, "setup", nothing)
     worker._client = cast("Any", SimpleNamespace())
 
-    async def live() -> None:
+    async def start() -> None:
         await worker.setup()
-        await asyncio.wait(worker._watches, timeout=10, return_when=asyncio.FIRST_COMPLETED)
         for watch in worker._watches:
             watch.cancel()
 
-    asyncio.run(live())
-    assert asked == [True, True, False]
+    asyncio.run(start())
+    with flow_engine.observe_flow_run_suspension(uuid4(), FlowRunSuspensionRequest()):  # type: ignore[attr-defined]
+        assert observed == []
 
 
 def test_runs_lend_each_other_their_clients(worker: WarmWorker, monkeypatch: pytest.MonkeyPatch) -> None:
