@@ -35,7 +35,7 @@ from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from attachments import cancelling
-from attachments.prefect_busy import PrefectAway, make_patient
+from attachments.prefect_busy import Pauses, PrefectAway, PrefectBusy, make_patient
 
 logger = logging.getLogger("attachments.pacing")
 
@@ -130,6 +130,7 @@ class PrefectPacer:
 
     def _take(self, names: tuple[str, ...]) -> "_Slot":
         """A slot of each limit."""
+        pauses = Pauses(BUSY)
         while True:
             self._pause.wait()
             if slot := self._returns.at_hand(names):
@@ -150,6 +151,11 @@ class PrefectPacer:
                     self._full[names] = time.monotonic() + patience
                 else:
                     self._wait_as_told(error.response.status_code)
+                continue
+            except PrefectBusy:
+                # One of this process's own slots may come back first.
+                if slot := self._returns.handed_over(names, pauses.next()):
+                    return slot
                 continue
             except PrefectAway as error:
                 self._wait_for_prefect(str(error))
@@ -174,10 +180,9 @@ class PrefectPacer:
             ) from None
 
     def _ask(self, names: tuple[str, ...]) -> httpx.Response:
-        client = self._returns.client
         for name in names:
-            self._check(name, client)
-        return client.increment_concurrency_slots_with_lease(
+            self._check(name, self._returns.client)
+        return self._returns.asking.increment_concurrency_slots_with_lease(
             names=list(names), slots=1, mode="concurrency", lease_duration=LEASE
         )
 
@@ -379,11 +384,11 @@ class _Returns:
     """
 
     def __init__(self) -> None:
-        # Settings of its own keep it apart from the client of whatever flow run happens to come first,
-        # which is closed when that run ends.
-        self.client = get_client(httpx_settings={"timeout": ANSWER_TIMEOUT}, sync_client=True)
+        self.client = _client()
         make_patient(self.client, tell_when_away=True, shortest=BUSY)
-        self.client.__enter__()
+        self.asking = _client()
+        """For what is not to be asked again while the database is locked: it raises `PrefectBusy`."""
+        make_patient(self.asking, tell_when_away=True, tell_when_busy=True)
         self._changed = threading.Condition()
         self._heap: list[tuple[float, int, _Slot]] = []
         self._order = 0
@@ -555,3 +560,9 @@ class _Returns:
         with self._changed:
             self._closed = True
             self._changed.notify()
+
+
+def _client() -> SyncPrefectClient:
+    # Settings of its own keep it apart from the client of whatever flow run happens to come first,
+    # which is closed when that run ends.
+    return get_client(httpx_settings={"timeout": ANSWER_TIMEOUT}, sync_client=True).__enter__()

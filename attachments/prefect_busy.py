@@ -27,31 +27,45 @@ class PrefectAway(Exception):
         self.may_have_heard = may_have_heard
 
 
+class PrefectBusy(Exception):
+    """Prefect's database is locked (503)."""
+
+
 def make_patient(
-    client: PrefectClient | SyncPrefectClient, *, tell_when_away: bool = False, shortest: float = SHORTEST
+    client: PrefectClient | SyncPrefectClient,
+    *,
+    tell_when_away: bool = False,
+    tell_when_busy: bool = False,
+    shortest: float = SHORTEST,
 ) -> None:
     """Let a client of Prefect's ask again quickly while the API answers 503.
 
     Prefect makes its clients itself and offers no way in but the httpx client that it wraps. A connection through
     a proxy keeps Prefect's own pace. `shortest`: seconds before it asks again for the first time; little where somebody
     waits for the answer, more where many ask at once. With `tell_when_away`, a synchronous client raises `PrefectAway`
-    at once where Prefect's own would go on trying for a minute.
+    at once where Prefect's own would go on trying for a minute; with `tell_when_busy` it raises `PrefectBusy` and
+    does not ask again.
     """
     inner = client._client
     if isinstance(inner, httpx.AsyncClient):
         inner._transport = _AsyncPatience(inner._transport, shortest)
     else:
-        inner._transport = _Patience(inner._transport, shortest, tell_when_away=tell_when_away)
+        inner._transport = _Patience(
+            inner._transport, shortest, tell_when_away=tell_when_away, tell_when_busy=tell_when_busy
+        )
 
 
 class _Patience(httpx.BaseTransport):
-    def __init__(self, inner: httpx.BaseTransport, shortest: float, *, tell_when_away: bool) -> None:
+    def __init__(
+        self, inner: httpx.BaseTransport, shortest: float, *, tell_when_away: bool, tell_when_busy: bool
+    ) -> None:
         self._inner = inner
         self._shortest = shortest
         self._tell_when_away = tell_when_away
+        self._tell_when_busy = tell_when_busy
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        pauses = _Pauses(self._shortest)
+        pauses = Pauses(self._shortest)
         while True:
             try:
                 response = self._inner.handle_request(request)
@@ -64,6 +78,8 @@ class _Patience(httpx.BaseTransport):
             if pause is None:
                 return response
             response.close()
+            if self._tell_when_busy:
+                raise PrefectBusy
             time.sleep(pause)
 
     def close(self) -> None:
@@ -76,7 +92,7 @@ class _AsyncPatience(httpx.AsyncBaseTransport):
         self._shortest = shortest
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        pauses = _Pauses(self._shortest)
+        pauses = Pauses(self._shortest)
         while True:
             response = await self._inner.handle_async_request(request)
             pause = pauses.after(response)
@@ -89,8 +105,8 @@ class _AsyncPatience(httpx.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-class _Pauses:
-    """How long to wait after each answer of one request."""
+class Pauses:
+    """How long to wait between tries of one request; `shortest`: seconds, the first time."""
 
     def __init__(self, shortest: float) -> None:
         self._end = time.monotonic() + PATIENCE
@@ -99,8 +115,10 @@ class _Pauses:
     def after(self, response: httpx.Response) -> float | None:
         """Seconds to wait before asking again; None when the answer stands."""
         busy = response.status_code == httpx.codes.SERVICE_UNAVAILABLE and "retry-after" not in response.headers
-        if not busy or time.monotonic() > self._end:
-            return None
+        return self.next() if busy and time.monotonic() < self._end else None
+
+    def next(self) -> float:
+        """Seconds to wait before asking again, however long it has lasted."""
         pause = self._next * random.uniform(0.5, 1)  # noqa: S311  jitter
         self._next = min(LONGEST, self._next * 1.5)
         return pause

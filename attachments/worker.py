@@ -122,7 +122,6 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
     async def setup(self) -> None:
         """Start the heartbeat and the watch over dead workers beside the polling."""
         await super().setup()
-        make_patient(self.client)
         take_over()
         self._watches = [asyncio.create_task(self._keep_watch()), asyncio.create_task(self._heed_wishes())]
 
@@ -316,6 +315,9 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
 
     async def sync_with_backend(self) -> None:
         """Prefect's own heartbeat, which likewise must outlive the API's absence once the worker is set up."""
+        if not self.is_setup:
+            # The first request of this client: with Prefect's own pauses a start beside busy workers took minutes.
+            make_patient(self.client)
         try:
             await super().sync_with_backend()
         except Exception as error:

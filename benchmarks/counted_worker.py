@@ -47,8 +47,9 @@ def instrument() -> None:
 
     def made(self: _Returns) -> None:
         make(self)
-        patience: Any = self.client._client._transport
-        patience._inner = Counting(patience._inner)
+        for client in (self.client, self.asking):
+            patience: Any = client._client._transport
+            patience._inner = Counting(patience._inner)
 
     @contextmanager
     def called(self: PrefectPacer) -> Iterator[None]:

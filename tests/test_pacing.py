@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -173,7 +174,9 @@ def test_no_call_is_made_while_prefect_is_away(api: httpx.Client, monkeypatch: p
     server = api.base_url
     pacer = pacing.PrefectPacer("test-limit")
     made = threading.Event()
-    pacer._returns.client._client.base_url = httpx.URL("http://127.0.0.1:1/api/")
+    clients = (pacer._returns.client._client, pacer._returns.asking._client)
+    for client in clients:
+        client.base_url = httpx.URL("http://127.0.0.1:1/api/")
 
     def call() -> None:
         with pacer.call():
@@ -182,7 +185,8 @@ def test_no_call_is_made_while_prefect_is_away(api: httpx.Client, monkeypatch: p
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     assert not made.wait(1)
-    pacer._returns.client._client.base_url = server
+    for client in clients:
+        client.base_url = server
     assert made.wait(30)
     thread.join()
 
@@ -399,6 +403,31 @@ def test_callers_that_wait_for_a_slot_that_comes_back_ask_for_no_other(
 def _call(pacer: pacing.PrefectPacer) -> None:
     with pacer.call():
         pass
+
+
+def test_a_caller_that_a_locked_database_keeps_waiting_takes_what_comes_back(
+    api: httpx.Client, no_pause: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot that was handed over needs no database; in the next second it would be given back unused."""
+    monkeypatch.setattr(pacing, "WINDOW", 1.5)
+    monkeypatch.setattr(pacing, "KEEP", 0.05)
+    monkeypatch.setattr(pacing, "BUSY", 10.0)
+    pacer = pacing.PrefectPacer("test-limit")
+    with pacer.call():
+        began = time.monotonic()
+    asked: list[httpx.Request] = []
+
+    def locked(request: httpx.Request) -> httpx.Response:
+        assert not asked, "it asked again"
+        asked.append(request)
+        return httpx.Response(503)
+
+    patience: Any = pacer._returns.asking._client._transport
+    patience._inner.close()
+    patience._inner = httpx.MockTransport(locked)
+    with pacer.call():
+        assert 1.0 < time.monotonic() - began < 4.5
+    assert len(asked) == 1
 
 
 def test_a_slot_waits_a_moment_for_the_next_caller(returns: Returns, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What the warm worker decides by itself; tests/road runs it against a real Prefect."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context
@@ -251,6 +252,34 @@ def test_no_answer_ends_the_worker(error: Exception, worker: WarmWorker, monkeyp
     asyncio.run(worker.sync_with_backend())
 
 
+def test_a_worker_is_patient_from_its_first_request_on(worker: WarmWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside busy workers a start met a locked SQLite for minutes, with Prefect's own pauses between its tries."""
+    answers = iter([503] * 8)
+    asked: list[float] = []
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        asked.append(time.monotonic())
+        return httpx.Response(next(answers, 200))
+
+    async def sync(self: BaseWorker[Any, Any, Any]) -> None:
+        await self.client._client.get("/anything")
+
+    monkeypatch.setattr(BaseWorker, "sync_with_backend", sync)
+
+    async def start() -> None:
+        async with get_client() as client:
+            client._client._transport = httpx.MockTransport(answer)
+            worker._client = client
+            await worker.sync_with_backend()
+
+    with temporary_settings(
+        {PREFECT_API_URL: "http://127.0.0.1:1/api", PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}
+    ):
+        asyncio.run(start())
+    assert len(asked) == 9
+    assert asked[-1] - asked[0] < 8
+
+
 def test_a_flow_that_exits_does_not_end_the_worker(worker: WarmWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """`sys.exit()` in a flow is the flow's business."""
 
@@ -334,7 +363,6 @@ def test_from_its_start_on_runs_have_no_observers_of_their_own(
         pass
 
     monkeypatch.setattr(flow_engine, "observe_flow_run_suspension", observe)
-    monkeypatch.setattr(figures, "make_patient", lambda _: None)
     monkeypatch.setattr(BaseWorker, "setup", nothing)
     worker._client = cast("Any", SimpleNamespace())
 
