@@ -130,7 +130,7 @@ class PrefectPacer:
 
     def _take(self, names: tuple[str, ...]) -> "_Slot":
         """A slot of each limit."""
-        pauses = Pauses(BUSY)
+        busy: Pauses | None = None
         while True:
             self._pause.wait()
             if slot := self._returns.at_hand(names):
@@ -149,13 +149,18 @@ class PrefectPacer:
                 if error.response.status_code == httpx.codes.LOCKED:
                     patience = LONG if self._returns.will_be_free(names, WINDOW) else ASK_AGAIN
                     self._full[names] = time.monotonic() + patience
+                    busy = None
                 else:
                     self._wait_as_told(error.response.status_code)
                 continue
             except PrefectBusy:
+                busy = busy or Pauses(BUSY)
                 # One of this process's own slots may come back first.
-                if slot := self._returns.handed_over(names, pauses.next()):
+                if slot := self._returns.handed_over(names, busy.next()):
                     return slot
+                if busy.are_over():
+                    self._wait_for_prefect("503")
+                    busy = None
                 continue
             except PrefectAway as error:
                 self._wait_for_prefect(str(error))

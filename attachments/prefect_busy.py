@@ -115,7 +115,11 @@ class Pauses:
     def after(self, response: httpx.Response) -> float | None:
         """Seconds to wait before asking again; None when the answer stands."""
         busy = response.status_code == httpx.codes.SERVICE_UNAVAILABLE and "retry-after" not in response.headers
-        return self.next() if busy and time.monotonic() < self._end else None
+        return self.next() if busy and not self.are_over() else None
+
+    def are_over(self) -> bool:
+        """Whether it has lasted so long that it is no lock of a moment."""
+        return time.monotonic() > self._end
 
     def next(self) -> float:
         """Seconds to wait before asking again, however long it has lasted."""

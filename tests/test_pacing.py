@@ -13,7 +13,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from attachments import pacing
+from attachments import pacing, prefect_busy
 from attachments.cancelling import CURRENT, Cancellation, RunCancelled
 from attachments.demo.processes import Process, road
 from attachments.prefect_busy import PrefectAway
@@ -428,6 +428,21 @@ def test_a_caller_that_a_locked_database_keeps_waiting_takes_what_comes_back(
     with pacer.call():
         assert 1.0 < time.monotonic() - began < 4.5
     assert len(asked) == 1
+
+
+def test_a_database_that_stays_locked_is_told_of(
+    api: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or a proxy that answers 503 for hours; the call is made when that ends."""
+    monkeypatch.setattr(prefect_busy, "PATIENCE", 0.5)
+    monkeypatch.setattr(pacing, "AWAY", 0.1)
+    pacer = pacing.PrefectPacer("test-limit")
+    patience: Any = pacer._returns.asking._client._transport
+    inner = patience._inner
+    patience._inner = httpx.MockTransport(lambda _: httpx.Response(503))
+    threading.Timer(3.0, setattr, (patience, "_inner", inner)).start()
+    with pacer.call():
+        assert "Prefect gives no slot (503); the call waits" in caplog.text
 
 
 def test_a_slot_waits_a_moment_for_the_next_caller(returns: Returns, monkeypatch: pytest.MonkeyPatch) -> None:
