@@ -10,7 +10,8 @@ A process that dies leaves its slots to the leases' expiry: `LEASE` seconds afte
 A 429 all the same (another integration shares the account) pauses the whole fleet: who gets it says so in a Prefect
 Variable, and the others look at it every few seconds. After the pause each process sends one call and waits for its
 answer before it goes on. A call of a backfill takes a slot of a second, smaller limit as well, and waits in a line of
-its own, so that it never stands in the way of live mail.
+its own, so that it never stands in the way of live mail. The first of a backfill's calls would all be made at once,
+and a minute later again, and so on: for seconds a minute live mail would find Prefect busy. They are spread instead.
 """
 
 import atexit
@@ -54,6 +55,8 @@ AWAY = 2.0  # seconds between tries while Prefect does not answer
 FIRST_PAUSE = 60.0  # seconds after a 429: "wait at least a minute" (getting-started/rate-limits)
 LONGEST_PAUSE = 480.0
 HEAR = 5.0  # seconds between looks for a pause that another process has ordered
+SPREAD = 0.8  # of the window over which one process's calls of a backfill are spread, at least
+WIDEST = 1.0  # seconds at the most between two of them for that
 
 
 class PacingError(Exception):
@@ -94,6 +97,9 @@ class PrefectPacer:
         }
         self._lines = {False: _Line(), True: _Line()}
         self._checked = dict.fromkeys(self._names[True], -CHECK_AGAIN)
+        self._apart = 0.0
+        """Seconds between two calls of a backfill."""
+        self._backlog_goes_on = 0.0  # monotonic
         self._full = dict.fromkeys(self._names.values(), 0.0)
         """Until when, by the monotonic clock, nobody here asks for a slot: just now all were taken."""
         self._returns = _Returns()
@@ -112,7 +118,11 @@ class PrefectPacer:
         is_backlog = _backlog.get()
         with ExitStack() as turn:
             turn.enter_context(self._lines[is_backlog].turn())
+            if is_backlog:
+                cancelling.sleep(max(0.0, self._backlog_goes_on - time.monotonic()))
             slot = self._take(self._names[is_backlog])
+            if is_backlog:
+                self._backlog_goes_on = time.monotonic() + self._apart
             counts = 0.0  # seconds from now; nothing was sent yet
             try:
                 with self._pause.obeyed() as is_probe:
@@ -204,6 +214,8 @@ class PrefectPacer:
                 f"The limit {name} is switched off, so nothing would keep the calls below the cap of "
                 "Emailgistics. Switch it on in the Prefect UI under Concurrency."
             )
+        if name not in self._names[False]:
+            self._apart = min(WIDEST, SPREAD * WINDOW / max(limit.limit, 1))
         self._checked[name] = time.monotonic()
 
     def _missing(self, name: str) -> PacingError:

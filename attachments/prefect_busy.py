@@ -8,6 +8,7 @@ five times. Measured: a run of two files took 8 s with that, and 1.2 s with this
 import asyncio
 import random
 import time
+from functools import partial
 
 import httpx
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient
@@ -37,35 +38,42 @@ def make_patient(
     tell_when_away: bool = False,
     tell_when_busy: bool = False,
     shortest: float = SHORTEST,
+    longest: float = LONGEST,
 ) -> None:
     """Let a client of Prefect's ask again quickly while the API answers 503.
 
     Prefect makes its clients itself and offers no way in but the httpx client that it wraps. A connection through
-    a proxy keeps Prefect's own pace. `shortest`: seconds before it asks again for the first time; little where somebody
-    waits for the answer, more where many ask at once. With `tell_when_away`, a synchronous client raises `PrefectAway`
-    at once where Prefect's own would go on trying for a minute; with `tell_when_busy` it raises `PrefectBusy` and
-    does not ask again.
+    a proxy keeps Prefect's own pace. It asks again after `shortest` seconds, and later ever `longest`: little where
+    somebody waits for the answer, more where many ask at once. With `tell_when_away`, a synchronous client raises
+    `PrefectAway` at once where Prefect's own would go on trying for a minute; with `tell_when_busy` it raises
+    `PrefectBusy` and does not ask again.
     """
     inner = client._client
     if isinstance(inner, httpx.AsyncClient):
-        inner._transport = _AsyncPatience(inner._transport, shortest)
+        inner._transport = _AsyncPatience(inner._transport, shortest, longest)
     else:
         inner._transport = _Patience(
-            inner._transport, shortest, tell_when_away=tell_when_away, tell_when_busy=tell_when_busy
+            inner._transport, shortest, longest, tell_when_away=tell_when_away, tell_when_busy=tell_when_busy
         )
 
 
 class _Patience(httpx.BaseTransport):
     def __init__(
-        self, inner: httpx.BaseTransport, shortest: float, *, tell_when_away: bool, tell_when_busy: bool
+        self,
+        inner: httpx.BaseTransport,
+        shortest: float,
+        longest: float,
+        *,
+        tell_when_away: bool,
+        tell_when_busy: bool,
     ) -> None:
         self._inner = inner
-        self._shortest = shortest
+        self._pauses = partial(Pauses, shortest, longest)
         self._tell_when_away = tell_when_away
         self._tell_when_busy = tell_when_busy
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        pauses = Pauses(self._shortest)
+        pauses = self._pauses()
         while True:
             try:
                 response = self._inner.handle_request(request)
@@ -87,12 +95,12 @@ class _Patience(httpx.BaseTransport):
 
 
 class _AsyncPatience(httpx.AsyncBaseTransport):
-    def __init__(self, inner: httpx.AsyncBaseTransport, shortest: float) -> None:
+    def __init__(self, inner: httpx.AsyncBaseTransport, shortest: float, longest: float) -> None:
         self._inner = inner
-        self._shortest = shortest
+        self._pauses = partial(Pauses, shortest, longest)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        pauses = Pauses(self._shortest)
+        pauses = self._pauses()
         while True:
             response = await self._inner.handle_async_request(request)
             pause = pauses.after(response)
@@ -106,11 +114,12 @@ class _AsyncPatience(httpx.AsyncBaseTransport):
 
 
 class Pauses:
-    """How long to wait between tries of one request; `shortest`: seconds, the first time."""
+    """How long to wait between tries of one request, in seconds: `shortest` the first time, `longest` in the end."""
 
-    def __init__(self, shortest: float) -> None:
+    def __init__(self, shortest: float = SHORTEST, longest: float = LONGEST) -> None:
         self._end = time.monotonic() + PATIENCE
         self._next = shortest
+        self._longest = longest
 
     def after(self, response: httpx.Response) -> float | None:
         """Seconds to wait before asking again; None when the answer stands."""
@@ -124,5 +133,5 @@ class Pauses:
     def next(self) -> float:
         """Seconds to wait before asking again, however long it has lasted."""
         pause = self._next * random.uniform(0.5, 1)  # noqa: S311  jitter
-        self._next = min(LONGEST, self._next * 1.5)
+        self._next = min(self._longest, self._next * 1.5)
         return pause

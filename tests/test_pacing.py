@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -557,6 +558,28 @@ def test_a_backfill_waits_for_its_own_slots_and_holds_up_nobody(api: httpx.Clien
     cancellation.ask()
     thread.join(10)
     assert len(made) == 2
+
+
+def test_the_first_calls_of_a_backfill_are_spread(
+    api: httpx.Client, no_pause: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its slots are free and its calls wait, yet each is made a part of the window after the last."""
+    monkeypatch.setattr(pacing, "WINDOW", WINDOW)
+    _make_limit(api, "test-backlog", 4)
+    pacer = pacing.PrefectPacer("test-limit", "test-backlog")
+    made: list[float] = []
+
+    def fill() -> None:
+        with pacing.backlog(), pacer.call():
+            made.append(time.monotonic())
+
+    threads = [threading.Thread(target=fill, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    # Their turns end a moment after they are noted.
+    assert [after - before > 0.95 * pacing.SPREAD * WINDOW / 4 for before, after in pairwise(made)] == [True, True]
 
 
 def test_a_backfill_without_its_limit_is_an_error(api: httpx.Client, no_pause: None) -> None:

@@ -20,6 +20,7 @@ from flows.endings import FAILED_FOR_NOW, stored_count
 FLOW = "download-attachments"
 PAGE = 200
 NAME_DIGITS = 12
+ASK_AGAIN = 0.25  # seconds at the most between tries while Prefect's database is locked: somebody's mail waits
 ENDED_BADLY = (StateType.FAILED, StateType.CRASHED)
 THIS_RUN = (httpx.codes.BAD_REQUEST, httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY)
 KEYS = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
@@ -125,7 +126,7 @@ def _ending(state: State[Any] | None) -> Ending | None:
 async def prefect_flow_runs() -> AsyncIterator[PrefectFlowRuns]:
     """A `PrefectFlowRuns` with an open client."""
     async with get_client() as client:
-        make_patient(client)
+        make_patient(client, longest=ASK_AGAIN)
         yield PrefectFlowRuns(client)
 
 

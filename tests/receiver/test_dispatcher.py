@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +18,7 @@ from attachments.receiver import dispatcher as figures
 from attachments.receiver.dispatcher import CONCURRENCY, Dispatcher
 from attachments.receiver.inbox import Entry, Inbox
 from attachments.receiver.metrics import Metrics
-from attachments.receiver.prefect_api import PrefectRefused, PrefectUnavailable, prefect_flow_runs
+from attachments.receiver.prefect_api import ASK_AGAIN, PrefectRefused, PrefectUnavailable, prefect_flow_runs
 from attachments.storage import message_key
 
 from .prefect_stub import Mood, PrefectStub
@@ -472,6 +473,32 @@ def test_a_creation_that_is_cut_off_by_a_stop_is_offered_again(
     prefect.delay = 0
     play(second)
     assert len(prefect.runs) == 1
+
+
+def test_a_locked_database_is_asked_again_soon_however_long_it_is_locked(
+    prefect: PrefectStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a backfill it may be locked for most of the tries, and a person waits for this mail."""
+    monkeypatch.setattr(prefect_busy, "PATIENCE", 1.0)
+    entry = Entry(1, "default", message_key("a"), "a", None, None, None, 0.0)
+    prefect.mood = "busy"
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(seconds / 10)
+
+    monkeypatch.setattr(prefect_busy, "asyncio", SimpleNamespace(sleep=sleep))
+
+    async def create() -> None:
+        with temporary_settings({PREFECT_API_URL: prefect.url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            async with prefect_flow_runs() as flow_runs:
+                await flow_runs.create(entry, prefect.deployments["default"])
+
+    with pytest.raises(PrefectUnavailable):
+        asyncio.run(create())
+    assert len(pauses) > 10
+    assert max(pauses) <= ASK_AGAIN
 
 
 @pytest.mark.parametrize(
