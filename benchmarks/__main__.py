@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,8 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
 def main(asked: Sequence[str]) -> None:
     if unknown := set(asked) - set(PARTS):
         sys.exit(f"There is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    # So that what was started ends too when a part is broken off.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for part in asked or PARTS:
         figures = PARTS[part]()
         show(part, figures)

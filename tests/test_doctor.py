@@ -179,6 +179,24 @@ def test_where_the_servers_leases_are_is_seen_or_said_not_to_be(status: int, ans
     assert ("7 days" in lines[-1]) == (status == 200 and bool(answer))
 
 
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        (1, ["warning  recorder: The server writes each state"]),
+        (50, ["ok       recorder: The server writes up to 50 states"]),
+        ("", []),
+    ],
+)
+def test_a_server_that_writes_each_state_of_a_task_alone_is_a_warning(batch: Any, expected: list[str]) -> None:
+    """It is Prefect's default, and on SQLite it doubles the transactions."""
+    answer = {"server": {"services": {"task_run_recorder": {"batch_size": batch}}}}
+    with answering({"/admin/settings": (200, answer)}) as address, Asked(address) as client:
+        lines = [said(finding) for finding in look_at_settings(client)]
+    found = [line for line in lines if "recorder:" in line]
+    assert len(found) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
+
+
 def test_another_version_of_prefect_is_a_warning() -> None:
     """So is none at all, as on Prefect Cloud, no failure. What is tested is what the lock file names."""
     with answering({"/health": (200, True), "/admin/version": (200, "3.9.1")}) as address, Asked(address) as client:

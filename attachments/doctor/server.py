@@ -16,6 +16,7 @@ TESTED = "3.8.8"
 MEMORY = "prefect.server.concurrency.lease_storage.memory"
 FILES = "prefect.server.concurrency.lease_storage.filesystem"
 VARIABLE = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+RECORDER = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER"
 _duration: TypeAdapter[timedelta] = TypeAdapter(timedelta)
 
 
@@ -36,7 +37,7 @@ def look_at_server(client: SyncPrefectClient) -> Iterator[Finding]:
 
 
 def look_at_settings(client: SyncPrefectClient) -> Iterator[Finding]:
-    """Where the server keeps the leases of the limits' slots, and for how long it keeps events."""
+    """Where the server keeps the leases of the limits' slots, how it writes, and for how long it keeps events."""
     settings = _unless_unknown(client, "/admin/settings")
     leases = _within(settings, "concurrency", "lease_storage")
     if leases == MEMORY:
@@ -53,6 +54,16 @@ def look_at_settings(client: SyncPrefectClient) -> Iterator[Finding]:
             "Where the server keeps the leases of the limits' slots cannot be seen from here.",
             f"If you run the server yourself, see to it that {VARIABLE} is set to {FILES} there.",
         )
+    batch = _within(settings, "services", "task_run_recorder", "batch_size")
+    if batch == 1:
+        yield warning(
+            "recorder",
+            "The server writes each state of a task in a transaction of its own. With SQLite, live mail then waits for "
+            "seconds beside a backfill.",
+            f"Set {RECORDER}_BATCH_SIZE=50 and {RECORDER}_FLUSH_INTERVAL=1 for the server, and start it anew.",
+        )
+    elif isinstance(batch, int):
+        yield ok("recorder", f"The server writes up to {batch} states of tasks at a time.")
     kept = _within(settings, "events", "retention_period")
     if isinstance(kept, str | int | float):
         days = _duration.validate_python(kept).total_seconds() / 86400
