@@ -19,7 +19,7 @@ from attachments.receiver.prefect_api import FLOW, DeploymentGone, FlowRuns, Pre
 
 logger = logging.getLogger("attachments.dispatcher")
 
-CONCURRENCY = 4
+CONCURRENCY = 2
 REFRESH = 10.0  # seconds between looks at the list of deployments
 REFRESH_WHILE_AWAY = 2.0  # seconds
 REMINDER = 60.0  # seconds between complaints about entries whose deployment does not exist
