@@ -7,6 +7,10 @@ import os
 for name in ("CI", "BUILD_NUMBER"):
     os.environ.pop(name, None)
 
+# What outlives a test that has set the address of its own Prefect, such as the return of slots, would else start a
+# temporary server for itself, which nobody ends.
+os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
+
 LONGEST_ID = 100
 """Characters of a value that stands in a test's name. The name is put into the environment, which takes 128 KiB."""
 
