@@ -9,7 +9,9 @@ from datetime import datetime, timedelta
 SLICE = timedelta(days=1)
 """A span that is looked at as a whole; the mark moves after each, so that a kill costs one at the most."""
 HELD_FOR = timedelta(days=4)
-"""For so long a message that could not be fetched holds the mark back. Its own attempts go on for a day."""
+"""For so long what could not be fetched holds the mark back. A message's own attempts go on for a day."""
+STEP = timedelta(hours=6)
+"""Times that are no further apart count as one, so that a mark stays small."""
 LOST = frozenset({"not-found", "already-exists", "deleted"})
 """Codes of failures that concern one message, and that waiting does not mend: they are told, and hold nothing back."""
 FEW = 2
@@ -41,16 +43,43 @@ def span(mark: datetime | None, now: datetime, *, overlap: timedelta, settling: 
     """
     end = now - settling
     start = now - first if mark is None or mark > now else min(mark, end) - overlap
+    # Reports are asked for by whole seconds: with more, each day of the span would be a report and one of a second.
+    start, end = start.replace(microsecond=0), end.replace(microsecond=0)
     return Span(min(start, end), end)
 
 
-def moved(covered: datetime, held_at: datetime | None) -> datetime:
-    """Where the mark may move when all was looked at until `covered`.
+@dataclass(frozen=True)
+class Tried:
+    """What a mailbox received before `until` was looked at for the first time at `at`, or at most `STEP` later."""
 
-    `held_at` is where the first slice began in which a message could not be fetched yet; None when all could. It holds
-    the mark there, but no more than `HELD_FOR` behind.
-    """
-    return covered if held_at is None else min(covered, max(held_at, covered - HELD_FOR))
+    until: datetime
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Hold:
+    """What holds a mailbox's mark back."""
+
+    tried: tuple[Tried, ...] = ()
+    """When what lies beyond the mark was looked at for the first time, the oldest first."""
+    at: datetime | None = None
+    """Where the first slice begins in which a message could not be fetched yet; None when there was none so far."""
+
+    def looked(self, piece: Span, now: datetime, *, is_held: bool) -> Hold:
+        """And a slice was looked at, which holds the mark or does not."""
+        tried = self.tried
+        if not tried or piece.end > tried[-1].until:
+            *earlier, last = tried or (Tried(piece.end, now),)
+            is_one = timedelta(0) <= now - last.at < STEP
+            tried = (*earlier, Tried(piece.end, last.at)) if is_one else (*tried, Tried(piece.end, now))
+        return Hold(tried, piece.start if is_held and self.at is None else self.at)
+
+    def moved(self, covered: datetime, now: datetime) -> datetime:
+        """Where the mark may move when all was looked at until `covered`: not beyond `at`, for `HELD_FOR`."""
+        if self.at is None:
+            return covered
+        long_tried = [tried.until for tried in self.tried if now - tried.at >= HELD_FOR]
+        return min(covered, max([self.at, *long_tried]))
 
 
 @dataclass
@@ -61,21 +90,18 @@ class Slice:
     lost: int = 0
     """Failed with one of the codes `LOST`."""
     failed: int = 0
-    """Failed otherwise, for now or for good."""
+    """Failed otherwise, for now or for good, when they were tried now."""
+    before: int = 0
+    """Failed so earlier. It says nothing of vendor and store as they are now."""
     elsewhere: int = 0
     """Left to another run that is at them, or will be; how that ends is not known yet."""
 
     @property
     def is_held(self) -> bool:
         """Whether a message has to be looked at again."""
-        return self.failed > 0 or self.elsewhere > 0
+        return self.failed > 0 or self.before > 0 or self.elsewhere > 0
 
     @property
     def is_away(self) -> bool:
         """Whether so much failed that vendor, key or store must be the reason: to go on would lose the rest too."""
         return self.failed > max(FEW, self.stored)
-
-
-def may_pass(held_since: datetime, now: datetime) -> bool:
-    """Whether a slice in which most failed may be passed over: it was held for long, and must not be for ever."""
-    return now - held_since >= HELD_FOR

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 from prefect.exceptions import ObjectAlreadyExists
+
+from attachments.reconciling import Tried
 
 PREFIX = "attachments-mark-"
 DIGITS = 32
@@ -20,6 +22,10 @@ PAGE = 200  # Variables in one answer of Prefect's
 def mailbox_key(mailbox_id: str) -> str:
     """What a mailbox is called where its address must not show: 32 hex digits of the SHA-256 of its id."""
     return hashlib.sha256(mailbox_id.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]
+
+
+class UnreadableMark(Exception):
+    """A mark is there and cannot be read; the text says what to do."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,8 @@ class Mark:
     deployment: str
     until: datetime
     updated: datetime
-    held_since: datetime | None = None
-    """Since when it has not moved because most of what was missed could not be fetched."""
+    tried: tuple[Tried, ...] = ()
+    """When what lies beyond it was looked at for the first time, where something there could not be fetched."""
 
 
 @dataclass(frozen=True)
@@ -45,36 +51,43 @@ class Marks:
     deployment: str
 
     def read(self, mailbox: str) -> Mark | None:
-        """The mark of the mailbox with this key; None when there is none that can be read."""
-        variable = self.client.read_variable_by_name(self._name(mailbox))
-        return _parsed(variable.value) if variable else None
+        """The mark of the mailbox with this key; None when there is none.
 
-    def move(self, mailbox: str, until: datetime) -> None:
-        """Move a mailbox's mark forward. One that is further already stays where it is."""
+        Raises:
+            UnreadableMark: somebody has changed it. As if there were none, the time since would be passed over.
+        """
+        name = self._name(mailbox)
+        variable = self.client.read_variable_by_name(name)
+        if variable is None:
+            return None
+        mark = _parsed(variable.value)
+        if mark is None:
+            raise UnreadableMark(
+                f"the Prefect Variable {name}, its mark, cannot be read. Put its value right, with the moment up to "
+                "which the mailbox was looked at in until; or delete it, and the mailbox counts as new"
+            )
+        return mark
+
+    def move(self, mailbox: str, until: datetime, tried: Sequence[Tried] = ()) -> None:
+        """Move a mailbox's mark forward, and keep of what was tried what lies beyond it.
+
+        A mark that is further already, and not in the future, stays where it is.
+        """
         known = self.read(mailbox)
         if known is not None and until <= known.until <= datetime.now(UTC):
-            if known.held_since is None:
-                return
             until = known.until
-        self._write(mailbox, until, held_since=None)
+        beyond = tuple(one for one in tried if one.until > until)
+        if known is None or (until, beyond) != (known.until, known.tried):
+            self._write(mailbox, until, beyond)
 
-    def hold(self, mailbox: str, at: datetime) -> datetime:
-        """Leave a mailbox's mark where it is, or at `at` when there is none, and say since when it is held."""
-        known = self.read(mailbox)
-        if known is not None and known.held_since is not None:
-            return known.held_since
-        now = datetime.now(UTC)
-        self._write(mailbox, at if known is None else known.until, held_since=now)
-        return now
-
-    def _write(self, mailbox: str, until: datetime, *, held_since: datetime | None) -> None:
+    def _write(self, mailbox: str, until: datetime, tried: Sequence[Tried]) -> None:
         told = {
             "mailbox_key": mailbox,
             "account": self.account,
             "deployment": self.deployment,
             "until": until.isoformat(),
             "updated": datetime.now(UTC).isoformat(),
-            "held_since": held_since.isoformat() if held_since else None,
+            "tried": [[one.until.isoformat(), one.at.isoformat()] for one in tried],
         }
         name = self._name(mailbox)
         try:
@@ -109,14 +122,14 @@ def _marks(client: SyncPrefectClient) -> Iterator[Mark]:
 def _parsed(value: Any) -> Mark | None:
     try:
         until, updated = (_moment(value[name]) for name in ("until", "updated"))
-        held = value.get("held_since")
+        tried = tuple(Tried(_moment(one), _moment(at)) for one, at in value.get("tried") or ())
         return Mark(
             str(value["mailbox_key"]),
             str(value["account"]),
             str(value["deployment"]),
             until,
             updated,
-            _moment(held) if held else None,
+            tried,
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return None

@@ -22,13 +22,13 @@ from attachments.cancelling import RunCancelled
 from attachments.emailgistics import EmailgisticsError, Forbidden, InvalidKey, Mailbox, ReceivedMessage
 from attachments.pacing import backlog
 from attachments.prefect_busy import make_patient
-from attachments.reconciling import LOST, Slice, may_pass, moved, span
+from attachments.reconciling import HELD_FOR, LOST, Hold, Slice, Span, span
 from flows.child_runs import Child, Stage, made_before
 from flows.children import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
 from flows.continuing import Lineage
 from flows.endings import coded
 from flows.failures import OUR_ERRORS, OurError, code_of, contained, patiently
-from flows.marks import Marks, mailbox_key
+from flows.marks import Marks, UnreadableMark, mailbox_key
 
 MISSED = "emailgistics.message.missed"
 MANY_MISSED = "emailgistics.messages.missed"
@@ -66,6 +66,8 @@ class Found:
     """Events about a message."""
     refused: dict[str, str] = field(default_factory=dict)
     """Why no run was made for a message, by its key."""
+    passed: set[str] = field(default_factory=set)
+    """Mailboxes, by key, in which something has held the mark for so long that it holds it no more."""
     broken: dict[str, str] = field(default_factory=dict)
     """Mailboxes that could not be looked at, by key, and why."""
 
@@ -150,6 +152,8 @@ def _look(wish: _Wish, asked: list[str] | None, found: Found) -> None:
             try:
                 _mailbox(box, key, wish, marks, found)
                 found.mailboxes += 1
+            except UnreadableMark as error:
+                found.broken[key] = str(error)
             except (InvalidKey, Forbidden):
                 raise  # it is the same for every mailbox
             except EmailgisticsError as error:
@@ -178,44 +182,41 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
     logger = get_run_logger()
     known = patiently(lambda: marks.read(key))
     now = datetime.now(UTC)
+    asked = span(known.until if known else None, now, overlap=wish.overlap, settling=wish.settling, first=wish.first)
+    hold = Hold(known.tried if known else ())
     if known is not None and known.until > now:
         logger.warning(
             "The mark of mailbox %s lies in the future, so a clock was wrong: it is looked at from %s days ago on.",
             key,
             wish.first / timedelta(days=1),
         )
-    asked = span(known.until if known else None, now, overlap=wish.overlap, settling=wish.settling, first=wish.first)
-    held_at: datetime | None = None
+        # At once: else time would catch up with it while reports fail, and nobody would look at what lies between.
+        patiently(lambda: marks.move(key, asked.start, ()))
+        hold = Hold()
     for piece in asked.slices():
         rows = wish.target.account.client().received_messages(box.id, piece.start, piece.end, on_wait=logger.info)
         became = _fetch(box, rows, wish, found)
         if rows.skipped:
             logger.warning("%s rows of the report name no message and were left out.", rows.skipped)
-        if became.is_away:
-            since = patiently(lambda at=piece.start: marks.hold(key, at))  # type: ignore[misc]  # bound now
-            is_passed = may_pass(since, datetime.now(UTC))
-            found.broken[key] = _away(became, is_passed=is_passed)
-            if not is_passed:
-                return
-        elif became.is_held and held_at is None:
-            held_at = piece.start
+        now = datetime.now(UTC)
         covered = min(piece.end, rows.covered_until)
-        until = moved(covered, held_at)
-        patiently(lambda until=until: marks.move(key, until))  # type: ignore[misc]  # bound now
-        if covered < piece.end:
-            if piece.end < asked.end:  # whole days lie beyond what the report covers
-                found.broken[key] = (
-                    "the report's own cut-off lies more than a day back, so later messages cannot be compared; its "
-                    "mark stays. If it goes on, ask Emailgistics"
-                )
-            return  # the report does not reach further yet
-
-
-def _away(became: Slice, *, is_passed: bool) -> str:
-    told = f"{became.failed:,} of its messages could not be fetched, and {became.stored:,} could"
-    if is_passed:
-        return f"{told}, for days: they are passed over. Retry their runs in the Prefect UI when the cause is gone."
-    return f"{told}: its mark stays, and it is looked at again the next time. The messages' runs say why."
+        hold = hold.looked(Span(piece.start, covered), now, is_held=became.is_held)
+        until = hold.moved(piece.start if became.is_away else covered, now)
+        if hold.at is not None and until > hold.at:
+            found.passed.add(key)
+        patiently(lambda until=until, tried=hold.tried: marks.move(key, until, tried))  # type: ignore[misc]  # bound now
+        if became.is_away:
+            found.broken[key] = (
+                f"{became.failed:,} of its messages could not be fetched, and {became.stored:,} could: its mark stays, "
+                "and it is looked at again the next time. The messages' runs say why."
+            )
+        elif covered < piece.end < asked.end:  # whole days lie beyond what the report covers
+            found.broken[key] = (
+                "the report's own cut-off lies more than a day back, so later messages cannot be compared; its "
+                "mark stays. If it goes on, ask Emailgistics"
+            )
+        if became.is_away or covered < piece.end:
+            return  # nothing later is looked at now
 
 
 def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Found) -> Slice:
@@ -233,8 +234,10 @@ def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Fo
             became.stored += 1
         elif is_lost or child.stage is Stage.CANCELLED:
             became.lost += 1
-        else:
+        elif child.id is None or wish.tag in child.tags:
             became.failed += 1
+        else:
+            became.before += 1
         if child.id is None:
             found.refused[wanted.key] = child.code or "refused"
         elif wish.tag not in child.tags and child.stage is not Stage.SUCCEEDED:
@@ -304,6 +307,11 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
         told.append(f"{found.again:,} had failed before, and are tried again within a day.")
     if found.lost:
         told.append(f"{found.lost:,} had failed before for good, and are not tried again by themselves.")
+    if found.passed:
+        told.append(
+            f"In {len(found.passed):,} mailboxes what could not be fetched for {HELD_FOR.days} days holds the mark no "
+            f"longer: retry the failed runs with the tag {RECONCILE} when the cause is gone."
+        )
     failed = [(key, child) for key, child in missed if child.stage in {Stage.FAILED, Stage.CANCELLED}]
     if failed:
         named = ", ".join(f"{key} ({child.code or child.stage.value})" for key, child in failed[:MOST_NAMED])

@@ -1,12 +1,19 @@
 """Which spans of time are looked at, and how far a mark may move."""
 
 import itertools
-from datetime import UTC, datetime, timedelta
+import json
+import logging
+from datetime import UTC, datetime, timedelta, tzinfo
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from attachments.emailgistics import Mailbox
-from attachments.reconciling import HELD_FOR, SLICE, Slice, Span, may_pass, moved, span
+from attachments.emailgistics import Mailbox, ReportFailed
+from attachments.reconciling import HELD_FOR, SLICE, STEP, Slice, Span, span
+from flows import marks as marking
+from flows import reconcile_attachments
+from flows.marks import Marks, UnreadableMark
 from flows.reconcile_attachments import Found, _chosen
 
 NOW = datetime(2026, 6, 15, 12, 0, tzinfo=UTC)
@@ -36,6 +43,12 @@ def test_a_clock_that_falls_behind_looks_at_what_was_looked_at() -> None:
     assert found == Span(NOW - timedelta(minutes=10) - 2 * HOUR, NOW - timedelta(minutes=10))
 
 
+def test_a_span_is_of_whole_seconds() -> None:
+    """Reports are: each day would be a report and another one of a second."""
+    found = span(NOW - DAY + timedelta(microseconds=7), NOW + timedelta(microseconds=3), **USUAL)
+    assert {found.start.microsecond, found.end.microsecond} == {0}
+
+
 def test_without_an_overlap_nothing_is_left_between_two() -> None:
     """The next begins where the last one ended."""
     one = span(None, NOW, **{**USUAL, "overlap": timedelta(0)})
@@ -54,20 +67,13 @@ def test_a_long_absence_is_caught_up_with_in_slices() -> None:
     assert list(Span(NOW, NOW).slices()) == []
 
 
-def test_what_cannot_be_fetched_yet_holds_the_mark_for_some_days() -> None:
-    """Where its slice began, and no further behind than that: one message must not hold it for ever."""
-    assert moved(NOW, None) == NOW
-    assert moved(NOW, NOW - HOUR) == NOW - HOUR
-    assert moved(NOW, NOW - 30 * DAY) == NOW - HELD_FOR
-    assert moved(NOW, NOW + HOUR) == NOW
-
-
 @pytest.mark.parametrize(
     ("became", "is_held", "is_away"),
     [
         (Slice(), False, False),
         (Slice(stored=50), False, False),
         (Slice(lost=50), False, False),  # all of them deleted
+        (Slice(before=50), True, False),  # it says nothing of now
         (Slice(failed=2), True, False),  # two bad messages of a quiet mailbox
         (Slice(failed=3), True, True),
         (Slice(elsewhere=50), True, False),  # nobody knows yet how that ends, and nothing has failed
@@ -80,10 +86,176 @@ def test_when_most_fail_the_vendor_or_the_store_is_away(became: Slice, is_held: 
     assert (became.is_held, became.is_away) == (is_held, is_away)
 
 
-def test_a_slice_is_passed_over_after_some_days() -> None:
-    """Whatever is the matter with it: what comes later must not wait for ever."""
-    assert not may_pass(NOW - HELD_FOR + timedelta(seconds=1), NOW)
-    assert may_pass(NOW - HELD_FOR, NOW)
+class Clock(datetime):
+    """Stands still."""
+
+    time = NOW
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        """The time that a test has set."""
+        return cls.time.astimezone(tz)
+
+
+class Variables:
+    """Prefect's Variables, as far as marks need them."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    def read_variable_by_name(self, _: str) -> Any:
+        """The only one."""
+        return None if self.value is None else SimpleNamespace(value=self.value)
+
+    def create_variable(self, variable: Any) -> None:
+        """The same whether it is new or not."""
+        self.value = json.loads(json.dumps(variable.value))
+        assert len(json.dumps(self.value)) < 5000, "Prefect takes no more"
+
+
+class OneMailbox:
+    """A mailbox in which some messages cannot be fetched, and how it is reconciled, with the time that passes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: timedelta) -> None:
+        self.bad: list[datetime] = []
+        self.tried: dict[datetime, datetime] = {}
+        self.looked: list[Span] = []
+        self.reports_fail = False
+        self.variables = Variables()
+        self.marks = Marks(cast("Any", self.variables), "default", "default")
+        monkeypatch.setattr(reconcile_attachments, "datetime", Clock)
+        monkeypatch.setattr(marking, "datetime", Clock)
+        monkeypatch.setattr(reconcile_attachments, "patiently", lambda ask: ask())
+        monkeypatch.setattr(reconcile_attachments, "get_run_logger", lambda: logging.getLogger("test"))
+        monkeypatch.setattr(reconcile_attachments, "_fetch", lambda _, rows, __, ___: self._fetched(rows))
+        client = SimpleNamespace(received_messages=self._report)
+        account = SimpleNamespace(client=lambda: client)
+        self.wish = SimpleNamespace(target=SimpleNamespace(account=account), **{**USUAL, **options})
+
+    @property
+    def mark(self) -> datetime:
+        mark = self.marks.read("key")
+        assert mark is not None
+        return mark.until
+
+    def reconcile(self, at: datetime) -> Found:
+        """Once, at that time."""
+        Clock.time = at
+        found = Found()
+        reconcile_attachments._mailbox(
+            Mailbox(id="1", address="a@b.c"), "key", cast("Any", self.wish), self.marks, found
+        )
+        return found
+
+    def reconcile_hourly(self, begin: datetime, end: datetime) -> None:
+        """As the schedule does."""
+        while begin < end:
+            self.reconcile(begin)
+            begin += HOUR
+
+    def _report(self, _: str, start: datetime, end: datetime, **__: Any) -> Any:
+        if self.reports_fail:
+            raise ReportFailed("no report")
+        return SimpleNamespace(span=Span(start, end), covered_until=end, skipped=0)
+
+    def _fetched(self, rows: Any) -> Slice:
+        self.looked.append(rows.span)
+        became = Slice()
+        for message in self.bad:
+            if rows.span.start <= message < rows.span.end:
+                if message in self.tried and Clock.time - self.tried[message] < DAY:
+                    became.before += 1
+                else:
+                    became.failed += 1
+                    self.tried[message] = Clock.time
+        return became
+
+
+def test_what_cannot_be_fetched_holds_the_mark_for_four_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no longer, also where most of the day behind it cannot be fetched either."""
+    box = OneMailbox(monkeypatch)
+    box.bad = [NOW - 60 * HOUR, *[NOW - 30 * HOUR] * 3]
+    box.reconcile_hourly(NOW, NOW + HELD_FOR - STEP)
+    assert box.mark <= box.bad[0]
+    box.reconcile_hourly(NOW + HELD_FOR - STEP, NOW + HELD_FOR + 2 * DAY)
+    assert box.mark > NOW + HELD_FOR + 2 * DAY - 2 * HOUR
+
+
+def test_a_day_on_which_most_fails_is_not_passed_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The days after it wait for the next time: the store may be away."""
+    box = OneMailbox(monkeypatch)
+    box.bad = [NOW - 60 * HOUR + timedelta(minutes=minute) for minute in range(4)]
+    found = box.reconcile(NOW)
+    assert box.looked == [Span(NOW - 3 * DAY, NOW - 2 * DAY)]
+    assert "4 of its messages could not be fetched, and 0 could: its mark stays" in found.broken["key"]
+    assert box.mark == NOW - 3 * DAY
+    found = box.reconcile(NOW + HOUR)  # what failed an hour ago says nothing of now
+    assert found.broken == {}
+    assert box.looked[-1].end > NOW
+    assert box.mark == NOW - 3 * DAY
+
+
+@pytest.mark.parametrize("overlap", [2 * HOUR, 2 * DAY])
+def test_a_few_bad_messages_a_day_do_not_hold_it_ever_further_back(
+    monkeypatch: pytest.MonkeyPatch, overlap: timedelta
+) -> None:
+    """It stays some four days behind, and what comes meanwhile is looked at within hours."""
+    box = OneMailbox(monkeypatch, overlap=overlap)
+    box.bad = [NOW + day * DAY + timedelta(minutes=minute) for day in range(-3, 30) for minute in range(3)]
+    box.reconcile_hourly(NOW, NOW + 30 * DAY)
+    assert NOW + 30 * DAY - box.mark < HELD_FOR + 2 * STEP
+    assert all(box.tried[message] - message > HELD_FOR - DAY - STEP for message in box.bad if message < NOW + 25 * DAY)
+    first_tried = OneMailbox(monkeypatch, overlap=overlap)
+    first_tried.bad = box.bad
+    first_tried.reconcile_hourly(NOW, NOW + 10 * DAY)
+    latest = max(message for message in box.bad if message < NOW + 9 * DAY)
+    assert latest in first_tried.tried
+
+
+def test_after_a_long_absence_each_has_its_four_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two weeks are caught up with in one go; what fails then is as old as that, and is tried again all the same."""
+    box = OneMailbox(monkeypatch)
+    box.reconcile(NOW)
+    box.bad = [NOW + 1.5 * DAY]
+    back = NOW + 14 * DAY
+    box.reconcile_hourly(back, back + HELD_FOR - STEP)
+    assert box.mark <= box.bad[0]
+    assert box.tried[box.bad[0]] - back > 2 * DAY
+    box.reconcile_hourly(back + HELD_FOR - STEP, back + HELD_FOR + DAY)
+    assert box.mark > back + HELD_FOR + DAY - 2 * HOUR
+
+
+def test_a_reconciliation_once_a_week_passes_on_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it could not fetch a week ago holds its mark no more."""
+    box = OneMailbox(monkeypatch)
+    box.bad = [NOW - DAY]
+    for week in range(4):
+        box.reconcile(NOW + week * 7 * DAY)
+    assert box.mark > NOW + 20 * DAY
+
+
+def test_a_mark_in_the_future_is_put_right_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time would else catch up with it while reports fail, and nobody would look at what lies between."""
+    box = OneMailbox(monkeypatch)
+    box.reconcile(NOW + 12 * HOUR)
+    box.reports_fail = True
+    with pytest.raises(ReportFailed):
+        box.reconcile(NOW)
+    box.reports_fail = False
+    box.looked.clear()
+    box.reconcile(NOW + 13 * HOUR)
+    assert box.looked[0].start < NOW - 2 * DAY
+
+
+@pytest.mark.parametrize("value", ["yesterday", {}, {"until": "2026-06-31"}, 7, []])
+def test_a_mark_that_cannot_be_read_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, value: object) -> None:
+    """As if there were none, the time since would be passed over, and the last trace of it written over."""
+    box = OneMailbox(monkeypatch)
+    box.variables.value = value
+    with pytest.raises(UnreadableMark, match=r"the Prefect Variable attachments-mark-[0-9a-f]{32}, its mark, cannot"):
+        box.reconcile(NOW)
+    assert box.variables.value == value
+    assert box.looked == []
 
 
 def test_the_mailboxes_that_are_meant() -> None:

@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
 from attachments.demo.processes import free_port
+from attachments.reconciling import Tried
 from attachments.storage import message_key
 from attachments.switching import SWITCHED, switch_reconciliation
 from blocks import EmailgisticsAccount
@@ -216,17 +217,21 @@ def test_a_mark_stays_while_most_messages_cannot_be_fetched(running: Installatio
     assert box not in run["state"]["message"]
     (mark,) = [value for name, value in marks(running).items() if before.get(name) != value]
     assert datetime.now(UTC) - datetime.fromisoformat(mark["until"]) > timedelta(hours=23)
-    assert mark["held_since"]
+    assert len(mark["tried"]) == 1
     (name,) = [name for name, value in marks(running).items() if value == mark]
     now = datetime.now(UTC)
-    held = {"until": (now - timedelta(hours=3)).isoformat(), "held_since": (now - timedelta(days=5)).isoformat()}
+    held = {
+        "until": (now - timedelta(hours=3)).isoformat(),
+        "tried": [[(now - timedelta(minutes=11)).isoformat(), (now - timedelta(days=5)).isoformat()]],
+    }
     running.change(f"variables/name/{name}", {"value": {**mark, **held}})
     passed = reconcile(running, box)
-    assert passed["state_type"] == "FAILED"
-    assert "4 of its messages could not be fetched, and 0 could, for days" in passed["state"]["message"]
+    assert passed["state_type"] == "COMPLETED"
+    assert "4 had failed before, and are tried again within a day." in passed["state"]["message"]
+    assert "In 1 mailboxes what could not be fetched for 4 days holds the mark no longer" in passed["state"]["message"]
     mark = marks(running)[name]
     assert datetime.now(UTC) - datetime.fromisoformat(mark["until"]) < timedelta(minutes=20)
-    assert mark["held_since"] is None
+    assert mark["tried"] == []
     for fetch in running.tagged("reconcile"):  # as a person does in the UI, when the cause is gone
         if fetch["parameters"].get("mailbox") == box:
             running._post(f"flow_runs/{fetch['id']}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})
@@ -414,13 +419,11 @@ def test_marks_are_read_page_by_page(running: Installation, monkeypatch: pytest.
 
         mine.move("box-0", now - timedelta(days=9))
         assert known[-1] == mine.read("box-0"), "never backwards"
-        since = mine.hold("box-0", now - timedelta(days=9))
-        assert (mine.hold("box-0", now), mine.read("box-0").held_since) == (since, since)  # type: ignore[union-attr]
-        mine.move("box-0", now - timedelta(days=9))
-        held = mine.read("box-0")
-        assert held is not None
-        assert (held.until, held.held_since) == (now, None)
-        assert mine.hold("box-9", now - timedelta(days=3)) > now
+        held = [Tried(now + timedelta(hours=hours), now) for hours in (-1, 1)]
+        mine.move("box-0", now - timedelta(days=9), held)
+        again = mine.read("box-0")
+        assert again is not None
+        assert (again.until, list(again.tried)) == (now, held[1:]), "what lies before it is done"
         ahead = marking.Marks(client, account, "ahead")
         ahead.move("box-0", now + timedelta(days=1))
         ahead.move("box-0", now - timedelta(hours=1))
