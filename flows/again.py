@@ -5,6 +5,7 @@ could still get better is then tried again as a run of its own, after growing pa
 """
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -20,8 +21,8 @@ TAG = "attempt-"
 ATTEMPT = re.compile(r"attempt-[0-9]{1,3}", re.ASCII)
 
 
-def try_again_later() -> str:
-    """Schedule the next attempt of this run, once, and say so in a sentence.
+def try_again_later(labels: Mapping[str, str] | None = None) -> str:
+    """Schedule the next attempt of this run, once and with these labels, and say so in a sentence.
 
     Only a run of a deployment can be tried again; its parameters stay the same.
     """
@@ -42,6 +43,7 @@ def try_again_later() -> str:
             idempotency_key=f"{run.id}/{run.run_count}/again",
             tags=[*(tag for tag in run.tags if not ATTEMPT.fullmatch(tag)), f"{TAG}{attempt + 1}"],
             state=Scheduled(scheduled_time=datetime.now(UTC) + pause, message=f"Attempt {attempt + 1} of {ATTEMPTS}"),
+            labels=dict(labels or {}),
         )
     except (httpx.HTTPError, ObjectNotFound) as error:
         get_run_logger().warning("The next attempt could not be scheduled (%s).", type(error).__name__)

@@ -66,6 +66,7 @@ def backfill_attachments(
         deployment: The deployment of download-attachments that does it, with its account, store and filter.
         force: Do every message again although its manifest says that it is done.
     """
+    labels: dict[str, str] = {}
     try:
         with contained():
             try:
@@ -77,7 +78,9 @@ def backfill_attachments(
                     start=start,
                     end=end,
                 )
-                return _backfill(order, Target.load(deployment), force=force)
+                lineage = Lineage.current()
+                labels = lineage.labels
+                return _backfill(order, Target.load(deployment), lineage, force=force)
             except (OrderError, IdsError) as error:
                 return Failed(message=str(error))
             except ChildrenLeft as left:
@@ -85,11 +88,10 @@ def backfill_attachments(
     except RunCancelled:
         raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
     except OUR_ERRORS as error:
-        return gave_up(error)
+        return gave_up(error, labels)
 
 
-def _backfill(order: Order, target: Target, *, force: bool) -> State[None]:
-    lineage = Lineage.current()
+def _backfill(order: Order, target: Target, lineage: Lineage, *, force: bool) -> State[None]:
     tag = f"{BACKFILL}:{lineage.short}"
     with backlog():
         messages = _messages(order, target)

@@ -15,12 +15,16 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
+    FlowFilter,
+    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterName,
     FlowRunFilterState,
     FlowRunFilterStateType,
     FlowRunFilterTags,
+    WorkPoolFilter,
+    WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
@@ -82,6 +86,7 @@ class Target:
 
     name: str
     deployment_id: UUID
+    work_pool: str | None
     work_queue: str | None
     filter: Filter
     account: EmailgisticsAccount
@@ -115,6 +120,7 @@ class Target:
         return cls(
             name=name,
             deployment_id=found.id,
+            work_pool=found.work_pool_name,
             work_queue=found.work_queue_name,
             filter=wanted,
             account=load_account(account_name),
@@ -229,10 +235,15 @@ class ChildRuns:
         return told
 
     def is_any_under_way(self) -> bool:
-        """Whether a worker has any run of the target's deployment, whoever made it."""
+        """Whether the target's workers have any run that downloads a message, whoever made it: a place comes free.
+
+        Runs of other flows do not count. They may wait for places themselves.
+        """
+        pool = self._target.work_pool
         found = answered(
             lambda: self._client.read_flow_runs(
-                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[self._target.deployment_id])),
+                flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
+                work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])) if pool else None,
                 flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY))),
                 limit=1,
             )
@@ -255,6 +266,22 @@ class ChildRuns:
     def is_ours(self, child: Child) -> bool:
         """Whether a run has the tags of these."""
         return child.tags.issuperset(self._tags)
+
+    def waiting(self, skip: int) -> list[UUID]:
+        """Some of the runs with the tags of these that have not started, later attempts among them, but for the first.
+
+        None when Prefect does not answer now.
+        """
+        asked = FlowRunFilter(
+            tags=FlowRunFilterTags(all_=list(self._tags)),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        )
+        with suppress(PrefectAway, httpx.HTTPError):
+            found = self._client.read_flow_runs(
+                flow_run_filter=asked, sort=FlowRunSort.ID_DESC, limit=PAGE, offset=skip
+            )
+            return [run.id for run in found]
+        return []
 
     def cancel(self, run_id: UUID) -> bool:
         """Cancel a run that waits; False when it has started, or Prefect does not answer now."""

@@ -181,7 +181,7 @@ class _Work:
         try:
             with cancelling.waking(self._news.set):
                 while not self._is_over():
-                    self._news.wait(min(1.0, self._looks.seconds_left()))
+                    self._news.wait(self._longest_wait())
                     self._news.clear()
                     cancelling.go_on()
                     self._move_on()
@@ -191,6 +191,11 @@ class _Work:
             raise ChildrenLeft(self._cancel_waiting()) from None
         self._on_progress(self.counts())
         return self.counts()
+
+    def _longest_wait(self) -> float:
+        """Seconds until there is something to do of which no news comes."""
+        is_next = bool(self._unfinished) and self._looking is None
+        return min(1.0, self._looks.seconds_left()) if is_next else 1.0
 
     def counts(self) -> Counts:
         """As they are now."""
@@ -348,9 +353,23 @@ class _Work:
                 del self._unfinished[run_id]
                 cancelled += 1
         self._tally.add(cancelled=cancelled)
+        attempts, is_rest = self._cancel_attempts(end)
         left = len(self._unfinished)
-        told = f"Cancelled. {self.counts()}. {cancelled} runs that waited were cancelled with it"
-        return f"{told}; {left} that had started finish by themselves." if left else f"{told}."
+        told = f"Cancelled. {self.counts()}. {cancelled + attempts} runs that waited were cancelled with it"
+        told += f"; {left} that had started finish by themselves." if left else "."
+        return f"{told} More of them may still wait: cancel the runs with its tag." if is_rest else told
+
+    def _cancel_attempts(self, end: float) -> tuple[int, bool]:
+        """Cancel the attempts that are hours ahead, until `end`: how many, and whether there may be more."""
+        cancelled = missed = 0
+        while found := self._runs.waiting(missed):
+            for run_id in found:
+                if time.monotonic() > end:
+                    return cancelled, True
+                is_cancelled = self._runs.cancel(run_id)
+                cancelled += is_cancelled
+                missed += not is_cancelled
+        return cancelled, False
 
 
 class _Stream:

@@ -39,6 +39,11 @@ class Lineage:
         """Whether there is a deployment to make another run of."""
         return self.run.deployment_id is not None
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of a run that goes on with the same work: it finds the runs that were made for it."""
+        return {ORIGIN: self.origin}
+
     @classmethod
     def current(cls) -> "Lineage":
         """That of the flow run in which this is called."""
@@ -69,7 +74,7 @@ class Lineage:
                 state=Scheduled(
                     scheduled_time=when, message="It goes on when the runs that it waits for had their turn"
                 ),
-                labels={ORIGIN: self.origin, ENDED: counts.ended, IDLE: idle},
+                labels={**self.labels, ENDED: counts.ended, IDLE: idle},
             )
         )
         return f"Another run goes on at {when:%H:%M:%S} UTC."

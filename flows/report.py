@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,15 +76,15 @@ def finish(report: Report) -> State[None]:
     )
 
 
-def gave_up(error: OurError) -> State[None]:
-    """The final state of a run that could not even begin to download."""
-    return _failed(coded(str(error), code_of(error)), passing=is_retryable(error))
+def gave_up(error: OurError, labels: Mapping[str, str] | None = None) -> State[None]:
+    """The final state of a run that could not go on. The labels are for the attempt that follows, if one does."""
+    return _failed(coded(str(error), code_of(error)), passing=is_retryable(error), labels=labels)
 
 
-def _failed(message: str, *, passing: bool) -> State[None]:
+def _failed(message: str, *, passing: bool, labels: Mapping[str, str] | None = None) -> State[None]:
     if not passing:
         return Failed(message=message.rstrip())
-    return Failed(name=FAILED_FOR_NOW, message=f"{message} {try_again_later()}".strip())
+    return Failed(name=FAILED_FOR_NOW, message=f"{message} {try_again_later(labels)}".strip())
 
 
 def _sentence(entries: Sequence[ManifestAttachment]) -> str:

@@ -2,12 +2,15 @@
 
 import gzip
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from attachments.run_labels import ORIGIN
+from flows.endings import FAILED_FOR_NOW
 from tests.road.installation import FINAL, Installation, until
 
 FLOW = "backfill-attachments"
@@ -104,6 +107,19 @@ def test_what_a_mailbox_received_in_a_span_is_done(running: Installation) -> Non
     assert "Emailgistics' report reaches only until 2026-01-10T12:00+00:00. Run this again" in short["state"]["message"]
     unknown = backfill(running, mailbox="nobody@example.com", **span)
     assert "The account has no such mailbox, or the API key may not see it" in unknown["state"]["message"]
+
+
+def test_an_attempt_that_follows_goes_on_with_the_same_runs(running: Installation) -> None:
+    """Emailgistics was away: with `force`, all that was done would else be done again, five minutes later."""
+    running.sandbox.control.fault(endpoint="mailboxes", times=None, fault={"kind": "status", "status": 500})
+    now = datetime.now(UTC)
+    span = {"start": (now - timedelta(days=1)).isoformat(), "end": now.isoformat()}
+    run = running.run_deployment(flow=FLOW, mailbox="away@road.example", **span)
+    running.sandbox.control.clear_faults()
+    assert run["state_name"] == FAILED_FOR_NOW
+    (attempt,) = [one for one in running.runs(mailbox="away@road.example") if one["id"] != run["id"]]
+    running.remove(f"flow_runs/{attempt['id']}")
+    assert attempt["labels"][ORIGIN] == run["id"]
 
 
 def test_bad_input_is_refused_before_anything_is_done(running: Installation, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -24,6 +24,7 @@ from attachments.storage import Manifest, ManifestAttachment, Store, message_key
 from attachments.storage.errors import AccessDenied
 from blocks import EmailgisticsAccount
 from flows import children
+from flows.child_runs import Child, ChildRuns
 from flows.children import ChildrenLeft, NobodyStarts, Target, Wanted, process
 from flows.endings import FAILED_FOR_NOW, coded
 from tests.road.installation import Installation, until
@@ -38,6 +39,13 @@ class Bench:
     store: Store
     prefix: str
     more_tags: tuple[str, ...] = ()
+
+    def another_deployment(self, name: str, flow: str = "download-attachments") -> UUID:
+        """One more deployment that its workers serve, of one of the flows."""
+        known = self.running._get(f"deployments/name/{flow}/default")
+        fields = ("flow_id", "entrypoint", "parameter_openapi_schema", "pull_steps")
+        body = {**{field: known[field] for field in fields}, "name": f"{self.prefix}-{name}"}
+        return UUID(self.running._post("deployments/", {**body, "work_pool_name": self.prefix})["id"])
 
     @property
     def tags(self) -> list[str]:
@@ -95,15 +103,11 @@ def bench(running: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(children, "LOOK_AT_ALL", 1.0)
     prefix = f"bench-{uuid4().hex[:8]}"
     running._post("work_pools/", {"name": prefix, "type": "warm"})
-    default = running._get("deployments/name/download-attachments/default")
-    fields = ("flow_id", "entrypoint", "parameter_openapi_schema", "pull_steps")
-    made = running._post(
-        "deployments/", {**{field: default[field] for field in fields}, "name": prefix, "work_pool_name": prefix}
-    )
     store = open_store((tmp_path / "store").as_uri())
     account = EmailgisticsAccount(api_key=SecretStr("unused"))
-    target = Target(prefix, UUID(made["id"]), "default", Filter(), account, store)
-    return Bench(running, target, store, prefix)
+    target = Target(prefix, uuid4(), prefix, "default", Filter(), account, store)
+    served = Bench(running, target, store, prefix)
+    return replace(served, target=replace(target, deployment_id=served.another_deployment("mail")))
 
 
 def test_each_ending_is_counted_as_what_it_is(bench: Bench) -> None:
@@ -143,7 +147,7 @@ def test_what_the_filter_wants_decides_what_is_settled(bench: Bench) -> None:
             bench.end(name)
         assert future.result(60) == Counts(seen=4, already_done=1, succeeded=3)
     picky = Filter.model_validate({"exclude": [{"names": ["*.pdf"]}]})
-    target = Target(bench.target.name, bench.target.deployment_id, "default", picky, bench.target.account, bench.store)
+    target = replace(bench.target, filter=picky)
     again = Bench(bench.running, target, bench.store, bench.prefix)
     assert again.process(wanted[:2]) == Counts(seen=2, already_done=2)
 
@@ -314,9 +318,10 @@ def test_cancelling_leaves_alone_what_has_started(bench: Bench) -> None:
 
 
 def test_a_caller_in_the_way_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When nothing is started for a while and nothing is under way; not while another run of the deployment is."""
+    """When nothing is started for a while and nothing is under way; not while its workers download live mail."""
     monkeypatch.setattr(children, "NOBODY", 2.0)
-    with bench.processing(bench.wanted("other"), prefix="other") as (_, other):
+    live = replace(bench, target=replace(bench.target, deployment_id=bench.another_deployment("live")))
+    with live.processing(bench.wanted("other"), prefix="other") as (_, other):
         until(lambda: "other" in bench.runs(), "another run")
         body = {"state": {"type": "RUNNING"}, "force": True}
         bench.running._post(f"flow_runs/{bench.runs()['other']['id']}/set_state", body)
@@ -329,6 +334,67 @@ def test_a_caller_in_the_way_is_told(bench: Bench, monkeypatch: pytest.MonkeyPat
         assert caught.value.counts.unfinished == 1
         assert bench.runs()["mine"]["state_type"] == "SCHEDULED"
         other.ask()
+
+
+def test_those_who_wait_likewise_are_not_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reconciliation holds the other place, and waits itself: each would wait for the other for ever."""
+    monkeypatch.setattr(children, "NOBODY", 2.0)
+    waits = bench.another_deployment("waits", "reconcile-attachments")
+    run = bench.running._post(f"deployments/{waits}/create_flow_run", {"state": {"type": "PENDING"}})
+    bench.running._post(f"flow_runs/{run['id']}/set_state", {"state": {"type": "RUNNING"}, "force": True})
+    with bench.processing(bench.wanted("mine"), steps_aside=True) as (future, _), pytest.raises(NobodyStarts):
+        future.result(60)
+
+
+def test_cancelling_takes_the_later_attempts_along(bench: Bench) -> None:
+    """They have the caller's tags, and would fetch through the night what nobody wants any more."""
+    tomorrow = {"scheduled_time": (datetime.now(UTC) + timedelta(hours=5)).isoformat()}
+    for name, tags in (("ours", bench.tags), ("others", [f"{bench.prefix}-others"])):
+        body = {
+            "parameters": {"message_id": f"{bench.prefix}-{name}"},
+            "tags": [*tags, "attempt-2"],
+            "state": {"type": "SCHEDULED", "state_details": tomorrow},
+        }
+        bench.running._post(f"deployments/{bench.target.deployment_id}/create_flow_run", body)
+    with bench.processing(bench.wanted("a")) as (future, cancellation):
+        until(lambda: "a" in bench.runs(), "its run")
+        cancellation.ask()
+        with pytest.raises(ChildrenLeft, match="2 runs that waited were cancelled with it"):
+            future.result(60)
+    assert {name: run["state_type"] for name, run in bench.runs().items()} == {"a": "CANCELLED", "ours": "CANCELLED"}
+    (others,) = bench.running.tagged(f"{bench.prefix}-others")
+    assert others["state_type"] == "SCHEDULED"
+
+
+@pytest.mark.parametrize("what", ["stream", "prefect"])
+def test_waiting_takes_no_processor(bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """For a report, or for a Prefect that does not answer: live mail has its runs in the same process."""
+    rounds = 0
+    move_on = children._Work._move_on
+    look = ChildRuns.look
+
+    def counted(work: children._Work) -> None:
+        nonlocal rounds
+        rounds += 1
+        move_on(work)
+
+    def slow(runs: ChildRuns, run_ids: Collection[UUID], *, at_all: bool) -> Mapping[UUID, Child]:
+        time.sleep(3)
+        return look(runs, run_ids, at_all=at_all)
+
+    def stream() -> Iterator[Wanted]:
+        time.sleep(3)
+        yield from []
+
+    monkeypatch.setattr(children._Work, "_move_on", counted)
+    if what == "stream":
+        bench.process(stream())  # type: ignore[arg-type]
+    else:
+        monkeypatch.setattr(ChildRuns, "look", slow)
+        with bench.processing(bench.wanted("a")) as (future, _):
+            bench.end("a")
+            assert future.result(60).succeeded == 1
+    assert 1 < rounds < 30
 
 
 def test_what_reading_the_messages_raises_comes_out(bench: Bench) -> None:
