@@ -1,8 +1,9 @@
 """Message ids as people hand them over: a list, or a file at any fsspec URL.
 
 A file has one id a line, or is CSV with a column `messageId`, or JSON lines with that name. Which one it is shows in
-its first line. It is read as a stream, so that its length does not matter. Nothing that a file holds gets into an
-error's text: what stands in the wrong place may be anything. Knows no Prefect.
+its first line. It is read once, as a stream, and its ids wait in a file on the local disk until they are used: its
+length does not matter, nor what becomes of it or its storage meanwhile. Nothing that a file holds gets into an error's
+text: what stands in the wrong place may be anything. Knows no Prefect.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import csv
 import gzip
 import io
 import json
+import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, BinaryIO, cast
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from typing import IO, Any, BinaryIO, cast
 
 import fsspec
 from fsspec.core import split_protocol
+
+from attachments import cancelling
 
 COLUMN = "messageId"
 LONGEST = 1024  # characters of an id; Microsoft Graph's have up to 250
@@ -60,13 +64,57 @@ def protocol_of(url: str) -> str:
     return protocol or "file"
 
 
-def count_ids(open_file: Open) -> int:
-    """Reads all of a file and counts its ids, duplicates too. Raises IdsError for the first line that is wrong."""
-    return sum(1 for _ in read_ids(open_file))
+class Ids:
+    """The ids of a file, in its order, duplicates too. Any thread may go through them, once.
+
+    They wait in a file without a name, which goes after the last one, when this is closed, or when the process dies.
+    """
+
+    def __init__(self, file: IO[bytes], count: int) -> None:
+        self._file = file
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        with self._file:
+            for line in self._file:
+                yield line.decode().removesuffix("\n")
+
+    def close(self) -> None:
+        """Whoever still goes through them gets a ValueError."""
+        self._file.close()
 
 
-def read_ids(open_file: Open) -> Iterator[str]:
-    """The ids of a file, in its order. Raises IdsError."""
+def read_ids(open_file: Open) -> Ids:
+    """Reads and checks all of a file. To be closed by the caller.
+
+    Raises:
+        IdsError: The first line that is wrong, a file that cannot be read, or no room for its ids.
+        RunCancelled: The run was cancelled meanwhile.
+    """
+    try:
+        with ExitStack() as stack:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            count = 0
+            for id_ in stack.enter_context(closing(_read(open_file))):
+                cancelling.go_on()
+                file.write(f"{id_}\n".encode())
+                count += 1
+            if not count:
+                raise IdsError("The file of ids has a heading and no ids.")
+            file.seek(0)
+            stack.pop_all()
+            return Ids(file, count)
+    except OSError:  # of the temporary file alone: those of the storage are IdsError already
+        raise IdsError(
+            "The ids cannot be kept in the worker's folder for temporary files: it is full, or may not be written. "
+            "Make room there, or set the worker's TMPDIR to another folder. Then run this again."
+        ) from None
+
+
+def _read(open_file: Open) -> Generator[str]:
     with _readable(), open_file() as file:
         lines = _Lines(file)
         first = next(lines, None)

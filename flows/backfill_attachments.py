@@ -1,6 +1,7 @@
 """Many messages: of a list, of a file, or of a mailbox and a span of time. A run again does only what is missing."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from pydantic import WithJsonSchema
 from attachments.backfill import IdFile, IdList, Order, OrderError, Window, checked_order
 from attachments.cancelling import RunCancelled
 from attachments.emailgistics import EmailgisticsClient, ReceivedMessages
-from attachments.ids import IdsError, count_ids, opener, protocol_of, read_ids
+from attachments.ids import IdsError, opener, protocol_of, read_ids
 from attachments.pacing import backlog
 from attachments.progress import Counts
 from flows.backfill_progress import Total, progress
@@ -93,45 +94,45 @@ def backfill_attachments(
 
 def _backfill(order: Order, target: Target, lineage: Lineage, *, force: bool) -> State[None]:
     tag = f"{BACKFILL}:{lineage.short}"
-    with backlog():
-        messages = _messages(order, target)
-        with progress(lineage.run.id, messages.total, tag) as shown:
+    with (
+        backlog(),
+        _messages(order, target) as messages,
+        progress(lineage.run.id, messages.total, tag) as shown,
+    ):
 
-            def tell(counts: Counts) -> None:
-                shown.show(counts)
-                if counts.succeeded:
-                    lineage.got_on()
+        def tell(counts: Counts) -> None:
+            shown.show(counts)
+            if counts.succeeded:
+                lineage.got_on()
 
-            try:
-                counts = process(
-                    messages.stream,
-                    target,
-                    key_prefix=f"{BACKFILL}/{lineage.origin}",
-                    tags=(BACKFILL, tag),
-                    force=force,
-                    on_progress=tell,
-                    steps_aside=lineage.can_continue,
-                )
-            except NobodyStarts as stuck:
-                return _stepped_aside(stuck.counts, lineage)
-            shown.show(counts, is_last=True)
+        try:
+            counts = process(
+                messages.stream,
+                target,
+                key_prefix=f"{BACKFILL}/{lineage.origin}",
+                tags=(BACKFILL, tag),
+                force=force,
+                on_progress=tell,
+                steps_aside=lineage.can_continue,
+            )
+        except NobodyStarts as stuck:
+            return _stepped_aside(stuck.counts, lineage)
+        shown.show(counts, is_last=True)
     return _ended(counts, tag, messages.missing())
 
 
-def _messages(order: Order, target: Target) -> Messages:
+@contextmanager
+def _messages(order: Order, target: Target) -> Iterator[Messages]:
     """Which messages are meant. What can be wrong is looked at before anything is done: all ids, and the mailbox."""
     match order:
         case IdList(ids):
-            return Messages((Wanted(message_id=id_) for id_ in ids), lambda _: len(ids))
+            yield Messages((Wanted(message_id=id_) for id_ in ids), lambda _: len(ids))
         case IdFile(url, block):
-            open_file = opener(url, _options(url, block))
-            total = count_ids(open_file)
-            if not total:
-                raise IdsError("The file of ids has a heading and no ids.")
-            return Messages((Wanted(message_id=id_) for id_ in read_ids(open_file)), lambda _: total)
+            with closing(read_ids(opener(url, _options(url, block)))) as kept:
+                yield Messages((Wanted(message_id=id_) for id_ in kept), lambda _: len(kept))
         case Window():
             received = _Received(order, target.account.client())
-            return Messages(received, received.total, received.missing)
+            yield Messages(received, received.total, received.missing)
 
 
 def _options(url: str, block: str | None) -> dict[str, object]:

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import cast
 
 import pytest
 
 from attachments.backfill import IdFile, IdList, OrderError, Window, checked_order, moment
 from attachments.progress import Counts, Pace, Tally
+from flows.backfill_attachments import _messages
+from flows.children import Target
 
 NOTHING: Mapping[str, None] = dict.fromkeys(("message_ids", "ids_url", "ids_block", "mailbox", "start", "end"))
 SPAN = {"mailbox": "claims@example.com", "start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00+01:00"}
@@ -61,6 +65,19 @@ def test_a_window_ends_now_at_the_latest() -> None:
 def test_a_moment_is_taken_in_any_zone(text: str) -> None:
     """As the picker in the UI, a script or a person writes it."""
     assert moment(text, "start") == datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def test_a_file_is_needed_no_longer_once_it_was_checked(tmp_path: Path) -> None:
+    """A backfill takes hours; and it keeps none of the ids when it ends before the last of them."""
+    path = tmp_path / "ids.txt"
+    path.write_text("messageId\na\nb\nc\n")
+    with _messages(IdFile(str(path)), cast("Target", None)) as messages:
+        path.write_text("another\n")
+        stream = iter(messages.stream)
+        assert messages.total(Counts()) == 3
+        assert [next(stream).message_id, next(stream).message_id] == ["a", "b"]
+    with pytest.raises(ValueError, match="closed file"):
+        next(stream)
 
 
 def test_every_message_is_counted_once() -> None:

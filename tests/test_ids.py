@@ -3,22 +3,33 @@
 import gzip
 import io
 import resource
+import sys
+import tempfile
 import time
 import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import fsspec
 import pytest
 
-from attachments.ids import LONGEST, LONGEST_LINE, IdsError, count_ids, listed_ids, opener, protocol_of, read_ids
+from attachments.cancelling import CURRENT, Cancellation, RunCancelled
+from attachments.ids import LONGEST, LONGEST_LINE, Ids, IdsError, Open, listed_ids, opener, protocol_of, read_ids
 
 A, B = "AAMkAGI1/a+b_c-d==", "AAMkAGI2\N{LATIN SMALL LETTER E WITH ACUTE}"
 CANARY = "canary-7f3a91c2"
 
 
+def held(content: bytes) -> Open:
+    return lambda: cast("BinaryIO", io.BytesIO(content))
+
+
 def read(content: bytes) -> list[str]:
-    return list(read_ids(lambda: cast("BinaryIO", io.BytesIO(content))))
+    return list(read_ids(held(content)))
 
 
 @pytest.mark.parametrize(
@@ -48,9 +59,10 @@ def test_every_form_gives_the_same_ids(text: str, packed: bool) -> None:
 
 def test_order_and_duplicates_are_kept() -> None:
     """Whoever works on them knows what is done; and a count is a count."""
-    content = f"{B}\n{A}\n{B}\n".encode()
-    assert read(content) == [B, A, B]
-    assert count_ids(lambda: cast("BinaryIO", io.BytesIO(content))) == 3
+    ids = read_ids(held(f"{B}\n{A}\n{B}\n".encode()))
+    assert len(ids) == 3
+    assert list(ids) == [B, A, B]
+    assert len(ids) == 3
 
 
 def test_ids_that_look_odd_are_ids() -> None:
@@ -64,6 +76,7 @@ def test_ids_that_look_odd_are_ids() -> None:
     [
         (b"", "is empty"),
         (b"\n \r\n\n", "is empty"),
+        (b"messageId\n\n", "has a heading and no ids"),
         (f"{A}\n{CANARY} x\n".encode(), "Line 2 is no message id: it has a blank or a control character"),
         (f"{A}\n\n{CANARY}\x07\n".encode(), "Line 3 is no message id"),
         (f"{A}\n{CANARY}\u202ex\n".encode(), "Line 2 is no message id"),
@@ -128,52 +141,141 @@ def test_a_list_is_checked_likewise() -> None:
 def test_a_url_that_cannot_be_read_is_said_without_it(url: str, said: str) -> None:
     """A wrong path, host, kind or password; the URL may hold credentials."""
     with pytest.raises(IdsError) as caught:
-        count_ids(opener(url))
+        read_ids(opener(url))
     assert said in str(caught.value)
     assert CANARY not in str(caught.value)
     assert url in {"", "/"} or url not in str(caught.value)
 
 
-def test_any_fsspec_url_is_read_twice_from_its_beginning(tmp_path: Path) -> None:
-    """The first pass checks, the second works."""
+def test_any_fsspec_url_is_read(tmp_path: Path) -> None:
+    """A plain path, a URL, and whatever storage fsspec knows."""
     path = tmp_path / "ids.csv.gz"
     path.write_bytes(gzip.compress(f"messageId\n{A}\n".encode()))
     fsspec.filesystem("memory").pipe("/ids.txt", f"{A}\n".encode())
     for url in (str(path), path.as_uri(), "memory://ids.txt"):
-        open_file = opener(url)
-        assert count_ids(open_file) == 1
-        assert list(read_ids(open_file)) == [A]
+        assert list(read_ids(opener(url))) == [A]
     assert [protocol_of(url) for url in (str(path), path.as_uri(), "s3://b/k")] == ["file", "file", "s3"]
 
 
-def test_a_file_is_closed_when_nobody_reads_on(tmp_path: Path) -> None:
-    """A backfill that ends early leaves no descriptor open."""
-    opened: list[io.BytesIO] = []
+def test_a_file_is_read_once_and_closed_before_its_ids_are_used() -> None:
+    """A backfill takes hours: a connection would break or a token end meanwhile, and the file may be another one."""
+    opened: list[BinaryIO] = []
 
     def open_file() -> BinaryIO:
-        opened.append(io.BytesIO(f"{A}\n{B}\n".encode()))
-        return cast("BinaryIO", opened[0])
+        opened.append(held(f"{A}\n{B}\n".encode())())
+        return opened[-1]
 
     ids = read_ids(open_file)
-    assert next(ids) == A
-    ids.close()  # type: ignore[attr-defined]
-    assert opened[0].closed
+    assert [file.closed for file in opened] == [True]
+    assert list(ids) == [A, B]
+    assert len(opened) == 1
+
+
+def test_ids_are_gone_through_in_another_thread() -> None:
+    """A backfill reads its messages in a thread of its own."""
+    with closing(read_ids(held(f"{A}\n{B}\n".encode()))) as ids, ThreadPoolExecutor(1) as pool:
+        assert pool.submit(list[str], ids).result() == [A, B]
+
+
+def waiting(folder: Path) -> list[str]:
+    """The ids that this process keeps in a folder, whether the file has a name or not."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
+            if str(descriptor.readlink()).startswith(str(folder)):
+                found.append(descriptor.read_text())
+    return [*found, *(path.name for path in folder.iterdir())]
+
+
+def used_up(ids: Ids) -> None:
+    assert list(ids) == [A, B]
+
+
+def stopped_early(ids: Ids) -> None:
+    going = iter(ids)
+    assert next(going) == A
+    ids.close()
+    with pytest.raises(ValueError, match="closed file"):
+        next(going)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at the process's descriptors")
+@pytest.mark.parametrize("end", [used_up, stopped_early, Ids.close])
+def test_the_ids_go_when_nobody_reads_on(
+    end: Callable[[Ids], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the disk, in a file without a name: at their end, when they are closed, and with a process that dies."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ids = read_ids(held(f"messageId\n{A}\n{B}\n".encode()))
+    assert waiting(tmp_path) == [f"{A}\n{B}\n"]
+    end(ids)
+    assert waiting(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at the process's descriptors")
+def test_nothing_is_kept_of_a_file_that_is_wrong_or_of_a_run_that_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading the file ends at once, and its storage is let go."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(IdsError):
+        read_ids(held(f"{A}\na b\n".encode()))
+    cancellation = Cancellation()
+    file = io.BytesIO(f"{A}\n{B}\n".encode())
+
+    def open_file() -> BinaryIO:
+        cancellation.ask()
+        return cast("BinaryIO", file)
+
+    before = CURRENT.set(cancellation)
+    try:
+        with pytest.raises(RunCancelled):
+            read_ids(open_file)
+    finally:
+        CURRENT.reset(before)
+    assert file.closed
+    assert waiting(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")
+@pytest.mark.parametrize("count", [1, 100_000])
+def test_a_full_disk_is_said(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it shows while the ids are written or at their end; with what to do, and without a path."""
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(Path("/dev/full").open, "w+b"))
+    with pytest.raises(IdsError, match="it is full, or may not be written") as caught:
+        read_ids(held(f"{CANARY}\n".encode() * count))
+    assert "Make room there" in str(caught.value)
+    assert CANARY not in str(caught.value)
+    assert "/" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_no_folder_for_temporary_files_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a full disk is: Python looks for a folder that it can write."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / CANARY))
+    with pytest.raises(IdsError, match="full, or may not be written") as caught:
+        read_ids(held(b"a\n"))
+    assert CANARY not in str(caught.value)
+
+
+def many(path: Path, count: int) -> Path:
+    with path.open("w") as file:
+        file.writelines(f"AAMkAGI1-{number:0140d}=\n" for number in range(count))
+    return path
 
 
 def test_a_million_lines_are_streamed(tmp_path: Path) -> None:
     """In seconds, and in memory that does not grow with them."""
-    path = tmp_path / "ids.txt"
-    with path.open("w") as file:
-        file.writelines(f"AAMkAGI1-{number:0140d}=\n" for number in range(1_000_000))
+    few = opener(str(many(tmp_path / "few.txt", 100_000)))
     tracemalloc.start()
-    for number, _ in enumerate(read_ids(opener(str(path)))):
-        if number == 20_000:
-            break
+    assert sum(1 for _ in read_ids(few)) == 100_000
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8_000_000
+    million = opener(str(many(tmp_path / "ids.txt", 1_000_000)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
-    assert count_ids(opener(str(path))) == 1_000_000
+    ids = read_ids(million)
+    assert len(ids) == sum(1 for _ in ids) == 1_000_000
     print(f"a million ids in {time.perf_counter() - started:.1f} s")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
