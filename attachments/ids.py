@@ -32,6 +32,9 @@ HEADINGS = frozenset({"id", "ids", "message", "message_id", "message-id", "messa
 """First lines that are no ids, but the heading of a column with another name."""
 GZIP, ZIP, BOM = b"\x1f\x8b", b"PK\x03\x04", b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
+NEVER = {'"': "a quotation mark", ",": "a comma", ";": "a semicolon", "{": "a brace", "}": "a brace"}
+"""What stands in a file of another form, and in no id: Microsoft Graph's are base64."""
+ONE_A_LINE = f"Give the file one id a line, or a heading with {COLUMN}."
 
 
 class IdsError(Exception):
@@ -141,9 +144,9 @@ def _ids(first: str, lines: _Lines) -> Iterator[str]:
 
 
 def _from_lines(first: str, lines: _Lines) -> Iterator[str]:
-    yield _checked(first.strip(), f"Line {lines.number}")
+    yield _of_line(first, lines.number)
     for line in lines:
-        yield _checked(line.strip(), f"Line {lines.number}")
+        yield _of_line(line, lines.number)
 
 
 def _from_csv(lines: _Lines, column: int, delimiter: str) -> Iterator[str]:
@@ -152,7 +155,7 @@ def _from_csv(lines: _Lines, column: int, delimiter: str) -> Iterator[str]:
     try:
         for row in rows:
             if any(cell.strip() for cell in row):
-                yield _checked(row[column].strip() if column < len(row) else "", f"Line {lines.number}")
+                yield _of_line(row[column] if column < len(row) else "", lines.number)
     except csv.Error:
         raise IdsError(f"Line {lines.number} is no CSV. Look for a quote that is not closed, before it.") from None
 
@@ -167,8 +170,22 @@ def _from_json(first: str, lines: _Lines) -> Iterator[str]:
         id_ = found.get(COLUMN) if isinstance(found, dict) else None
         if not isinstance(id_, str):
             raise IdsError(f'Line {lines.number} is no JSON object with a text {COLUMN}: {{"{COLUMN}": "…"}}')
-        yield _checked(id_.strip(), f"Line {lines.number}")
+        yield _of_line(id_, lines.number)
         line = next(lines, None)
+
+
+def _of_line(text: str, number: int) -> str:
+    """The id on a line of a file, without blanks around it. Raises IdsError.
+
+    Stricter than for a list: a file is easily the wrong one, and each of its lines would become a run.
+    """
+    id_ = text.strip()
+    for letter, name in NEVER.items():
+        if letter in id_:
+            raise IdsError(f"Line {number} is no message id: it holds {name}. {ONE_A_LINE}")
+    if not id_.isascii():
+        raise IdsError(f"Line {number} is no message id: it holds a character that is not ASCII. {ONE_A_LINE}")
+    return _checked(id_, f"Line {number}")
 
 
 def _checked(id_: str, where: str) -> str:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import resource
 import sys
 import tempfile
@@ -20,7 +21,7 @@ import pytest
 from attachments.cancelling import CURRENT, Cancellation, RunCancelled
 from attachments.ids import LONGEST, LONGEST_LINE, Ids, IdsError, Open, listed_ids, opener, protocol_of, read_ids
 
-A, B = "AAMkAGI1/a+b_c-d==", "AAMkAGI2\N{LATIN SMALL LETTER E WITH ACUTE}"
+A, B = "AAMkAGI1/a+b_c-d==", "AAMkAGI2-B="
 CANARY = "canary-7f3a91c2"
 
 
@@ -38,7 +39,7 @@ def read(content: bytes) -> list[str]:
         f"{A}\n{B}\n",
         f"{A}\n{B}",
         f"\ufeff{A}\r\n{B}\r\n",
-        f"\n  \n\t{A} \n\r\n{B}\n\n\n",
+        f"\n  \n\t{A} \n\r\n{B}\N{NO-BREAK SPACE}\n\n\n",
         f"messageId\n{A}\n{B}\n",
         f'"messageId"\n"{A}"\n"{B}"\n',
         f"\ufeffmessageId,subject\r\n{A},x\r\n{B},\r\n",
@@ -66,9 +67,11 @@ def test_order_and_duplicates_are_kept() -> None:
 
 
 def test_ids_that_look_odd_are_ids() -> None:
-    """They are opaque: case, length and letters of any script count."""
-    odd = ["a", "A", "x" * LONGEST, "日本語", "a@b", "a'b", "#1", "-"]
+    """They are opaque: case and length count. What a file may not hold, a list may."""
+    odd = ["a", "A", "x" * LONGEST, "a@b", "a'b", "#1", "-", "a/b+c_d=", "%2F"]
     assert read("\n".join(odd).encode()) == odd
+    odder = [*odd, "日本語", '"a"', "b,c", "b;c", "{d}"]
+    assert listed_ids(odder) == tuple(odder)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,41 @@ def test_what_is_wrong_is_named_by_line_and_not_quoted(content: bytes, said: str
     assert said in str(caught.value)
     assert CANARY not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (f'"{CANARY}"', "a quotation mark"),
+        (f'{{"messageId":"{CANARY}"}}', "a quotation mark"),
+        (f'{{"messageId": "{CANARY}"}}', "a quotation mark"),
+        (f"{{{CANARY}", "a brace"),
+        (f"{CANARY}}}", "a brace"),
+        (f"{CANARY},C", "a comma"),
+        (f"{CANARY}, C", "a comma"),
+        (f"{CANARY};C", "a semicolon"),
+        (f"{CANARY}\N{LATIN CAPITAL LETTER A WITH DIAERESIS}", "a character that is not ASCII"),
+    ],
+)
+def test_a_line_of_another_form_is_no_id(line: str, what: str) -> None:
+    """Each would become a run, of which the line's text is a parameter, and a call that finds nothing."""
+    quoted = line.replace('"', '""')
+    for form in (
+        f"{A}\n\n{line}\n",
+        f'subject,messageId\nx,{A}\ny,"{quoted}"\n',
+        f'{{"messageId": "{A}"}}\n\n{json.dumps({"messageId": line})}\n',
+    ):
+        with pytest.raises(IdsError) as caught:
+            read(form.encode())
+        assert str(caught.value) == (
+            f"Line 3 is no message id: it holds {what}. Give the file one id a line, or a heading with messageId."
+        )
+
+
+def test_quoted_ids_without_a_heading_are_refused_by_their_first_line() -> None:
+    """An export of one column of a table."""
+    with pytest.raises(IdsError, match="Line 1 is no message id: it holds a quotation mark"):
+        read(f'"{A}"\n"{B}"\n'.encode())
 
 
 def test_a_list_is_checked_likewise() -> None:
