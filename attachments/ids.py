@@ -133,7 +133,11 @@ def _ids(first: str, lines: _Lines) -> Iterator[str]:
     if first.lstrip().startswith("["):
         raise IdsError('Line 1 begins a JSON array. Write an object a line instead: {"messageId": "…"}')
     for delimiter in DELIMITERS:
-        heads = [head.strip().casefold() for head in next(csv.reader([first], delimiter=delimiter))]
+        try:
+            row = next(csv.reader([first], delimiter=delimiter))
+        except csv.Error:  # longer than a cell may be
+            raise IdsError(f"Line {lines.number} is neither a message id nor a heading. {ONE_A_LINE}") from None
+        heads = [head.strip().casefold() for head in row]
         if COLUMN.casefold() in heads:
             return _from_csv(lines, heads.index(COLUMN.casefold()), delimiter)
     if any(delimiter in first.strip() for delimiter in DELIMITERS):
@@ -208,6 +212,7 @@ class _Lines(Iterator[str]):
 
     def __init__(self, file: BinaryIO) -> None:
         self.number = 0
+        self._is_begun = False
         start = file.read(len(ZIP))
         whole = cast("BinaryIO", io.BufferedReader(_Rest(start, file), READ))
         if start.startswith(ZIP):
@@ -224,6 +229,9 @@ class _Lines(Iterator[str]):
     def __next__(self) -> str:
         while raw := self._file.readline(LONGEST_LINE):
             self.number += 1
+            # The first line alone: a later one of a CSV may have it in a quoted cell.
+            if not self._is_begun and b"\r" in raw.strip():
+                raise IdsError("The file of ids has line ends of CR alone. Save it with LF or CRLF line ends.")
             if len(raw) >= LONGEST_LINE:
                 raise IdsError(
                     f"Line {self.number} is longer than {LONGEST_LINE:,} bytes. Write one message id a line."
@@ -233,6 +241,7 @@ class _Lines(Iterator[str]):
             except UnicodeDecodeError:
                 raise IdsError(f"Line {self.number} is not UTF-8 text. Save the file of ids as UTF-8.") from None
             if line and not line.isspace():
+                self._is_begun = True
                 return line
         raise StopIteration
 
