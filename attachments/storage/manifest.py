@@ -26,6 +26,8 @@ SCHEMA = 1
 Outcome = Literal["stored", "filtered", "unsupported", "failed", "purged"]
 
 _WAS_STORED = frozenset({"stored", "purged"})
+_DEEPEST = 100
+"""Levels of lists and objects that a manifest may have. Ours have three; hundreds can be read, not written."""
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -201,7 +203,7 @@ class Manifest(_Record):
                 "a newer version of this project uses the same store; update this one",
                 key=message_key,
             )
-        manifest = cls._parsed(found)
+        manifest = None if _is_too_deep(found) else cls._parsed(found)
         if manifest is None or manifest.message_key != message_key:
             raise InvalidManifest(
                 f"the manifest of message {message_key} is damaged or another message's; "
@@ -234,6 +236,17 @@ _SOMETIMES = frozenset({"purged_at", "rule", "code", "deployment", "stored_bytes
 def _without_blanks(entry: dict[str, Any]) -> dict[str, Any]:
     """The entry without what only some outcomes have."""
     return {field: value for field, value in entry.items() if value is not None or field not in _SOMETIMES}
+
+
+def _is_too_deep(value: object) -> bool:
+    """Whether it could be read and then not be written any more. Level by level, for recursion has the same limit."""
+    level: list[Any] = [[value]]
+    for _ in range(_DEEPEST + 1):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _without_surrogates(value: Any) -> Any:

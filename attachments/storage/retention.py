@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -356,8 +357,8 @@ def purge(
     Memory does not grow with their number where the store names them in parts; over SFTP and other file systems it
     holds their keys.
 
-    One message's failure does not stop the others, unless the store itself seems to be away. Killed at any moment and
-    run again, it ends as if it had not been killed. Raises RunCancelled.
+    One message's failure, whatever it is, does not stop the others, unless the store itself seems to be away. Killed
+    at any moment and run again, it ends as if it had not been killed. Raises RunCancelled.
     """
     tally = Tally()
     keys = _listed(store, tally)
@@ -397,6 +398,11 @@ def _looked(
             return purge_message(store, key, policy, budget)
         except StoreError as error:
             return Looked(key, failure=error)
+        except cancelling.RunCancelled:
+            raise
+        except Exception as error:  # noqa: BLE001  one message that nobody thought of must not keep all others for ever
+            cancelling.go_on()
+            return Looked(key, failure=_unexpected(error, key))
 
     waiting: list[Future[Looked]] = []
     due = time.monotonic()
@@ -414,6 +420,16 @@ def _looked(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _unexpected(error: Exception, key: str) -> StoreError:
+    """Its type and place alone: its own text could hold a file name."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return StoreError(
+        f"could not purge message {key} ({type(error).__name__} in {place.name}, line {place.lineno}): "
+        "please report this with the version you run",
+        key=key,
+    )
 
 
 def stored_before(older_than: timedelta, store: Store) -> datetime:

@@ -604,6 +604,69 @@ def test_one_message_that_fails_does_not_stop_the_others(root: Path) -> None:
     assert CANARY not in str(tally.first)
 
 
+@pytest.mark.parametrize("levels", [350, 750])
+def test_a_manifest_that_could_not_be_written_again_loses_no_file(store: Store, levels: int) -> None:
+    """Somebody has nested a field of it too deep: it is damaged before anything goes, and the others are purged."""
+    fill(store, MESSAGE, "a.pdf")
+    fill(store, OTHER, "a.pdf")
+    made = store.read_manifest(MESSAGE)
+    assert made is not None
+    # Not by the store, which would refuse it.
+    path, extra = f"{MESSAGE}/manifest.json", b'{"a":' * levels + b"0" + b"}" * levels
+    data = made.to_bytes().rstrip()[:-1] + b', "extra": ' + extra + b"}"
+    if store.url.startswith("memory"):
+        MemoryFileSystem().pipe_file(f"{store.url.removeprefix('memory://')}/{path}", data)
+    else:
+        (Path(store.url.removeprefix("file://")) / path).write_bytes(data)
+    tally = done(store)
+    assert (tally.purged, tally.failed) == (1, {"invalid-manifest": 1})
+    assert len(store.inventory(MESSAGE).objects) == 1
+
+
+class Odd(LocalStore):
+    """Fails at one message as nobody has thought of."""
+
+    error: Exception = RecursionError(CANARY)
+
+    def inventory(self, message_key: str) -> Inventory:
+        if message_key == MESSAGE:
+            raise self.error
+        return super().inventory(message_key)
+
+
+def test_what_nobody_thought_of_fails_one_message(root: Path) -> None:
+    """By its type and place, for its text may hold a file name; the others go, and the run is no success."""
+    store = Odd(root)
+    for message in (MESSAGE, OTHER, key_number(1)):
+        fill(store, message, "a.pdf")
+    tally = done(store)
+    assert (tally.messages, tally.purged, tally.failed, tally.lasting) == (3, 2, {"store-error": 1}, 1)
+    assert f"could not purge message {MESSAGE} (RecursionError in inventory, line " in str(tally.first)
+    assert CANARY not in str(tally.first)
+
+
+def test_a_cancelled_run_is_not_a_message_that_failed(root: Path) -> None:
+    """Whether it is told so, or something breaks because of it."""
+    store = Odd(root)
+    fill(store, MESSAGE, "a.pdf")
+    store.error = RunCancelled()
+    with pytest.raises(RunCancelled):
+        done(store)
+    cancellation = Cancellation()
+
+    class Breaking(Odd):
+        def inventory(self, message_key: str) -> Inventory:
+            cancellation.ask()
+            raise ValueError
+
+    token = CURRENT.set(cancellation)
+    try:
+        with pytest.raises(RunCancelled):
+            done(Breaking(root))
+    finally:
+        CURRENT.reset(token)
+
+
 def test_a_folder_that_is_a_symlink_leads_nowhere(root: Path) -> None:
     """Whatever stands at its end stays."""
     store = open_store(str(root))

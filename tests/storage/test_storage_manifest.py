@@ -108,6 +108,18 @@ def test_what_a_later_version_added_is_handed_on() -> None:
     assert after["attachments"][1]["outcome"] == "stored"  # type: ignore[index]
 
 
+def nested(levels: int, innermost: str = "[]") -> bytes:
+    """A manifest of so many levels: a field that is not known has all but one of them."""
+    extra = '{"a":' * (levels - 2) + innermost + "}" * (levels - 2)
+    return manifest(entry()).to_bytes().rstrip()[:-1] + f', "extra": {extra}}}'.encode()
+
+
+def test_what_can_be_read_can_be_written() -> None:
+    """A field that nobody knows may be nested, as deep as is refused no more."""
+    found = Manifest.from_bytes(nested(100), message_key=MESSAGE)
+    assert Manifest.from_bytes(found.to_bytes(), message_key=MESSAGE) == found
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -118,6 +130,10 @@ def test_what_a_later_version_added_is_handed_on() -> None:
         b"{}",
         b'{"schema": 1}',
         b"[" * 100_000,
+        nested(101),
+        nested(400),
+        nested(750),
+        nested(400, "{}"),
         manifest(entry()).to_bytes()[:-20],
         manifest(entry()).to_bytes().replace(b'"stored"', b'"misplaced"'),
         manifest(entry()).to_bytes().replace(b'"schema": 1', b'"schema": 0'),
