@@ -115,16 +115,17 @@ class ManifestAttachment(_Record):
         What is stored or purged stays so whatever a run failed at or did not want. A failure stays until the
         attachment is stored or until whoever failed no longer wants it: another deployment's filter must not
         hide it. A run that read the manifest before a purge and writes after it brings back an old "stored": what
-        was purged stays so until it was stored anew. Of all else the later wins.
+        was purged stays so until it was stored anew. One that read it before it was stored anew brings back an old
+        "purged": that is of another storing, and a purge does not record by merging. Of all else the later wins.
         """
         was_stored = self.outcome in _WAS_STORED and newer.outcome not in _WAS_STORED
         anothers_failure = (self.outcome, newer.outcome) == ("failed", "filtered") and (
             self.deployment != newer.deployment
         )
-        is_stale = (
-            (self.outcome, newer.outcome) == ("purged", "stored")
-            and self.stored_at is not None
-            and (self.key, self.stored_at) == (newer.key, newer.stored_at)
+        is_same_storing = (self.key, self.stored_at) == (newer.key, newer.stored_at)
+        outcomes = (self.outcome, newer.outcome)
+        is_stale = (outcomes == ("purged", "stored") and self.stored_at is not None and is_same_storing) or (
+            outcomes == ("stored", "purged") and not is_same_storing
         )
         winner = self if was_stored or anothers_failure or is_stale else newer
         return winner.model_copy(update={**(self.model_extra or {}), **(newer.model_extra or {})})

@@ -342,6 +342,18 @@ def test_a_run_that_read_the_manifest_before_does_not_bring_the_entry_back() -> 
     assert b"purged_at" not in manifest(anew).to_bytes()
 
 
+@pytest.mark.parametrize("changed", [{"stored_at": NOW}, {"key": f"{PLACE}/b"}], ids=["later", "elsewhere"])
+def test_a_run_that_read_the_manifest_before_it_was_stored_anew_does_not_call_it_purged(
+    changed: dict[str, object],
+) -> None:
+    """Else the file would stand there for ever: no purge looks at what is purged."""
+    was = entry("a", key=f"{PLACE}/a", bytes=1, sha256="0" * 64, stored_at=OLD)
+    purged, anew = was.as_purged(NOW), was.model_copy(update=changed)
+    assert anew.replaced_by(purged) == anew
+    assert manifest(anew).merged_with(manifest(purged)).attachments[0].outcome == "stored"
+    assert anew.replaced_by(anew.as_purged(NOW)).outcome == "purged"
+
+
 class Interrupted(LocalStore):
     """Somebody else comes in once an object has been removed, before that is recorded."""
 
