@@ -44,7 +44,7 @@ from attachments.storage.backend import Backend, Conflict, Failure, Labels, List
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import AccessDenied, NotFound, StoreUnavailable, UnsupportedStore
 from attachments.storage.folders import FOLDER_MODE
-from attachments.storage.keys import is_key
+from attachments.storage.keys import is_hold, is_key
 from attachments.storage.local_errors import failure_of
 from attachments.storage.sftp_client import (
     ANSWERED,
@@ -139,7 +139,7 @@ class SftpBackend(Backend):
     def message_keys(self) -> Iterator[str]:
         with self._session() as sftp:
             self._look_at_root(sftp)
-            names = sftp.names(self._path(""))
+            names = sftp.folders(self._path(""))
         yield from (name for name in names if not name.startswith("."))
 
     def look(self, path: str) -> Standing | None:
@@ -192,9 +192,11 @@ class SftpBackend(Backend):
 
     def remove(self, path: str) -> None:
         place = path.rpartition("/")[0]
+        folders = [place[:end] for end, letter in enumerate(f"{place}/") if letter == "/"]
         with self._session() as sftp:
-            # A link would lead to what is none of ours.
-            for each, is_right in ((place, stat.S_ISDIR), (path, stat.S_ISREG)):
+            # A link would lead to what is none of ours, the message's folder as well as the attachment's.
+            for each in (*folders, path):
+                is_right = stat.S_ISREG if each == path else stat.S_ISDIR
                 with suppress(FileNotFoundError):
                     if not is_right(sftp.lstat(self._path(each)).st_mode or 0):
                         raise FileExistsError(errno.EEXIST, "not ours")
@@ -250,7 +252,10 @@ class SftpBackend(Backend):
             if told.filename.startswith("."):
                 continue
             whole = f"{path}/{told.filename}" if path else told.filename
-            if stat.S_ISDIR(told.st_mode or 0):
+            if is_key(path) and is_hold(told.filename):
+                # Whatever it is: a folder or a link beside the manifest has been put there to hold as well.
+                yield Listed(whole, told.st_size or 0, _moment(told))
+            elif stat.S_ISDIR(told.st_mode or 0):
                 yield from self._below(sftp, whole)
             elif stat.S_ISREG(told.st_mode or 0):
                 yield Listed(whole, told.st_size or 0, _moment(told))

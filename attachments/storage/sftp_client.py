@@ -120,9 +120,9 @@ class SftpClient(paramiko.SFTPClient):  # type: ignore[misc]  # paramiko ships n
         """What is in a folder; nothing when there is none. A name that is not UTF-8 keeps its bytes as surrogates."""
         return list(self._each(path))
 
-    def names(self, path: str) -> list[str]:
-        """The names alone: of a million entries all that is known takes half a gigabyte."""
-        return [told.filename for told in self._each(path)]
+    def folders(self, path: str) -> list[str]:
+        """The names alone: of a million folders all that is known takes half a gigabyte. A link to one is none."""
+        return [told.filename for told in self._each(path) if stat.S_ISDIR(told.st_mode or 0)]
 
     def _each(self, path: str) -> Iterator[paramiko.SFTPAttributes]:
         # Some servers miss the folder only when it is read.

@@ -878,18 +878,52 @@ def test_every_error_of_the_system_has_a_meaning() -> None:
     assert all(CANARY not in failure.symbol + failure.advice for failure in told.values())
 
 
-@pytest.mark.parametrize("link", [PLACE, f"{PLACE}/a.pdf"], ids=["folder", "file"])
+@pytest.mark.parametrize("link", [MESSAGE, PLACE, f"{PLACE}/a.pdf"], ids=["message", "folder", "file"])
 def test_removing_follows_no_link(spot: Spot, link: str) -> None:
     """Somebody on the server has put one in an attachment's place: what it leads to is none of ours."""
     store = spot.open()
     key = store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT]).key
+    store.update_manifest(MESSAGE, lambda current: manifest())
     outside = spot.root.parent / "outside"
     (spot.root / link).rename(outside)
     (spot.root / link).symlink_to(outside)
     with pytest.raises(AlreadyExists, match="left alone"):
         store.remove(key)
+    if link == MESSAGE:
+        with pytest.raises(AlreadyExists, match="left alone"):
+            store.remove_manifest(MESSAGE, lambda current: True)
+        assert (outside / "manifest.json").exists()
     assert (spot.root / link).is_symlink()
-    assert (outside / "a.pdf" if outside.is_dir() else outside).read_bytes() == CONTENT
+    (kept,) = [outside] if outside.is_file() else outside.rglob("a.pdf")
+    assert kept.read_bytes() == CONTENT
+
+
+def test_only_a_folder_is_a_message(spot: Spot) -> None:
+    """A link of such a name leads out of the store, and a file holds nothing: a purge does not look at them."""
+    store = spot.open()
+    store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+    outside = spot.root.parent / "outside"
+    outside.mkdir()
+    (spot.root / ("0" * 32)).symlink_to(outside)
+    (spot.root / ("1" * 32)).touch()
+    assert list(store.message_keys()) == [MESSAGE]
+
+
+@pytest.mark.parametrize("name", ["hold", "HOLD.txt"])
+@pytest.mark.parametrize(
+    "plant",
+    [Path.mkdir, lambda place: place.symlink_to("/nowhere"), lambda place: place.symlink_to("..")],
+    ids=["folder", "dead link", "link to a folder"],
+)
+def test_a_hold_may_be_anything(spot: Spot, plant: Callable[[Path], None], name: str) -> None:
+    """An empty folder as well, or a link; below an attachment it is none."""
+    store = spot.open()
+    written = store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+    plant(spot.root / PLACE / name)
+    assert not store.inventory(MESSAGE).is_held
+    plant(spot.root / MESSAGE / name)
+    found = store.inventory(MESSAGE)
+    assert (found.is_held, list(found.objects)) == (True, [written.key])
 
 
 def test_removing_leaves_no_folder_and_nothing_that_is_not_ours(spot: Spot) -> None:
