@@ -48,8 +48,10 @@ from attachments.storage.probing import probe
 from attachments.storage.store import Inventory, ManifestChange, Probe, Seen, Store, StoredObject
 
 _MANIFEST = Labels("application/json")
-_CLOCK = ".clock/now"
+_CLOCK = ".clock"
 """Folder in the root for what is written to see what time it is there."""
+_CLOCK_LEFT = timedelta(hours=1)
+"""Age at which that was left by somebody who died."""
 _PARTS = 3
 """Parts of an attachment's path."""
 _TURNS = 256
@@ -185,14 +187,20 @@ class ObjectStore(Store):
         return True
 
     def clock(self) -> datetime:
-        with self._translated("write to the store", None):
-            left = self._backend.load(_CLOCK)
-            with suppress(Conflict):  # somebody else asks at the same moment, and has written it
-                self._backend.save(_CLOCK, b"now", _MANIFEST, replaces=left and left[1])
-            written = self._backend.look(_CLOCK)
-            with suppress(*self._backend.errors):  # what stays is one small object, and the next one replaces it
-                self._backend.remove(_CLOCK)
-        return written.modified if written else datetime.now(UTC)
+        # Each asker has its own, which no other removes before its time has been read.
+        path = f"{_CLOCK}/{secrets.token_hex(8)}"
+        with self._translated("read the store's clock", None):
+            with suppress(Conflict):  # the answer to a first try was lost, and it has been written
+                self._backend.save(path, b"now", _MANIFEST, replaces=None)
+            written = self._backend.look(path)
+            with suppress(*self._backend.errors):  # what stays is small, and goes when somebody asks later
+                self._backend.remove(path)
+                if written is not None:
+                    self._sweep_clock(written.modified - _CLOCK_LEFT)
+        if written is None:
+            # Our own clock may be ahead, and then what is young would be removed.
+            raise StoreUnavailable("could not read the store's clock: what was written is not there; it is tried again")
+        return written.modified
 
     def read(self, key: str) -> Iterator[bytes]:
         place = _place(key)
@@ -219,6 +227,13 @@ class ObjectStore(Store):
     def clear(self, residue: Residue) -> None:
         with self._translated("clear", residue.key):
             self._backend.clear(residue)
+
+    def _sweep_clock(self, latest: datetime) -> None:
+        """Removes what askers left that died."""
+        for left in list(self._backend.objects(f"{_CLOCK}/")):
+            modified = self._modified(left)
+            if modified is not None and modified < latest:
+                self._backend.remove(left.path)
 
     def _modified(self, found: Listed) -> datetime | None:
         """When it came there; None when it is gone meanwhile."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from threading import Timer
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from attachments.storage import Store
+from attachments.storage.retention import stored_before
 
 from .contract import StoreContract
 from .places import KINDS, Place, Places, kinds
@@ -47,6 +49,16 @@ class TestEveryStore(StoreContract):
             assert set(threads.map(lambda _: store.probe(), range(4))) == {"works"}
         assert self.place.everything() == before
         assert list(store.message_keys()) == [MESSAGE]
+
+    def test_who_asks_for_the_time_leaves_the_store_as_it_was(self, store: Store) -> None:
+        """Several at once as well; each is told the store's own time."""
+        store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+        before = self.place.everything()
+        with ThreadPoolExecutor(3) as threads:
+            # Patiently: over SFTP one may remove the folder that another has just made.
+            moments = list(threads.map(lambda _: stored_before(timedelta(0), store), range(6)))
+        assert max(moments) - min(moments) < timedelta(minutes=1)
+        assert self.place.everything() == before
 
 
 def test_a_memory_file_that_is_looked_at_grows_a_moment_later(places: Places) -> None:

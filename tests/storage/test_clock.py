@@ -1,0 +1,106 @@
+"""What time it is in a store, told by what is written there: never by the worker's own clock."""
+
+from __future__ import annotations
+
+import errno
+from datetime import UTC, datetime, timedelta
+from typing import cast
+from uuid import uuid4
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from attachments.storage import open_store
+from attachments.storage.backend import Conflict, Labels, Standing, Version
+from attachments.storage.errors import StoreUnavailable
+from attachments.storage.moving import MovingBackend
+from attachments.storage.object_store import ObjectStore
+
+BEHIND = timedelta(days=300)
+
+
+@pytest.fixture
+def store() -> ObjectStore:
+    return cast("ObjectStore", open_store(f"memory://clock-{uuid4().hex}"))
+
+
+@pytest.fixture
+def backend(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> MovingBackend:
+    """The store's, whose clock is far behind."""
+    backend = cast("MovingBackend", store._backend)
+    look = backend.look
+
+    def late(path: str) -> Standing | None:
+        standing = look(path)
+        return standing and Standing(standing.bytes, standing.modified - BEHIND)
+
+    monkeypatch.setattr(backend, "look", late)
+    return backend
+
+
+def is_behind(moment: datetime) -> bool:
+    return abs(moment + BEHIND - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_who_asks_while_another_does_is_told_the_stores_time(
+    store: ObjectStore, backend: MovingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other has come, and removed what is its own, before we have looked."""
+    look = backend.look
+    others: list[datetime] = []
+
+    def overtaken(path: str) -> Standing | None:
+        if not others:
+            others.append(datetime.now(UTC))
+            others.append(store.clock())
+        return look(path)
+
+    monkeypatch.setattr(backend, "look", overtaken)
+    assert is_behind(store.clock())
+    assert is_behind(others[1])
+    assert list(backend.objects("")) == []
+
+
+def test_a_store_that_shows_nothing_of_what_was_written_tells_no_time(
+    store: ObjectStore, backend: MovingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours might be ahead. It may pass, and is tried again."""
+    monkeypatch.setattr(backend, "look", lambda _: None)
+    with pytest.raises(StoreUnavailable, match="what was written is not there") as caught:
+        store.clock()
+    assert caught.value.retryable
+    assert list(backend.objects("")) == []
+
+
+def test_an_answer_that_was_lost_is_no_conflict(
+    store: ObjectStore, backend: MovingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that tries again by itself meets what it has written."""
+    save = backend.save
+
+    def lost(path: str, data: bytes, labels: Labels, *, replaces: Version | None) -> None:
+        save(path, data, labels, replaces=replaces)
+        raise Conflict
+
+    monkeypatch.setattr(backend, "save", lost)
+    assert is_behind(store.clock())
+
+
+def test_what_a_killed_asker_left_goes_when_it_is_old(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before: another may be asking just now. Without the right to remove, the time is told all the same."""
+    backend = cast("MovingBackend", store._backend)
+    for name in ("young", "old", "now"):
+        MemoryFileSystem().pipe_file(backend._path(f".clock/{name}"), b"now")
+    for name in ("old", "now"):
+        MemoryFileSystem.store[backend._path(f".clock/{name}")].created = datetime.now(UTC) - timedelta(hours=2)
+
+    def refuses(path: str) -> None:
+        raise PermissionError(errno.EACCES, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "remove", refuses)
+        assert abs(store.clock() - datetime.now(UTC)) < timedelta(minutes=1)
+    assert len(list(backend.objects(""))) == 4
+    store.clock()
+    assert ".clock/young" in [found.path for found in backend.objects("")]
+    assert len(list(backend.objects(""))) == 2
