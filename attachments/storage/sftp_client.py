@@ -121,8 +121,11 @@ class SftpClient(paramiko.SFTPClient):  # type: ignore[misc]  # paramiko ships n
         return list(self._each(path))
 
     def folders(self, path: str) -> list[str]:
-        """The names alone: of a million folders all that is known takes half a gigabyte. A link to one is none."""
-        return [told.filename for told in self._each(path) if stat.S_ISDIR(told.st_mode or 0)]
+        """The names alone: of a million folders all that is known takes half a gigabyte. A link to one is none.
+
+        A server need not tell what an entry is; then it may be one.
+        """
+        return [told.filename for told in self._each(path) if told.st_mode is None or stat.S_ISDIR(told.st_mode)]
 
     def _each(self, path: str) -> Iterator[paramiko.SFTPAttributes]:
         # Some servers miss the folder only when it is read.
