@@ -104,6 +104,8 @@ class _Log:
 
 def _finish(tally: Tally, policy: Policy) -> State[None]:
     parts = [f"{_counts(tally, policy)}."]
+    if not tally.messages and not tally.failed:
+        parts = ["No message is stored there: is the store's URL right, and its disk mounted?"]
     if policy.dry_run:
         parts.insert(0, "A dry run, nothing was removed.")
     if tally.is_spent:

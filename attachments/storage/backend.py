@@ -134,6 +134,10 @@ class Backend(ABC):
         Nothing when there are none. Raises one of `errors` when the store itself (the bucket) is gone.
         """
 
+    def exists(self) -> bool:
+        """Whether the root is there. True where none cannot be told from an empty one."""
+        return True
+
     @abstractmethod
     def message_keys(self) -> Iterator[str]:
         """The first part of all paths, each once, dotted ones left out: a listing of one level."""

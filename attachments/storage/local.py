@@ -131,6 +131,10 @@ class LocalStore(Store):
                 with locked(root, message_key):
                     return commit(root, key, file, content)
 
+    def exists(self) -> bool:
+        with translated("look for the store"), ExitStack() as opened:
+            return self._root.opened(opened) is not None
+
     def message_keys(self) -> Iterator[str]:
         with translated("list the store"), ExitStack() as opened:
             root = self._root.opened(opened)

@@ -146,6 +146,10 @@ class ObjectStore(Store):
         finally:
             upload.discard()
 
+    def exists(self) -> bool:
+        with self._translated("look for the store", None):
+            return self._backend.exists()
+
     def message_keys(self) -> Iterator[str]:
         with self._translated("list the store", None):
             yield from filter(is_key, self._backend.message_keys())

@@ -433,5 +433,13 @@ def _unexpected(error: Exception, key: str) -> StoreError:
 
 
 def stored_before(older_than: timedelta, store: Store) -> datetime:
-    """The moment before which an object of that age was stored, by the earlier of two clocks. Raises StoreError."""
+    """The moment before which an object of that age was stored, by the earlier of two clocks.
+
+    Raises StoreError; NotFound for a store that has yet to be made, which is not made for the asking.
+    """
+    if not _patiently(store.exists):
+        raise NotFound(
+            "the store's root folder is not there: is its URL right, and its disk mounted? "
+            "A new store is made when its first attachment comes"
+        )
     return min(_patiently(store.clock), datetime.now(UTC)) - older_than

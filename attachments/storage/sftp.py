@@ -136,6 +136,10 @@ class SftpBackend(Backend):
             found = list(self._below(sftp, prefix.rstrip("/")))
         yield from found
 
+    def exists(self) -> bool:
+        with self._session() as sftp:
+            return self._look_at_root(sftp) or sftp.has(self._path(""))
+
     def message_keys(self) -> Iterator[str]:
         with self._session() as sftp:
             self._look_at_root(sftp)

@@ -120,6 +120,10 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def exists(self) -> bool:
+        """Whether its root is there. True where none cannot be told from an empty one, as with services."""
+
+    @abstractmethod
     def message_keys(self) -> Iterator[str]:
         """The keys of all messages of which anything stands there, each once, in any order."""
 

@@ -108,6 +108,22 @@ def test_a_purge_that_is_not_clear_is_refused_before_it_begins(
     assert answer.status_code in {httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY}
 
 
+def test_a_store_without_messages_is_said(running: Installation) -> None:
+    """One that is there is perhaps new; one that is not there is a wrong URL, or a disk that is away: no success."""
+    store = running.road.folder / "bare"
+    running.save_blocks(f'AttachmentStore(url="{store.as_uri()}").save("bare", overwrite=True)')
+    run = running.run_deployment(flow="purge-attachments", older_than_days=1, store="bare")
+    assert run["state_type"] == "FAILED"
+    assert "root folder is not there: is its URL right, and its disk mounted?" in run["state"]["message"]
+    assert not store.exists()
+    store.mkdir()
+    run = running.run_deployment(flow="purge-attachments", older_than_days=1, store="bare")
+    assert run["state_type"] == "COMPLETED"
+    assert run["state"]["message"] == (
+        "A dry run, nothing was removed. No message is stored there: is the store's URL right, and its disk mounted?"
+    )
+
+
 def test_a_store_that_is_not_configured_is_said(running: Installation) -> None:
     """And so is one that is away: in words that say what to do."""
     run = running.run_deployment(flow="purge-attachments", older_than_days=1, store="none-such")

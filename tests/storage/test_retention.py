@@ -19,7 +19,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from attachments.cancelling import CURRENT, Cancellation, RunCancelled
 from attachments.storage import Encryption, Manifest, ManifestAttachment, Store, attachment_key, message_key, open_store
 from attachments.storage import retention as retention_module
-from attachments.storage.errors import AccessDenied, AlreadyExists, InvalidManifest, StoreError, StoreUnavailable
+from attachments.storage.errors import (
+    AccessDenied,
+    AlreadyExists,
+    InvalidManifest,
+    NotFound,
+    StoreError,
+    StoreUnavailable,
+)
 from attachments.storage.local import LocalStore
 from attachments.storage.retention import (
     GIVE_UP,
@@ -780,12 +787,21 @@ def test_a_disk_that_is_gone_is_noticed_at_once(root: Path) -> None:
     assert (tally.messages, tally.failed, tally.gave_up) == (0, {"store-not-found": 1}, True)
 
 
-def test_a_store_that_was_never_made_has_nothing_to_purge(root: Path) -> None:
-    """And is not made for the asking: the URL may be a typing error."""
+def test_a_store_that_is_not_there_is_told(root: Path) -> None:
+    """Not called empty: the URL may be a typing error, or the disk away. And it is not made for the asking."""
     store = open_store(str(root))
-    stored_before(timedelta(days=1), store)
+    with pytest.raises(NotFound, match="is its URL right, and its disk mounted"):
+        stored_before(timedelta(days=1), store)
     assert done(store) == Tally()
     assert not root.exists()
+
+
+def test_an_empty_store_has_nothing_to_purge(store: Store) -> None:
+    """A service knows no other; of a folder that is there nobody can tell whether something ought to be in it."""
+    if store.url.startswith("file://"):
+        Path(store.url.removeprefix("file://")).mkdir(parents=True)
+    stored_before(timedelta(days=1), store)
+    assert done(store) == Tally()
 
 
 class Endless(LocalStore):

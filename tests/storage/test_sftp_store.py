@@ -41,6 +41,7 @@ from attachments.storage.errors import (
     StoreUnavailable,
     UnsupportedStore,
 )
+from attachments.storage.retention import stored_before
 from attachments.storage.sftp import LOCKS, PROOF, SftpBackend
 from attachments.storage.sftp_client import SftpClient
 from tests.servers.kinds import Sftp
@@ -424,6 +425,20 @@ def test_a_root_that_is_missing_is_an_empty_store(spot: Spot) -> None:
     assert visible(spot) == {f"{PLACE}/a.pdf": CONTENT}
 
 
+def test_a_purge_does_not_make_the_store(spot: Spot) -> None:
+    """Its URL may be a typing error. An empty folder is taken for a new store."""
+    store = spot.open()
+    for _ in range(2):
+        with pytest.raises(NotFound, match="is its URL right, and its disk mounted"):
+            stored_before(timedelta(days=1), store)
+        assert not spot.root.exists()
+    spot.root.mkdir()
+    stored_before(timedelta(days=1), store)
+    store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+    stored_before(timedelta(days=1), store)
+    assert list(visible(spot)) == [f"{PLACE}/a.pdf"]
+
+
 @pytest.mark.parametrize("was", ["a store", "a folder"])
 def test_a_root_that_vanishes_is_not_made_anew(spot: Spot, was: str) -> None:
     """The files might land on the disk below; it says so, and goes on when the root is back."""
@@ -442,6 +457,7 @@ def test_a_root_that_vanishes_is_not_made_anew(spot: Spot, was: str) -> None:
         lambda: store.update_manifest(MESSAGE, lambda current: manifest()),
         lambda: store.read_manifest(MESSAGE),
         lambda: list(store.message_keys()),
+        store.exists,
         lambda: list(store.residue(older_than=timedelta(0))),
     ]
     for call in calls:
