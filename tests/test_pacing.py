@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from prefect.context import refresh_global_settings_context
 
 from attachments import pacing, prefect_busy
 from attachments.cancelling import CURRENT, Cancellation, RunCancelled
@@ -45,17 +46,20 @@ time.sleep({window} + pacing.KEEP + 1)  # until the slots have been given back: 
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     stack = road(tmp_path_factory.mktemp("pacing"), "http://127.0.0.1:1", "key")
     stack.prefect.start()
-    try:
-        yield stack.prefect
-    finally:
-        stack.prefect.stop()
+    with pytest.MonkeyPatch.context() as here:
+        for name, value in stack.prefect.environment.items():
+            here.setenv(name, value)
+        refresh_global_settings_context()  # for threads, too, which have no other
+        try:
+            yield stack.prefect
+        finally:
+            stack.prefect.stop()
+    refresh_global_settings_context()
 
 
 @pytest.fixture
-def api(prefect: Process, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+def api(prefect: Process) -> Iterator[httpx.Client]:
     """Prefect's API with an empty limit of five slots."""
-    for name, value in prefect.environment.items():
-        monkeypatch.setenv(name, value)
     with httpx.Client(base_url=prefect.environment["PREFECT_API_URL"], trust_env=False, timeout=60) as client:
         _make_limit(client, "test-limit", LIMIT)
         yield client

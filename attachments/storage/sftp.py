@@ -79,7 +79,8 @@ class SftpBackend(Backend):
         self._root = path.rstrip("/")
         self._options = dict(options)
         self._connections = Connections(options)
-        weakref.finalize(self, self._connections.close)
+        # They end with the process by themselves.
+        weakref.finalize(self, self._connections.close_apart).atexit = False
         self._existed = False
         self._was_a_store = False
 

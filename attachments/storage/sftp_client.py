@@ -371,6 +371,10 @@ class Connections:
         for link in links:
             link.client.close()
 
+    def close_apart(self) -> None:
+        """Ends all of them in a thread of its own: one that cleans up memory may hold a lock of paramiko's."""
+        threading.Thread(target=self.close, name="close-sftp", daemon=True).start()
+
     def _close(self, sftp: SftpClient) -> None:
         with suppress(paramiko.SSHException, OSError, EOFError):
             sftp.close()

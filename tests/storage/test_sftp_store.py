@@ -43,7 +43,7 @@ from attachments.storage.errors import (
 )
 from attachments.storage.retention import stored_before
 from attachments.storage.sftp import LOCKS, PROOF, SftpBackend
-from attachments.storage.sftp_client import SftpClient
+from attachments.storage.sftp_client import Connections, SftpClient
 from tests.servers.kinds import Sftp
 from tests.servers.server import Server, free_port
 
@@ -658,6 +658,28 @@ def test_a_writer_whose_lock_was_broken_gives_up(one: Spot, monkeypatch: pytest.
     store.update_manifest(MESSAGE, lambda current: manifest(entry("mine")))
     assert calls == 2
     assert leftovers(one.root) == []
+
+
+def test_connections_are_closed_apart_from_who_cleans_up(one: Spot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is cleaned up in any thread, also in one of another connection's that holds its lock."""
+    closed_by: list[threading.Thread] = []
+    close = Connections.close
+
+    def noted(connections: Connections) -> None:
+        close(connections)
+        closed_by.append(threading.current_thread())
+
+    monkeypatch.setattr(Connections, "close", noted)
+    store = one.open()
+    assert store.read_manifest(MESSAGE) is None
+    del store
+    gc.collect()
+    for _ in range(100):
+        if closed_by:
+            break
+        time.sleep(0.05)
+    assert closed_by
+    assert threading.current_thread() not in closed_by
 
 
 def test_no_log_shows_a_file_name(one: Spot, caplog: pytest.LogCaptureFixture) -> None:
