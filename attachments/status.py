@@ -129,7 +129,7 @@ def shown(status: StatusReport) -> Iterator[str]:
         yield f"calls           {calls.last_minute} of {calls.limit} in the last minute ({name})"
     for mark in (status.reconciliation or ())[:MAILBOXES]:
         until = mark.until.isoformat(timespec="seconds").replace("+00:00", "Z")
-        yield f"reconciliation  up to {until}: mailbox {mark.mailbox_key} of account {mark.account}"
+        yield f"reconciliation  up to {until}: mailbox {mark.mailbox_key} of account {mark.account} ({mark.deployment})"
     if status.reconciliation and len(status.reconciliation) > MAILBOXES:
         yield f"reconciliation  {len(status.reconciliation) - MAILBOXES} more mailboxes are further; --json has them"
     yield from (f"NOT SEEN        {problem}" for problem in status.problems)

@@ -10,10 +10,13 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
-from prefect.states import Scheduled
+from prefect.states import Failed, Scheduled
+
+from flows.endings import FAILED_FOR_NOW
 
 FIRST_PAUSE = 5  # minutes, doubled each time: 5, 10, 20, … 640
 ATTEMPTS = 9  # in all: over 21 hours
@@ -21,18 +24,25 @@ TAG = "attempt-"
 ATTEMPT = re.compile(r"attempt-[0-9]{1,3}", re.ASCII)
 
 
-def try_again_later(labels: Mapping[str, str] | None = None) -> str:
-    """Schedule the next attempt of this run, once and with these labels, and say so in a sentence.
+def failed_for_now(message: str, labels: Mapping[str, str] | None = None) -> State[None]:
+    """The final state of this run, which failed for a reason that can pass. The labels are for the next attempt.
 
-    Only a run of a deployment can be tried again; its parameters stay the same.
+    After the last attempt it is a plain failure: nothing follows by itself, and somebody has to be told.
     """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run is None or run.deployment_id is None:
-        return "Run it again when the cause is gone."
+        return Failed(name=FAILED_FOR_NOW, message=f"{message} Run it again when the cause is gone.".strip())
     attempt = next((int(tag.removeprefix(TAG)) for tag in run.tags if ATTEMPT.fullmatch(tag)), 1)
     if attempt >= ATTEMPTS:
-        return f"That was attempt {ATTEMPTS}, the last one that is made by itself: run it again when the cause is gone."
+        told = f"That was attempt {ATTEMPTS}, the last one that is made by itself: run it again when the cause is gone."
+        return Failed(message=f"{message} {told}".strip())
+    return Failed(name=FAILED_FOR_NOW, message=f"{message} {_try_again_later(run, attempt, labels or {})}".strip())
+
+
+def _try_again_later(run: FlowRun, attempt: int, labels: Mapping[str, str]) -> str:
+    """Schedule the next attempt of a deployment's run, once, and say so in a sentence. Its parameters stay the same."""
+    assert run.deployment_id is not None  # noqa: S101  looked at before
     pause = timedelta(minutes=FIRST_PAUSE * 2 ** (attempt - 1))
     try:
         get_client(sync_client=True).create_flow_run_from_deployment(
@@ -43,7 +53,7 @@ def try_again_later(labels: Mapping[str, str] | None = None) -> str:
             idempotency_key=f"{run.id}/{run.run_count}/again",
             tags=[*(tag for tag in run.tags if not ATTEMPT.fullmatch(tag)), f"{TAG}{attempt + 1}"],
             state=Scheduled(scheduled_time=datetime.now(UTC) + pause, message=f"Attempt {attempt + 1} of {ATTEMPTS}"),
-            labels=dict(labels or {}),
+            labels=dict(labels),
         )
     except (httpx.HTTPError, ObjectNotFound) as error:
         get_run_logger().warning("The next attempt could not be scheduled (%s).", type(error).__name__)

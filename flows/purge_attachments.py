@@ -15,9 +15,8 @@ from pydantic import Field
 
 from attachments.cancelling import RunCancelled
 from attachments.storage.retention import Budget, Holds, Looked, Pace, Policy, Tally, purge, stored_before
-from flows.again import try_again_later
+from flows.again import failed_for_now
 from flows.configured import load_store
-from flows.endings import FAILED_FOR_NOW
 from flows.failures import OUR_ERRORS, contained
 from flows.report import gave_up
 
@@ -127,7 +126,7 @@ def _finish(tally: Tally, policy: Policy) -> State[None]:
         parts.append("The rest was left alone, because it would have failed as well.")
     if tally.lasting or tally.refused:
         return Failed(message=f"{' '.join(parts)} Run it again when the cause is gone.")
-    return Failed(name=FAILED_FOR_NOW, message=f"{' '.join(parts)} {try_again_later()}")
+    return failed_for_now(" ".join(parts))
 
 
 def _counts(tally: Tally, policy: Policy) -> str:

@@ -326,7 +326,7 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
     if stopped is not None:
         told.append(_stopped(stopped))
     message = " ".join(told)
-    if failed or found.broken or stopped is not None:
+    if failed or found.broken or found.passed or stopped is not None:
         return Failed(message=message)
     return Completed(message=message)
 

@@ -15,8 +15,8 @@ from prefect.states import Completed, Failed
 
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage.manifest import Outcome
-from flows.again import try_again_later
-from flows.endings import FAILED_FOR_NOW, UNKNOWN, coded
+from flows.again import failed_for_now
+from flows.endings import UNKNOWN, coded
 from flows.failures import OurError, code_of, is_retryable
 
 STORED = "emailgistics.attachments.stored"
@@ -84,7 +84,7 @@ def gave_up(error: OurError, labels: Mapping[str, str] | None = None) -> State[N
 def _failed(message: str, *, passing: bool, labels: Mapping[str, str] | None = None) -> State[None]:
     if not passing:
         return Failed(message=message.rstrip())
-    return Failed(name=FAILED_FOR_NOW, message=f"{message} {try_again_later(labels)}".strip())
+    return failed_for_now(message, labels)
 
 
 def _sentence(entries: Sequence[ManifestAttachment]) -> str:

@@ -2,12 +2,17 @@
 
 import itertools
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import FlowRun
 
 from attachments.storage import ManifestAttachment
 from attachments.storage.manifest import Outcome
-from flows.endings import stored_count
+from flows import again
+from flows.endings import FAILED_FOR_NOW, follows_by_itself, stored_count
 from flows.report import WORDS, _sentence
 
 
@@ -33,3 +38,26 @@ def test_the_count_is_read_from_the_sentence(outcomes: Sequence[Outcome]) -> Non
     sentence = _sentence(entries(outcomes))
     assert stored_count(f"{sentence}.") == list(outcomes).count("stored")
     assert stored_count(f"Nothing to do: the manifest settles all. {sentence}.") == list(outcomes).count("stored")
+
+
+@pytest.mark.parametrize("attempt", [1, 8, 9, 10])
+def test_after_the_last_attempt_it_is_a_failure_like_any_other(monkeypatch: pytest.MonkeyPatch, attempt: int) -> None:
+    """Nothing follows by itself, and whoever has asked Prefect to tell of failures has to hear of it."""
+    asked: list[dict[str, Any]] = []
+    tags = ["mine"] if attempt == 1 else ["mine", f"attempt-{attempt}"]
+    run = FlowRun(flow_id=uuid4(), deployment_id=uuid4(), tags=tags)
+    client = SimpleNamespace(create_flow_run_from_deployment=lambda _, **values: asked.append(values))
+    monkeypatch.setattr(again, "FlowRunContext", SimpleNamespace(get=lambda: SimpleNamespace(flow_run=run)))
+    monkeypatch.setattr(again, "get_client", lambda **_: client)
+    ended = again.failed_for_now("It is away. Code: timeout.", {"whose": "this"})
+    assert ended.is_failed()
+    if attempt < again.ATTEMPTS:
+        assert ended.name == FAILED_FOR_NOW
+        assert follows_by_itself(ended.message or "")
+        (wanted,) = asked
+        assert wanted["tags"] == ["mine", f"attempt-{attempt + 1}"]
+        assert wanted["labels"] == {"whose": "this"}
+    else:
+        assert ended.name == "Failed"
+        assert not follows_by_itself(ended.message or "")
+        assert asked == []

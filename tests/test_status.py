@@ -103,7 +103,7 @@ def test_all_of_it_on_a_terminal() -> None:
         "runs now        5 scheduled, 0 pending, 1 running, 1 cancelling (2 late)",
         "runs, 24 hours  7 completed, 0 failed, 0 crashed, 0 cancelled",
         "calls           37 of 100 in the last minute (emailgistics-api)",
-        f"reconciliation  up to 2026-01-01T00:00:00Z: mailbox {0:032x} of account default",
+        f"reconciliation  up to 2026-01-01T00:00:00Z: mailbox {0:032x} of account default (d)",
     ]
     assert lines[-1] == "reconciliation  2 more mailboxes are further; --json has them"
     assert len(lines) == 5 + MAILBOXES + 1
