@@ -81,6 +81,10 @@ class Hold:
         long_tried = [tried.until for tried in self.tried if now - tried.at >= HELD_FOR]
         return min(covered, max([self.at, *long_tried]))
 
+    def lets_go(self, piece: Span, now: datetime) -> bool:
+        """Whether the whole of a slice was looked at so long ago that nothing in it holds anything any more."""
+        return any(tried.until >= piece.end and now - tried.at >= HELD_FOR for tried in self.tried)
+
 
 @dataclass
 class Slice:

@@ -267,21 +267,19 @@ class ChildRuns:
         """Whether a run has the tags of these."""
         return child.tags.issuperset(self._tags)
 
-    def waiting(self, skip: int) -> list[UUID]:
-        """Some of the runs with the tags of these that have not started, later attempts among them, but for the first.
+    def waiting(self, *, but: Collection[UUID]) -> list[UUID] | None:
+        """Some of the runs with the tags of these that have not started, later attempts among them, but for those.
 
         None when Prefect does not answer now.
         """
         asked = FlowRunFilter(
+            id=FlowRunFilterId(not_any_=list(but)) if but else None,
             tags=FlowRunFilterTags(all_=list(self._tags)),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
         )
         with suppress(PrefectAway, httpx.HTTPError):
-            found = self._client.read_flow_runs(
-                flow_run_filter=asked, sort=FlowRunSort.ID_DESC, limit=PAGE, offset=skip
-            )
-            return [run.id for run in found]
-        return []
+            return [run.id for run in self._client.read_flow_runs(flow_run_filter=asked, limit=PAGE)]
+        return None
 
     def cancel(self, run_id: UUID) -> bool:
         """Cancel a run that waits; False when it has started, or Prefect does not answer now."""

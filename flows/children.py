@@ -328,7 +328,7 @@ class _Work:
             self._looking = self._begin(self._watch, self._ask, tuple(self._unfinished), at_all)
 
     def _ask(self, run_ids: tuple[UUID, ...], at_all: bool) -> tuple[tuple[Child, ...], bool]:
-        """Where these runs are, and whether anything moves: one of them, or another of the same deployment."""
+        """Where these runs are, and whether anything moves: one of them, or one that has a place with their workers."""
         found = tuple(self._runs.look(run_ids, at_all=at_all).values())
         return found, any(child.stage is not Stage.WAITING for child in found) or self._runs.is_any_under_way()
 
@@ -352,24 +352,27 @@ class _Work:
             if self._runs.cancel(run_id):
                 del self._unfinished[run_id]
                 cancelled += 1
-        self._tally.add(cancelled=cancelled)
         attempts, is_rest = self._cancel_attempts(end)
+        self._tally.add(cancelled=cancelled)
         left = len(self._unfinished)
         told = f"Cancelled. {self.counts()}. {cancelled + attempts} runs that waited were cancelled with it"
         told += f"; {left} that had started finish by themselves." if left else "."
         return f"{told} More of them may still wait: cancel the runs with its tag." if is_rest else told
 
     def _cancel_attempts(self, end: float) -> tuple[int, bool]:
-        """Cancel the attempts that are hours ahead, until `end`: how many, and whether there may be more."""
-        cancelled = missed = 0
-        while found := self._runs.waiting(missed):
+        """Cancel what else waits, such as attempts that are hours ahead: how many, and whether more may wait."""
+        cancelled = 0
+        asked: set[UUID] = set()
+        while found := self._runs.waiting(but=asked):
             for run_id in found:
                 if time.monotonic() > end:
                     return cancelled, True
-                is_cancelled = self._runs.cancel(run_id)
-                cancelled += is_cancelled
-                missed += not is_cancelled
-        return cancelled, False
+                asked.add(run_id)
+                if self._runs.cancel(run_id):
+                    self._unfinished.pop(run_id, None)
+                    cancelled += 1
+        # Prefect may have been away, now or for one of them.
+        return cancelled, found is None or self._runs.waiting(but=()) != []
 
 
 class _Stream:

@@ -193,6 +193,8 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
         # At once: else time would catch up with it while reports fail, and nobody would look at what lies between.
         patiently(lambda: marks.move(key, asked.start, ()))
         hold = Hold()
+    # What lies before it and is only looked at again was told when the mark went past it.
+    old, beyond = known.until if known and known.until <= now else asked.start, False
     for piece in asked.slices():
         rows = wish.target.account.client().received_messages(box.id, piece.start, piece.end, on_wait=logger.info)
         became = _fetch(box, rows, wish, found)
@@ -201,11 +203,13 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
         now = datetime.now(UTC)
         covered = min(piece.end, rows.covered_until)
         hold = hold.looked(Span(piece.start, covered), now, is_held=became.is_held)
-        until = hold.moved(piece.start if became.is_away else covered, now)
-        if hold.at is not None and until > hold.at:
+        is_stopped = became.is_away and not hold.lets_go(piece, now)
+        until = hold.moved(piece.start if is_stopped else covered, now)
+        beyond |= became.is_held and piece.end > old
+        if beyond and hold.at is not None and until > max(hold.at, old):
             found.passed.add(key)
         patiently(lambda until=until, tried=hold.tried: marks.move(key, until, tried))  # type: ignore[misc]  # bound now
-        if became.is_away:
+        if is_stopped:
             found.broken[key] = (
                 f"{became.failed:,} of its messages could not be fetched, and {became.stored:,} could: its mark stays, "
                 "and it is looked at again the next time. The messages' runs say why."
@@ -215,7 +219,7 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
                 "the report's own cut-off lies more than a day back, so later messages cannot be compared; its "
                 "mark stays. If it goes on, ask Emailgistics"
             )
-        if became.is_away or covered < piece.end:
+        if is_stopped or covered < piece.end:
             return  # nothing later is looked at now
 
 
@@ -309,8 +313,9 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
         told.append(f"{found.lost:,} had failed before for good, and are not tried again by themselves.")
     if found.passed:
         told.append(
-            f"In {len(found.passed):,} mailboxes what could not be fetched for {HELD_FOR.days} days holds the mark no "
-            f"longer: retry the failed runs with the tag {RECONCILE} when the cause is gone."
+            f"In {len(found.passed):,} mailboxes what could not be fetched for {HELD_FOR.days} days, or waits in "
+            "another run, holds the mark no longer: retry the failed runs with the tag "
+            f"{RECONCILE} when the cause is gone, and see why others wait."
         )
     failed = [(key, child) for key, child in missed if child.stage in {Stage.FAILED, Stage.CANCELLED}]
     if failed:

@@ -225,13 +225,27 @@ def test_after_a_long_absence_each_has_its_four_days(monkeypatch: pytest.MonkeyP
     assert box.mark > back + HELD_FOR + DAY - 2 * HOUR
 
 
-def test_a_reconciliation_once_a_week_passes_on_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it could not fetch a week ago holds its mark no more."""
+@pytest.mark.parametrize("bad", [1, 3])
+@pytest.mark.parametrize("apart", [DAY + timedelta(minutes=10), 2 * DAY, 7 * DAY])
+def test_a_reconciliation_now_and_then_passes_on_as_well(
+    monkeypatch: pytest.MonkeyPatch, bad: int, apart: timedelta
+) -> None:
+    """Each time has a new try of what failed before, and it fails again; what lies behind it must be looked at."""
     box = OneMailbox(monkeypatch)
+    box.bad = [NOW - DAY + timedelta(minutes=minute) for minute in range(bad)]
+    for time in range(12):
+        box.reconcile(NOW + time * apart)
+    assert box.mark > NOW + 11 * apart - DAY
+
+
+@pytest.mark.parametrize("overlap", [2 * HOUR, 7 * DAY])
+def test_what_is_let_go_is_told_once_or_twice(monkeypatch: pytest.MonkeyPatch, overlap: timedelta) -> None:
+    """It fails the run, so that somebody hears of it; the same again each hour nobody would read."""
+    box = OneMailbox(monkeypatch, overlap=overlap)
     box.bad = [NOW - DAY]
-    for week in range(4):
-        box.reconcile(NOW + week * 7 * DAY)
-    assert box.mark > NOW + 20 * DAY
+    told = [bool(box.reconcile(NOW + hour * HOUR).passed) for hour in range(14 * 24)]
+    assert 1 <= sum(told) <= 2
+    assert box.mark > NOW + 13 * DAY
 
 
 def test_a_mark_in_the_future_is_put_right_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +270,9 @@ def test_a_mark_that_cannot_be_read_stays_as_it_is(monkeypatch: pytest.MonkeyPat
         box.reconcile(NOW)
     assert box.variables.value == value
     assert box.looked == []
+    box.variables.value = {"until": NOW.isoformat()}  # put right by hand, with no more than the message says
+    box.reconcile(NOW + HOUR)
+    assert box.mark > NOW
 
 
 def test_the_mailboxes_that_are_meant() -> None:

@@ -121,11 +121,8 @@ class SftpClient(paramiko.SFTPClient):  # type: ignore[misc]  # paramiko ships n
         return list(self._each(path))
 
     def folders(self, path: str) -> list[str]:
-        """The names alone: of a million folders all that is known takes half a gigabyte. A link to one is none.
-
-        A server need not tell what an entry is; then it may be one.
-        """
-        return [told.filename for told in self._each(path) if told.st_mode is None or stat.S_ISDIR(told.st_mode)]
+        """The names alone: of a million folders all that is known takes half a gigabyte. A link to one is none."""
+        return [told.filename for told in self._each(path) if stat.S_ISDIR(told.st_mode or 0)]
 
     def _each(self, path: str) -> Iterator[paramiko.SFTPAttributes]:
         # Some servers miss the folder only when it is read.
@@ -135,8 +132,17 @@ class SftpClient(paramiko.SFTPClient):  # type: ignore[misc]  # paramiko ships n
                 while True:
                     for told in _attributes(self._asked(CMD_NAME, CMD_READDIR, handle)):
                         if told.filename not in {".", ".."}:
+                            if told.st_mode is None:  # a server need not tell what an entry is
+                                told.st_mode = self._mode(f"{path}/{told.filename}")
                             yield told
             self._request(CMD_CLOSE, handle)
+
+    def _mode(self, path: str) -> int | None:
+        try:
+            mode: int | None = self.lstat(path).st_mode
+        except FileNotFoundError:
+            return None
+        return mode
 
     def bytes_of(self, path: str, most: int | None = None) -> bytes | None:
         """A small file as a whole, None when there is none, empty when it is larger than it may be."""

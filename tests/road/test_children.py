@@ -366,6 +366,17 @@ def test_cancelling_takes_the_later_attempts_along(bench: Bench) -> None:
     assert others["state_type"] == "SCHEDULED"
 
 
+@pytest.mark.parametrize("what", ["waiting", "cancel"])
+def test_cancelling_says_when_something_may_be_left(bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Prefect did not answer when it was asked what waits, or to cancel it."""
+    monkeypatch.setattr(ChildRuns, what, lambda *_, **__: None)
+    with bench.processing(bench.wanted("a")) as (future, cancellation):
+        until(lambda: "a" in bench.runs(), "its run")
+        cancellation.ask()
+        with pytest.raises(ChildrenLeft, match=r"More of them may still wait: cancel the runs with its tag\."):
+            future.result(60)
+
+
 @pytest.mark.parametrize("what", ["stream", "prefect"])
 def test_waiting_takes_no_processor(bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """For a report, or for a Prefect that does not answer: live mail has its runs in the same process."""

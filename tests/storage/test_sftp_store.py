@@ -31,7 +31,7 @@ from typing import Any, cast
 import asyncssh
 import pytest
 
-from attachments.storage import Store, StoreError, attachment_key, open_store
+from attachments.storage import Store, StoreError, attachment_key, open_store, sftp_client
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import (
     AccessDenied,
@@ -658,6 +658,24 @@ def test_a_writer_whose_lock_was_broken_gives_up(one: Spot, monkeypatch: pytest.
     store.update_manifest(MESSAGE, lambda current: manifest(entry("mine")))
     assert calls == 2
     assert leftovers(one.root) == []
+
+
+def test_a_server_need_not_tell_what_an_entry_is(one: Spot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each entry is looked at then: a store that seems empty would never be purged."""
+    read = sftp_client._attributes
+
+    def bare(message: Any) -> Iterator[Any]:
+        for told in read(message):
+            told.st_mode = None
+            yield told
+
+    monkeypatch.setattr(sftp_client, "_attributes", bare)
+    store = one.open()
+    key = store.write(MESSAGE, ATTACHMENT, CANARY, [CONTENT]).key
+    store.update_manifest(MESSAGE, lambda current: manifest())
+    (one.root / ("b" * 32)).symlink_to(one.root / MESSAGE)
+    assert list(store.message_keys()) == [MESSAGE]
+    assert list(store.inventory(MESSAGE).objects) == [key]
 
 
 def test_connections_are_closed_apart_from_who_cleans_up(one: Spot, monkeypatch: pytest.MonkeyPatch) -> None:
