@@ -177,6 +177,9 @@ def _count(text: str) -> int:
 
 
 def _setup(options: argparse.Namespace) -> int:
+    import httpx  # noqa: PLC0415
+
+    from attachments.doctor.asking import trouble  # noqa: PLC0415
     from attachments.setup import SetupError, set_up  # noqa: PLC0415  Prefect takes seconds to import
 
     try:
@@ -189,6 +192,9 @@ def _setup(options: argparse.Namespace) -> int:
         )
     except SetupError as error:
         return _fail(str(error))
+    except httpx.HTTPError as error:
+        what, remedy = trouble(error)
+        return _fail(f"{what} {remedy} Then run this again: what is listed above has been made.")
     print("All set. Next: `prefect worker start --pool attachments` and `attachments receive`.")
     return 0
 
@@ -242,6 +248,7 @@ def _trigger(options: argparse.Namespace) -> int:
 
 def _locate(options: argparse.Namespace) -> int:
     from attachments.storage import StoreError, message_key  # noqa: PLC0415
+    from attachments.terminal import escaped  # noqa: PLC0415
     from attachments.upkeep import UpkeepError, store_of  # noqa: PLC0415
 
     key = message_key(options.message_id)
@@ -253,13 +260,14 @@ def _locate(options: argparse.Namespace) -> int:
     if manifest is None:
         return _fail(f"There is no manifest of message {key} in the store: nothing of it has been stored yet.")
     if options.json:
-        print(manifest.to_bytes().decode())
+        # In ASCII: names are as their senders wrote them, and may hold what moves a cursor or turns a line round.
+        print(json.dumps(json.loads(manifest.to_bytes()), indent=1))
         return 0
     print(store.manifest_url(key))
     for entry in manifest.attachments:
         where = entry.key or entry.attachment_key
         note = entry.rule or entry.code or (f"{entry.purged_at:%Y-%m-%d}" if entry.purged_at else "")
-        print(f"{entry.outcome:<12}{entry.bytes or 0:>14,}  {where}  {note}".rstrip())
+        print(escaped(f"{entry.outcome:<12}{entry.bytes or 0:>14,}  {where}  {note}".rstrip()))
     return 0
 
 

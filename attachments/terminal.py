@@ -10,8 +10,15 @@ def printable(text: str) -> str:
     return f'"{shown}"' if len(text) <= LONGEST else f'"{shown}"… ({len(text)} characters)'
 
 
+def escaped(text: str) -> str:
+    """The whole text, with an escape for all that could move the cursor, turn the line round or be invisible."""
+    return "".join(map(_visible, text))
+
+
 def _shown(character: str) -> str:
-    if character in '"\\':
-        return f"\\{character}"
+    return f"\\{character}" if character in '"\\' else _visible(character)
+
+
+def _visible(character: str) -> str:
     # Not printable are controls, formats (the bidirectional ones among them), surrogates and blanks of other widths.
     return character if character.isprintable() else character.encode("unicode-escape", "surrogatepass").decode("ascii")

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from queue import Empty, Full, Queue
@@ -24,7 +24,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from attachments import cancelling
-from attachments.cancelling import RunCancelled
+from attachments.cancelling import Cancellation, RunCancelled
 from attachments.progress import Counts, Tally
 from attachments.storage import StoreError
 from attachments.storage.errors import AccessDenied, InvalidManifest, NewerManifest
@@ -145,7 +145,9 @@ class _Work:
         avoids_others: bool,
     ) -> None:
         self._news = threading.Event()
-        self._stream = _Stream(wanted, self._news)
+        self._end = Cancellation()
+        """For the threads that work for this: they end with it, and not only when the caller is cancelled."""
+        self._stream = _Stream(wanted, self._news, self._end)
         self._target = target
         self._runs = runs
         self._force = force
@@ -173,13 +175,14 @@ class _Work:
 
     def __exit__(self, *_: object) -> None:
         self._stream.stop()
+        self._end.ask()
         for pool in (self._checks, self._creations, self._watch):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def done(self, *, steps_aside: bool) -> Counts:
         """Until every message has ended."""
         try:
-            with cancelling.waking(self._news.set):
+            with cancelling.waking(self._end.ask), cancelling.waking(self._news.set):
                 while not self._is_over():
                     self._news.wait(self._longest_wait())
                     self._news.clear()
@@ -333,8 +336,8 @@ class _Work:
         return found, any(child.stage is not Stage.WAITING for child in found) or self._runs.is_any_under_way()
 
     def _begin(self, pool: ThreadPoolExecutor, job: Callable[..., T], *arguments: object) -> Future[T]:
-        """Start a job in a pool's thread, which hears of cancelling, and tells when it has ended."""
-        future = pool.submit(copy_context().run, job, *arguments)
+        """Start a job in a pool's thread, which hears when it is to end, and tells when it has ended."""
+        future = pool.submit(_in_context(self._end).run, job, *arguments)
         future.add_done_callback(lambda _: self._news.set())
         return future
 
@@ -375,15 +378,23 @@ class _Work:
         return cancelled, found is None or self._runs.waiting(but=()) != []
 
 
+def _in_context(end: Cancellation) -> Context:
+    """For a thread that works for the caller, and that whatever waits in it ends when `end` is asked."""
+    context = copy_context()
+    context.run(cancelling.CURRENT.set, end)
+    return context
+
+
 class _Stream:
     """Reads the messages in a thread of its own, a few ahead: to read on may take minutes."""
 
-    def __init__(self, wanted: Iterable[Wanted], news: threading.Event) -> None:
+    def __init__(self, wanted: Iterable[Wanted], news: threading.Event, end: Cancellation) -> None:
         self._read: Queue[Wanted | BaseException | None] = Queue(AHEAD)
         self._news = news
         self._stopped = threading.Event()
         self._is_over = False
-        reader = copy_context()  # so that whatever waits in there hears of cancelling
+        # Whoever waits in there for a report would else start the next one, and the next, for a run that has ended.
+        reader = _in_context(end)
         threading.Thread(target=reader.run, args=(self._read_all, wanted), name="wanted", daemon=True).start()
 
     def take(self) -> Wanted | None:

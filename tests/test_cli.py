@@ -354,6 +354,24 @@ def test_locate_prints_the_manifest_as_json(store: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["message_id"] == MESSAGE
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_locate_lets_no_sender_move_the_cursor(
+    store: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    """Nor turn a line round: a manifest keeps a name as it was sent."""
+
+    def renamed(known: Manifest | None) -> Manifest:
+        assert known is not None
+        hostile = {"name": "\x9b2Jfdp.\u202eexe", "key": f"{known.attachments[0].key}\x1b[2J\u202e"}
+        return known.model_copy(update={"attachments": (known.attachments[0].model_copy(update=hostile),)})
+
+    open_store(store.as_uri()).update_manifest(message_key(MESSAGE), renamed)
+    assert main(["locate", MESSAGE, *options]) == 0
+    shown = capsys.readouterr().out
+    assert all(character.isprintable() or character == "\n" for character in shown)
+    assert "u202e" in shown
+
+
 def test_locate_prints_on_any_terminal(store: Path, environment: dict[str, str]) -> None:
     """A file name that the terminal cannot show is escaped, not an error."""
     url = {"ATTACHMENTS_URL": store.as_uri(), "PYTHONIOENCODING": "ascii"}

@@ -3,6 +3,8 @@
 import asyncio
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -34,6 +36,31 @@ def test_no_prefect_url_is_said_with_how_to_get_one(tmp_path: Path) -> None:
     done = _setup(tmp_path)
     assert done.returncode == 1
     assert "PREFECT_API_URL is not set. Start a server with `prefect server start`" in done.stderr
+
+
+def test_a_prefect_that_refuses_us_is_said_in_one_line(tmp_path: Path) -> None:
+    """Its health needs no password, all else does."""
+
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path.endswith("/health") else 401)
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"true")
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/api"
+        done = _setup(tmp_path, PREFECT_API_URL=url, EMAILGISTICS_API_KEY="k" * 20, ATTACHMENTS_URL=tmp_path.as_uri())
+        server.shutdown()
+    assert done.returncode == 1
+    assert "Prefect refuses us (401). Compare PREFECT_API_KEY or PREFECT_API_AUTH_STRING" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.soak

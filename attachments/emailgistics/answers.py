@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 
 import httpx
 
@@ -34,13 +35,19 @@ _BY_STATUS: dict[int, type[EmailgisticsError]] = {
 }
 
 
-def require_success(response: httpx.Response, call: Call, action: str) -> None:
-    """Return when the answer is the documented success, a 200. Raises what the status means otherwise.
+REPORTS = frozenset({httpx.codes.OK, httpx.codes.CREATED, httpx.codes.ACCEPTED})
+"""Successes of whoever begins a report or asks for one that goes on. Which of them, is not documented."""
+
+
+def require_success(
+    response: httpx.Response, call: Call, action: str, fine: Collection[int] = (httpx.codes.OK,)
+) -> None:
+    """Return when the answer is one of the successes that are `fine`. Raises what the status means otherwise.
 
     Any other 2xx is a `BadAnswer`: a 206, say, would be a part that looks like the whole.
     """
     status = response.status_code
-    if status == httpx.codes.OK:
+    if status in fine:
         return
     code, vendor_message = _explanation(_beginning(response, call, action))
     raise _error_of(status)(

@@ -3,7 +3,7 @@
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from types import TracebackType
@@ -13,7 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from attachments import cancelling
-from attachments.emailgistics.answers import require_success
+from attachments.emailgistics.answers import REPORTS, require_success
 from attachments.emailgistics.body import whole
 from attachments.emailgistics.boundary import translated
 from attachments.emailgistics.deadline import Call
@@ -138,7 +138,7 @@ class EmailgisticsClient:
         `messages:read`. Nothing is asked before the first one is taken. Raises `InvalidArgument` for moments
         without a zone and a span that ends before it starts; the rest as it is read (see `ReceivedMessages`).
         """
-        return ReceivedMessages(self._exchange, mailbox_id, start, end, on_wait)
+        return ReceivedMessages(self._report, mailbox_id, start, end, on_wait)
 
     def abort(self) -> None:
         """End every call that is on, from any thread, also one whose answer has not begun.
@@ -154,16 +154,33 @@ class EmailgisticsClient:
         """Close all connections."""
         self._transport.close()
 
-    def _exchange(self, method: str, href: str, action: str, content: bytes | None = None) -> bytes:
+    def _report(self, method: str, href: str, action: str, content: bytes | None = None) -> bytes:
+        return self._exchange(method, href, action, content, fine=REPORTS)
+
+    def _exchange(
+        self,
+        method: str,
+        href: str,
+        action: str,
+        content: bytes | None = None,
+        fine: Collection[int] = (httpx.codes.OK,),
+    ) -> bytes:
         """The whole body of a small answer. `href` is relative to the base URL, or as the vendor gave it."""
         target = self._inside(href, action)
         call = Call(self._list_timeout, TimedOut)
-        with self._answer(method, str(target), action, call, self._list_timeout, content) as response:
+        with self._answer(method, str(target), action, call, self._list_timeout, content, fine) as response:
             return whole(response, call, action, most=LISTING_BYTES)
 
     @contextmanager
     def _answer(
-        self, method: str, url: str, action: str, call: Call, timeout: float, content: bytes | None = None
+        self,
+        method: str,
+        url: str,
+        action: str,
+        call: Call,
+        timeout: float,
+        content: bytes | None = None,
+        fine: Collection[int] = (httpx.codes.OK,),
     ) -> Iterator[httpx.Response]:
         """The successful answer to a request, its body unread; closed on leaving."""
         with self._calls_lock:
@@ -192,7 +209,7 @@ class EmailgisticsClient:
                 response = self._transport.handle_request(request)
                 try:
                     _notice_deprecation(response, action)
-                    require_success(response, call, action)
+                    require_success(response, call, action, fine)
                     yield response
                 finally:
                     _close_silently(response, call, action)

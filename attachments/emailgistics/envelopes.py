@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from attachments.emailgistics.errors import BadAnswer
@@ -12,6 +12,7 @@ from attachments.emailgistics.models import well_formed
 
 logger = logging.getLogger(__name__)
 
+FURTHEST_ZONE = timedelta(hours=14)
 RECEIVED = ("received", "receivedDateTime", "receivedAt")
 """Names under which a row may say when the message came in; none is documented."""
 
@@ -111,7 +112,12 @@ def _cutoff(value: Any) -> datetime | None:
     if cutoff is None:
         logger.warning("A report does not say readably how far its data go: it is taken to cover nothing for sure.")
         return datetime.min.replace(tzinfo=UTC)
-    return cutoff
+    # Without a zone it may be the mailbox's own time, which is up to so much ahead.
+    return cutoff if _has_zone(value) else cutoff - FURTHEST_ZONE
+
+
+def _has_zone(moment: str) -> bool:
+    return datetime.fromisoformat(moment).tzinfo is not None
 
 
 def _moment(value: Any) -> datetime | None:

@@ -1,11 +1,17 @@
 """The mailboxes of an account, as far as the key may see them (api/mailboxes/list)."""
 
 import json
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from attachments.emailgistics.errors import BadAnswer
 from attachments.emailgistics.models import Text
+
+
+def _id(value: Any) -> Any:
+    # Its type is not documented. A number is as good.
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Mailbox(BaseModel):
@@ -15,12 +21,13 @@ class Mailbox(BaseModel):
         frozen=True, extra="ignore", validate_by_name=True, validate_by_alias=True, hide_input_in_errors=True
     )
 
-    id: str = Field(min_length=1, alias="mailboxId")
+    id: Annotated[str, BeforeValidator(_id)] = Field(min_length=1, alias="mailboxId")
     """What reports want."""
     address: Text = Field(default="", alias="mailboxEmail", repr=False)
     """What webhooks carry."""
     name: Text = Field(default="", alias="mailboxName", repr=False)
-    active: bool = True
+    active: Annotated[bool, BeforeValidator(lambda value: value is not False)] = True
+    """Unless the vendor says that it is not: one that is looked at in vain does no harm."""
 
 
 class _Listing(BaseModel):

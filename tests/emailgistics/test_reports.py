@@ -27,9 +27,10 @@ from attachments.emailgistics import (
     reports,
 )
 from attachments.emailgistics.envelopes import parse_envelope
+from attachments.emailgistics.mailboxes import parse_mailboxes
 from attachments.sandbox.process import Sandbox, running_sandbox
 
-from .raw_server import RawServer, Script, ok, reset, sent
+from .raw_server import RawServer, Script, head, ok, reset, sent
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 MAILBOX = "invoices@example.com"
@@ -426,6 +427,47 @@ def test_rows_that_were_passed_over_are_told_once(
     (record,) = [record for record in caplog.records if "passed over" in record.message]
     assert record.message.startswith("2 rows")
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("status", ["201 Created", "202 Accepted"])
+def test_any_success_that_begins_a_report_is_one(vendor: RawServer, client: EmailgisticsClient, status: str) -> None:
+    """Which one it is, is not documented; another start would take another of the account's three runs."""
+    body = json.dumps({"status": "done", "result": {"data": [{"messageId": "m"}]}}).encode()
+    vendor.answer(sent(head(f"Content-Length: {len(body)}", status=status) + body))
+    with EmailgisticsClient(vendor.url, "key") as reader:
+        assert len(list(reader.received_messages("mailbox", START, START + DAY))) == 1
+        with pytest.raises(BadAnswer):
+            reader.mailboxes()
+
+
+@pytest.mark.parametrize(
+    ("listed", "is_active"),
+    [({"mailboxId": 12}, True), ({"active": None}, True), ({"active": "archived"}, True), ({"active": False}, False)],
+)
+def test_an_odd_mailbox_does_not_hide_the_others(listed: dict[str, object], is_active: bool) -> None:
+    """The types of these fields are not documented."""
+    usual = {"mailboxId": "12", "mailboxEmail": "a@example.com", "active": True}
+    odd, other = parse_mailboxes(json.dumps({"mailboxes": [{**usual, **listed}, {"mailboxId": "b"}]}).encode())
+    assert (odd.id, odd.active, other.id) == ("12", is_active, "b")
+
+
+@pytest.mark.parametrize("bad", [{"mailboxId": None}, {"mailboxId": True}, {"mailboxId": ""}, {}])
+def test_a_mailbox_without_an_id_is_no_listing(bad: dict[str, object]) -> None:
+    """Nobody could ask for its report, and its mail would be missed."""
+    with pytest.raises(BadAnswer):
+        parse_mailboxes(json.dumps({"mailboxes": [bad]}).encode())
+
+
+@pytest.mark.parametrize(
+    ("told", "reaches"),
+    [("2026-03-01T20:00:00", 6), ("2026-03-01T20:00:00Z", 20), ("2026-03-01T20:00:00+02:00", 18)],
+)
+def test_a_cut_off_without_a_zone_may_be_the_mailboxs_time(told: str, reaches: int) -> None:
+    """As far ahead as a zone can be: the mark must not pass what was covered."""
+    envelope = parse_envelope(
+        json.dumps({"status": "done", "result": {"data": [], "dataCutoffTimestamp": told}}).encode()
+    )
+    assert envelope.cutoff == START + timedelta(hours=reaches)
 
 
 @pytest.mark.parametrize("cutoff", [1772323200, "soon", {}])

@@ -17,6 +17,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
+from attachments import cancelling
 from attachments.cancelling import CURRENT, Cancellation
 from attachments.progress import Counts
 from attachments.selection import Filter
@@ -364,6 +365,26 @@ def test_cancelling_takes_the_later_attempts_along(bench: Bench) -> None:
     assert {name: run["state_type"] for name, run in bench.runs().items()} == {"a": "CANCELLED", "ours": "CANCELLED"}
     (others,) = bench.running.tagged(f"{bench.prefix}-others")
     assert others["state_type"] == "SCHEDULED"
+
+
+def test_what_reads_the_messages_ends_with_the_caller(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report that waits for its turn would else be begun for a run that has ended, and the next one, and the next."""
+    monkeypatch.setattr(children, "NOBODY", 1.0)
+    begun = 0
+
+    def stream() -> Iterator[Wanted]:
+        nonlocal begun
+        yield from bench.wanted("a")
+        while True:
+            begun += 1
+            cancelling.sleep(0.2)
+
+    with pytest.raises(NobodyStarts):
+        bench.process(stream(), steps_aside=True)  # type: ignore[arg-type]
+    time.sleep(0.3)
+    known = begun
+    time.sleep(1)
+    assert begun == known > 1
 
 
 @pytest.mark.parametrize("what", ["waiting", "cancel"])
