@@ -372,8 +372,9 @@ class _Work:
                     return cancelled, True
                 asked.add(run_id)
                 if self._runs.cancel(run_id):
-                    self._unfinished.pop(run_id, None)
                     cancelled += 1
+                    if self._unfinished.pop(run_id, None) is not None:
+                        self._tally.add(cancelled=1)
         # Prefect may have been away, now or for one of them.
         return cancelled, found is None or self._runs.waiting(but=()) != []
 

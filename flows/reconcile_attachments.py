@@ -20,9 +20,10 @@ from pydantic import Field
 
 from attachments.cancelling import RunCancelled
 from attachments.emailgistics import EmailgisticsError, Forbidden, InvalidKey, Mailbox, ReceivedMessage
+from attachments.emailgistics.envelopes import FURTHEST_ZONE
 from attachments.pacing import backlog
 from attachments.prefect_busy import make_patient
-from attachments.reconciling import HELD_FOR, LOST, Hold, Slice, Span, span
+from attachments.reconciling import HELD_FOR, LOST, SLICE, Hold, Slice, Span, span
 from flows.child_runs import Child, Stage, made_before
 from flows.children import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
 from flows.continuing import Lineage
@@ -131,11 +132,11 @@ def _reconcile(wish: _Wish, asked: list[str] | None) -> State[None]:
                 _look(wish, asked, found)
             except NobodyStarts as stuck:
                 told = wish.lineage.go_on_later(stuck.counts, waiting=stuck.counts.unfinished)
-                return Completed(
-                    message=f"No worker has a place for the runs that wait: this one gives its own up. {told}"
-                )
+                message = f"No worker has a place for the runs that wait: this one gives its own up. {told}"
+                # The one that goes on sees the marks as they are now.
+                return Failed(message=f"{message} {_let_go(found)}") if found.passed else Completed(message=message)
             except ChildrenLeft as left:
-                return Cancelled(message=str(left))
+                return Cancelled(message=f"{left} {_let_go(found)}".rstrip())
     except RunCancelled:
         raise
     except OUR_ERRORS as error:
@@ -208,13 +209,14 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
         beyond |= became.is_held and piece.end > old
         if beyond and hold.at is not None and until > max(hold.at, old):
             found.passed.add(key)
+            logger.warning("The mark of mailbox %s goes past messages that could not be fetched for days.", key)
         patiently(lambda until=until, tried=hold.tried: marks.move(key, until, tried))  # type: ignore[misc]  # bound now
         if is_stopped:
             found.broken[key] = (
                 f"{became.failed:,} of its messages could not be fetched, and {became.stored:,} could: its mark stays, "
                 "and it is looked at again the next time. The messages' runs say why."
             )
-        elif covered < piece.end < asked.end:  # whole days lie beyond what the report covers
+        elif covered < piece.end < asked.end and now - covered > SLICE + FURTHEST_ZONE:
             found.broken[key] = (
                 "the report's own cut-off lies more than a day back, so later messages cannot be compared; its "
                 "mark stays. If it goes on, ask Emailgistics"
@@ -312,11 +314,7 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
     if found.lost:
         told.append(f"{found.lost:,} had failed before for good, and are not tried again by themselves.")
     if found.passed:
-        told.append(
-            f"In {len(found.passed):,} mailboxes what could not be fetched for {HELD_FOR.days} days, or waits in "
-            "another run, holds the mark no longer: retry the failed runs with the tag "
-            f"{RECONCILE} when the cause is gone, and see why others wait."
-        )
+        told.append(_let_go(found))
     failed = [(key, child) for key, child in missed if child.stage in {Stage.FAILED, Stage.CANCELLED}]
     if failed:
         named = ", ".join(f"{key} ({child.code or child.stage.value})" for key, child in failed[:MOST_NAMED])
@@ -334,6 +332,16 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
     if failed or found.broken or found.passed or stopped is not None:
         return Failed(message=message)
     return Completed(message=message)
+
+
+def _let_go(found: Found) -> str:
+    if not found.passed:
+        return ""
+    return (
+        f"In {len(found.passed):,} mailboxes what could not be fetched for {HELD_FOR.days} days, or waits in another "
+        f"run, holds the mark no longer: retry the failed runs with the tag {RECONCILE} when the cause is gone, and see "
+        "why others wait."
+    )
 
 
 def _counts(found: Found, missed: int, stages: Counter[Stage]) -> str:

@@ -121,6 +121,7 @@ class OneMailbox:
         self.tried: dict[datetime, datetime] = {}
         self.looked: list[Span] = []
         self.reports_fail = False
+        self.lag = timedelta(0)
         self.variables = Variables()
         self.marks = Marks(cast("Any", self.variables), "default", "default")
         monkeypatch.setattr(reconcile_attachments, "datetime", Clock)
@@ -156,7 +157,7 @@ class OneMailbox:
     def _report(self, _: str, start: datetime, end: datetime, **__: Any) -> Any:
         if self.reports_fail:
             raise ReportFailed("no report")
-        return SimpleNamespace(span=Span(start, end), covered_until=end, skipped=0)
+        return SimpleNamespace(span=Span(start, end), covered_until=min(end, Clock.time - self.lag), skipped=0)
 
     def _fetched(self, rows: Any) -> Slice:
         self.looked.append(rows.span)
@@ -259,6 +260,20 @@ def test_a_mark_in_the_future_is_put_right_at_once(monkeypatch: pytest.MonkeyPat
     box.looked.clear()
     box.reconcile(NOW + 13 * HOUR)
     assert box.looked[0].start < NOW - 2 * DAY
+
+
+@pytest.mark.parametrize(("lag", "is_broken"), [(14 * HOUR, False), (37 * HOUR, False), (39 * HOUR, True)])
+def test_a_cut_off_of_some_hours_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, lag: timedelta, is_broken: bool
+) -> None:
+    """After a pause its end may lie in the last but one day; the mark moves up to it."""
+    box = OneMailbox(monkeypatch)
+    box.lag = lag
+    now = NOW
+    for pause in (HOUR, 12 * HOUR, 2 * DAY):
+        now += pause
+        assert bool(box.reconcile(now).broken) is is_broken
+        assert box.mark == now - lag
 
 
 @pytest.mark.parametrize("value", ["yesterday", {}, {"until": "2026-06-31"}, 7, []])

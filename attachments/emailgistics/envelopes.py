@@ -13,6 +13,7 @@ from attachments.emailgistics.models import well_formed
 logger = logging.getLogger(__name__)
 
 FURTHEST_ZONE = timedelta(hours=14)
+"""As far ahead of UTC as a zone can be."""
 RECEIVED = ("received", "receivedDateTime", "receivedAt")
 """Names under which a row may say when the message came in; none is documented."""
 
