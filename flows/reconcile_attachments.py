@@ -339,8 +339,8 @@ def _let_go(found: Found) -> str:
         return ""
     return (
         f"In {len(found.passed):,} mailboxes what could not be fetched for {HELD_FOR.days} days, or waits in another "
-        f"run, holds the mark no longer: retry the failed runs with the tag {RECONCILE} when the cause is gone, and see "
-        "why others wait."
+        f"run, holds the mark no longer: retry the failed runs with the tag {RECONCILE} when the cause is gone, and "
+        "see why others wait."
     )
 
 
