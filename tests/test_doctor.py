@@ -776,11 +776,11 @@ OPERATING = (Path(__file__).parents[1] / "docs" / "operating.md").read_text("utf
 
 
 def test_the_documented_automation_is_one() -> None:
-    """Prefect takes it; and it waits for a failure of the doctor's flow."""
+    """Prefect takes it; and it waits for a failure of the doctor's flow, or the end of its worker."""
     (code,) = re.findall(r"^```yaml\n(.*?)^```$", OPERATING, re.MULTILINE | re.DOTALL)
     automation = AutomationCore.model_validate(yaml.safe_load(code))
     assert isinstance(automation.trigger, EventTrigger)
-    assert automation.trigger.expect == {"prefect.flow-run.Failed"}
+    assert automation.trigger.expect == {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"}
     assert f'"{doctor.name}"' in automation.trigger.match_related.model_dump_json()  # type: ignore[union-attr]
 
 
