@@ -217,6 +217,7 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
                 "and it is looked at again the next time. The messages' runs say why."
             )
         elif covered < piece.end < asked.end and now - covered > SLICE + FURTHEST_ZONE:
+            # Whole days lie beyond what the report covers, even where its cut-off has no zone and counts as earlier.
             found.broken[key] = (
                 "the report's own cut-off lies more than a day back, so later messages cannot be compared; its "
                 "mark stays. If it goes on, ask Emailgistics"
