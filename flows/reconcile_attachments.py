@@ -217,10 +217,10 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
                 "and it is looked at again the next time. The messages' runs say why."
             )
         elif covered < piece.end < asked.end and now - covered > SLICE + FURTHEST_ZONE:
-            # Whole days lie beyond what the report covers, even where its cut-off has no zone and counts as earlier.
+            # More than a day lies beyond the report, even where its cut-off counts as earlier for want of a zone.
             found.broken[key] = (
-                "the report's own cut-off lies more than a day back, so later messages cannot be compared; its "
-                "mark stays. If it goes on, ask Emailgistics"
+                "the report's own cut-off lies more than 38 hours back, so later messages cannot be compared; its "
+                "mark goes no further than that. If it goes on, ask Emailgistics"
             )
         if is_stopped or covered < piece.end:
             return  # nothing later is looked at now

@@ -593,6 +593,18 @@ def test_a_vendor_that_hangs_does_not_hang_the_doctor(room: Room, taken: int, pa
     assert said(found[0]).startswith(expected)
 
 
+@pytest.mark.parametrize("proxy", [f"http://user:{CANARY}@", f"socks5://user:{CANARY}@127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used_is_a_finding(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The account's client cannot even be made then."""
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    account = EmailgisticsAccount(api_key=SecretStr(KEY), base_url="https://c1.proxied.example/api/v1")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        (found,) = _Examination(cast("Any", None), 1)._vendor("default", account, Room.FREE)
+    line = said(found)
+    assert line.startswith("FAILED   api-key default: The proxy that the environment names")
+    assert "HTTPS_PROXY" in line
+
+
 # ---- stores ----
 
 

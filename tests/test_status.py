@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +55,21 @@ def test_without_prefect_it_shows_the_inbox_and_says_what_is_missing(
     assert set(document) == NAMES
     assert document["inbox"] is document["runs"] is document["calls"] is document["workers"] is None
     assert len(document["problems"]) == 1
+
+
+def test_a_socks_proxy_without_its_package_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect's client cannot even be made then."""
+    monkeypatch.setitem(sys.modules, "socksio", None)  # it may be installed
+    monkeypatch.setenv("ALL_PROXY", "socks5://user:password@127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with temporary_settings({PREFECT_API_URL: "https://prefect.example/api"}):
+        assert main(["status", "--inbox", str(tmp_path / "none.sqlite")]) == 1
+    text = capsys.readouterr().out
+    assert "NOT SEEN        The proxy that the environment names for Prefect's server needs a package" in text
+    assert "httpx[socks]" in text
+    assert "password" not in text
 
 
 def test_a_prefect_that_hangs_costs_a_few_seconds(tmp_path: Path) -> None:

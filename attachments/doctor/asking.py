@@ -23,6 +23,7 @@ PATIENCE = 20.0
 PREFECT_ERRORS = (
     httpx.HTTPError,
     httpx.InvalidURL,
+    ImportError,  # the environment names a SOCKS proxy, and httpx lacks its package
     ObjectNotFound,
     RuntimeError,
     ValueError,
@@ -112,6 +113,11 @@ def trouble(error: Exception) -> tuple[str, str]:
         return (
             f"Prefect does not answer ({type(error).__name__}).",
             "Start it (`prefect server start`), or correct PREFECT_API_URL.",
+        )
+    if isinstance(error, ImportError):
+        return (
+            "The proxy that the environment names for Prefect's server needs a package that is not installed.",
+            "Name an HTTP proxy, put the server's host into NO_PROXY, or install `httpx[socks]`.",
         )
     if isinstance(error, httpx.InvalidURL):
         return "PREFECT_API_URL is no address.", "Correct it: it looks like http://127.0.0.1:4200/api."

@@ -18,8 +18,9 @@ from attachments.doctor.limits import Room, is_paused, look_at_limits, read_limi
 from attachments.doctor.reconciliation import look_at_reconciliation
 from attachments.doctor.server import look_at_server, look_at_settings
 from attachments.doctor.stores import look_at_store
-from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading
+from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading, sentences
 from attachments.doctor.work import look_at_pool, look_at_queues, look_at_workers
+from attachments.emailgistics import EmailgisticsError
 from blocks import AttachmentStore, EmailgisticsAccount
 
 T = TypeVar("T")
@@ -100,7 +101,13 @@ class _Examination:
         yield from self._vendor(name, account, room)
 
     def _vendor(self, name: str, account: EmailgisticsAccount, room: Room) -> Iterator[Finding]:
-        client = account.client()
+        try:
+            client = account.client()
+        except EmailgisticsError as error:  # a proxy of the environment that cannot be used
+            yield failed(
+                "api-key", sentences(error)[0], "Correct HTTPS_PROXY or ALL_PROXY, or set NO_PROXY.", subject=name
+            )
+            return
         asked: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
             ("api-key", lambda: look_at_key(client, name)),
             ("scope messages:read", lambda: (look_at_reading(client, name),)),

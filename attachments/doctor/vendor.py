@@ -44,7 +44,7 @@ def look_at_key(client: EmailgisticsClient, subject: str) -> tuple[Finding, ...]
         remedy = "Correct the block's base URL: it looks like https://c1.emailgistics.com/api/v1."
         return (failed("api-key", text, remedy, subject=subject),)
     except (EmailgisticsError, PacingError) as error:
-        return (failed("api-key", *_sentences(error), subject=subject),)
+        return (failed("api-key", *sentences(error), subject=subject),)
     return (
         ok("api-key", "Emailgistics takes it.", subject=subject),
         ok("scope", "The key has it.", subject=f"reporting ({subject})"),
@@ -85,7 +85,7 @@ def _scope(error: EmailgisticsError | PacingError, subject: str) -> Finding:
         return warning("scope", text, "A run of a real message tells.", subject=subject)
     if isinstance(error, RateLimited):
         return _rate_limited("scope", subject, error)
-    return failed("scope", *_sentences(error), subject=subject)
+    return failed("scope", *sentences(error), subject=subject)
 
 
 def _mailboxes(mailboxes: tuple[Mailbox, ...], subject: str) -> Finding:
@@ -107,7 +107,7 @@ def _rate_limited(check: str, subject: str, error: EmailgisticsError) -> Finding
     return warning(check, "It could not be looked at: Emailgistics answers 429.", error.remedy, subject=subject)
 
 
-def _sentences(error: EmailgisticsError | PacingError) -> tuple[str, str]:
+def sentences(error: EmailgisticsError | PacingError) -> tuple[str, str]:
     """What happened, and what to do."""
     if isinstance(error, InvalidKey):
         return "Emailgistics refuses it (HTTP 401).", error.remedy

@@ -198,7 +198,7 @@ def test_a_report_that_is_days_behind_is_no_success(running: Installation) -> No
     finally:
         running.sandbox.control.settings(reset_reports=True)
     assert run["state_type"] == "FAILED"
-    assert "the report's own cut-off lies more than a day back" in run["state"]["message"]
+    assert "the report's own cut-off lies more than 38 hours back" in run["state"]["message"]
 
 
 def test_a_mark_stays_while_most_messages_cannot_be_fetched(running: Installation) -> None:
