@@ -597,7 +597,11 @@ def test_a_vendor_that_hangs_does_not_hang_the_doctor(room: Room, taken: int, pa
 def test_a_proxy_that_cannot_be_used_is_a_finding(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The account's client cannot even be made then."""
     monkeypatch.setenv("HTTPS_PROXY", proxy)
-    account = EmailgisticsAccount(api_key=SecretStr(KEY), base_url="https://c1.proxied.example/api/v1")
+    account = EmailgisticsAccount(
+        api_key=SecretStr(KEY),
+        base_url="https://c1.proxied.example/api/v1",
+        limit_name="proxied",  # a process keeps the pacer of a limit, and this one's Prefect is nowhere
+    )
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         (found,) = _Examination(cast("Any", None), 1)._vendor("default", account, Room.FREE)
     line = said(found)
