@@ -127,10 +127,14 @@ class Place:
         return "/." in path.removeprefix(self.root)
 
     def _found(self) -> list[str]:
-        try:
-            return [str(path) for path in self.eye.find(self.root)]
-        except FileNotFoundError:
-            return []
+        for _ in range(100):
+            try:
+                return [str(path) for path in self.eye.find(self.root)]
+            except FileNotFoundError:
+                return []
+            except RuntimeError:  # fsspec's memory, while another thread writes
+                continue
+        raise AssertionError("no listing came to its end")
 
     def _orphan_proofs(self) -> list[str]:
         places = {"/".join(key.split("/")[:2]) for key in self.visible()}
