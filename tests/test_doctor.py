@@ -593,16 +593,24 @@ def test_a_vendor_that_hangs_does_not_hang_the_doctor(room: Room, taken: int, pa
     assert said(found[0]).startswith(expected)
 
 
-@pytest.mark.parametrize("proxy", [f"http://user:{CANARY}@", f"socks5://user:{CANARY}@127.0.0.1:9"])
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        pytest.param(f"http://user:{CANARY}@", id="without-a-host"),
+        pytest.param(f"socks5://user:{CANARY}@127.0.0.1:9", id="socks-without-its-package"),
+    ],
+)
 def test_a_proxy_that_cannot_be_used_is_a_finding(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The account's client cannot even be made then."""
-    monkeypatch.setenv("HTTPS_PROXY", proxy)
     account = EmailgisticsAccount(
         api_key=SecretStr(KEY),
         base_url="https://c1.proxied.example/api/v1",
         limit_name="proxied",  # a process keeps the pacer of a limit, and this one's Prefect is nowhere
     )
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        # The pacer asks Prefect by the environment's proxies as well, and whoever comes here has reached Prefect.
+        account.model_copy(update={"base_url": "https://c1.direct.example/api/v1"}).client()
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
         (found,) = _Examination(cast("Any", None), 1)._vendor("default", account, Room.FREE)
     line = said(found)
     assert line.startswith("FAILED   api-key default: The proxy that the environment names")
