@@ -56,6 +56,7 @@ from prefect.workers.base import (
 
 from attachments.cancelling import CURRENT, Cancellation
 from attachments.prefect_busy import make_patient
+from attachments.prefect_schedules import mend_schedules
 from attachments.run_labels import DEATHS
 from attachments.suspending import heed, take_over
 
@@ -76,6 +77,8 @@ MINE = "By worker "  # how the message of a state begins that names the worker
 PAGE = 200
 
 logger = logging.getLogger("prefect.attachments.worker")
+
+mend_schedules()  # Prefect's server imports this module as well
 
 
 class WarmJobConfiguration(BaseJobConfiguration):

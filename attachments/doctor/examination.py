@@ -16,6 +16,7 @@ from attachments.doctor.deployments import Deployments, blocks_named, look_at_de
 from attachments.doctor.findings import Finding, failed, warning
 from attachments.doctor.limits import Room, is_paused, look_at_limits, read_limit, room_in
 from attachments.doctor.reconciliation import look_at_reconciliation
+from attachments.doctor.schedules import look_at_schedules
 from attachments.doctor.server import look_at_server, look_at_settings
 from attachments.doctor.stores import look_at_store
 from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading, sentences
@@ -66,6 +67,7 @@ class _Examination:
         standing: Deployments = self._ask("deployment", lambda: read_deployments(self._client), {})
         yield from self._told()
         yield from self._all("deployment", lambda: look_at_deployments(standing))
+        yield from self._all("schedule", lambda: look_at_schedules(self._client, standing))
         scopes: list[Finding] = []
         accounts = self._blocks(EmailgisticsAccount, blocks_named(standing, "account"))
         yield from accounts.findings

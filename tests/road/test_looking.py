@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,15 +13,16 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from attachments.cli import main
 from attachments.declared import LIMITS
-from attachments.doctor import Finding, examine, work
+from attachments.doctor import Finding, examine, schedules, work
 from attachments.doctor.asking import prefect
 from attachments.doctor.deployments import look_at_deployments, read_deployments
+from attachments.doctor.schedules import look_at_schedules
 from attachments.doctor.work import look_at_pool, look_at_queues, look_at_workers
 from attachments.status import look
 from attachments.storage import message_key
 from blocks import AttachmentStore
 from flows.marks import Marks
-from tests.road.installation import FAST, Installation, until
+from tests.road.installation import FAST, FINAL, Installation, until
 
 CANARY = "canary-1ook1ng"
 Seen = Callable[[Callable[[SyncPrefectClient], Any]], dict[str, Finding]]
@@ -149,6 +150,45 @@ def test_a_deployment_that_is_gone_or_outdated_is_found(well: Installation, seen
     kept = ("name", "flow_id", "version", "entrypoint", "parameter_openapi_schema", "work_pool_name", "work_queue_name")
     well._post("deployments/", {**{field: made[field] for field in kept}, "pull_steps": []})
     assert line() == "ok       deployment purge-attachments/default: It is current."
+
+
+def test_a_schedule_that_is_switched_on_starts_runs_and_one_that_never_will_is_found(
+    well: Installation, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Prefect's own scheduler: at the next whole minute. One in the past alone plans nothing."""
+    made = well.deployment("purge-attachments/default")
+    path = f"deployments/{made['id']}/schedules"
+
+    def line() -> str:
+        found = seen(lambda client: look_at_schedules(client, read_deployments(client)))
+        return str(found.get("schedule purge-attachments/default", ""))
+
+    def by_schedule() -> list[dict[str, Any]]:
+        filters = {"deployment_id": {"any_": [made["id"]]}, "tags": {"all_": [schedules.PLANNED]}}
+        return [run for run in well._flow_runs(filters, "ID_DESC") if run["state_type"] in FINAL]
+
+    assert line() == ""
+    monkeypatch.setattr(schedules, "LOOK_AGAIN", 0.1)
+    fields = {"active": True, "parameters": {"older_than_days": 30_000}}
+    over = {"rrule": "DTSTART:20200101T000000\nRRULE:FREQ=DAILY;COUNT=3"}
+    (never,) = well._post(path, [{"schedule": over, **fields}])
+    try:
+        assert line().startswith("warning  schedule purge-attachments/default: It was changed just now")
+        with monkeypatch.context() as later:
+            later.setattr(schedules, "NEW", timedelta(0))
+            assert line().startswith(
+                "FAILED   schedule purge-attachments/default: It is switched on, and Prefect plans"
+            )
+    finally:
+        well.remove(f"{path}/{never['id']}")
+    (minutely,) = well._post(path, [{"schedule": {"cron": "* * * * *"}, **fields}])
+    well.change(f"deployments/{made['id']}", {"paused": False})  # a change to a deployment is seen to within seconds
+    try:
+        until(lambda: bool(by_schedule()), "a run by the schedule", patience=200)
+        assert line() == "ok       schedule purge-attachments/default: Its next run is planned."
+    finally:
+        well.remove(f"{path}/{minutely['id']}")
+    assert {run["state_type"] for run in by_schedule()} == {"COMPLETED"}
 
 
 def test_a_pool_or_queue_that_is_paused_and_a_worker_that_is_gone_are_found(

@@ -1,0 +1,64 @@
+"""Schedules: whether Prefect plans runs of the deployments that have one switched on.
+
+A server whose scheduler fails says so in its own log alone, and everything else works.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.responses import DeploymentResponse
+
+from attachments import cancelling
+from attachments.doctor.asking import asked
+from attachments.doctor.deployments import Deployments, is_scheduled
+from attachments.doctor.findings import Finding, failed, ok, warning
+
+PLANNED = "auto-scheduled"
+"""The tag that Prefect gives to the runs of a schedule."""
+LOOK_AGAIN = 6.0  # seconds; a deployment that was just resumed is seen to every five
+NEW = timedelta(minutes=3)
+"""Prefect looks through all schedules once a minute."""
+
+
+def look_at_schedules(client: SyncPrefectClient, standing: Deployments) -> Iterator[Finding]:
+    """Each deployment that runs by itself: whether a run of it is planned."""
+    scheduled = {name: deployment for name, deployment in standing.items() if is_scheduled(deployment)}
+    missing = _missing(client, scheduled)
+    if missing:
+        cancelling.sleep(LOOK_AGAIN)
+        missing = _missing(client, missing)
+    for name, deployment in scheduled.items():
+        if name not in missing:
+            yield ok("schedule", "Its next run is planned.", subject=name)
+        elif _is_new(deployment):
+            text = "It was changed just now, and Prefect has planned no run yet."
+            yield warning("schedule", text, "Look again in some minutes.", subject=name)
+        else:
+            yield failed(
+                "schedule",
+                "It is switched on, and Prefect plans no run: it never runs by itself.",
+                "Look for errors of the scheduler in the Prefect server's log, and at the schedule in the UI. A server "
+                "of Prefect 3.8 with SQLAlchemy 2.1 needs this package installed beside it.",
+                subject=name,
+            )
+
+
+def _missing(client: SyncPrefectClient, deployments: Deployments) -> Deployments:
+    """Those without a run of their schedules that is still to come."""
+    missing = {}
+    for name, deployment in deployments.items():
+        to_come = {
+            "deployment_id": {"any_": [str(deployment.id)]},
+            "tags": {"all_": [PLANNED]},
+            "expected_start_time": {"after_": datetime.now(UTC).isoformat()},
+        }
+        if not asked(client, "POST", "/flow_runs/count", {"flow_runs": to_come}):
+            missing[name] = deployment
+    return missing
+
+
+def _is_new(deployment: DeploymentResponse) -> bool:
+    """Whether a schedule of it that is on has changed just now."""
+    changed = [schedule.updated for schedule in deployment.schedules if schedule.active]
+    return any(moment is not None and datetime.now(UTC) - moment < NEW for moment in changed)
