@@ -14,7 +14,7 @@ import io
 import json
 import tempfile
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import IO, Any, BinaryIO, cast
 
@@ -139,7 +139,7 @@ def _ids(first: str, lines: _Lines) -> Iterator[str]:
             raise IdsError(f"Line {lines.number} is neither a message id nor a heading. {ONE_A_LINE}") from None
         heads = [head.strip().casefold() for head in row]
         if COLUMN.casefold() in heads:
-            return _from_csv(lines, heads.index(COLUMN.casefold()), delimiter)
+            return _from_csv(lines, heads, delimiter)
     if any(delimiter in first.strip() for delimiter in DELIMITERS):
         raise IdsError(f"Line 1 has several columns, and none is named {COLUMN}. Name the column with the ids so.")
     if first.strip().strip('"').casefold() in HEADINGS:
@@ -153,11 +153,17 @@ def _from_lines(first: str, lines: _Lines) -> Iterator[str]:
         yield _of_line(line, lines.number)
 
 
-def _from_csv(lines: _Lines, column: int, delimiter: str) -> Iterator[str]:
+def _from_csv(lines: _Lines, heads: Sequence[str], delimiter: str) -> Iterator[str]:
+    column = heads.index(COLUMN.casefold())
     # Strict: a quote that is never closed would swallow the lines behind it.
     rows = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
     try:
         for row in rows:
+            if any(cell.strip() for cell in row[len(heads) :]):
+                raise IdsError(
+                    f"Line {lines.number} has more columns than the heading, so nobody knows which holds the id. Put "
+                    "values that hold the delimiter into quotation marks, and one id alone into a row."
+                )
             if any(cell.strip() for cell in row):
                 yield _of_line(row[column] if column < len(row) else "", lines.number)
     except csv.Error:

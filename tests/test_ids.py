@@ -99,6 +99,8 @@ def test_ids_that_look_odd_are_ids() -> None:
         (f"messageId,subject\n{A},x\n,{CANARY}\n".encode(), "Line 3 has no messageId"),
         (f"subject,messageId\nx,{A}\n{CANARY}\n".encode(), "Line 3 has no messageId"),
         (f"subject,messageId\nx,{A}\ny,{CANARY} x\n".encode(), "Line 3 is no message id"),
+        (f"messageId\n{A},{CANARY}\n".encode(), "Line 2 has more columns than the heading"),
+        (f"subject,messageId\nx,{A},\nDear Sir, {CANARY},{A}\n".encode(), "Line 3 has more columns than the heading"),
         (f'messageId\n"{CANARY}\n{A}\n'.encode(), "is no CSV. Look for a quote that is not closed"),
         (f'messageId,x\n{A},"{CANARY}\nB,x\nC,"y"\n'.encode(), "Line 4 is no CSV"),  # B must not be swallowed
         (f'messageId\n"{CANARY}'.encode() + b"x\n" * 100_000, "is no CSV. Look for a quote that is not closed"),
