@@ -108,7 +108,12 @@ def _finish(tally: Tally, policy: Policy) -> State[None]:
     if policy.dry_run:
         parts.insert(0, "A dry run, nothing was removed.")
     if tally.is_spent:
-        parts.append("Stopped there, at the most for one run: run it again for the rest.")
+        parts.append("Stopped there, at the most for one run: run it again for what is left, if anything is.")
+    if policy.holds.unmet and tally.is_spent:
+        parts.append(
+            f"{policy.holds.unmet} of the messages to hold were not met so far: a dry run without `most` says whether "
+            "they are in the store."
+        )
     elif policy.holds.unmet and not tally.gave_up:
         parts.append(f"{policy.holds.unmet} of the messages to hold are not in the store: are they written right?")
     if tally.refused:

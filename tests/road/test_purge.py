@@ -67,6 +67,10 @@ def test_what_is_due_is_purged_once_and_for_all(running: Installation) -> None:
     )
     assert [files(message) for message in (old, forgotten, held, young)] == [[9, 2000 + number] for number in range(4)]
 
+    few = purge(most=1, hold=["no such message"])["state"]["message"]
+    assert "run it again for what is left" in few
+    assert "1 of the messages to hold were not met so far" in few
+
     real = purge(dry_run=False, hold=[forgotten["id"]])
     assert real["state_type"] == "COMPLETED"
     assert "3 of 7 that are due were removed, 2,016 bytes; 2 messages are on hold." in real["state"]["message"]
