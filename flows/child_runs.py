@@ -32,6 +32,7 @@ from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from attachments.emailgistics import NotFound
 from attachments.prefect_busy import PrefectAway, make_patient
 from attachments.selection import Filter
 from attachments.storage import Store, message_key
@@ -55,6 +56,7 @@ BEGUN = [*UNDER_WAY, *TERMINAL_STATES]
 RUNS = 20  # runs of one message that are looked at, the newest ones: its attempts are nine
 REFUSED = "refused"
 CRASHED = "crashed"
+NOT_FOUND = NotFound.outcome_code
 DELETED = "deleted"
 WITHDRAWN = "withdrawn"
 """Cancelled with the run that had made it: nobody has decided that its message should not be fetched."""
@@ -266,6 +268,10 @@ class ChildRuns:
     def is_ours(self, child: Child) -> bool:
         """Whether a run has the tags of these."""
         return child.tags.issuperset(self._tags)
+
+    def is_akin(self, child: Child) -> bool:
+        """Whether a run is of the kind of these, whoever had it made."""
+        return bool(self._tags) and self._tags[0] in child.tags
 
     def waiting(self, *, but: Collection[UUID]) -> list[UUID] | None:
         """Some of the runs with the tags of these that have not started, later attempts among them, but for those.

@@ -28,7 +28,7 @@ from attachments.cancelling import Cancellation, RunCancelled
 from attachments.progress import Counts, Tally
 from attachments.storage import StoreError
 from attachments.storage.errors import AccessDenied, InvalidManifest, NewerManifest
-from flows.child_runs import BACKFILL, WITHDRAWN, Child, ChildRuns, Stage, Target, Wanted, child_runs
+from flows.child_runs import BACKFILL, NOT_FOUND, WITHDRAWN, Child, ChildRuns, Stage, Target, Wanted, child_runs
 from flows.failures import contained
 
 __all__ = ["BACKFILL", "ChildrenLeft", "Counts", "NobodyStarts", "Target", "Wanted", "process"]
@@ -84,13 +84,14 @@ def process(
         wanted: The messages. They are read in a thread of its own, and no further ahead than there is use for.
         target: The deployment whose runs do it.
         key_prefix: Begins the runs' idempotency keys; the same again finds the same runs.
-        tags: Tags of the runs. With `BACKFILL` they let live mail go first.
+        tags: Tags of the runs; the first one says of which kind they are. With `BACKFILL` they let live mail go first.
         force: Do every message again although its manifest says that it is done.
         on_progress: Called about once a second, in the caller's thread.
         on_made: Called with each run that was made and its message, in the caller's thread.
         on_ended: Called with each run that has ended and its message, in the caller's thread.
         avoids_others: Heed the runs of the same deployment that others have made. A message that one of them waits
-            for or works on is left to it; one whose run has failed less than a day ago is not tried again so soon.
+            for or works on is left to it; one whose run has failed less than a day ago is not tried again so soon,
+            unless it was not found by a run of another kind: whoever asks knows of it.
             What the manifest settles is left alone even if the deployment's parameters have `force`.
         steps_aside: Raise `NobodyStarts` when no run is started for half a minute.
 
@@ -254,6 +255,8 @@ class _Work:
             # Its own attempts may be hours ahead: nobody waits here for that.
             return _Known(child=replace(latest, stage=Stage.FOR_NOW) if latest.is_later_attempt else latest)
         if latest.code == WITHDRAWN:
+            return _Known(after=latest.id)
+        if latest.code == NOT_FOUND and not self._runs.is_akin(latest):
             return _Known(after=latest.id)
         is_fresh = latest.since is not None and datetime.now(UTC) - latest.since < STANDS_FOR
         if latest.stage is not Stage.SUCCEEDED and is_fresh:

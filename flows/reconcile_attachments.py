@@ -24,7 +24,7 @@ from attachments.emailgistics.envelopes import FURTHEST_ZONE
 from attachments.pacing import backlog
 from attachments.prefect_busy import make_patient
 from attachments.reconciling import HELD_FOR, LOST, SLICE, Hold, Slice, Span, span
-from flows.child_runs import Child, Stage, made_before
+from flows.child_runs import WITHDRAWN, Child, Stage, made_before
 from flows.children import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
 from flows.continuing import Lineage
 from flows.endings import coded
@@ -65,6 +65,8 @@ class Found:
     """Failed earlier this day, for good."""
     told: int = 0
     """Events about a message."""
+    unnamed: int = 0
+    """Rows of reports without the id of a message."""
     refused: dict[str, str] = field(default_factory=dict)
     """Why no run was made for a message, by its key."""
     passed: set[str] = field(default_factory=set)
@@ -185,13 +187,15 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
     now = datetime.now(UTC)
     asked = span(known.until if known else None, now, overlap=wish.overlap, settling=wish.settling, first=wish.first)
     hold = Hold(known.tried if known else ())
-    if known is not None and known.until > now:
-        logger.warning(
-            "The mark of mailbox %s lies in the future, so a clock was wrong: it is looked at from %s days ago on.",
-            key,
-            wish.first / timedelta(days=1),
-        )
-        # At once: else time would catch up with it while reports fail, and nobody would look at what lies between.
+    if known is None or known.until > now:
+        if known is not None:
+            logger.warning(
+                "The mark of mailbox %s lies in the future, so a clock was wrong: it is looked at from %s days ago on.",
+                key,
+                wish.first / timedelta(days=1),
+            )
+        # At once: else, while reports fail, time would catch up with it, or a new mailbox's first days move on, and
+        # nobody would look at what lies between.
         patiently(lambda: marks.move(key, asked.start, ()))
         hold = Hold()
     # What lies before it and is only looked at again was told when the mark went past it.
@@ -200,6 +204,7 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
         rows = wish.target.account.client().received_messages(box.id, piece.start, piece.end, on_wait=logger.info)
         became = _fetch(box, rows, wish, found)
         if rows.skipped:
+            found.unnamed += rows.skipped
             logger.warning("%s rows of the report name no message and were left out.", rows.skipped)
         now = datetime.now(UTC)
         covered = min(piece.end, rows.covered_until)
@@ -239,6 +244,8 @@ def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Fo
         is_lost = child.code in LOST
         if child.stage is Stage.SUCCEEDED:
             became.stored += 1
+        elif child.code == WITHDRAWN:
+            became.before += 1  # with another reconciliation that had made it
         elif is_lost or child.stage is Stage.CANCELLED:
             became.lost += 1
         elif child.id is None or wish.tag in child.tags:
@@ -316,6 +323,10 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
         told.append(f"{found.lost:,} had failed before for good, and are not tried again by themselves.")
     if found.passed:
         told.append(_let_go(found))
+    if found.unnamed:
+        told.append(
+            f"{found.unnamed:,} rows of the reports name no message, so nothing can fetch theirs: ask Emailgistics."
+        )
     failed = [(key, child) for key, child in missed if child.stage in {Stage.FAILED, Stage.CANCELLED}]
     if failed:
         named = ", ".join(f"{key} ({child.code or child.stage.value})" for key, child in failed[:MOST_NAMED])
@@ -330,7 +341,7 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
     if stopped is not None:
         told.append(_stopped(stopped))
     message = " ".join(told)
-    if failed or found.broken or found.passed or stopped is not None:
+    if failed or found.broken or found.passed or found.unnamed or stopped is not None:
         return Failed(message=message)
     return Completed(message=message)
 

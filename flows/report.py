@@ -13,6 +13,7 @@ from prefect.events import emit_event
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
+from attachments.reconciling import LOST
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage.manifest import Outcome
 from flows.again import failed_for_now
@@ -68,7 +69,8 @@ def finish(report: Report) -> State[None]:
     failures = [outcome for outcome in report.outcomes if outcome.entry.outcome == "failed"]
     if not failures:
         return Completed(message=f"{sentence}.")
-    first = failures[0]
+    # What can be mended goes before what cannot: a reconciliation goes by this code whether to look again.
+    first = next((failure for failure in failures if failure.entry.code not in LOST), failures[0])
     told = coded(f"{sentence}. First failure: {first.error or ''}", first.entry.code or UNKNOWN)
     return _failed(
         f"{told} A retry fetches only what is missing.",

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -12,8 +12,9 @@ from prefect.client.schemas.objects import FlowRun
 from attachments.storage import ManifestAttachment
 from attachments.storage.manifest import Outcome
 from flows import again
-from flows.endings import FAILED_FOR_NOW, follows_by_itself, stored_count
-from flows.report import WORDS, _sentence
+from flows import report as reporting
+from flows.endings import FAILED_FOR_NOW, failure_code, follows_by_itself, stored_count
+from flows.report import WORDS, Report, _sentence, finish
 
 
 def entries(outcomes: Sequence[Outcome]) -> list[ManifestAttachment]:
@@ -38,6 +39,27 @@ def test_the_count_is_read_from_the_sentence(outcomes: Sequence[Outcome]) -> Non
     sentence = _sentence(entries(outcomes))
     assert stored_count(f"{sentence}.") == list(outcomes).count("stored")
     assert stored_count(f"Nothing to do: the manifest settles all. {sentence}.") == list(outcomes).count("stored")
+
+
+@pytest.mark.parametrize(("codes", "told"), [(("not-found", "forbidden"), "forbidden"), (("deleted",), "deleted")])
+def test_what_can_be_mended_is_the_code_of_a_run(
+    codes: Sequence[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads it decides by it whether to look at the message again."""
+    monkeypatch.setattr(reporting, "_make_table", lambda _: None)
+    failed = [
+        cast(
+            "Any",
+            SimpleNamespace(
+                entry=entry.model_copy(update={"code": code}), seconds=1.0, error=f"It is {code}", retryable=False
+            ),
+        )
+        for code, entry in zip(codes, entries(["failed"] * len(codes)), strict=True)
+    ]
+    ended = finish(Report("0" * 32, "file:///m", False, failed))
+    assert ended.is_failed()
+    assert failure_code(ended.message or "") == told
+    assert f"First failure: It is {told}" in (ended.message or "")
 
 
 @pytest.mark.parametrize("attempt", [1, 8, 9, 10])

@@ -6,13 +6,16 @@ import logging
 from datetime import UTC, datetime, timedelta, tzinfo
 from types import SimpleNamespace
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 
-from attachments.emailgistics import Mailbox, ReportFailed
+from attachments.emailgistics import Mailbox, ReceivedMessage, ReportFailed
+from attachments.progress import Counts
 from attachments.reconciling import HELD_FOR, SLICE, STEP, Slice, Span, span
 from flows import marks as marking
 from flows import reconcile_attachments
+from flows.child_runs import WITHDRAWN, Child, Stage
 from flows.marks import Marks, UnreadableMark
 from flows.reconcile_attachments import Found, _chosen
 
@@ -122,6 +125,7 @@ class OneMailbox:
         self.looked: list[Span] = []
         self.reports_fail = False
         self.lag = timedelta(0)
+        self.unnamed = 0
         self.variables = Variables()
         self.marks = Marks(cast("Any", self.variables), "default", "default")
         monkeypatch.setattr(reconcile_attachments, "datetime", Clock)
@@ -157,7 +161,8 @@ class OneMailbox:
     def _report(self, _: str, start: datetime, end: datetime, **__: Any) -> Any:
         if self.reports_fail:
             raise ReportFailed("no report")
-        return SimpleNamespace(span=Span(start, end), covered_until=min(end, Clock.time - self.lag), skipped=0)
+        covered = min(end, Clock.time - self.lag)
+        return SimpleNamespace(span=Span(start, end), covered_until=covered, skipped=self.unnamed)
 
     def _fetched(self, rows: Any) -> Slice:
         self.looked.append(rows.span)
@@ -260,6 +265,51 @@ def test_a_mark_in_the_future_is_put_right_at_once(monkeypatch: pytest.MonkeyPat
     box.looked.clear()
     box.reconcile(NOW + 13 * HOUR)
     assert box.looked[0].start < NOW - 2 * DAY
+
+
+def test_a_new_mailbox_whose_reports_fail_begins_where_it_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first days would else move on with the time, and nobody would look at what they leave behind."""
+    box = OneMailbox(monkeypatch)
+    box.reports_fail = True
+    for hours in range(30):
+        with pytest.raises(ReportFailed):
+            box.reconcile(NOW + hours * HOUR)
+    box.reports_fail = False
+    box.reconcile(NOW + 30 * HOUR)
+    assert box.looked[0].start <= NOW - 3 * DAY
+
+
+def test_rows_that_name_no_message_are_told_and_hold_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can fetch what they stand for, so somebody has to know."""
+    box = OneMailbox(monkeypatch)
+    box.reconcile(NOW)
+    box.unnamed = 2
+    found = box.reconcile(NOW + HOUR)
+    assert (found.unnamed, box.mark > NOW) == (2, True)
+    monkeypatch.setattr(reconcile_attachments, "_missed", lambda *_: [])
+    ended = reconcile_attachments._ended(cast("Any", box.wish), found, None)
+    assert ended.is_failed()
+    assert "2 rows of the reports name no message" in (ended.message or "")
+
+
+def test_what_was_cancelled_with_another_reconciliation_holds_the_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has decided against it; what a person has cancelled stands."""
+    message = ReceivedMessage("id", NOW)
+
+    def slice_of(code: str | None) -> Slice:
+        def process(wanted: Any, *_: Any, on_ended: Any, **__: Any) -> Counts:
+            for one in wanted:
+                on_ended(one, Child(uuid4(), Stage.CANCELLED, code))
+            return Counts(seen=1, cancelled=1)
+
+        monkeypatch.setattr(reconcile_attachments, "process", process)
+        lineage = SimpleNamespace(can_continue=True)
+        wish = SimpleNamespace(target=SimpleNamespace(deployment_id=uuid4()), tag="reconcile:mine", lineage=lineage)
+        box = Mailbox(id="1", address="a@b.c")
+        return reconcile_attachments._fetch(box, [message], cast("Any", wish), Found())
+
+    assert slice_of(WITHDRAWN).is_held
+    assert not slice_of(None).is_held
 
 
 @pytest.mark.parametrize(("lag", "is_broken"), [(14 * HOUR, False), (37 * HOUR, False), (39 * HOUR, True)])

@@ -219,6 +219,21 @@ def test_the_runs_of_others_are_heeded(bench: Bench, monkeypatch: pytest.MonkeyP
         others.ask()
 
 
+def test_what_another_kind_of_run_has_not_found_is_tried_once_more(bench: Bench) -> None:
+    """Whoever asks has it from a report: it was too new for its webhook, or the key's allowlist was wrong."""
+    wanted = bench.wanted("early")
+    with bench.processing(wanted) as (future, _):
+        bench.end("early", "FAILED", message=coded("It is not there", "not-found"))
+        future.result(60)
+    kind = f"{bench.prefix}-kind"
+    mine = Bench(bench.running, bench.target, bench.store, kind)
+    with mine.processing(wanted, avoids_others=True) as (future, _):
+        mine.end("early", "FAILED", message=coded("It is not there", "not-found"))
+        assert dict(future.result(60).failed) == {"not-found": 1}
+    assert dict(mine.process(wanted, avoids_others=True, prefix=f"{kind}-next").failed) == {"not-found": 1}
+    assert len(bench.running.tagged(kind)) == 1, "and no more than once"
+
+
 def test_what_was_cancelled_with_its_caller_is_done_after_all(bench: Bench) -> None:
     """Nobody has decided against the message; what a person has cancelled stands."""
     wanted = bench.wanted("withdrawn", "unwanted")
