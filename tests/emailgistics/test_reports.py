@@ -433,7 +433,8 @@ def test_rows_that_were_passed_over_are_told_once(
 def test_any_success_that_begins_a_report_is_one(vendor: RawServer, client: EmailgisticsClient, status: str) -> None:
     """Which one it is, is not documented; another start would take another of the account's three runs."""
     body = json.dumps({"status": "done", "result": {"data": [{"messageId": "m"}]}}).encode()
-    vendor.answer(sent(head(f"Content-Length: {len(body)}", status=status) + body))
+    # It answers each connection once, so a second call must not find the first one's in the pool.
+    vendor.answer(sent(head(f"Content-Length: {len(body)}", "Connection: close", status=status) + body))
     with EmailgisticsClient(vendor.url, "key") as reader:
         assert len(list(reader.received_messages("mailbox", START, START + DAY))) == 1
         with pytest.raises(BadAnswer):
