@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any, cast
 
 import yaml
@@ -18,10 +17,18 @@ QUEUES: Mapping[str, tuple[int, int | None]] = {"default": (1, None), "upkeep": 
 
 
 def declared_deployments() -> list[dict[str, Any]]:
-    """The deployments of prefect.yaml: of the installed package, or of the checkout."""
-    packaged = resources.files("attachments") / "prefect.yaml"
-    declared = packaged if packaged.is_file() else Path(__file__).parent.parent / "prefect.yaml"
+    """The deployments of prefect.yaml."""
+    declared = resources.files("attachments") / "prefect.yaml"
     return cast("list[dict[str, Any]]", yaml.safe_load(declared.read_text("utf-8"))["deployments"])
+
+
+def current_entrypoint(entrypoint: str) -> str:
+    """Where a flow of ours is now, for the entrypoint that a deployment of an older version has; others stay as is.
+
+    Up to version 0.1 the flows were installed as a top-level package `flows`.
+    """
+    moved = f"attachments.{entrypoint}"
+    return moved if any(spec["entrypoint"] == moved for spec in declared_deployments()) else entrypoint
 
 
 def declared_flow(spec: Mapping[str, Any]) -> Flow[..., Any]:

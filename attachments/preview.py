@@ -11,6 +11,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.doctor.asking import PATIENCE, PREFECT_ERRORS, Silent, prefect, trouble, within
 from attachments.doctor.blocks import load_blocks
 from attachments.emailgistics import Attachment, EmailgisticsError
@@ -19,7 +20,6 @@ from attachments.selection import Filter
 from attachments.storage import Manifest, Store, StoreError, attachment_key, message_key
 from attachments.storage.errors import InvalidManifest
 from attachments.terminal import printable
-from blocks import AttachmentStore, EmailgisticsAccount
 
 FLOW = "download-attachments"
 A_TURN = 150.0  # seconds for the one call; it may have to wait for a minute until a slot comes free

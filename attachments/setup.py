@@ -14,22 +14,34 @@ from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import (
     DeploymentScheduleCreate,
+    DeploymentUpdate,
     GlobalConcurrencyLimitCreate,
     WorkPoolCreate,
 )
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.sorting import DeploymentSort
 from prefect.events import DeploymentTriggerTypes, TriggerTypes
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from attachments.declared import LIMITS, POOL, QUEUES, as_deployed, declared_deployments, declared_flow
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.declared import (
+    LIMITS,
+    POOL,
+    QUEUES,
+    as_deployed,
+    current_entrypoint,
+    declared_deployments,
+    declared_flow,
+)
 from attachments.switching import Tell, switch_reconciliation
 from attachments.worker import WarmWorker
-from blocks import AttachmentStore, EmailgisticsAccount
 
+PAGE = 200  # deployments asked for at a time, the most that Prefect names
 STARTING = 30.0  # seconds; a server needs 10 to 20 until it answers
 B = TypeVar("B", bound=Block)
 _triggers: TypeAdapter[DeploymentTriggerTypes] = TypeAdapter(DeploymentTriggerTypes)
@@ -69,6 +81,7 @@ async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool 
             await _make_queue(name, priority, limit, client, tell)
         for spec in declared_deployments():
             await _deploy(spec, client, tell)
+        await _migrate(client, tell)
         if switch_on:
             await switch_reconciliation(account, client, tell)
 
@@ -220,6 +233,21 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         deployment.__pydantic_fields_set__.discard("schedules")
     await deployment.aapply()
     tell("updated" if existing else "made", f"deployment {name}")
+
+
+async def _migrate(client: PrefectClient, tell: Tell) -> None:
+    """Point the deployments that users have made with an older version at where our flows are now."""
+    flows = FlowFilter(name=FlowFilterName(any_=sorted({declared_flow(spec).name for spec in declared_deployments()})))
+    offset = 0
+    while page := await client.read_deployments(
+        flow_filter=flows, sort=DeploymentSort.NAME_ASC, limit=PAGE, offset=offset
+    ):
+        for deployment in page:
+            entrypoint = deployment.entrypoint and current_entrypoint(deployment.entrypoint)
+            if entrypoint != deployment.entrypoint:
+                await client.update_deployment(deployment.id, DeploymentUpdate(entrypoint=entrypoint))
+                tell("updated", f"deployment {deployment.name}: its flow is now {entrypoint}")
+        offset += len(page)
 
 
 def _schedule(declared: dict[str, Any]) -> DeploymentScheduleCreate:

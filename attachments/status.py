@@ -12,14 +12,14 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from pydantic import BaseModel, ConfigDict
 
+from attachments.blocks import EmailgisticsAccount
 from attachments.doctor.asking import PREFECT_ERRORS, Question, Silent, asked, prefect, trouble
 from attachments.doctor.deployments import Deployments, blocks_named, read_deployments
 from attachments.doctor.limits import read_limit
 from attachments.doctor.work import living_workers
+from attachments.flows.marks import read_marks
 from attachments.receiver.inbox import InboxUnavailable
 from attachments.receiver.reading import read_depth
-from blocks import EmailgisticsAccount
-from flows.marks import read_marks
 
 SECONDS = 2.5
 """For all answers together."""

@@ -11,10 +11,10 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import VariableCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
+from attachments.blocks import EmailgisticsAccount
 from attachments.cancelling import CURRENT, Cancellation, RunCancelled
 from attachments.emailgistics import EmailgisticsError, Forbidden
 from attachments.pacing import PacingError
-from blocks import EmailgisticsAccount
 
 Result = Literal["made", "updated", "was there"]
 Tell = Callable[[Result, str], None]

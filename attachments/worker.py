@@ -55,8 +55,8 @@ from prefect.workers.base import (
 )
 
 from attachments.cancelling import CURRENT, Cancellation
+from attachments.declared import current_entrypoint
 from attachments.prefect_busy import make_patient
-from attachments.prefect_schedules import mend_schedules
 from attachments.run_labels import DEATHS
 from attachments.suspending import heed, take_over
 
@@ -77,8 +77,6 @@ MINE = "By worker "  # how the message of a state begins that names the worker
 PAGE = 200
 
 logger = logging.getLogger("prefect.attachments.worker")
-
-mend_schedules()  # Prefect's server imports this module as well
 
 
 class WarmJobConfiguration(BaseJobConfiguration):
@@ -189,7 +187,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
                 self._flows[version] = await load_flow_from_flow_run(flow_run, use_placeholder_flow=False)
             else:
                 self._flows[version] = await asyncio.to_thread(
-                    load_flow_from_entrypoint, deployment.entrypoint, use_placeholder_flow=False
+                    load_flow_from_entrypoint, current_entrypoint(deployment.entrypoint), use_placeholder_flow=False
                 )
         return self._flows[version]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from prefect import flow, task, unmapped
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.flows import download_attachments as job
+from attachments.flows.configured import load_account, load_store
 from attachments.pacing import backlog
 from attachments.selection import Filter
 from attachments.storage import message_key
-from blocks import AttachmentStore, EmailgisticsAccount
-from flows import download_attachments as job
-from flows.configured import load_account, load_store
 
 
 @task(persist_result=False)

@@ -17,7 +17,7 @@ class AttachmentStore(Block):
 
     Example:
         ```python
-        from blocks import AttachmentStore
+        from attachments.blocks import AttachmentStore
 
         store = AttachmentStore.load("BLOCK_NAME").store()
         ```

@@ -15,7 +15,7 @@ class EmailgisticsAccount(Block):
 
     Example:
         ```python
-        from blocks import EmailgisticsAccount
+        from attachments.blocks import EmailgisticsAccount
 
         account = EmailgisticsAccount.load("BLOCK_NAME")
         account.client().list_attachments(message_id)

@@ -16,7 +16,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.states import Failed, Scheduled
 
-from flows.endings import FAILED_FOR_NOW
+from attachments.flows.endings import FAILED_FOR_NOW
 
 FIRST_PAUSE = 5  # minutes, doubled each time: 5, 10, 20, … 640
 ATTEMPTS = 9  # in all: over 21 hours

@@ -15,15 +15,15 @@ from pydantic import WithJsonSchema
 from attachments.backfill import IdFile, IdList, Order, OrderError, Window, checked_order
 from attachments.cancelling import RunCancelled
 from attachments.emailgistics import EmailgisticsClient, ReceivedMessages
+from attachments.flows.backfill_progress import Total, progress
+from attachments.flows.children import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
+from attachments.flows.configured import load_store
+from attachments.flows.continuing import Lineage
+from attachments.flows.failures import OUR_ERRORS, NotConfigured, contained
+from attachments.flows.report import gave_up
 from attachments.ids import IdsError, opener, protocol_of, read_ids
 from attachments.pacing import backlog
 from attachments.progress import Counts
-from flows.backfill_progress import Total, progress
-from flows.children import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
-from flows.configured import load_store
-from flows.continuing import Lineage
-from flows.failures import OUR_ERRORS, NotConfigured, contained
-from flows.report import gave_up
 
 # A text here, so that the message about a bare date is ours; a picker for date and time in the UI.
 Moment = Annotated[str | None, WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]})]

@@ -32,15 +32,15 @@ from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from attachments.blocks import EmailgisticsAccount
 from attachments.emailgistics import NotFound
+from attachments.flows.again import ATTEMPT
+from attachments.flows.configured import load_account, load_store
+from attachments.flows.endings import FAILED_FOR_NOW, failure_code, follows_by_itself
+from attachments.flows.failures import NotConfigured, patiently
 from attachments.prefect_busy import PrefectAway, make_patient
 from attachments.selection import Filter
 from attachments.storage import Store, message_key
-from blocks import EmailgisticsAccount
-from flows.again import ATTEMPT
-from flows.configured import load_account, load_store
-from flows.endings import FAILED_FOR_NOW, failure_code, follows_by_itself
-from flows.failures import NotConfigured, patiently
 
 FLOW = "download-attachments"
 BACKFILL = "backfill"

@@ -25,11 +25,21 @@ from uuid import UUID
 
 from attachments import cancelling
 from attachments.cancelling import Cancellation, RunCancelled
+from attachments.flows.child_runs import (
+    BACKFILL,
+    NOT_FOUND,
+    WITHDRAWN,
+    Child,
+    ChildRuns,
+    Stage,
+    Target,
+    Wanted,
+    child_runs,
+)
+from attachments.flows.failures import contained
 from attachments.progress import Counts, Tally
 from attachments.storage import StoreError
 from attachments.storage.errors import AccessDenied, InvalidManifest, NewerManifest
-from flows.child_runs import BACKFILL, NOT_FOUND, WITHDRAWN, Child, ChildRuns, Stage, Target, Wanted, child_runs
-from flows.failures import contained
 
 __all__ = ["BACKFILL", "ChildrenLeft", "Counts", "NobodyStarts", "Target", "Wanted", "process"]
 

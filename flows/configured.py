@@ -2,8 +2,8 @@
 
 from typing import cast
 
-from blocks import AttachmentStore, EmailgisticsAccount
-from flows.failures import NotConfigured, patiently
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.flows.failures import NotConfigured, patiently
 
 
 def load_account(name: str) -> EmailgisticsAccount:

@@ -12,9 +12,9 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.states import Scheduled
 
+from attachments.flows.failures import NotConfigured, patiently
 from attachments.progress import Counts
 from attachments.run_labels import DEATHS, ENDED, IDLE, ORIGIN
-from flows.failures import NotConfigured, patiently
 
 SHORTEST, LONGEST = 30.0, 60.0  # seconds until it goes on
 EACH = 2.0  # seconds that a run which waits may take, one after the other

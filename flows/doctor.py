@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 
 from attachments.cancelling import RunCancelled
 from attachments.doctor import Finding, examine, summary
-from flows.failures import OUR_ERRORS, contained
+from attachments.flows.failures import OUR_ERRORS, contained
 
 NEXT = "The table of this run says what to do."
 

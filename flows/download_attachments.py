@@ -14,8 +14,21 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cancelling import RunCancelled
 from attachments.emailgistics import Attachment
+from attachments.flows.configured import load_account, load_store
+from attachments.flows.failures import (
+    OUR_ERRORS,
+    RETRYING,
+    can_get_better,
+    can_get_better_or_is_fresh,
+    code_of,
+    contained,
+    is_retryable,
+    patiently,
+)
+from attachments.flows.report import Report, already_stored, finish, gave_up
 from attachments.pacing import backlog
 from attachments.selection import Filter
 from attachments.storage import (
@@ -27,19 +40,6 @@ from attachments.storage import (
     safe_name,
 )
 from attachments.storage.errors import InvalidManifest
-from blocks import AttachmentStore, EmailgisticsAccount
-from flows.configured import load_account, load_store
-from flows.failures import (
-    OUR_ERRORS,
-    RETRYING,
-    can_get_better,
-    can_get_better_or_is_fresh,
-    code_of,
-    contained,
-    is_retryable,
-    patiently,
-)
-from flows.report import Report, already_stored, finish, gave_up
 
 DOWNLOADS_AT_ONCE = 4
 BACKFILL = "backfill"

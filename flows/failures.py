@@ -16,9 +16,9 @@ from prefect.tasks import Task, exponential_backoff
 from attachments import cancelling
 from attachments.cancelling import RunCancelled
 from attachments.emailgistics import EmailgisticsError, NotFound
+from attachments.flows.endings import UNKNOWN
 from attachments.pacing import PacingError, is_backlog
 from attachments.storage import StoreError
-from flows.endings import UNKNOWN
 
 RETRIES = 6
 BACK_OFF = 2  # seconds before the first retry, doubled for each: about two minutes in all

@@ -14,11 +14,11 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from attachments.cancelling import RunCancelled
+from attachments.flows.again import failed_for_now
+from attachments.flows.configured import load_store
+from attachments.flows.failures import OUR_ERRORS, contained
+from attachments.flows.report import gave_up
 from attachments.storage.retention import Budget, Holds, Looked, Pace, Policy, Tally, purge, stored_before
-from flows.again import failed_for_now
-from flows.configured import load_store
-from flows.failures import OUR_ERRORS, contained
-from flows.report import gave_up
 
 LINES = 50
 """Messages that are named in the log, of each kind; the counts go on."""

@@ -21,15 +21,15 @@ from pydantic import Field
 from attachments.cancelling import RunCancelled
 from attachments.emailgistics import EmailgisticsError, Forbidden, InvalidKey, Mailbox, ReceivedMessage
 from attachments.emailgistics.envelopes import FURTHEST_ZONE
+from attachments.flows.child_runs import WITHDRAWN, Child, Stage, made_before
+from attachments.flows.children import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
+from attachments.flows.continuing import Lineage
+from attachments.flows.endings import coded
+from attachments.flows.failures import OUR_ERRORS, OurError, code_of, contained, patiently
+from attachments.flows.marks import Marks, UnreadableMark, mailbox_key
 from attachments.pacing import backlog
 from attachments.prefect_busy import make_patient
 from attachments.reconciling import HELD_FOR, LOST, SLICE, Hold, Slice, Span, span
-from flows.child_runs import WITHDRAWN, Child, Stage, made_before
-from flows.children import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
-from flows.continuing import Lineage
-from flows.endings import coded
-from flows.failures import OUR_ERRORS, OurError, code_of, contained, patiently
-from flows.marks import Marks, UnreadableMark, mailbox_key
 
 MISSED = "emailgistics.message.missed"
 MANY_MISSED = "emailgistics.messages.missed"

@@ -13,12 +13,12 @@ from prefect.events import emit_event
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
+from attachments.flows.again import failed_for_now
+from attachments.flows.endings import UNKNOWN, coded
+from attachments.flows.failures import OurError, code_of, is_retryable
 from attachments.reconciling import LOST
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage.manifest import Outcome
-from flows.again import failed_for_now
-from flows.endings import UNKNOWN, coded
-from flows.failures import OurError, code_of, is_retryable
 
 STORED = "emailgistics.attachments.stored"
 WORDS: dict[Outcome, str] = {

@@ -8,9 +8,9 @@ from typing import cast
 import pytest
 
 from attachments.backfill import IdFile, IdList, OrderError, Window, checked_order, moment
+from attachments.flows.backfill_attachments import _messages
+from attachments.flows.children import Target
 from attachments.progress import Counts, Pace, Tally
-from flows.backfill_attachments import _messages
-from flows.children import Target
 
 NOTHING: Mapping[str, None] = dict.fromkeys(("message_ids", "ids_url", "ids_block", "mailbox", "start", "end"))
 SPAN = {"mailbox": "claims@example.com", "start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00+01:00"}

@@ -10,10 +10,10 @@ from prefect.logging import disable_run_logger
 
 from attachments.backfill import Window
 from attachments.emailgistics import EmailgisticsClient
+from attachments.flows.backfill_attachments import _Received
+from attachments.flows.children import Wanted
+from attachments.flows.failures import NotConfigured
 from attachments.progress import Counts
-from flows.backfill_attachments import _Received
-from flows.children import Wanted
-from flows.failures import NotConfigured
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 BOX = SimpleNamespace(id="box-1", address="Claims@Example.com", name="Claims", active=True)

@@ -7,7 +7,7 @@ from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from pydantic import SecretStr, ValidationError
 
-from blocks import AttachmentStore, EmailgisticsAccount
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
 
 
 @pytest.mark.parametrize("block", [EmailgisticsAccount, AttachmentStore])

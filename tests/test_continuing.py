@@ -6,10 +6,10 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
+from attachments.flows import continuing
+from attachments.flows.continuing import IDLE_LONGEST, Lineage
 from attachments.progress import Counts
 from attachments.run_labels import ENDED, IDLE
-from flows import continuing
-from flows.continuing import IDLE_LONGEST, Lineage
 
 
 @pytest.mark.parametrize("idle", [0, 9, 5000])

@@ -29,6 +29,7 @@ from pydantic import SecretStr
 
 import attachments.doctor as doctor_package
 from attachments import cancelling
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cli import main
 from attachments.declared import POOL_TYPE, QUEUES, as_deployed, declared_deployments, declared_flow
 from attachments.doctor import examine, work
@@ -43,6 +44,7 @@ from attachments.doctor.stores import look_at_store
 from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading
 from attachments.doctor.work import _queue, look_at_workers
 from attachments.emailgistics import EmailgisticsClient, parse_delivery
+from attachments.flows.doctor import doctor
 from attachments.receiver import checks
 from attachments.receiver.checks import SLOW, STUCK, look_at_inbox, look_at_receiver
 from attachments.receiver.inbox import Inbox
@@ -50,8 +52,6 @@ from attachments.receiver.reading import read_depth
 from attachments.sandbox.process import Sandbox, running_sandbox
 from attachments.terminal import printable
 from attachments.worker import WarmWorker
-from blocks import AttachmentStore, EmailgisticsAccount
-from flows.doctor import doctor
 from tests.storage.processes import answer, without_rights
 
 CANARY = "canary-d0c70r"
@@ -199,9 +199,9 @@ def test_a_server_that_writes_each_state_of_a_task_alone_is_a_warning(batch: Any
 
 def test_another_version_of_prefect_is_a_warning() -> None:
     """So is none at all, as on Prefect Cloud, no failure. What is tested is what the lock file names."""
-    with answering({"/health": (200, True), "/admin/version": (200, "3.9.1")}) as address, Asked(address) as client:
+    with answering({"/health": (200, True), "/admin/version": (200, "3.8.8")}) as address, Asked(address) as client:
         (finding,) = look_at_server(client)
-    assert said(finding).startswith("warning  prefect: The server has version 3.9.1")
+    assert said(finding).startswith("warning  prefect: The server has version 3.8.8")
     with answering({"/health": (200, True)}) as address, Asked(address) as client:
         (finding,) = look_at_server(client)
     assert finding.status == "ok"

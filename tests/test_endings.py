@@ -9,12 +9,12 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
+from attachments.flows import again
+from attachments.flows import report as reporting
+from attachments.flows.endings import FAILED_FOR_NOW, failure_code, follows_by_itself, stored_count
+from attachments.flows.report import WORDS, Report, _sentence, finish
 from attachments.storage import ManifestAttachment
 from attachments.storage.manifest import Outcome
-from flows import again
-from flows import report as reporting
-from flows.endings import FAILED_FOR_NOW, failure_code, follows_by_itself, stored_count
-from flows.report import WORDS, Report, _sentence, finish
 
 
 def entries(outcomes: Sequence[Outcome]) -> list[ManifestAttachment]:

@@ -10,11 +10,9 @@ from prefect.states import Failed
 from pydantic import TypeAdapter
 
 from attachments.emailgistics import Forbidden, InvalidKey, NotFound, RateLimited, ServerError, TimedOut, Truncated
-from attachments.pacing import PacingError, backlog
-from attachments.storage.errors import AccessDenied, AlreadyExists, OutOfSpace, StoreUnavailable
-from flows import failures
-from flows.download_attachments import Received
-from flows.failures import (
+from attachments.flows import failures
+from attachments.flows.download_attachments import Received
+from attachments.flows.failures import (
     PrefectLost,
     UnexpectedError,
     can_get_better,
@@ -23,6 +21,8 @@ from flows.failures import (
     contained,
     patiently,
 )
+from attachments.pacing import PacingError, backlog
+from attachments.storage.errors import AccessDenied, AlreadyExists, OutOfSpace, StoreUnavailable
 
 CANARY = "secret-name.pdf"
 

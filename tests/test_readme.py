@@ -15,8 +15,10 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from attachments import cli
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.emailgistics import errors as vendor_errors
 from attachments.emailgistics.errors import EmailgisticsError
+from attachments.flows.download_attachments import download_attachments
 from attachments.sandbox import __main__ as sandbox
 from attachments.selection import Filter
 from attachments.setup import LIMITS
@@ -24,8 +26,6 @@ from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage import errors as store_errors
 from attachments.storage.errors import StoreError
 from attachments.worker import DRAIN
-from blocks import AttachmentStore, EmailgisticsAccount
-from flows.download_attachments import download_attachments
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

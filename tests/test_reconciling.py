@@ -11,13 +11,13 @@ from uuid import uuid4
 import pytest
 
 from attachments.emailgistics import Mailbox, ReceivedMessage, ReportFailed
+from attachments.flows import marks as marking
+from attachments.flows import reconcile_attachments
+from attachments.flows.child_runs import WITHDRAWN, Child, Stage
+from attachments.flows.marks import Marks, UnreadableMark
+from attachments.flows.reconcile_attachments import Found, _chosen
 from attachments.progress import Counts
 from attachments.reconciling import HELD_FOR, SLICE, STEP, Slice, Span, span
-from flows import marks as marking
-from flows import reconcile_attachments
-from flows.child_runs import WITHDRAWN, Child, Stage
-from flows.marks import Marks, UnreadableMark
-from flows.reconcile_attachments import Found, _chosen
 
 NOW = datetime(2026, 6, 15, 12, 0, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

@@ -13,9 +13,9 @@ import pytest
 from pydantic import SecretStr
 
 from attachments import setup
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.declared import current_entrypoint, declared_deployments
 from attachments.demo.processes import free_port, surroundings
-from attachments.setup import declared_deployments
-from blocks import AttachmentStore, EmailgisticsAccount
 
 ATTACHMENTS = str(Path(sys.executable).with_name("attachments"))
 
@@ -103,7 +103,14 @@ def test_the_declared_deployments_are_module_paths() -> None:
         "reconcile_attachments/default",
         "doctor/default",
     ]
-    assert all(":" not in deployment["entrypoint"] for deployment in deployments)
+    assert all(deployment["entrypoint"].startswith("attachments.flows.") for deployment in deployments)
+
+
+def test_entrypoints_of_an_older_version_are_known() -> None:
+    """Version 0.1 installed a top-level package `flows`. What is not ours is left alone."""
+    assert current_entrypoint("flows.doctor.doctor") == "attachments.flows.doctor.doctor"
+    for other in ("flows.invoices.extract", "flows/doctor.py:doctor", "attachments.flows.doctor.doctor"):
+        assert current_entrypoint(other) == other
 
 
 def test_a_block_that_cannot_be_used_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

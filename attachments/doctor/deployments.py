@@ -10,7 +10,7 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import DeploymentSort
 
-from attachments.declared import as_deployed, declared_deployments, declared_flow
+from attachments.declared import as_deployed, current_entrypoint, declared_deployments, declared_flow
 from attachments.doctor.asking import asked
 from attachments.doctor.findings import Finding, failed, ok, warning
 
@@ -41,9 +41,12 @@ def read_deployments(client: SyncPrefectClient) -> Deployments:
 
 
 def look_at_deployments(standing: Deployments) -> Iterator[Finding]:
-    """Each one that prefect.yaml declares."""
+    """Each one that prefect.yaml declares, and any other that an older version left behind."""
     for spec in declared_deployments():
         yield _compared(spec, standing)
+    for name, deployment in standing.items():
+        if deployment.entrypoint and current_entrypoint(deployment.entrypoint) != deployment.entrypoint:
+            yield failed("deployment", "It names its flow as an older version did.", SETUP, subject=name)
 
 
 def blocks_named(standing: Deployments, parameter: str) -> Sequence[str]:

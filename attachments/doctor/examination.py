@@ -9,6 +9,7 @@ from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL
 
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cancelling import RunCancelled
 from attachments.doctor.asking import PATIENCE, PREFECT_ERRORS, Silent, prefect, trouble, within
 from attachments.doctor.blocks import Loaded, load_blocks
@@ -22,7 +23,6 @@ from attachments.doctor.stores import look_at_store
 from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading, sentences
 from attachments.doctor.work import look_at_pool, look_at_queues, look_at_workers
 from attachments.emailgistics import EmailgisticsError
-from blocks import AttachmentStore, EmailgisticsAccount
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Block)

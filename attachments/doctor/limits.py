@@ -9,9 +9,9 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.exceptions import ObjectNotFound
 
+from attachments.blocks import EmailgisticsAccount
 from attachments.doctor.findings import Finding, failed, ok
 from attachments.pacing import pause_variable
-from blocks import EmailgisticsAccount
 
 CAP = 100  # calls a minute for the whole account (getting-started/rate-limits)
 UPDATE = "prefect global-concurrency-limit update"

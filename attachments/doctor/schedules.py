@@ -38,8 +38,7 @@ def look_at_schedules(client: SyncPrefectClient, standing: Deployments) -> Itera
             yield failed(
                 "schedule",
                 "It is switched on, and Prefect plans no run: it never runs by itself.",
-                "Look for errors of the scheduler in the Prefect server's log, and at the schedule in the UI. A server "
-                "of Prefect 3.8 with SQLAlchemy 2.1 needs this package installed beside it.",
+                "Look for errors of the scheduler in the Prefect server's log, and at the schedule in the UI.",
                 subject=name,
             )
 

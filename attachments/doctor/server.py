@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from attachments.doctor.asking import asked
 from attachments.doctor.findings import Finding, failed, ok, warning
 
-TESTED = "3.8.8"
+TESTED = "3.9.1"
 MEMORY = "prefect.server.concurrency.lease_storage.memory"
 FILES = "prefect.server.concurrency.lease_storage.filesystem"
 VARIABLE = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"

@@ -1,8 +1,8 @@
 """The stores: whether they take, hand back and let go of something small."""
 
+from attachments.blocks import AttachmentStore
 from attachments.doctor.findings import Finding, failed, ok, warning
 from attachments.storage import StoreError
-from blocks import AttachmentStore
 
 
 def look_at_store(block: AttachmentStore, subject: str) -> Finding:

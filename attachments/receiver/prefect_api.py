@@ -13,9 +13,9 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import DeploymentSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
+from attachments.flows.endings import FAILED_FOR_NOW, stored_count
 from attachments.prefect_busy import make_patient
 from attachments.receiver.inbox import Entry
-from flows.endings import FAILED_FOR_NOW, stored_count
 
 FLOW = "download-attachments"
 PAGE = 200

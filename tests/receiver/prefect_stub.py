@@ -1,6 +1,6 @@
 """A stand-in for Prefect's API on a real socket: the three calls that the receiver makes, and ways to fail at them.
 
-What it answers follows Prefect 3.8's `deployments.py`: a known idempotency key gets the run that it made, and
+What it answers follows Prefect 3.9's `deployments.py`: a known idempotency key gets the run that it made, and
 parameters that the flow does not take are refused with 409. `tests/road` runs the receiver against the real server.
 """
 

@@ -135,7 +135,7 @@ class Installation:
 
     def save_blocks(self, code: str) -> None:
         """Run code that saves blocks, as a user's script would."""
-        prelude = "from blocks import AttachmentStore, EmailgisticsAccount\n"
+        prelude = "from attachments.blocks import AttachmentStore, EmailgisticsAccount\n"
         self.road.run("python", "-c", prelude + textwrap.dedent(code))
 
     def manifest(self, message: dict[str, Any], root: Path | None = None) -> Manifest | None:

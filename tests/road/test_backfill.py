@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
+from attachments.flows.endings import FAILED_FOR_NOW
 from attachments.run_labels import ORIGIN
-from flows.endings import FAILED_FOR_NOW
 from tests.road.installation import FINAL, Installation, until
 
 FLOW = "backfill-attachments"

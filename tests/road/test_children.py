@@ -18,16 +18,16 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
 from attachments import cancelling
+from attachments.blocks import EmailgisticsAccount
 from attachments.cancelling import CURRENT, Cancellation
+from attachments.flows import children
+from attachments.flows.child_runs import Child, ChildRuns
+from attachments.flows.children import ChildrenLeft, NobodyStarts, Target, Wanted, process
+from attachments.flows.endings import FAILED_FOR_NOW, coded
 from attachments.progress import Counts
 from attachments.selection import Filter
 from attachments.storage import Manifest, ManifestAttachment, Store, message_key, open_store
 from attachments.storage.errors import AccessDenied
-from blocks import EmailgisticsAccount
-from flows import children
-from flows.child_runs import Child, ChildRuns
-from flows.children import ChildrenLeft, NobodyStarts, Target, Wanted, process
-from flows.endings import FAILED_FOR_NOW, coded
 from tests.road.installation import Installation, until
 
 

@@ -11,6 +11,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from attachments.blocks import AttachmentStore
 from attachments.cli import main
 from attachments.declared import LIMITS
 from attachments.doctor import Finding, examine, schedules, work
@@ -18,10 +19,9 @@ from attachments.doctor.asking import prefect
 from attachments.doctor.deployments import look_at_deployments, read_deployments
 from attachments.doctor.schedules import look_at_schedules
 from attachments.doctor.work import look_at_pool, look_at_queues, look_at_workers
+from attachments.flows.marks import Marks
 from attachments.status import look
 from attachments.storage import message_key
-from blocks import AttachmentStore
-from flows.marks import Marks
 from tests.road.installation import FAST, FINAL, Installation, until
 
 CANARY = "canary-1ook1ng"

@@ -13,13 +13,13 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
+from attachments.blocks import EmailgisticsAccount
 from attachments.demo.processes import free_port
+from attachments.flows import marks as marking
+from attachments.flows.marks import PREFIX
 from attachments.reconciling import Tried
 from attachments.storage import message_key
 from attachments.switching import SWITCHED, switch_reconciliation
-from blocks import EmailgisticsAccount
-from flows import marks as marking
-from flows.marks import PREFIX
 from tests.road.installation import FINAL, Installation, until
 
 FLOW = "reconcile-attachments"
