@@ -16,6 +16,7 @@ DEFAULT_INBOX = "~/.local/state/emailgistics-attachments/inbox.sqlite"
 FAILED = 1
 HIGHEST_PORT = 65535
 MOST_AT_ONCE = 64
+SHORT_SECRET = 16  # characters, below which a webhook's secret can be guessed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -219,6 +220,13 @@ def _receive(options: argparse.Namespace) -> int:
     if options.insecure:
         secrets = []
         logging.getLogger("attachments").warning("Running --insecure: webhooks are taken from anybody.")
+    if any(len(secret) < SHORT_SECRET for secret in secrets):
+        logging.getLogger("attachments").warning(
+            "EMAILGISTICS_WEBHOOK_SECRET is easy to guess: %s shorter than %d characters. Set a longer one here and in "
+            "Emailgistics Admin.",
+            "one of its comma-separated parts, which is valid by itself, is" if "," in secrets[0] else "it is",
+            SHORT_SECRET,
+        )
     try:
         serve(
             ReceiverSettings(
@@ -370,7 +378,10 @@ def _sandbox(arguments: list[str]) -> int:
 
 
 def _secrets() -> list[str]:
-    return [secret.strip() for secret in os.environ.get("EMAILGISTICS_WEBHOOK_SECRET", "").split(",") if secret.strip()]
+    """The secrets that are valid now: the whole value first, for a secret may hold a comma, then its parts."""
+    whole = os.environ.get("EMAILGISTICS_WEBHOOK_SECRET", "").strip()
+    parts = [part.strip() for part in whole.split(",") if part.strip()]
+    return [whole, *parts] if len(parts) > 1 else parts
 
 
 def _fail(message: str) -> int:

@@ -6,6 +6,7 @@ the rules for what is tried again are the vendor's (webhooks/response-envelope, 
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -37,6 +38,7 @@ WARN_EVERY = 10.0  # seconds between warnings of a wrong secret: strangers must 
 OPEN_PATHS = ("/health", "/ready", "/metrics")
 READING = ("GET", "HEAD")
 JSON_TYPES = ("application/json", "text/json")
+ABSOLUTE_FORM = re.compile(r"https?://[^/]*/?", re.ASCII | re.IGNORECASE)
 
 
 class _Refused(Exception):
@@ -66,7 +68,11 @@ def build_app(
             Route("/ready", receiver.ready),
             Route("/metrics", receiver.metrics),
         ],
-        middleware=[Middleware(_Contained), Middleware(_Authenticated, secrets=tuple(secrets), metrics=metrics)],
+        middleware=[
+            Middleware(_Contained),
+            Middleware(_NormalizedPath),
+            Middleware(_Authenticated, secrets=tuple(secrets), metrics=metrics),
+        ],
         exception_handlers={HTTPException: _http_error, _Refused: receiver.refused},
         lifespan=lifespan,
     )
@@ -103,6 +109,22 @@ class _Contained:
             refusal = _envelope(500, "error", "The receiver met an error of its own. Please try again.")
         if refusal is not None and not answered:
             await refusal(scope, receive, send)
+
+
+class _NormalizedPath:
+    """Every legal spelling of a path is that path: a sender gives up for good at a 404 (webhooks/delivery).
+
+    The target may be in absolute form, which servers must accept (RFC 9112, section 3.2.2). Slashes that are doubled
+    or at the end, as they come of joined URLs, mean nothing here. The server has undone percent-encoding already.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": _normalized(scope["path"])}
+        await self._app(scope, receive, send)
 
 
 class _Authenticated:
@@ -247,6 +269,16 @@ class _Receiver:
     def _answer(self, outcome: str, message: str, actions: Sequence[Action] = ()) -> Response:
         self._metrics.deliveries.labels(outcome).inc()
         return JSONResponse(envelope("success", message, actions))
+
+
+def _normalized(path: str) -> str:
+    """The path of a request target in origin form or absolute form; a webhook's with single slashes."""
+    absolute = ABSOLUTE_FORM.match(path)
+    if absolute:
+        path = f"/{path[absolute.end() :]}"
+    parts = [part for part in path.split("/") if part]
+    # Those alone: a proxy that keeps strangers from /metrics may let //metrics through.
+    return f"/{'/'.join(parts)}" if path.startswith("/") and parts[:1] == ["webhooks"] else path
 
 
 def _is_open(scope: Scope) -> bool:

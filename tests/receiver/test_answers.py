@@ -105,10 +105,10 @@ def test_json_may_be_declared_in_many_ways(shared: Receiver, content_type: str |
     check(shared.post(content=body, headers=headers), 200, SUCCESS)
 
 
-@pytest.mark.parametrize("token", [SECRET, "next-secret"])
+@pytest.mark.parametrize("token", [SECRET, "next-secret", f"{SECRET}, next-secret,nächstes-wort"])
 def test_every_current_secret_opens(shared: Receiver, token: str) -> None:
-    """While it is rotated, the old secret and the new one are both valid."""
-    check(shared.post(SAMPLE, headers={"Authorization": f"Bearer {token}"}), 200, SUCCESS)
+    """While it is rotated, the old secret and the new one are both valid; so is the whole, which may be one secret."""
+    check(shared.post(SAMPLE, headers={"Authorization": f"Bearer {token}".encode()}), 200, SUCCESS)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
@@ -158,6 +158,7 @@ def test_without_a_valid_secret_the_answer_is_401(shared: Receiver, header: byte
         ("DELETE", "/ready"),
         ("GET", "/health/"),
         ("GET", "//metrics"),
+        ("GET", "http://receiver//metrics"),
         ("GET", "/webhooks/../metrics"),
         ("GET", "/docs"),
     ],
@@ -219,10 +220,39 @@ def test_an_unknown_deployment_is_404(shared: Receiver) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/webhooks", "/webhooks/", "/webhooks/default/", "/metrics/", "/webhook/default"]
+    "target",
+    [
+        "http://receiver/webhooks/pdfs",
+        "HTTPS://receiver.example:8443/webhooks/pdfs/?region=c1",
+        "/webhooks/pdfs/",
+        "//webhooks//pdfs//",
+        "/webhooks/pdfs?",
+        "/webhooks/pdfs?a=/b/&c=%2F",
+        "/%77ebhooks/%70dfs",
+    ],
 )
+def test_every_spelling_of_the_path_is_accepted(shared: Receiver, target: str) -> None:
+    """Absolute form, slashes too many, percent-encoding and a query: the sender would give up for good at a 404."""
+    message_id = fresh_id()
+    body = json.dumps({**SAMPLE, "id": message_id}).encode()
+    answer = exchange(shared.url, raw_request("POST", target, body, VALID))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    shared.until(lambda: message_id in shared.prefect.message_ids, "the run")
+    (run,) = [run for run in shared.prefect.runs.values() if run["parameters"]["message_id"] == message_id]
+    assert run["deployment_id"] == shared.prefect.deployments["pdfs"]
+
+
+@pytest.mark.parametrize(("target", "status"), [("http://receiver/health", 200), ("http://receiver", 401), ("*", 401)])
+def test_monitors_may_use_the_absolute_form(shared: Receiver, target: str, status: int) -> None:
+    """RFC 9112, section 3.2.2, holds for every path; a target without a path opens nothing."""
+    method = "OPTIONS" if target == "*" else "GET"
+    request = f"{method} {target} HTTP/1.1\r\nHost: receiver\r\n\r\n".encode()
+    assert exchange(shared.url, request).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize("path", ["/", "/webhooks", "/webhooks/", "/webhook/default", "/webhooks/default/more"])
 def test_an_unknown_path_is_404(shared: Receiver, path: str) -> None:
-    """Also with a slash too many: a sender of webhooks does not follow a redirect."""
+    """The envelope names the path that webhooks go to."""
     answer = client.post(shared.url + path, json=SAMPLE, headers={"Authorization": f"Bearer {SECRET}"})
     check(answer, 404, "error", "/webhooks/default")
 
