@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from attachments.message_id import normalized
+
 DEFAULT_INBOX = "~/.local/state/emailgistics-attachments/inbox.sqlite"
 FAILED = 1
 HIGHEST_PORT = 65535
@@ -151,9 +153,10 @@ def _wait(text: str) -> float:
 
 
 def _message_id(text: str) -> str:
-    if not text.strip():
+    message_id = normalized(text)
+    if not message_id:
         raise argparse.ArgumentTypeError("the message's id is empty; is the variable set that should hold it?")
-    return text
+    return message_id
 
 
 def _port(text: str) -> int:

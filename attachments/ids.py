@@ -22,18 +22,28 @@ import fsspec
 from fsspec.core import split_protocol
 
 from attachments import cancelling
+from attachments.message_id import normalized
 
 COLUMN = "messageId"
 LONGEST = 1024  # characters of an id; Microsoft Graph's have up to 250
 LONGEST_LINE = 1024 * 1024  # bytes
 READ = 1024 * 1024  # bytes at a time
-DELIMITERS = ",;\t"
+DELIMITERS = ",;\t|"
 HEADINGS = frozenset({"id", "ids", "message", "message_id", "message-id", "message id", "internetmessageid", "key"})
 """First lines that are no ids, but the heading of a column with another name."""
 GZIP, ZIP, BOM = b"\x1f\x8b", b"PK\x03\x04", b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
-NEVER = {'"': "a quotation mark", ",": "a comma", ";": "a semicolon", "{": "a brace", "}": "a brace"}
+NEVER = {
+    '"': "a quotation mark",
+    ",": "a comma",
+    ";": "a semicolon",
+    "|": "a vertical bar",
+    "{": "a brace",
+    "}": "a brace",
+}
 """What stands in a file of another form, and in no id: Microsoft Graph's are base64."""
+RULE = frozenset("-=_+|:*~# \t")
+NOT_UTF8 = "The file of ids is UTF-16. Save it as UTF-8."
 ONE_A_LINE = f"Give the file one id a line, or a heading with {COLUMN}."
 
 
@@ -46,7 +56,7 @@ Open = Callable[[], BinaryIO]
 
 def listed_ids(ids: Iterable[str]) -> tuple[str, ...]:
     """The ids of a list, without blanks around them. Raises IdsError."""
-    return tuple(_checked(one.strip(), f"Number {n} of the message ids") for n, one in enumerate(ids, 1))
+    return tuple(_checked(normalized(one), f"Number {n} of the message ids") for n, one in enumerate(ids, 1))
 
 
 def opener(url: str, options: Mapping[str, Any] | None = None) -> Open:
@@ -147,6 +157,11 @@ def _ids(first: str, lines: _Lines) -> Iterator[str]:
     return _from_lines(first, lines)
 
 
+def _is_rule(line: str) -> bool:
+    """Whether the line is a rule, such as `-----+-----`, which database clients draw under the heading."""
+    return RULE.issuperset(line)
+
+
 def _from_lines(first: str, lines: _Lines) -> Iterator[str]:
     yield _of_line(first, lines.number)
     for line in lines:
@@ -157,15 +172,18 @@ def _from_csv(lines: _Lines, heads: Sequence[str], delimiter: str) -> Iterator[s
     column = heads.index(COLUMN.casefold())
     # Strict: a quote that is never closed would swallow the lines behind it.
     rows = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
+    is_first = True
     try:
         for row in rows:
-            if any(cell.strip() for cell in row[len(heads) :]):
+            if not any(cell.strip() for cell in row) or (is_first and _is_rule("".join(row))):
+                continue
+            is_first = False
+            if len(row) > len(heads):
                 raise IdsError(
                     f"Line {lines.number} has more columns than the heading, so nobody knows which holds the id. Put "
                     "values that hold the delimiter into quotation marks, and one id alone into a row."
                 )
-            if any(cell.strip() for cell in row):
-                yield _of_line(row[column] if column < len(row) else "", lines.number)
+            yield _of_line(row[column] if column < len(row) else "", lines.number)
     except csv.Error:
         raise IdsError(f"Line {lines.number} is no CSV. Look for a quote that is not closed, before it.") from None
 
@@ -189,10 +207,12 @@ def _of_line(text: str, number: int) -> str:
 
     Stricter than for a list: a file is easily the wrong one, and each of its lines would become a run.
     """
-    id_ = text.strip()
+    id_ = normalized(text)
     for letter, name in NEVER.items():
         if letter in id_:
             raise IdsError(f"Line {number} is no message id: it holds {name}. {ONE_A_LINE}")
+    if id_ and _is_rule(id_):
+        raise IdsError(f"Line {number} is no message id: it is a rule, as of a table. {ONE_A_LINE}")
     if not id_.isascii():
         raise IdsError(f"Line {number} is no message id: it holds a character that is not ASCII. {ONE_A_LINE}")
     return _checked(id_, f"Line {number}")
@@ -224,7 +244,7 @@ class _Lines(Iterator[str]):
         if start.startswith(ZIP):
             raise IdsError("The file of ids is a workbook or an archive. Save it as text or CSV.")
         if start.startswith(UTF16):
-            raise IdsError("The file of ids is UTF-16. Save it as UTF-8.")
+            raise IdsError(NOT_UTF8)
         # By content and not by name: some web servers unpack what they send.
         self._file = (
             cast("BinaryIO", io.BufferedReader(gzip.GzipFile(fileobj=whole), READ))
@@ -235,6 +255,8 @@ class _Lines(Iterator[str]):
     def __next__(self) -> str:
         while raw := self._file.readline(LONGEST_LINE):
             self.number += 1
+            if not self._is_begun and b"\0" in raw:
+                raise IdsError(NOT_UTF8)
             # The first line alone: a later one of a CSV may have it in a quoted cell.
             if not self._is_begun and b"\r" in raw.strip():
                 raise IdsError("The file of ids has line ends of CR alone. Save it with LF or CRLF line ends.")

@@ -262,7 +262,7 @@ class ChildRuns:
                 limit=RUNS,
             )
         )
-        runs = [_child(run) for run in found if run.parameters.get("message_id") == wanted.message_id]
+        runs = [_child(run) for run in found if message_key(str(run.parameters.get("message_id"))) == wanted.key]
         return next((run for run in runs if not run.stage.is_ended), runs[0] if runs else None)
 
     def is_ours(self, child: Child) -> bool:

@@ -29,6 +29,7 @@ from attachments.flows.failures import (
     patiently,
 )
 from attachments.flows.report import Report, already_stored, finish, gave_up
+from attachments.message_id import normalized
 from attachments.pacing import backlog
 from attachments.selection import Filter
 from attachments.storage import (
@@ -183,7 +184,7 @@ def download_attachments(
         force: Do it again although the manifest says that it is done. What stands is compared, never overwritten.
     """
     message = Message(
-        id=message_id,
+        id=normalized(message_id),
         key=message_key(message_id),
         mailbox=mailbox,
         received=received,

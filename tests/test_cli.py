@@ -311,6 +311,15 @@ def test_trigger_fails_when_nobody_answers(capsys: pytest.CaptureFixture[str], u
     assert "no URL" in said or "No receiver answers" in said
 
 
+@pytest.mark.parametrize("around", [" ", "\n", "\r\n", "\t\xa0", "\ufeff"])
+def test_blanks_around_a_pasted_id_are_left_out(store: Path, capsys: pytest.CaptureFixture[str], around: str) -> None:
+    """They come with copying, and would make another message of it."""
+    with answering(200, b'{"status": "success", "message": "Accepted."}') as (url, posted):
+        assert main(["trigger", f"{around}{MESSAGE}{around}", "--url", url]) == 0
+    assert posted[0]["document"]["id"] == MESSAGE
+    assert main(["locate", f"{around}{MESSAGE}{around}"]) == 0
+
+
 def test_trigger_takes_any_id(capsys: pytest.CaptureFixture[str]) -> None:
     """Also one that the terminal's encoding has mangled: the receiver decides."""
     with answering(200, b'{"status": "success", "message": "\xe2\x9c\x93"}') as (url, posted):

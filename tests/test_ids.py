@@ -47,6 +47,12 @@ def read(content: bytes) -> list[str]:
         f"subject\tmessageId\nx\t{A}\ny\t {B} \n",
         f'subject,messageId,more\n"a ""quoted"", with\na line\n\nin\rit",{A},1\nb,{B},2\n',
         f"messageId,subject\n{A},x\n\n,,\n{B}\n",
+        f"messageId|subject\n{A}|x\n{B}|y\n",
+        f"messageId\n---------\n{A}\n{B}\n",
+        f"subject,messageId\n-------,---------\nx,{A}\ny,{B}\n",
+        f" messageId | subject \n-----------+---------\n {A} | x\n {B} | y\n",
+        f"| messageId | subject |\n|:----------|--------:|\n| {A} | x |\n| {B} | y |\n",
+        f"\ufeff{A}\ufeff\n\u200b{B}\u200b\n",
         f'{{"messageId": "{A}"}}\n{{"other": {{}}, "messageId": "  {B}"}}\n',
         f'\ufeff \n {{"messageId": "{A}"}}\r\n\r\n{{"messageId": "{B}"}}',
     ],
@@ -68,7 +74,7 @@ def test_order_and_duplicates_are_kept() -> None:
 
 def test_ids_that_look_odd_are_ids() -> None:
     """They are opaque: case and length count. What a file may not hold, a list may."""
-    odd = ["a", "A", "x" * LONGEST, "a@b", "a'b", "#1", "-", "a/b+c_d=", "%2F"]
+    odd = ["a", "A", "x" * LONGEST, "a@b", "a'b", "#1", "-a", "a/b+c_d=", "%2F"]
     assert read("\n".join(odd).encode()) == odd
     odder = [*odd, "日本語", '"a"', "b,c", "b;c", "{d}"]
     assert listed_ids(odder) == tuple(odder)
@@ -84,7 +90,7 @@ def test_ids_that_look_odd_are_ids() -> None:
         (f"{A}\n\n{CANARY}\x07\n".encode(), "Line 3 is no message id"),
         (f"{A}\n{CANARY}\u202ex\n".encode(), "Line 2 is no message id"),
         (f"{A}\n{CANARY}\x00\n".encode(), "Line 2 is no message id"),
-        (f"{A}\n{CANARY}\ufeff\n".encode(), "Line 2 is no message id"),
+        (f"{A}\n{CANARY}\ufeffx\n".encode(), "Line 2 is no message id"),
         (CANARY.encode() + b"x" * LONGEST, "Line 1 is no message id: it has over 1,024 characters"),
         (CANARY.encode() + b"x" * 200_000, "Line 1 is neither a message id nor a heading. Give the file one id a line"),
         (f"{A}\r{CANARY}\r".encode(), "line ends of CR alone. Save it with LF or CRLF line ends."),
@@ -100,7 +106,17 @@ def test_ids_that_look_odd_are_ids() -> None:
         (f"subject,messageId\nx,{A}\n{CANARY}\n".encode(), "Line 3 has no messageId"),
         (f"subject,messageId\nx,{A}\ny,{CANARY} x\n".encode(), "Line 3 is no message id"),
         (f"messageId\n{A},{CANARY}\n".encode(), "Line 2 has more columns than the heading"),
-        (f"subject,messageId\nx,{A},\nDear Sir, {CANARY},{A}\n".encode(), "Line 3 has more columns than the heading"),
+        (f"subject,messageId\nx,{A}\nDear Sir, {CANARY},{A}\n".encode(), "Line 3 has more columns than the heading"),
+        (f"subject,messageId\nDear, {CANARY},{A},\n".encode(), "Line 2 has more columns than the heading"),
+        (f"subject,messageId,x\nDear,{CANARY},{A},,\n".encode(), "Line 2 has more columns than the heading"),
+        (f"subject|messageId\nx|{A}|\n".encode(), "Line 2 has more columns than the heading"),
+        (f"id|{CANARY}\n{A}|1\n".encode(), "Line 1 has several columns, and none is named messageId"),
+        (f"{A}|{CANARY}\n".encode(), "Line 1 has several columns"),
+        (b"---------\n" + A.encode(), "Line 1 is no message id: it is a rule"),
+        (f"messageId\n{A}\n---------\n".encode(), "Line 3 is no message id: it is a rule"),
+        (f"messageId,x\n{A},1\n---,---\n".encode(), "Line 3 is no message id: it is a rule"),
+        (f"{A}\n=====\n".encode(), "Line 2 is no message id: it is a rule"),
+        (b"messageId\n---------\n", "has a heading and no ids"),
         (f'messageId\n"{CANARY}\n{A}\n'.encode(), "is no CSV. Look for a quote that is not closed"),
         (f'messageId,x\n{A},"{CANARY}\nB,x\nC,"y"\n'.encode(), "Line 4 is no CSV"),  # B must not be swallowed
         (f'messageId\n"{CANARY}'.encode() + b"x\n" * 100_000, "is no CSV. Look for a quote that is not closed"),
@@ -111,7 +127,12 @@ def test_ids_that_look_odd_are_ids() -> None:
         (f'{{"messageId": "{A}"}}\n{{"messageId": ""}}\n'.encode(), "Line 2 has no messageId"),
         (b'{"messageId": ' + b"[" * 100_000, "Line 1 is no JSON object"),
         (f"{A}\n".encode() + b"\xff\xfe\n", "Line 2 is not UTF-8"),
-        (f"{A}\n".encode("utf-16"), "is UTF-16"),
+        (f"{A}\n".encode("utf-16"), "is UTF-16. Save it as UTF-8."),
+        (f"{A}\r\n{CANARY}\r\n".encode("utf-16-le"), "is UTF-16. Save it as UTF-8."),
+        (f"{A}\r\n{CANARY}\r\n".encode("utf-16-be"), "is UTF-16. Save it as UTF-8."),
+        (f"件名,messageId\r\nx,{CANARY}\r\n".encode("utf-16-le"), "is UTF-16. Save it as UTF-8."),
+        (f"\r\n\r\n{CANARY}\r\n".encode("utf-16-le"), "is UTF-16. Save it as UTF-8."),
+        (gzip.compress(f"{A}\r\n{CANARY}".encode("utf-16"), mtime=0), "is UTF-16. Save it as UTF-8."),
         (b"PK\x03\x04" + CANARY.encode(), "is a workbook or an archive"),
         (f"{A}\n".encode() + b"x" * LONGEST_LINE, "Line 2 is longer than"),
         (gzip.compress(f"{A}\n".encode() * 1000, mtime=0)[:-10], "cannot be unpacked to its end"),
@@ -138,6 +159,7 @@ def test_what_is_wrong_is_named_by_line_and_not_quoted(content: bytes, said: str
         (f"{CANARY},C", "a comma"),
         (f"{CANARY}, C", "a comma"),
         (f"{CANARY};C", "a semicolon"),
+        (f"{CANARY}|C", "a vertical bar"),
         (f"{CANARY}\N{LATIN CAPITAL LETTER A WITH DIAERESIS}", "a character that is not ASCII"),
     ],
 )

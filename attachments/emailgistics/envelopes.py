@@ -9,6 +9,7 @@ from typing import Any
 
 from attachments.emailgistics.errors import BadAnswer
 from attachments.emailgistics.models import well_formed
+from attachments.message_id import normalized
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def parse_envelope(body: bytes) -> ReportEnvelope:
 
 def _row(row: Any) -> ReceivedMessage | None:
     fields = _object(row)
-    message_id = _text(fields.get("messageId"))
+    message_id = normalized(_text(fields.get("messageId")) or "")
     if not message_id:
         return None
     told = fields.get("hasAttachments")

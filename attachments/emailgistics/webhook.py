@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, NotRequired, TypedDict
 from pydantic import BaseModel, ConfigDict, Field
 
 from attachments.emailgistics.errors import InvalidDelivery
+from attachments.message_id import normalized
 
 __all__ = [
     "Action",
@@ -129,13 +130,14 @@ def _plain(text: str) -> bool:
 
 
 def _message_id(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
+    message_id = normalized(value) if isinstance(value, str) else ""
+    if not message_id:
         raise InvalidDelivery("The webhook's body has no id")
-    if len(value) > ID_CHARACTERS:
+    if len(message_id) > ID_CHARACTERS:
         raise InvalidDelivery(f"The webhook's id is longer than {ID_CHARACTERS} characters")
-    if not _plain(value):
+    if not _plain(message_id):
         raise InvalidDelivery("The webhook's id holds control characters or broken Unicode")
-    return value
+    return message_id
 
 
 def _optional(value: object, longest: int) -> str | None:

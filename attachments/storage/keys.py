@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 
+from attachments.message_id import normalized
+
 KEY_LENGTH = 32
 """Hex digits in a key: 128 bits of SHA-256."""
 
@@ -27,8 +29,8 @@ _NEVER_IN_A_NAME = frozenset("\\\0")
 
 
 def message_key(message_id: str) -> str:
-    """The key of a message: the first 32 hex digits of the SHA-256 of its id."""
-    return _hashed(message_id)
+    """The key of a message: the first 32 hex digits of the SHA-256 of its id, without blanks around it."""
+    return _hashed(normalized(message_id))
 
 
 def attachment_key(attachment_id: str) -> str:

@@ -79,10 +79,18 @@ def test_optional_text_is_trimmed_and_capped() -> None:
     assert len(delivery.event or "") == 64
 
 
-@pytest.mark.parametrize("message_id", ["x", "x" * 2048, "日本", "a b", "a/b+c=", " x "])
+@pytest.mark.parametrize("message_id", ["x", "x" * 2048, "日本", "a b", "a/b+c="])
 def test_an_id_is_kept_as_it_is(message_id: str) -> None:
     """Ids are opaque: not even trimmed."""
     assert delivered(id=message_id).message_id == message_id
+
+
+@pytest.mark.parametrize("around", [" ", "\n", "\r\n", "\t \xa0", "\ufeff"])
+def test_blanks_around_an_id_are_not_part_of_it(around: str) -> None:
+    """Else a webhook that is sent again by hand would be another message; alone they are no id."""
+    assert delivered(id=f"{around}AAMk/AD+Q={around}").message_id == "AAMk/AD+Q="
+    with pytest.raises(InvalidDelivery, match="no id"):
+        delivered(id=around)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,13 @@ def test_ids_that_differ_in_case_alone_have_different_keys() -> None:
     assert message_key("AAMkA") != message_key("AAMka")
 
 
+@pytest.mark.parametrize("around", [" ", "\n", "\r\n", "\t", "\xa0", "\u2028", "\u200b", "\ufeff", " \r\n\ufeff "])
+def test_what_comes_with_copying_an_id_does_not_make_it_another_message(around: str) -> None:
+    """Blanks, line ends and invisible characters around it; those within it count."""
+    assert message_key(f"{around}AAMkA{around}") == message_key("AAMkA")
+    assert message_key(f"AAM{around}kA") != message_key("AAMkA")
+
+
 def test_half_a_surrogate_pair_in_an_id_has_a_key() -> None:
     """JSON can carry such an id; it must not stop a message."""
     assert is_key(message_key("id-\ud800"))
