@@ -5,13 +5,15 @@ from __future__ import annotations
 import mimetypes
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cache
 from typing import Annotated, Any, Protocol, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from attachments.storage.names import bounded, is_nameless, safe_name
 
 # The standard library's own table (never the machine's), and what mail carries that it lacks in some version.
 _TYPES = {
@@ -67,7 +69,48 @@ _TYPES = {
     ".zst": "application/zstd",
 }
 
-_SAYS_NOTHING = "application/octet-stream"
+_UNKNOWN = "application/octet-stream"
+
+_SAYS_NOTHING = frozenset(
+    {
+        _UNKNOWN,
+        "application/binary",
+        "application/download",
+        "application/force-download",
+        "application/octetstream",
+        "application/unknown",
+        "application/x-binary",
+        "application/x-download",
+        "application/x-force-download",
+        "application/x-forcedownload",
+        "application/x-octet-stream",
+        "application/x-unknown",
+        "binary/octet-stream",
+        "unknown/unknown",
+    }
+)
+"""What senders write when they do not know the type. Text without a slash, such as `pdf`, is no type either."""
+
+_ALIASES = {
+    "application/acrobat": "application/pdf",
+    "application/x-gzip": "application/gzip",
+    "application/x-pdf": "application/pdf",
+    "application/x-rar-compressed": "application/vnd.rar",
+    "application/x-zip": "application/zip",
+    "application/x-zip-compressed": "application/zip",
+    "image/jpg": "image/jpeg",
+    "image/pjpeg": "image/jpeg",
+    "image/tif": "image/tiff",
+    "image/x-png": "image/png",
+    "text/pdf": "application/pdf",
+    "text/xml": "application/xml",
+}
+"""Other names of a type, and the one that we compare."""
+
+_RESTRICTED_NAME = r"[a-z0-9*?][a-z0-9!#$&^_.+*?-]*"  # RFC 6838, section 4.2, and the two wildcards
+_TYPE_PATTERN = re.compile(rf"{_RESTRICTED_NAME}(?:/{_RESTRICTED_NAME})?")
+_PARAMETERS = re.compile(r"""(?:;\s*(?:[^\s;="]+\s*=\s*(?:"[^"]*"|[^\s;="]*)\s*)?)*""")
+_SEVERAL_NAMES = re.compile(r"\*\.[\w*?]+\s*[,;|]\s*\*\.|\{[^{}]*,[^{}]*\}")
 
 
 class AttachmentLike(Protocol):
@@ -89,25 +132,89 @@ class Decision:
     rule: str | None = None
 
 
-def _list_of_texts(value: Any) -> Any:
+def _patterns(value: Any) -> Any:
     if value is None:
         return ()
     if isinstance(value, str):
-        raise ValueError(f'write a list, even of one: ["{value}"]')  # noqa: TRY004  # pydantic reports these
-    if isinstance(value, list | tuple) and any(isinstance(item, str) and not item.strip() for item in value):
-        raise ValueError("one of the patterns is empty; remove it, or write * to match everything")
+        raise ValueError(f"write a list, even of one: {_as_list(_separated(value) or [value])}")  # noqa: TRY004  # pydantic reports these
+    for item in _texts(value):
+        if not item.strip():
+            raise ValueError("one of the patterns is empty; remove it, or write * to match everything")
+        for character in (item.strip()[0], item.strip()[-1]):
+            if unicodedata.category(character) in {"Cc", "Cf"}:
+                raise ValueError(
+                    f"a pattern begins or ends with an invisible character (U+{ord(character):04X}), "
+                    "perhaps pasted with it; type the pattern anew"
+                )
     return value
 
 
 def _content_types(value: Any) -> Any:
-    value = _list_of_texts(value)
-    for item in value if isinstance(value, list | tuple) else ():
-        if isinstance(item, str) and not re.search(r"[/*?\[]", item):
-            raise ValueError(
-                f"{item!r} is no content type; write one such as application/pdf or image/*, "
-                f'or match the file name instead: names ["*.{item.strip(". ")}"]'
-            )
+    value = _patterns(value)
+    for item in _texts(value):
+        media_type, _, parameters = item.partition(";")
+        pattern = media_type.strip().casefold()
+        has_type = "/" in pattern or ("*" in pattern and not pattern.startswith("*."))
+        if has_type and _TYPE_PATTERN.fullmatch(pattern) and _PARAMETERS.fullmatch(f";{parameters}"):
+            continue
+        if len(several := _separated(item)) > 1:
+            raise ValueError(f"{item!r} is more than one content type; write a list: {_as_list(several)}")
+        extensions = [part.removeprefix("*").removeprefix(".") for part in _parts(item)]
+        names = _as_list([f"*.{extension}" for extension in extensions])
+        instead = f", or match the file name instead: names {names}" if all(map(str.isalnum, extensions)) else ""
+        raise ValueError(f"{item!r} is not a content type; write one such as application/pdf or image/*{instead}")
     return value
+
+
+def _names(value: Any) -> Any:
+    value = _patterns(value)
+    for item in _texts(value):
+        pattern = item.strip()
+        if "/" in pattern or "\\" in pattern:
+            raise ValueError(
+                f"{item!r} has a / or \\, which no stored file name has; match the name alone, without a folder, "
+                "and write ? for a character that cannot be written"
+            )
+        if _SEVERAL_NAMES.search(pattern):
+            raise ValueError(
+                f"{item!r} is more than one pattern; write each one by itself, in a list such as {_as_list(_EXAMPLES)}"
+            )
+        if "[[]" in pattern:
+            raise ValueError(f"{item!r} escapes a bracket; brackets stand for themselves, so write [ in place of [[]")
+        if "." + pattern.casefold().removeprefix(".") in _TYPES:
+            extension = pattern.removeprefix(".")
+            raise ValueError(f'{item!r} matches no file name but "{pattern}"; for an extension write "*.{extension}"')
+    return value
+
+
+_EXAMPLES = ("*.pdf", "*.docx")
+
+
+def _separated(item: str) -> Sequence[str]:
+    """The content types in a text that holds several of them, and nothing else."""
+    parts = _parts(item)
+    return parts if all("/" in part and _TYPE_PATTERN.fullmatch(part.casefold()) for part in parts) else ()
+
+
+def _parts(item: str) -> Sequence[str]:
+    return [part for part in re.split(r"[\s,;|]+", item) if part]
+
+
+def _as_list(patterns: Sequence[str]) -> str:
+    return "[" + ", ".join(f'"{pattern}"' for pattern in patterns) + "]"
+
+
+def _texts(value: Any) -> Iterable[str]:
+    return (item for item in value if isinstance(item, str)) if isinstance(value, list | tuple) else ()
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("write a number of bytes")  # noqa: TRY004  # pydantic reports these
+    return value
+
+
+Size = Annotated[int | None, BeforeValidator(_size)]
 
 
 class _Strict(BaseModel):
@@ -132,20 +239,22 @@ class Rule(_Strict):
         title="Content types",
         description=(
             "Any of these content types, such as application/pdf or image/*. Case and parameters are "
-            "ignored, and application/octet-stream is judged by the file name's extension."
+            "ignored, and types that say nothing, such as application/octet-stream, are judged by the file "
+            "name's extension."
         ),
     )
-    names: Annotated[tuple[str, ...], BeforeValidator(_list_of_texts)] = Field(
+    names: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
         default=(),
         title="File names",
-        description="Any of these file names, such as *.pdf or invoice-*. Case is ignored.",
+        description=(
+            "Any of these file names, such as *.pdf or invoice-*: * is any text, ? any character, and all else "
+            "stands for itself. Case is ignored. The name is compared as it was sent and as it is stored."
+        ),
     )
-    min_size: int | None = Field(
+    min_size: Size = Field(
         default=None, ge=0, title="Smallest size", description="At least this many bytes, as listed."
     )
-    max_size: int | None = Field(
-        default=None, ge=0, title="Largest size", description="At most this many bytes, as listed."
-    )
+    max_size: Size = Field(default=None, ge=0, title="Largest size", description="At most this many bytes, as listed.")
 
     @model_validator(mode="after")
     def _has_sense(self) -> Self:
@@ -166,10 +275,14 @@ class Rule(_Strict):
             return False
         if self.max_size is not None and (size is None or size > self.max_size):
             return False
-        types = [_without_parameters(pattern) for pattern in self.content_types]
-        if types and not _any_matches(types, _judged_type(attachment)):
+        types = [_canonical(_without_parameters(pattern)) for pattern in self.content_types]
+        if types and not _any_matches(types, _judged_types(attachment)):
             return False
-        return not self.names or _any_matches(self.names, attachment.name or "")
+        return not self.names or _any_matches(self.names, (attachment.name or "", safe_name(attachment.name)))
+
+    def needs_name(self, attachment: AttachmentLike) -> bool:
+        """Whether the attachment's name counts."""
+        return bool(self.names) or (bool(self.content_types) and _says_nothing(attachment))
 
     def __str__(self) -> str:
         """The conditions, as configured: ``content_types image/*, max_size 20000``."""
@@ -209,34 +322,63 @@ class Filter(_Strict):
             return Decision(wanted=False, rule="include: no rule matches")
         return Decision(wanted=True)
 
+    def needs_name(self, attachment: AttachmentLike) -> bool:
+        """Whether only the name can tell, and the list of attachments has none: the download's header may."""
+        return is_nameless(attachment.name) and any(rule.needs_name(attachment) for rule in self.include + self.exclude)
+
+    def may_want(self, attachment: AttachmentLike) -> bool:
+        """Whether the attachment is wanted, or a run has to find out."""
+        return self.needs_name(attachment) or self.decide(attachment).wanted
+
+
+def problem(error: ValidationError) -> str:
+    """What is wrong with a filter, in one sentence for each fault: where, and what to write instead."""
+    return "; ".join(f"{_place(found['loc'])}{found['msg'].removeprefix('Value error, ')}" for found in error.errors())
+
+
+def _place(steps: Sequence[int | str]) -> str:
+    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+    return f"{place}: " if place else ""
+
 
 def decide(filter: Filter | None, attachment: AttachmentLike) -> Decision:  # noqa: A002  # the flow's parameter
     """Whether the attachment is wanted; without a filter everything is."""
     return Decision(wanted=True) if filter is None else filter.decide(attachment)
 
 
-def _judged_type(attachment: AttachmentLike) -> str:
-    """The content type without case and parameters; by the file name's extension when it says nothing."""
+def _judged_types(attachment: AttachmentLike) -> Sequence[str]:
+    """The content types that the attachment has: as stated and as registered, or by a name's extension."""
     stated = _without_parameters(attachment.content_type or "")
-    if stated not in {"", _SAYS_NOTHING}:
-        return stated
-    _, dot, extension = (attachment.name or "").strip().casefold().rpartition(".")
-    return _TYPES.get(dot + extension, _SAYS_NOTHING)
+    if not _says_nothing(attachment):
+        return stated, _canonical(stated)
+    _, dot, extension = safe_name(attachment.name).casefold().rpartition(".")
+    known = _TYPES.get(dot + extension)
+    return (known,) if known else (_UNKNOWN, stated)
+
+
+def _says_nothing(attachment: AttachmentLike) -> bool:
+    stated = _without_parameters(attachment.content_type or "")
+    return stated in _SAYS_NOTHING or "/" not in stated
+
+
+def _canonical(content_type: str) -> str:
+    return _ALIASES.get(content_type, content_type)
 
 
 def _without_parameters(content_type: str) -> str:
     return content_type.partition(";")[0].strip().casefold()
 
 
-def _any_matches(patterns: Sequence[str], text: str) -> bool:
-    folded = _folded(text)
-    return any(_compiled(pattern).match(folded) for pattern in patterns)
+def _any_matches(patterns: Sequence[str], texts: Iterable[str]) -> bool:
+    folded = {_folded(bounded(text)) for text in texts}
+    return any(_compiled(pattern).match(text) for pattern in patterns for text in folded)
 
 
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
-    # fnmatch's own expressions never backtrack over more than one star, so no file name can make them slow.
-    return re.compile(translate(_folded(pattern.strip())))
+    # fnmatch's own expressions never backtrack over more than one star, so no file name can make them slow. Its
+    # character classes are not ours: file names have brackets.
+    return re.compile(translate(_folded(pattern.strip()).replace("[", "[[]")))
 
 
 def _folded(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from attachments.selection import Decision, Filter, Rule, decide
+from attachments.selection import _ALIASES, _SAYS_NOTHING, _TYPES, Decision, Filter, Rule, decide, problem
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ def test_without_a_filter_everything_is_wanted() -> None:
         (" text/plain ;charset=utf-8", "text/*"),
         ("text/plain", "text/plain; charset=utf-8"),
         ("application/pdf", "*"),
-        ("image/png", "image/[pj]*"),
+        ("image/png", "image*"),
+        ("application/vnd.ms-excel", "*excel"),
+        ("text/plain", 'text/plain; charset="utf-8"; format=flowed'),
     ],
 )
 def test_content_types_are_compared_without_case_and_parameters(content_type: str, pattern: str) -> None:
@@ -51,13 +54,31 @@ def test_content_types_are_compared_without_case_and_parameters(content_type: st
     assert matches(Attachment(content_type=content_type), content_types=[pattern])
 
 
-@pytest.mark.parametrize("content_type", ["application/pdfx", "x/application/pdf", "image/pdf", "application"])
+@pytest.mark.parametrize("content_type", ["application/pdfx", "x/application/pdf", "image/pdf", "application/"])
 def test_a_content_type_matches_as_a_whole(content_type: str) -> None:
     """A pattern is no search."""
     assert not matches(Attachment(content_type=content_type), content_types=["application/pdf"])
 
 
-@pytest.mark.parametrize("content_type", ["application/octet-stream", "Application/Octet-Stream; x=y", "", " ", None])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/octet-stream",
+        "Application/Octet-Stream; x=y",
+        "",
+        " ",
+        None,
+        "binary/octet-stream",
+        "application/force-download",
+        "application/x-download",
+        "application/download",
+        "application/unknown",
+        "Application/X-Download; name=a",
+        "pdf",
+        "PDF",
+        "unknown",
+    ],
+)
 @pytest.mark.parametrize(
     ("name", "judged"),
     [
@@ -82,6 +103,9 @@ def test_a_content_type_matches_as_a_whole(content_type: str) -> None:
         ("a.xml", "application/xml"),
         ("a.json", "application/json"),
         ("a.pdf ", "application/pdf"),
+        ("a.pdf.", "application/pdf"),
+        ("a.pdf\u200b", "application/pdf"),
+        ("a.p\u200bdf", "application/pdf"),
         ("data:,x.pdf", "application/pdf"),
     ],
 )
@@ -92,9 +116,30 @@ def test_a_type_that_says_nothing_is_judged_by_the_name(content_type: str | None
 
 
 @pytest.mark.parametrize("name", ["a", "a.", "a.nonsense", "pdf", "", None, ".pdf.x"])
-def test_an_unknown_name_leaves_the_type_that_says_nothing(name: str | None) -> None:
-    """It can still be matched as what it is."""
-    assert matches(Attachment(name, ""), content_types=["application/octet-stream"])
+@pytest.mark.parametrize("content_type", ["", "application/force-download"])
+def test_an_unknown_name_leaves_the_type_that_says_nothing(name: str | None, content_type: str) -> None:
+    """It can still be matched as what it is, and as it is stated."""
+    assert matches(Attachment(name, content_type), content_types=["application/octet-stream"])
+    assert not content_type or matches(Attachment(name, content_type), content_types=[content_type])
+
+
+@pytest.mark.parametrize(
+    ("alias", "registered"),
+    [
+        ("application/x-pdf", "application/pdf"),
+        ("Application/X-PDF; name=x", "application/pdf"),
+        ("image/jpg", "image/jpeg"),
+        ("image/pjpeg", "image/jpeg"),
+        ("application/x-zip-compressed", "application/zip"),
+    ],
+)
+def test_another_name_of_a_type_is_that_type(alias: str, registered: str) -> None:
+    """In the list of attachments and in the filter; and a pattern still matches the type as it is stated."""
+    prefix = alias.partition(";")[0][:-2] + "*"
+    for pattern in (alias, registered, prefix):
+        assert matches(Attachment(content_type=alias), content_types=[pattern])
+    assert matches(Attachment(content_type=registered), content_types=[alias])
+    assert not matches(Attachment(content_type="text/html"), content_types=[alias, registered])
 
 
 def test_a_type_that_says_something_is_believed() -> None:
@@ -126,13 +171,66 @@ print(matches(Attachment("a.nonsense", ""), content_types=["text/*"]))
         ("re\u0301sume\u0301.doc", "résumé.*"),
         ("STRASSE.txt", "straße.txt"),
         ("a\nb.txt", "a?b.txt"),
-        ("x[1].pdf", "x[[]1].pdf"),
+        ("x[1].pdf", "x[1].pdf"),
+        ("x[1].pdf", "x[?].pdf"),
+        ("x(1).pdf", "x(1).pdf"),
+        ("{A-1}.^$+|.pdf", "{a-1}.^$+|.pdf"),
+        ("[Draft] contract.pdf", "[Draft]*"),
+        ("[!a].pdf", "[!a]*"),
+        ("x].pdf", "*].pdf"),
         ("日本語.pdf", "日本*"),
         (None, "*"),
     ],
 )
 def test_names_are_compared_without_case_and_spelling(name: str | None, pattern: str) -> None:
     """What readers take for the same name is the same name."""
+    assert matches(Attachment(name), names=[pattern])
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [("accounts.pdf", "[Draft]*"), ("d.pdf", "[a-z].pdf"), ("x1.pdf", "x[1].pdf"), ("b.pdf", "[!a].pdf")],
+)
+def test_brackets_stand_for_themselves(name: str, pattern: str) -> None:
+    """File names have brackets. Only * and ? are wildcards."""
+    assert not matches(Attachment(name), names=[pattern])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "setup.exe.",
+        "setup.exe ",
+        "setup.exe. . .",
+        "setup.exe\u200b",
+        "set\u00adup.exe",
+        "setup.\u202eexe",
+        "setup.exe\n",
+        "C:\\tools\\setup.exe",
+        "../setup.exe",
+        "tools/../setup.exe",
+        "SETUP.EXE\ufeff.",
+        "e\u0301" * 5000 + ".exe\u200b",
+    ],
+)
+def test_a_name_is_compared_as_it_is_stored_too(name: str) -> None:
+    """What ends up as an .exe is one, whatever its sender has added; and what ends up as a PDF is one."""
+    assert matches(Attachment(name), names=["*.exe"])
+    assert decide(Filter.model_validate({"exclude": [{"names": ["*.exe"]}]}), Attachment(name)).wanted is False
+    assert matches(Attachment(name.replace("exe", "pdf").replace("EXE", "PDF"), ""), names=["*.pdf"])
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("Offer 1/2.pdf", "offer 1?2.pdf"),
+        ("Offer 1/2.pdf", "Offer 1_2.pdf"),
+        ("a\u202efdp.exe", "*\u202e*"),
+        ("", "attach*"),
+    ],
+)
+def test_a_name_is_compared_as_it_was_sent_too(name: str, pattern: str) -> None:
+    """Either is enough."""
     assert matches(Attachment(name), names=[pattern])
 
 
@@ -194,6 +292,7 @@ def test_no_name_makes_a_pattern_slow() -> None:
     started = time.perf_counter()
     assert not matches(attachment, names=["*a" * 20 + "b"])
     assert time.perf_counter() - started < 5
+    assert matches(Attachment("a" + "\u0301\u0316" * 100_000 + ".exe"), names=["á*.exe"])
 
 
 @pytest.mark.parametrize(
@@ -206,19 +305,94 @@ def test_no_name_makes_a_pattern_slow() -> None:
         ({"exclude": [{"min_size": 3, "max_size": 2}]}, "min_size 3 is larger than max_size 2"),
         ({"exclude": [{"max_size": -1}]}, "greater than or equal to 0"),
         ({"exclude": [{"min_size": -1}]}, "greater than or equal to 0"),
-        ({"exclude": [{"max_size": "20 kB"}]}, "exclude.0.max_size"),
+        ({"exclude": [{"max_size": "20 kB"}]}, r"exclude\[0\].max_size"),
         ({"exclude": [{"names": "*.png"}]}, r'write a list, even of one: \["\*.png"\]'),
         ({"exclude": [{"names": [" "]}]}, "one of the patterns is empty; remove it"),
-        ({"exclude": [{"names": [5]}]}, "exclude.0.names.0"),
-        ({"exclude": [{"content_types": ["pdf"]}]}, r'no content type; write one such as .* names \["\*.pdf"\]'),
+        ({"exclude": [{"names": [5]}]}, r"exclude\[0\].names\[0\]"),
+        ({"exclude": [{"max_size": True}]}, "write a number of bytes"),
+        *(
+            ({"exclude": [{"content_types": [text]}]}, r'not a content type; write one such as .* names \["\*.pdf"\]')
+            for text in ("pdf", ".pdf", "*.pdf", " *.PDF ".lower())
+        ),
+        ({"include": [{"content_types": ["pdf, docx"]}]}, r'names \["\*.pdf", "\*.docx"\]'),
+        *(
+            (
+                {"include": [{"content_types": [f"application/pdf{between}image/png"]}]},
+                r'more than one content type; write a list: \["application/pdf", "image/png"\]',
+            )
+            for between in (", ", ",", "|", " | ", ";", "; ", " ", "\n")
+        ),
+        ({"include": [{"content_types": "application/pdf, image/png"}]}, r'list.*: \["application/pdf", "image/png"\]'),
+        *(
+            (
+                {"include": [{"content_types": [text]}]},
+                r"not a content type; write one such as application/pdf or image/\*$",
+            )
+            for text in (
+                "image/[pj]*",
+                "image/{png,jpeg}",
+                "image/(png|jpeg)",
+                "image/png|jpeg",
+                "image/.*",
+                "application/ pdf",
+                "application/pdf/",
+                "/pdf",
+                "image/",
+                "^image/png$",
+                "bild/größe",
+                "application\\pdf",
+                "https://example.com/a.pdf",
+            )
+        ),
+        *(
+            ({"exclude": [{"names": [text]}]}, "match the name alone, without a folder")
+            for text in ("invoices/*.pdf", "**/*.pdf", "C:\\*.pdf", ".*\\.pdf")
+        ),
+        *(
+            ({"exclude": [{"names": [text]}]}, r'more than one pattern; .* such as \["\*.pdf", "\*.docx"\]')
+            for text in ("*.pdf, *.docx", "*.pdf;*.docx", "*.pdf | *.png", "*.{pdf,docx}")
+        ),
+        *(
+            ({"exclude": [{"names": [text]}]}, r'matches no file name but "\.?pdf"; for an extension write "\*\.pdf"')
+            for text in ("pdf", ".pdf")
+        ),
+        ({"exclude": [{"names": ["x[[]1].pdf"]}]}, r"brackets stand for themselves, so write \[ in place of \[\[\]"),
+        ({"exclude": [{"names": ["*.pdf\u200b"]}]}, r"invisible character \(U\+200B\)"),
+        ({"exclude": [{"content_types": ["\ufeffapplication/pdf"]}]}, r"invisible character \(U\+FEFF\)"),
         ({"exclude": {"names": ["x"]}}, "exclude"),
-        ({"exclude": ["x"]}, "exclude.0"),
+        ({"exclude": ["x"]}, r"exclude\[0\]"),
     ],
 )
 def test_a_rule_that_makes_no_sense_is_refused(bad: dict[str, Any], says: str) -> None:
     """Before anything runs, with what to change."""
-    with pytest.raises(ValidationError, match=says):
+    with pytest.raises(ValidationError) as raised:
         Filter.model_validate(bad)
+    told = problem(raised.value)
+    assert re.search(says, told), told
+    assert "Value error" not in told
+    assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["Smith,*.pdf", "a;b.pdf", "{12-34}.pdf", "log*", "*.pdf.", "README", "[pdf]", "a, b"])
+def test_a_rule_that_makes_sense_is_taken(name: str) -> None:
+    """Unusual names are names."""
+    assert matches(Attachment(name.replace("*", "x")), names=[name])
+
+
+def test_the_place_of_each_fault_is_told() -> None:
+    """As it is written in prefect.yaml."""
+    bad = {"include": [{"names": ["*.x"]}, {"names": [7]}], "exclude": [{"max_bytes": 5}]}
+    with pytest.raises(ValidationError) as raised:
+        Filter.model_validate(bad)
+    assert problem(raised.value) == (
+        "include[1].names[0]: Input should be a valid string; "
+        "exclude[0]: unknown max_bytes; a rule has content_types, names, min_size, max_size"
+    )
+
+
+def test_each_alias_is_of_a_type_that_is_compared() -> None:
+    """No chain of aliases, and no extension that stands for one."""
+    assert not set(_ALIASES) & {*_ALIASES.values(), *_TYPES.values(), *_SAYS_NOTHING}
 
 
 def test_a_filter_is_a_value() -> None:

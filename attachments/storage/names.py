@@ -35,6 +35,7 @@ MAX_BYTES = 255
 """The longest name, in bytes of UTF-8: the limit of ext4, XFS and APFS, and of NTFS in characters."""
 
 _FALLBACK = "attachment"
+_SIDE = 1024  # characters
 
 # pathvalidate lacks the console's two names, which Windows reserves as well.
 _KNOWN_DEVICES = FileNameValidator(platform="universal").reserved_keywords
@@ -65,8 +66,19 @@ def safe_name(name: str | None, *, fallback: str = _FALLBACK) -> str:
     return _settled(name or "") or _settled(fallback) or _FALLBACK
 
 
+def is_nameless(name: str | None) -> bool:
+    """Whether nothing of the name is left once it is safe, so that it is stored under another."""
+    return not _settled(name or "")
+
+
+def bounded(name: str) -> str:
+    """The name without its middle, when it is far longer than any file's: normalizing takes quadratic time."""
+    return name if len(name) <= 2 * _SIDE else name[:_SIDE] + name[-_SIDE:]
+
+
 def _settled(name: str) -> str:
     """Cleaned until cleaning changes nothing: taking one thing away can put another in its place."""
+    name = bounded(name)
     while (cleaned := _cleaned(name)) != name:
         name = cleaned
     return name
