@@ -1,4 +1,4 @@
-"""Reads mail from disk as Exchange would show it: `.eml` files (RFC 5322) or an mbox (RFC 4155).
+"""Reads mail from disk as Exchange would show it.
 
 What becomes an attachment:
 - a `message/rfc822` or `message/global` part: an itemAttachment, not looked into. So does any other
@@ -9,7 +9,6 @@ What becomes an attachment:
 - the rest, the texts without a name, is the message's body, and no attachment.
 """
 
-import mailbox
 import mimetypes
 import re
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from attachments.sandbox import graph_ids
 from attachments.sandbox.bodies import HeldBody, Spool
+from attachments.sandbox.mail_files import raw_messages
 from attachments.sandbox.messages import DEFAULT_MAILBOX, FILE, ITEM, Attachment, Message
 from attachments.sandbox.payload import now
 
@@ -36,25 +36,11 @@ _ENVELOPE_BYTES = 100
 
 
 def read_mail(path: Path, spool: Spool) -> Iterator[Message]:
-    """The messages of a folder of `.eml` files (and of its folders), of one such file, or of an mbox.
+    """The messages of a file of mail, or of a folder with such files (see mail_files).
 
     The attachments' bytes go to the spool. Raises OSError when the path cannot be read.
     """
-    if path.is_dir():
-        for file in sorted(path.rglob("*.eml")):
-            yield parse_mail(file.read_bytes(), spool)
-        return
-    with path.open("rb") as opened:
-        is_mbox = opened.read(5) == b"From "
-    if not is_mbox:
-        yield parse_mail(path.read_bytes(), spool)
-        return
-    box = mailbox.mbox(path, create=False)
-    try:
-        for key in box.iterkeys():
-            yield parse_mail(box.get_bytes(key), spool)
-    finally:
-        box.close()
+    return (parse_mail(content, spool) for content in raw_messages(path))
 
 
 def parse_mail(content: bytes, spool: Spool) -> Message:

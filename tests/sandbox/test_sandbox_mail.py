@@ -195,3 +195,93 @@ def test_an_mbox_and_a_single_file_are_read_too(spool: Spool, tmp_path: Path):
     assert content(message) == b"GIF"
     with pytest.raises(OSError, match="nowhere"):
         list(read_mail(tmp_path / "nowhere", spool))
+
+
+MAIL = b"Subject: %b\nContent-Type: image/gif; name=x.gif\n\nGIF\n"
+FROM = b"From sam@x.example Mon Nov  2 10:00:00 2026\n"
+
+
+def subjects(path: Path, spool: Spool) -> list[str]:
+    messages = list(read_mail(path, spool))
+    assert all(len(message.attachments) == 1 and content(message).rstrip() == b"GIF" for message in messages)
+    return [message.subject for message in messages]
+
+
+@pytest.mark.parametrize("name", ["a.EML", "a.Eml", "a.eml"])
+def test_the_suffix_of_a_mail_may_be_upper_case(tmp_path: Path, spool: Spool, name: str):
+    """Windows and Outlook write `.EML`."""
+    (tmp_path / name).write_bytes(MAIL % b"one")
+    assert subjects(tmp_path, spool) == ["one"]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize("start", [b"", b"\n", b"\n \n\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n"])
+def test_blank_lines_and_a_byte_order_mark_at_the_start_cost_nothing(
+    tmp_path: Path, spool: Spool, start: bytes, end: bytes
+):
+    """Neither the first message of an mbox nor the attachments of a single mail."""
+    box = start + b"\n".join(FROM + MAIL % subject for subject in (b"one", b"two", b"three"))
+    (tmp_path / "box").write_bytes(box.replace(b"\n", end))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "box.mbox").write_bytes(box.replace(b"\n", end))
+    (tmp_path / "one.eml").write_bytes((start + MAIL % b"one").replace(b"\n", end))
+    assert subjects(tmp_path / "box", spool) == ["one", "two", "three"]
+    assert subjects(tmp_path / "folder", spool) == ["one", "two", "three"]
+    assert subjects(tmp_path / "one.eml", spool) == ["one"]
+
+
+def test_an_mbox_is_split_as_the_standard_library_splits_it(tmp_path: Path, spool: Spool):
+    """The same messages, byte for byte, so that an export of a mail and the mail itself are one message."""
+    box = mailbox.mbox(tmp_path / "box")
+    for file in CPYTHON_MAIL:
+        box.add(file.read_bytes())
+    box.flush()
+    expected = [parse_mail(box.get_bytes(key), spool).id for key in box.iterkeys()]
+    box.close()
+    assert [message.id for message in read_mail(tmp_path / "box", spool)] == expected
+
+
+def test_a_sentence_that_begins_with_from_does_not_split_a_message(tmp_path: Path, spool: Spool):
+    """Some writers of an mbox do not quote it; a separator has a date, or a header below."""
+    text = b"\nFrom now on, all is well.\n\nFrom 10:00 to 11:00 we are closed.\n\n"
+    (tmp_path / "box").write_bytes(FROM + MAIL % b"one" + text + b"From sam\n" + MAIL % b"two" + b"\n" + FROM + b"\n")
+    first, second, third = read_mail(tmp_path / "box", spool)
+    assert (content(first), content(second)) == (b"GIF\n" + text[:-1], b"GIF\n")
+    assert (first.subject, second.subject, third.subject) == ("one", "two", "")
+
+
+def test_a_maildir_is_read(tmp_path: Path, spool: Spool):
+    """Read and unread mail, and that of its folders; not what is still being delivered, nor the server's own files."""
+    names = {"cur/1.M5P6.host:2,S": b"one", "new/2.M5P6.host": b"two", ".Sent/cur/3.M7P8.host:2,RS": b"three"}
+    names |= {"tmp/4.M9P1.host": b"unfinished"}
+    for name, subject in names.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(MAIL % subject)
+    (tmp_path / "dovecot-uidlist").write_bytes(b"3 V1 N5\n1 :1.M5P6.host\n")
+    (tmp_path / "cur" / "index").write_bytes(b"\0\1\2")
+    assert sorted(subjects(tmp_path, spool)) == ["one", "three", "two"]
+    assert subjects(tmp_path / "new", spool) == ["two"]
+
+
+def test_the_mailboxes_of_apple_mail_are_read(tmp_path: Path, spool: Spool):
+    """An exported mailbox is a folder with a file `mbox`; one that is in use has a file `.emlx` for each message."""
+    (tmp_path / "Shop.mbox").mkdir()
+    (tmp_path / "Shop.mbox" / "mbox").write_bytes(FROM + MAIL % b"one" + b"\n" + FROM + MAIL % b"two")
+    (tmp_path / "Shop.mbox" / "table_of_contents").write_bytes(b"\0\0\0\1From")
+    kept = tmp_path / "INBOX.mbox" / "4F2A" / "Data" / "Messages"
+    kept.mkdir(parents=True)
+    mail = MAIL % b"three"
+    (kept / "7.emlx").write_bytes(b"%-10d\n%b<?xml version='1.0'?><plist></plist>" % (len(mail), mail))
+    assert subjects(tmp_path / "Shop.mbox", spool) == ["one", "two"]
+    assert subjects(tmp_path / "INBOX.mbox", spool) == ["three"]
+    assert sorted(subjects(tmp_path, spool)) == ["one", "three", "two"]
+
+
+def test_what_is_no_mail_is_passed_over_in_a_folder(tmp_path: Path, spool: Spool):
+    """Other files, a folder named like a mail, a broken link, and what macOS leaves beside a copy."""
+    (tmp_path / "folder.eml").mkdir()
+    (tmp_path / "lost.eml").symlink_to(tmp_path / "nowhere.eml")
+    (tmp_path / "._one.eml").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "notes.txt").write_bytes(b"From: me\nSubject: notes\n")
+    (tmp_path / "letter.txt").write_bytes(b"From the desk of Sam\n\nHello\n")
+    assert subjects(tmp_path, spool) == []

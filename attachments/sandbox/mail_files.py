@@ -1,0 +1,103 @@
+"""Finds the messages in the files and folders that mail programs write.
+
+- `.eml`: one message (RFC 5322); `.emlx` (Apple Mail): its length, the message, then what Apple knows of it.
+- mbox (RFC 4155): messages, each after a line `From sender date`. Apple exports one as a folder `Name.mbox` with
+  a file `mbox` in it.
+- Maildir: a file for each message, of any name, in the folders `cur` and `new`.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+FORMATS = ".eml and .emlx files, mbox files and Maildir folders"
+
+_HEAD_BYTES = 64 * 1024
+_MAC_COPY = "._"  # beside a file x that macOS copies elsewhere, it puts ._x, which holds no mail
+_NOTHING = re.compile(rb"(?:\xef\xbb\xbf|[ \t]*[\r\n])*")
+"""What editors and exports leave before a file's first line."""
+_HEADER = re.compile(rb"[!-9;-~]+[ \t]*:")
+_DATED = re.compile(rb"From .*[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d")
+_LENGTH = re.compile(rb"[ \t]*(\d{1,15})[ \t]*\r?\n")
+
+
+def raw_messages(path: Path) -> Iterator[bytes]:
+    """The messages of a file, or of all mail files in a folder and its folders, in the order of their paths.
+
+    Raises OSError when something there cannot be read.
+    """
+    if not path.is_dir():
+        yield from _messages_of(path)
+        return
+    for file in sorted(_files(path.resolve())):
+        if _is_mail(file):
+            yield from _messages_of(file)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for inner, _, names in os.walk(folder, onerror=_raise):
+        yield from (file for name in names if (file := Path(inner, name)).is_file())
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_mail(file: Path) -> bool:
+    if file.name.startswith(_MAC_COPY):
+        return False
+    if file.suffix.lower() in (".eml", ".emlx"):
+        return True
+    with file.open("rb") as opened:
+        head = opened.read(_HEAD_BYTES)
+    head = head[_start(head) :]
+    if file.parent.name in ("cur", "new"):
+        return head.startswith(b"From ") or _HEADER.match(head) is not None
+    is_named_so = "mbox" in (file.name.lower(), file.suffix.lower().removeprefix("."))
+    return head.startswith(b"From ") if is_named_so else _DATED.match(head) is not None
+
+
+def _messages_of(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        head = opened.read(_HEAD_BYTES)
+        opened.seek(_start(head))
+        if head[_start(head) :].startswith(b"From "):
+            yield from _split(opened)
+            return
+        content = opened.read()
+    length = _LENGTH.match(content) if file.suffix.lower() == ".emlx" else None
+    yield content[length.end() :][: int(length[1])] if length else content
+
+
+def _start(head: bytes) -> int:
+    """Where the first line with something in it begins."""
+    found = _NOTHING.match(head)
+    return found.end() if found else 0
+
+
+def _split(file: BinaryIO) -> Iterator[bytes]:
+    """The messages of an mbox that begins here, without the lines `From ` and the blank lines that end them."""
+    lines: list[bytes] | None = None
+    for line, following in pairwise(chain(file, [b""])):
+        if lines is None or _separates(line, following):
+            if lines is not None:
+                yield _joined(lines)
+            lines = []
+        else:
+            lines.append(line)
+    if lines is not None:
+        yield _joined(lines)
+
+
+def _separates(line: bytes, following: bytes) -> bool:
+    """Whether a line begins the next message: a sentence may begin with `From ` too."""
+    return line.startswith(b"From ") and bool(_DATED.match(line) or _HEADER.match(following))
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    if lines and not lines[-1].strip(b"\r\n"):
+        lines.pop()
+    return b"".join(lines)
