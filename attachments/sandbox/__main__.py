@@ -3,22 +3,35 @@
 import argparse
 import asyncio
 import hashlib
+import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
 
 from attachments.sandbox.account import Account
 from attachments.sandbox.bodies import Spool
-from attachments.sandbox.delivery import Posting, deliver
+from attachments.sandbox.delivery import Delivery, Posting, deliver
 from attachments.sandbox.keys import Key, KeyRing
 from attachments.sandbox.mail import read_mail
+from attachments.sandbox.mail_files import FORMATS
 from attachments.sandbox.messages import Messages
 from attachments.sandbox.payload import webhook_payload
 from attachments.sandbox.server import serving
 from attachments.sandbox.window import SlidingWindow
+
+SECRET = "EMAILGISTICS_WEBHOOK_SECRET"  # noqa: S105  the variable's name
+_CONNECT_SECONDS = 0.25
+"""Between two attempts to connect to a receiver that does not listen yet."""
+_ADVICE = {
+    HTTPStatus.UNAUTHORIZED: f"401 means that the receiver has another secret: set {SECRET} to the receiver's.",
+    HTTPStatus.NOT_FOUND: "404 means that the receiver does not know the path of --deliver-to: check it.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,9 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     spool = Spool()
     try:
+        options.secret = options.secret or _secret()
         return asyncio.run(_run(options, spool))
-    except OSError as error:
-        print(f"sandbox: {error}; check --mail, --host, --port and --port-file", file=sys.stderr)
+    except (OSError, argparse.ArgumentTypeError) as error:
+        print(
+            f"sandbox: {error}; check --mail, --host, --port, --port-file, {SECRET} and {SECRET}_FILE", file=sys.stderr
+        )
         return 1
     finally:
         spool.close()
@@ -38,20 +54,61 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="attachments sandbox", description="A stand-in Emailgistics: its API, and a sender of webhooks."
     )
-    parser.add_argument("--mail", type=Path, metavar="PATH", help="folder of .eml files, one .eml file, or an mbox")
+    parser.add_argument("--mail", type=Path, metavar="PATH", help=f"a file, or a folder of {FORMATS}")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0 lets the system choose")
+    parser.add_argument("--port", type=_port, default=0, help="0 lets the system choose")
     parser.add_argument("--key", default="sandbox-key", help="API key with every scope and mailbox")
     parser.add_argument("--limit", type=_limit, default=100, help="calls a window for the account, or 'off'")
     parser.add_argument("--window", type=float, default=60.0, metavar="SECONDS")
-    parser.add_argument("--deliver-to", metavar="URL", help="deliver a webhook for every message of --mail once")
-    parser.add_argument("--secret", help="the webhook's secret")
+    parser.add_argument(
+        "--deliver-to",
+        type=_url,
+        metavar="URL",
+        help="deliver a webhook for every message of --mail once, as soon as something listens there",
+    )
+    parser.add_argument(
+        "--secret", type=_header_value, help=f"the webhook's secret; by default the value of {SECRET} or {SECRET}_FILE"
+    )
     parser.add_argument("--port-file", type=Path, metavar="PATH", help="write the port here once listening")
     return parser
 
 
 def _limit(text: str) -> int | None:
     return None if text == "off" else int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) not in range(2**16):
+        raise argparse.ArgumentTypeError("give a number from 0 to 65535")
+    return int(text)
+
+
+def _url(text: str) -> SplitResult:
+    try:
+        url = urlsplit(text)
+        is_usable = url.scheme in ("http", "https") and url.port != 0 and bool((url.hostname or "").encode("idna"))
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        raise argparse.ArgumentTypeError("give a URL such as http://127.0.0.1:8080/webhooks/default")
+    return url
+
+
+def _header_value(text: str) -> str:
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError("a secret cannot hold a line break or another control character")
+    return text.strip()
+
+
+def _secret() -> str:
+    """The secret of the environment, whole: a comma may be part of it.
+
+    Raises OSError when its file cannot be read, ArgumentTypeError when no header can carry it.
+    """
+    text = os.environ.get(SECRET) or ""
+    if not text.strip() and (file := os.environ.get(f"{SECRET}_FILE")):
+        text = Path(file).read_text("utf-8", "surrogateescape")
+    return _header_value(text.strip())
 
 
 async def _run(options: argparse.Namespace, spool: Spool) -> int:
@@ -62,35 +119,70 @@ async def _run(options: argparse.Namespace, spool: Spool) -> int:
     account = Account(KeyRing([Key(options.key)]), SlidingWindow(options.limit, options.window), Messages())
     if options.mail is not None:
         account.messages.add(await asyncio.to_thread(lambda: list(read_mail(options.mail, spool))))
+        if not len(account.messages):
+            print(f"no mail found in {options.mail}; the sandbox reads {FORMATS}", flush=True)
     async with serving(account, options.host, options.port) as address:
         print(f"Emailgistics sandbox: {address}/api/v1 ({len(account.messages)} messages)", flush=True)
         if options.port_file is not None:
             _write_whole(options.port_file, address.rpartition(":")[2])
-        delivering = asyncio.create_task(_deliver_all(account, options))
+        delivering = asyncio.create_task(_deliver_all(account, options.deliver_to, options.secret))
         await stop.wait()
         delivering.cancel()
         await asyncio.gather(delivering, return_exceptions=True)
     return 0
 
 
-async def _deliver_all(account: Account, options: argparse.Namespace) -> None:
+async def _deliver_all(account: Account, url: SplitResult | None, secret: str) -> None:
     """Delivers every message once, one after the other; prints each by its key, without names."""
-    if options.deliver_to is None:
+    if url is None:
         return
+    await _wait_for_listener(url)
+    deliveries: list[Delivery] = []
     async with aiohttp.ClientSession() as session:
         for message in list(account.messages):
-            posting = Posting(webhook_payload(message), options.deliver_to, options.secret)
+            posting = Posting(webhook_payload(message), url.geturl(), secret)
             delivery = posting.begin()
+            deliveries.append(delivery)
             account.deliveries.append(delivery)
             await deliver(session, posting, delivery)
             key = hashlib.sha256(message.id.encode()).hexdigest()[:32]
-            last = delivery.attempts[-1]
+            last, count = delivery.attempts[-1], len(delivery.attempts)
             print(
-                f"message {key}: {delivery.outcome} after {len(delivery.attempts)} attempts,"
-                f" last answer {last.status or last.error}",
+                f"message {key}: {delivery.outcome} after {count} attempt{'s' if count > 1 else ''},"
+                f" last response {last.status or last.error}",
                 flush=True,
             )
-    print(f"delivered {len(account.messages)} messages", flush=True)
+    print(_summary(deliveries), flush=True)
+
+
+async def _wait_for_listener(url: SplitResult) -> None:
+    """Returns once something accepts connections there; until then it posts nothing."""
+    host, port = url.hostname, url.port or (443 if url.scheme == "https" else 80)
+    is_announced = False
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+        except OSError:
+            if not is_announced:
+                print(f"waiting for the receiver at {host}:{port}", flush=True)
+                is_announced = True
+            await asyncio.sleep(_CONNECT_SECONDS)
+        else:
+            writer.close()
+            return
+
+
+def _summary(deliveries: Sequence[Delivery]) -> str:
+    """How many were accepted, and what to do about the others."""
+    outcomes = Counter(delivery.outcome for delivery in deliveries)
+    text = f"delivered {outcomes['success']} of {len(deliveries)} messages"
+    if outcomes["success"] == len(deliveries):
+        return text
+    refused = (f"{outcomes['error']} rejected (error)", f"{outcomes['failed']} failed")
+    statuses = {delivery.attempts[-1].status for delivery in deliveries}
+    advice = [text for status, text in _ADVICE.items() if status in statuses]
+    others = ", ".join(part for part in refused if not part.startswith("0 "))
+    return " ".join([f"{text}; {others}.", *advice, "To deliver again, restart the sandbox."])
 
 
 def _write_whole(path: Path, text: str) -> None:

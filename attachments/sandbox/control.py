@@ -1,4 +1,7 @@
-"""The control API under `/_sandbox`: what a test orders and asks of the stand-in. JSON, without a key."""
+"""The control API under `/_sandbox`: what a test orders and asks of the stand-in. JSON, without a key.
+
+The list of messages is also for a person with curl, who gets it as text.
+"""
 
 import asyncio
 import json
@@ -84,6 +87,10 @@ class Control:
         return web.json_response(answer, status=HTTPStatus.CREATED)
 
     async def show_messages(self, request: web.Request) -> web.Response:
+        """JSON for a program that asks for it; for a person, an id and a subject on each line."""
+        if "application/json" not in request.headers.get("Accept", ""):
+            lines = (f"{_printable(message.id)}\t{_printable(message.subject)}\n" for message in self._account.messages)
+            return web.Response(text="".join(lines))
         return web.json_response({"messages": await self._shown(list(self._account.messages), request)})
 
     async def forget_messages(self, _: web.Request) -> web.Response:
@@ -199,6 +206,11 @@ def _shown_message(message: Message, *, digests: bool) -> dict[str, object]:
         ],
         "webhook": webhook_payload(message),
     }
+
+
+def _printable(text: str) -> str:
+    """On one line, and nothing in it that a terminal obeys."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
 def _shown_order(order: Order) -> dict[str, object]:

@@ -25,7 +25,8 @@ class Control(httpx.Client):
     """The control API with a method for each thing that tests do often; the keywords are its JSON fields."""
 
     def __init__(self, address: str) -> None:
-        super().__init__(base_url=f"{address}/_sandbox/", timeout=None, trust_env=False)
+        headers = {"Accept": "application/json"}
+        super().__init__(base_url=f"{address}/_sandbox/", headers=headers, timeout=None, trust_env=False)
 
     def add_message(self, **fields: Any) -> dict[str, Any]:
         """Adds a message: its `id`, its `attachments` with size and SHA-256, and its `webhook` payload."""

@@ -1,10 +1,14 @@
-"""One sandbox for all these tests, emptied before each, and two clients: httpx, and a bare socket."""
+"""One sandbox for all these tests, emptied before each, two clients (httpx, and a bare socket), and a receiver."""
 
 import json
 import re
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -13,6 +17,7 @@ import pytest
 
 from attachments.sandbox.process import Sandbox, running_sandbox
 
+SUCCESS = (200, {}, b'{"status": "success", "message": "ok"}')
 DEFAULT_KEYS = [{"key": "sandbox-key", "scopes": None, "mailboxes": None, "expires": None}]
 
 
@@ -35,6 +40,74 @@ class RawAnswer:
     @property
     def document(self) -> Any:
         return json.loads(self.body)
+
+
+class Receiver(ThreadingHTTPServer):
+    """Answers each POST with the next line of its script (the last one again and again), and keeps what came.
+
+    A line is (status, headers, body), or None to close without an answer, or a number of seconds to wait first.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Post)
+        self.script: list[Any] = [SUCCESS]
+        self.posts: list[tuple[dict[str, str], Any, float]] = []
+        self.released = threading.Event()
+        self._turn = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/webhooks/default"
+
+    def next_line(self, headers: dict[str, str], document: Any) -> Any:
+        with self._turn:
+            self.posts.append((headers, document, time.monotonic()))
+            return self.script.pop(0) if len(self.script) > 1 else self.script[0]
+
+
+class Post(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        line = self.server.next_line(dict(self.headers), json.loads(body))
+        if line is None:
+            self.close_connection = True
+            return
+        if isinstance(line, float):
+            self.server.released.wait(line)
+            line = SUCCESS
+        status, headers, content = line
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def running_receiver(*script: Any, port: int = 0) -> Iterator[Receiver]:
+    """A receiver that answers by a script."""
+    with Receiver(port) as server:
+        server.script = list(script) or server.script
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.released.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with running_receiver() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

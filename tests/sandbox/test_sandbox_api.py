@@ -280,3 +280,18 @@ def test_messages_are_shown_as_they_were_added(sandbox: Sandbox):
     for row in (*added, *shown):
         row["webhook"].pop("timestamp")
     assert shown == added
+
+
+def test_the_messages_are_a_list_for_a_person_and_json_for_a_program(sandbox: Sandbox):
+    """`curl` shows an id and a subject on each line, whatever the subject holds; a program asks for JSON."""
+    for id_, subject in (("one=", "Invoice 7"), ("two=", "a\n\tb\x1b[31m\u202ec"), ("three=", "")):
+        sandbox.control.add_message(id=id_, subject=subject, attachments=[])
+    address = sandbox.base_url.replace("/api/v1", "/_sandbox/messages")
+    with httpx.Client(trust_env=False) as curl:
+        for accept in ("*/*", "text/html,application/xhtml+xml,*/*;q=0.8", "text/plain"):
+            shown = curl.get(address, headers={"Accept": accept})
+            assert shown.headers["Content-Type"] == "text/plain; charset=utf-8"
+            assert shown.text == "one=\tInvoice 7\ntwo=\ta b [31m c\nthree=\t\n"
+        for accept in ("application/json", "application/json, */*"):
+            rows = curl.get(address, headers={"Accept": accept}).json()["messages"]
+            assert [row["id"] for row in rows] == ["one=", "two=", "three="]

@@ -1,79 +1,15 @@
 """Webhooks: posted as the vendor does, three times at most, judged by the envelope."""
 
 import json
-import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from attachments.sandbox.process import Sandbox, SandboxError
-
-SUCCESS = (200, {}, b'{"status": "success", "message": "ok"}')
-
-
-class Receiver(ThreadingHTTPServer):
-    """Answers each POST with the next line of its script (the last one again and again), and keeps what came.
-
-    A line is (status, headers, body), or None to close without an answer, or a number of seconds to wait first.
-    """
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Post)
-        self.script: list[Any] = [SUCCESS]
-        self.posts: list[tuple[dict[str, str], Any, float]] = []
-        self.released = threading.Event()
-        self._turn = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/webhooks/default"
-
-    def next_line(self, headers: dict[str, str], document: Any) -> Any:
-        with self._turn:
-            self.posts.append((headers, document, time.monotonic()))
-            return self.script.pop(0) if len(self.script) > 1 else self.script[0]
-
-
-class Post(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        line = self.server.next_line(dict(self.headers), json.loads(body))
-        if line is None:
-            self.close_connection = True
-            return
-        if isinstance(line, float):
-            self.server.released.wait(line)
-            line = SUCCESS
-        status, headers, content = line
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.released.set()
-        server.shutdown()
-        thread.join()
+from tests.sandbox.conftest import SUCCESS, Receiver
 
 
 @pytest.fixture
