@@ -5,11 +5,12 @@ import logging
 import resource
 import signal
 import socket
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import uvicorn
@@ -22,6 +23,7 @@ from attachments.receiver.dispatcher import Dispatcher
 from attachments.receiver.inbox import LOCK_PATIENCE, Inbox
 from attachments.receiver.metrics import Metrics
 from attachments.receiver.prefect_api import prefect_flow_runs
+from attachments.receiver.tls import TlsListener
 
 logger = logging.getLogger("attachments.receiver")
 DRAIN = 8  # seconds that open connections get on SIGTERM; Docker kills after 10
@@ -137,11 +139,23 @@ class _Server(uvicorn.Server):
     """Says where it listens once it does, and takes SIGTERM for a wish, not for its death."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        if self.config.ssl is None:
+            await super().startup(sockets)
+        else:
+            await super().startup([])
+            self._listen_with_tls(self.config.ssl, sockets or [])
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         scheme = "https" if self.config.is_ssl else "http"
         address = f"[{host}]" if ":" in host else host
         logger.info("Listening on %s://%s:%d/webhooks/default", scheme, address, port)
+
+    def _listen_with_tls(self, context: ssl.SSLContext, sockets: list[socket.socket]) -> None:
+        def make_protocol() -> asyncio.Protocol:
+            return _Patient(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+        for listener in sockets:
+            listener.listen(self.config.backlog)
+            self.servers.append(cast("asyncio.Server", TlsListener(listener, context, make_protocol)))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -91,7 +91,7 @@ def make_receiver(
 ) -> Receiver:
     """A receiver that is not started yet. `before` is put before its command; `tuning` is for `tuned.py`."""
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
+    url = f"{'https' if '--tls-certificate' in options else 'http'}://127.0.0.1:{port}"
     program = (
         [sys.executable, "-m", "tests.receiver.tuned", json.dumps(tuning)]
         if tuning
