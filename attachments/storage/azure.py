@@ -65,7 +65,7 @@ from attachments.storage.errors import (
     StoreUnavailable,
     UnsupportedStore,
 )
-from attachments.storage.parts import PASSING_STATUS, PartedUpload, patiently, run
+from attachments.storage.parts import PASSING_STATUS, PartedUpload, is_permanent, patiently, run
 
 _OURS = "attachments_"
 _RUBBISH = {"attachments_rubbish": "uncommitted"}
@@ -103,6 +103,7 @@ _MEANINGS: Mapping[str, tuple[type[StoreError], str]] = {
     "ContainerNotFound": (NotFound, _GONE),
     "ContainerBeingDeleted": (NotFound, _GONE),
     "ContainerDisabled": (AccessDenied, _CREDENTIALS),
+    "PublicAccessNotPermitted": (AccessDenied, _CREDENTIALS),
     "BlobImmutableDueToPolicy": (AccessDenied, _IMMUTABLE),
     "BlobImmutableDueToLegalHold": (AccessDenied, _IMMUTABLE),
     "SnapshotsPresent": (AccessDenied, _SNAPSHOTS),
@@ -185,7 +186,7 @@ class AzureBackend(Backend):
             return Failure(AccessDenied, symbol, _CREDENTIALS)
         if status == _INSUFFICIENT_STORAGE:
             return Failure(OutOfSpace, symbol, "make room or raise the quota, then run it again")
-        if status == _BAD and code and code not in _AGAIN:
+        if status and is_permanent(status) and code not in _AGAIN:
             advice = "Azure does not take what it is asked; check the URL, the options and the encryption scope"
             return Failure(UnsupportedStore, symbol, advice)
         return Failure(StoreUnavailable, symbol, "check network and account if this goes on; it is tried again")

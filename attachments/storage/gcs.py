@@ -50,7 +50,7 @@ from attachments.storage.backend import (
 )
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import AccessDenied, NotFound, StoreUnavailable, UnsupportedStore
-from attachments.storage.parts import PASSING_STATUS, PartedUpload, patiently, run
+from attachments.storage.parts import PASSING_STATUS, PartedUpload, is_permanent, patiently, run
 from attachments.storage.sidecars import orphaned_proofs, proof_path, read_proof
 
 _OURS = "attachments-"
@@ -58,8 +58,8 @@ _BLOCK = 1024 * 1024
 _SLICE = 256 * 1024
 _REQUEST = aiohttp.ClientTimeout(total=120, sock_connect=10, sock_read=60)  # five of them are within parts.PATIENCE
 _TRANSFER = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
-_BAD, _ABSENT, _GONE, _CHANGED, _GIVEN_UP, _MULTIPLE, _RESUME = 400, 404, 410, 412, 499, 300, 308
-_NO_BUCKET, _NO_OBJECT = "no bucket", "no object"
+_ABSENT, _GONE, _CHANGED, _GIVEN_UP, _MULTIPLE, _RESUME = 404, 410, 412, 499, 300, 308
+_NO_BUCKET, _NO_OBJECT, _DAMAGED = "no bucket", "no object", "damaged on its way"
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ class GcsBackend(Backend):
                     "check the credentials and the roles that they have; docs/stores.md has the least that is needed"
                 )
                 return Failure(AccessDenied, symbol, advice)
-            if error.status == _BAD:
+            if is_permanent(error.status) and not self.may_pass(error):
                 return Failure(UnsupportedStore, symbol, "check the bucket's name, the KMS key and the store's options")
             return Failure(StoreUnavailable, symbol, "the service did not do it; it is tried again")
         symbol = type(error).__name__
@@ -289,7 +289,8 @@ class GcsBackend(Backend):
     def may_pass(self, error: Exception) -> bool:
         """Whether the same request may succeed in a moment."""
         if isinstance(error, _Refused):
-            return error.status in PASSING_STATUS or "Limit" in error.reason or "quota" in error.reason
+            is_passing = error.status in PASSING_STATUS or error.reason == _DAMAGED
+            return is_passing or "Limit" in error.reason or "quota" in error.reason
         return self.failure(error).kind is StoreUnavailable
 
     @asynccontextmanager
@@ -577,6 +578,8 @@ def _reason(body: bytes) -> str:
     """Google's own word for it, and nothing else of the answer: its text may hold names."""
     if (b"bucket does not exist" in body) != (b"No such object" in body):
         return _NO_OBJECT if b"No such object" in body else _NO_BUCKET
+    if b"doesn't match calculated" in body:  # an MD5 or CRC32C, for which Google has no reason of its own
+        return _DAMAGED
     try:
         reason = json.loads(body)["error"]["errors"][0]["reason"]
     except (ValueError, KeyError, IndexError, TypeError):

@@ -195,7 +195,13 @@ class MovingBackend(Backend):
         """Our own instance: fsspec's shared ones carry state (transactions, listings) between threads."""
         with self._lock:
             if self._opened is None:
-                self._opened = self._kind(**self._options, skip_instance_cache=True, use_listings_cache=False)
+                try:
+                    self._opened = self._kind(**self._options, skip_instance_cache=True, use_listings_cache=False)
+                except (TypeError, ValueError):
+                    raise UnsupportedStore(
+                        f"the options of the {self.url.partition(':')[0]}: store cannot be used; compare them with "
+                        "those of its fsspec file system"
+                    ) from None
             return self._opened
 
     def _path(self, path: str) -> str:

@@ -25,10 +25,18 @@ PATIENCE = 900.0
 PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 """HTTP's answers after which the same request may succeed."""
 
+_RACES = frozenset({404, 409, 410, 412, 423, 425, 499})  # another writer's doing, or too early
+_NEVER = frozenset({501, 505})  # not implemented
+
 _TRIES = 5
 _BACK_OFF = 0.5  # seconds before the second try, doubled for each, and up to as much again: 15 s at the most in all
 
 T = TypeVar("T")
+
+
+def is_permanent(status: int) -> bool:
+    """Whether a response with this HTTP status refuses the request for good: the same request fails again tomorrow."""
+    return status in _NEVER or (400 <= status < 500 and status not in PASSING_STATUS | _RACES)  # noqa: PLR2004  HTTP
 
 
 class PartedUpload(Upload):

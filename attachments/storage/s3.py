@@ -26,10 +26,18 @@ from typing import Any, TypeVar, cast
 import aiohttp
 from botocore.exceptions import (
     BotoCoreError,
+    ChecksumError,
     ClientError,
+    ConnectionError,  # noqa: A004  botocore's
+    CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    LoginError,
+    MetadataRetrievalError,
+    MissingDependencyException,
     NoAuthTokenError,
     NoCredentialsError,
-    ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
     SSOError,
@@ -51,11 +59,19 @@ from attachments.storage.backend import (
     check_options,
 )
 from attachments.storage.encryption import Encryption
-from attachments.storage.errors import AccessDenied, NotFound, OutOfSpace, StoreUnavailable, UnsupportedStore
-from attachments.storage.parts import PartedUpload, run
+from attachments.storage.errors import (
+    AccessDenied,
+    NotFound,
+    OutOfSpace,
+    StoreError,
+    StoreUnavailable,
+    UnsupportedStore,
+)
+from attachments.storage.parts import PartedUpload, is_permanent, run
 from attachments.storage.sidecars import orphaned_proofs, proof_path, read_proof
 
 _STORE = ".store"
+_NOTHING = Labels("application/octet-stream")
 _OURS = "attachments-"
 _BLOCK = 1024 * 1024
 _CONFIG: Mapping[str, Any] = {
@@ -76,6 +92,14 @@ _KMS = (AccessDenied, "check the KMS key's id, its state, and that the worker's 
 _BUCKET = (NotFound, "the bucket is not there: check its name and region, or make it; it is never made by itself")
 _ROOM = (OutOfSpace, "make room or raise the quota, then run it again")
 _PASSING = (StoreUnavailable, "the service did not do it; it is tried again")
+_REFUSED = (UnsupportedStore, "the service refuses such a request; check the store's URL, options and encryption")
+_TOO_LONG = (UnsupportedStore, "the folder in the store's URL is too long for the service; choose a shorter one")
+_SET_CHECKSUMS = (
+    "the service refuses what it is sent, probably for its checksum header; set the store's option config_kwargs to "
+    '{"request_checksum_calculation": "when_required"}'
+)
+_CHECKSUMS = (UnsupportedStore, _SET_CHECKSUMS)
+_UNUSABLE = (UnsupportedStore, "check the bucket's name and the store's options")
 _MEANINGS: Mapping[tuple[type[Any], str], str] = {
     _ACCESS: """
         AccessDenied AllAccessDisabled AccountProblem ExpiredToken InvalidAccessKeyId InvalidToken InvalidSecurity
@@ -84,9 +108,17 @@ _MEANINGS: Mapping[tuple[type[Any], str], str] = {
     """,
     _BUCKET: "NoSuchBucket 301 PermanentRedirect InvalidBucketName",
     _ROOM: "QuotaExceeded InsufficientStorage InsufficientCapacity StorageFull XMinioStorageFull 507",
+    _TOO_LONG: "KeyTooLongError",
+    # With a status that says otherwise: damaged on its way, too late, too fast, or parts that are gone.
+    _PASSING: """
+        BadDigest IncompleteBody InvalidPart InvalidPartOrder PriorRequestNotComplete RequestTimeout
+        RequestLimitExceeded RequestThrottled RequestThrottledException SlowDown Throttling ThrottlingException
+        ThrottledException TooManyRequestsException XAmzContentChecksumMismatch XAmzContentSHA256Mismatch
+    """,
 }
 _CODES = {code: meaning for meaning, codes in _MEANINGS.items() for code in codes.split()}
 _CREDENTIALS = (
+    LoginError,
     NoCredentialsError,
     PartialCredentialsError,
     NoAuthTokenError,
@@ -96,6 +128,18 @@ _CREDENTIALS = (
 )
 _CONFLICTS = {"PreconditionFailed", "ConditionalRequestConflict", "OperationAborted", "412", "409"}
 _UNKNOWN_CONDITION = {"NotImplemented", "InvalidArgument", "InvalidRequest", "501", "400"}
+_UNKNOWN_CHECKSUM = _UNKNOWN_CONDITION | {"InvalidDigest", "MalformedTrailerError", "MissingContentLength", "411"}
+_CHECKSUMMED = {"PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"}
+_MAY_PASS = (
+    ChecksumError,
+    ConnectionError,
+    CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    MetadataRetrievalError,
+)
+"""Of botocore's own errors those that the network may have caused; the others are about what it was told."""
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 
 
@@ -104,6 +148,7 @@ class S3Backend(Backend):
 
     errors = (ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError)
     metadata_is_proof = True
+    _sends_checksums = True
 
     def __init__(self, url: str, options: Mapping[str, Any], encryption: Mapping[str, Any]) -> None:
         whole = str(S3FileSystem._strip_protocol(url)).strip("/")
@@ -122,6 +167,9 @@ class S3Backend(Backend):
         if not S3FileSystem._strip_protocol(url).strip("/"):
             raise UnsupportedStore("the store's URL names no bucket; write it as s3://bucket/folder")
         check_options(S3FileSystem, options, "s3fs", _SESSION_OPTIONS)
+        for name in ("client_kwargs", "config_kwargs", "s3_additional_kwargs"):
+            if not isinstance(options.get(name) or {}, Mapping):
+                raise UnsupportedStore(f'the option {name} is not a JSON object; write it as {{"name": value}}')
         if encryption.azure_scope:
             raise UnsupportedStore("an Azure encryption scope is nothing that S3 knows; remove it")
         asked: dict[str, Any] = {}
@@ -143,14 +191,24 @@ class S3Backend(Backend):
         if isinstance(error, ClientError):
             code = _code(error)
             status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-            known = _KMS if code.startswith("KMS") else _CODES.get(code) or _CODES.get(status, _PASSING)
+            known = _KMS if code.startswith("KMS") else _CODES.get(code) or _CODES.get(status)
+            if known is None:
+                known = self._refused(error, code) if is_permanent(int(status or 0)) else _PASSING
             return Failure(known[0], code if code.replace(".", "").isalnum() else status, known[1])
         if isinstance(error, _CREDENTIALS):
             advice = "give the worker credentials: environment, profile, role, or the store's options key and secret"
             return Failure(AccessDenied, type(error).__name__, advice)
-        if isinstance(error, ParamValidationError):
-            return Failure(UnsupportedStore, type(error).__name__, "check the bucket's name and the store's options")
+        if isinstance(error, MissingDependencyException):
+            advice = "a multi-region access point needs the package awscrt; install it beside the worker"
+            return Failure(UnsupportedStore, type(error).__name__, advice)
+        if isinstance(error, BotoCoreError) and not isinstance(error, _MAY_PASS):
+            return Failure(_UNUSABLE[0], type(error).__name__, _UNUSABLE[1])
         return Failure(StoreUnavailable, type(error).__name__, "check network and endpoint; it is tried again")
+
+    def _refused(self, error: ClientError, code: str) -> tuple[type[StoreError], str]:
+        """What a refused request means: B2 and others do not know the client's checksums."""
+        is_likely = self._sends_checksums and error.operation_name in _CHECKSUMMED and code in _UNKNOWN_CHECKSUM
+        return _CHECKSUMS if is_likely else _REFUSED
 
     def objects(self, prefix: str) -> Iterator[Listed]:
         for page in self._pages("list_objects_v2", Prefix=self._root + prefix):
@@ -300,13 +358,15 @@ class S3Backend(Backend):
     async def _heeds_conditions(self) -> bool:
         for _ in range(2):
             try:
-                await self.put(_STORE, b"", Labels("application/octet-stream"), {}, {"IfNoneMatch": "*"})
+                await self.put(_STORE, b"", _NOTHING, {}, {"IfNoneMatch": "*"})
             except ClientError as error:
                 if _code(error) in _CONFLICTS:
                     return True
-                if _code(error) in _UNKNOWN_CONDITION:
-                    return False
-                raise
+                if _code(error) not in _UNKNOWN_CONDITION:
+                    raise
+                # The same without the condition: if that is refused too, something else is the reason.
+                await self.put(_STORE, b"", _NOTHING, {}, {})
+                return False
         return False
 
     async def _load(self, path: str) -> tuple[bytes, Version]:
@@ -342,8 +402,16 @@ class S3Backend(Backend):
         return cast("dict[str, Any]", told)
 
     async def _client(self) -> Any:
-        await self._fs.set_session()
-        return await self._fs.get_s3(self._bucket)
+        try:
+            await self._fs.set_session()
+            client = await self._fs.get_s3(self._bucket)
+        except (ValueError, TypeError):
+            # What botocore says of options that it does not take, such as an endpoint_url without a scheme.
+            raise UnsupportedStore(
+                "the store's options cannot be used; check endpoint_url (https://host), client_kwargs and config_kwargs"
+            ) from None
+        self._sends_checksums = client.meta.config.request_checksum_calculation != "when_required"
+        return client
 
     def _run(self, work: Any) -> Any:
         return run(work, self._fs.loop)
@@ -353,7 +421,7 @@ class S3Backend(Backend):
         """Our own instance: fsspec's shared ones carry state (transactions, listings) between threads."""
         with self._lock:
             if self._opened is None:
-                config = {**_CONFIG, **self._options.get("config_kwargs", {})}
+                config = {**_CONFIG, **(self._options.get("config_kwargs") or {})}
                 options = {**self._options, "config_kwargs": config, "use_listings_cache": False}
                 self._opened = S3FileSystem(**options, skip_instance_cache=True)
             return self._opened

@@ -126,7 +126,10 @@ class SftpBackend(Backend):
             advice = "the server can't rename folders or replace files; use another server, or the storage behind it"
             return Failure(UnsupportedStore, symbol, advice)
         number = error.errno if isinstance(error, OSError) else None
-        if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EEXIST}:
+        # Of other numbers the connection's socket may be the origin.
+        if number in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EEXIST} or (
+            number and isinstance(error, Failed)
+        ):
             return failure_of(error)
         symbol = errno.errorcode.get(number or 0, symbol)
         return Failure(StoreUnavailable, symbol, "check host and network if this goes on; it is tried again")

@@ -30,6 +30,7 @@ from paramiko.sftp import (
     CMD_READDIR,
     CMD_VERSION,
     CMD_WRITE,
+    SFTP_BAD_MESSAGE,
     SFTP_EOF,
     SFTP_FLAG_CREATE,
     SFTP_FLAG_READ,
@@ -60,6 +61,9 @@ _LOGIN = frozenset(
 )
 OPTIONS = _LOGIN | {"host", "port", "known_hosts", "host_key", *_TIMEOUTS}
 _CHECK_HOST = "the host's key is not a known one; find out why, then set the option host_key or known_hosts"
+_CHECK_ALGORITHMS = (
+    "the server and this client have no algorithm in common; update the server, or see the option disabled_algorithms"
+)
 _CHECK_LOGIN = "check user name, password and key in the store's options"
 _ROOM = 1024 * 1024  # bytes; a disk with less is full
 
@@ -220,6 +224,10 @@ class SftpClient(paramiko.SFTPClient):  # type: ignore[misc]  # paramiko ships n
         # The words are no part of the protocol, but some servers have no other way to tell.
         if b"no space" in text or b"quota" in text:
             number = errno.ENOSPC
+        if b"name too long" in text:
+            raise Failed(errno.ENAMETOOLONG, "status")
+        if code == SFTP_BAD_MESSAGE:  # OpenSSH's word for EINVAL and ENAMETOOLONG
+            raise Failed(errno.EINVAL, "status")
         raise OSError(number, "status") if number else Failed()
 
     def _adjust_cwd(self, path: str | bytes) -> bytes:
@@ -500,6 +508,8 @@ def _connected(options: Mapping[str, Any]) -> paramiko.SSHClient:
         client.close()
         if isinstance(error, _UnknownHost | paramiko.BadHostKeyException):
             raise Refused("HostKey", _CHECK_HOST) from None
+        if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
+            raise Refused("Algorithms", _CHECK_ALGORITHMS) from None
         # A server that is stopped in the middle of a login says nothing about the password.
         if isinstance(error, paramiko.AuthenticationException) and (not in_login or "timeout" in str(error)):
             raise paramiko.SSHException from None

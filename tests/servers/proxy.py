@@ -59,6 +59,7 @@ class _Order:
     fault: Fault
     skip: int
     times: int
+    header: re.Pattern[str] | None
 
 
 class Proxy(Listener):
@@ -70,9 +71,15 @@ class Proxy(Listener):
         """Method and target of each request, as they came."""
         self._orders: list[_Order] = []
 
-    def order(self, method: str, target: str, fault: Fault, *, skip: int = 0, times: int = 1) -> None:
-        """From now on the requests of that method whose target matches meet the fault, after `skip` that do not."""
-        self._orders.append(_Order(method, re.compile(target), fault, skip, times))
+    def order(
+        self, method: str, target: str, fault: Fault, *, skip: int = 0, times: int = 1, header: str | None = None
+    ) -> None:
+        """From now on the requests of that method whose target matches meet the fault, after `skip` that do not.
+
+        With `header`, only those that have a header line which begins so, in any case.
+        """
+        pattern = re.compile(rf"(?im)^{header}") if header else None
+        self._orders.append(_Order(method, re.compile(target), fault, skip, times, pattern))
 
     @property
     def ordered(self) -> int:
@@ -85,7 +92,7 @@ class Proxy(Listener):
         method, target = (word.decode() for word in head.split(b" ", 2)[:2])
         self.requests.append(f"{method} {target}")
         body = _Body(head, reader, writer)
-        match self._fault(method, target):
+        match self._fault(method, target, head.decode("latin-1")):
             case Reset(after=None):
                 return
             case Stall():
@@ -127,8 +134,10 @@ class Proxy(Listener):
             reply.cancel()
             await close(server)
 
-    def _fault(self, method: str, target: str) -> Fault | None:
+    def _fault(self, method: str, target: str, head: str) -> Fault | None:
         for order in self._orders:
+            if order.header and not order.header.search(head):
+                continue
             if order.method == method and order.target.search(target) and order.times:
                 if order.skip:
                     order.skip -= 1

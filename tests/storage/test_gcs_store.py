@@ -890,6 +890,11 @@ def test_an_unreachable_service_is_unavailable(caplog: pytest.LogCaptureFixture)
         (403, "rateLimitExceeded", StoreUnavailable, "rateLimitExceeded"),
         (429, "rateLimitExceeded", StoreUnavailable, "rateLimitExceeded"),
         (400, "invalid", UnsupportedStore, "invalid"),
+        (405, "", UnsupportedStore, "405"),
+        (411, "", UnsupportedStore, "411"),
+        (413, "uploadTooLarge", UnsupportedStore, "uploadTooLarge"),
+        (501, "notImplemented", UnsupportedStore, "notImplemented"),
+        (409, "conflict", StoreUnavailable, "conflict"),
         (500, "backendError", StoreUnavailable, "backendError"),
         (503, "", StoreUnavailable, "503"),
         (302, "", StoreUnavailable, "302"),
@@ -903,6 +908,14 @@ def test_refusals_are_told_by_reason(
     error = {"error": {"code": status, "message": text, "errors": [{"reason": reason, "message": text}]}}
     strict.answer = (status, json.dumps(error).encode())
     fails(strict.open(), kind, symbol, caplog)
+
+
+def test_what_was_damaged_on_its_way_is_tried_again(strict: StandIn, caplog: pytest.LogCaptureFixture) -> None:
+    """Google answers 400 to a checksum that does not match, with the reason of a request that is wrong for good."""
+    text = 'Provided MD5 hash "x" doesn\'t match calculated MD5 hash "y".'
+    error = {"error": {"code": 400, "message": text, "errors": [{"reason": "invalid", "message": text}]}}
+    strict.answer = (400, json.dumps(error).encode())
+    fails(strict.open(), StoreUnavailable, "damaged on its way", caplog)
 
 
 def test_an_answer_that_is_no_json_is_unavailable(strict: StandIn) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ftplib
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from attachments.storage import Encryption, open_store
-from attachments.storage.errors import StoreUnavailable, UnsupportedStore
+from attachments.storage.errors import AccessDenied, OutOfSpace, StoreError, StoreUnavailable, UnsupportedStore
 from attachments.storage.moving import MovingBackend
 from attachments.storage.verification import verify_message
 
@@ -94,6 +95,43 @@ def test_an_error_of_any_kind_tells_no_name(root: str) -> None:
     assert CANARY not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "symbol"),
+    [
+        (ftplib.error_perm(f"530 {CANARY}"), AccessDenied, "530"),
+        (ftplib.error_perm(f"552 {CANARY}"), OutOfSpace, "552"),
+        (ftplib.error_perm(f"553 {CANARY}"), UnsupportedStore, "553"),
+        (ftplib.error_perm(f"502 {CANARY}"), UnsupportedStore, "502"),
+        (ftplib.error_perm(f"550 {CANARY}"), StoreUnavailable, "error_perm"),
+        (ftplib.error_temp(f"451 {CANARY}"), StoreUnavailable, "error_temp"),
+        (NotImplementedError(CANARY), UnsupportedStore, "NotImplementedError"),
+        (OSError(errno.ENAMETOOLONG, CANARY), UnsupportedStore, "ENAMETOOLONG"),
+        (OSError(errno.ETIMEDOUT, CANARY), StoreUnavailable, "ETIMEDOUT"),
+    ],
+)
+def test_what_is_permanent_is_not_tried_again(
+    root: str, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[StoreError], symbol: str
+) -> None:
+    """By FTP's number and by the system's; 550 says too many things to be one of them."""
+
+    def failing(self: Any, path: str, **_: Any) -> None:
+        raise error
+
+    store = open_store(f"memory:{root}")
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", failing)
+    with pytest.raises(StoreError, match=symbol) as caught:
+        store.read_manifest(MESSAGE)
+    assert type(caught.value) is kind
+    assert CANARY not in str(caught.value)
+
+
+def test_options_that_the_file_system_does_not_take_are_permanent() -> None:
+    """Such as a port that is no number; nothing passes by itself, and a value may be a secret."""
+    with pytest.raises(UnsupportedStore, match="options of the ftp: store") as caught:
+        open_store("ftp://127.0.0.1/root", {"port": CANARY}).stored(MESSAGE)
+    assert CANARY not in str(caught.value)
 
 
 def test_encrypted_writers_that_race_leave_an_object_with_its_own_proof(

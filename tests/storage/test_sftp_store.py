@@ -43,7 +43,7 @@ from attachments.storage.errors import (
 )
 from attachments.storage.retention import stored_before
 from attachments.storage.sftp import LOCKS, PROOF, SftpBackend
-from attachments.storage.sftp_client import Connections, SftpClient
+from attachments.storage.sftp_client import Connections, Failed, SftpClient
 from tests.servers.kinds import Sftp
 from tests.servers.server import Server, free_port
 
@@ -931,7 +931,33 @@ def test_every_error_of_the_system_has_a_meaning() -> None:
     assert told[errno.ENOSPC].kind is OutOfSpace
     assert told[errno.ECONNREFUSED].kind is told[errno.ETIMEDOUT].kind is StoreUnavailable
     assert told[errno.ECONNREFUSED].symbol == "ECONNREFUSED"
+    assert told[errno.EINVAL].kind is StoreUnavailable  # the connection's socket may say so
+    assert backend.failure(Failed(errno.EINVAL, "status")).kind is UnsupportedStore
+    assert backend.failure(Failed()).kind is StoreUnavailable
     assert all(CANARY not in failure.symbol + failure.advice for failure in told.values())
+
+
+@pytest.mark.parametrize("reply", [asyncssh.SFTPBadMessage("Bad message"), asyncssh.SFTPFailure("File name too long")])
+def test_a_name_that_the_server_refuses_is_permanent(
+    faulty: Spot, monkeypatch: pytest.MonkeyPatch, reply: Exception
+) -> None:
+    """OpenSSH has one answer to EINVAL and ENAMETOOLONG, and others have only words."""
+
+    def refusing(self: Any, path: bytes, attrs: Any) -> None:
+        raise reply
+
+    monkeypatch.setattr(Faulty, "mkdir", refusing)
+    with pytest.raises(
+        UnsupportedStore, match="EINVAL" if isinstance(reply, asyncssh.SFTPBadMessage) else "ENAMETOOLONG"
+    ):
+        faulty.open().write(MESSAGE, ATTACHMENT, "a.pdf", [b"x"])
+
+
+def test_a_server_without_a_common_algorithm_is_permanent(faulty: Spot) -> None:
+    """Both would have to change; nothing passes by itself."""
+    every = [name.decode() for name in asyncssh.mac.get_mac_algs()]
+    with pytest.raises(AccessDenied, match="no algorithm in common"):
+        faulty.open(disabled_algorithms={"macs": every}).stored(MESSAGE)
 
 
 @pytest.mark.parametrize("link", [MESSAGE, PLACE, f"{PLACE}/a.pdf"], ids=["message", "folder", "file"])

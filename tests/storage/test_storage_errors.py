@@ -18,10 +18,11 @@ from .samples import CANARY, PLACE
 KINDS: list[type[StoreError]] = [StoreError, *StoreError.__subclasses__()]
 
 EXPECTED = {
-    errors.OutOfSpace: ["ENOSPC", "EDQUOT", "EFBIG"],
-    errors.AccessDenied: ["EACCES", "EPERM", "EROFS"],
+    errors.OutOfSpace: ["ENOSPC", "EDQUOT", "EFBIG", "EOVERFLOW"],
+    errors.AccessDenied: ["EACCES", "EPERM", "EROFS", *(["ENOKEY"] if hasattr(errno, "ENOKEY") else [])],
+    errors.UnsupportedStore: ["ENAMETOOLONG", "EINVAL", "EILSEQ", "ENOSYS", "ENOTSUP", "EXDEV"],
     errors.AlreadyExists: ["EEXIST", "ENOTDIR", "EISDIR", "ELOOP"],
-    errors.StoreUnavailable: ["EIO", "ESTALE", "EAGAIN", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOENT", "EXDEV", "ENOMEM"],
+    errors.StoreUnavailable: ["EIO", "ESTALE", "EAGAIN", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOENT", "EBUSY", "ENOMEM"],
 }
 
 
