@@ -8,11 +8,15 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attachments.message_id import normalized
+
+if TYPE_CHECKING:
+    from attachments.doctor import Finding
 
 DEFAULT_INBOX = "~/.local/state/emailgistics-attachments/inbox.sqlite"
 FAILED = 1
@@ -298,26 +302,38 @@ def _preview(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from attachments.doctor import examine, summary  # noqa: PLC0415  Prefect takes seconds to import
+    from attachments.doctor import by_urgency, examine, summary  # noqa: PLC0415  Prefect takes seconds to import
     from attachments.receiver.checks import look_at_inbox, look_at_receiver  # noqa: PLC0415
     from attachments.terminal import printable  # noqa: PLC0415
 
-    found = []
     receiver = () if options.no_receiver else look_at_receiver(_secrets(), options.receiver)
-    for finding in itertools.chain(examine(), receiver, look_at_inbox(_inbox(options))):
-        found.append(finding)
-        if options.json:
-            continue
-        print(finding, flush=True)
-        if sys.stdout.isatty():  # who sends it into a log wants no addresses there
-            for name in finding.names:
-                print(f"{'':<9}  {printable(name)}", flush=True)
+    found = by_urgency(_watched(itertools.chain(examine(), receiver, look_at_inbox(_inbox(options)))))
     is_well = all(finding.status != "failed" for finding in found)
     if options.json:
         print(json.dumps({"ok": is_well, "findings": [finding.model_dump(mode="json") for finding in found]}, indent=1))
-    else:
-        print(summary(found))
+        return 0 if is_well else FAILED
+    for finding in found:
+        print(finding)
+        if sys.stdout.isatty():  # who sends it into a log wants no addresses there
+            for name in finding.names:
+                print(f"{'':<9}  {printable(name)}")
+    print(summary(found))
     return 0 if is_well else FAILED
+
+
+def _watched(findings: Iterable["Finding"]) -> list["Finding"]:
+    """All of them. What was looked at last stands on the terminal meanwhile, for it may take a minute."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    if not sys.stderr.isatty():
+        return list(findings)
+    found = []
+    with Console(stderr=True).status("Looking at Prefect") as line:
+        for finding in findings:
+            found.append(finding)
+            line.update(Text(f"Looked at {finding.about}"))
+    return found
 
 
 def _status(options: argparse.Namespace) -> int:

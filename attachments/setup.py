@@ -23,10 +23,10 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLi
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import DeploymentSort
-from prefect.events import DeploymentTriggerTypes, TriggerTypes
+from prefect.events import Automation, DeploymentTriggerTypes, TriggerTypes
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
-from pydantic import SecretStr, TypeAdapter, ValidationError
+from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.declared import (
@@ -38,10 +38,12 @@ from attachments.declared import (
     declared_deployments,
     declared_flow,
 )
-from attachments.switching import Tell, switch_reconciliation
+from attachments.switching import Result, Tell, switch_reconciliation
 from attachments.worker import WarmWorker
 
 PAGE = 200  # deployments asked for at a time, the most that Prefect names
+# What Prefect writes anew with the same content, and what other programs write meanwhile.
+STORING = {"id", "created", "updated", "created_by", "updated_by", "version_id", "last_polled", "status"}
 STARTING = 30.0  # seconds; a server needs 10 to 20 until it answers
 B = TypeVar("B", bound=Block)
 _triggers: TypeAdapter[DeploymentTriggerTypes] = TypeAdapter(DeploymentTriggerTypes)
@@ -155,6 +157,8 @@ async def _existing(block: type[B], client: PrefectClient) -> B | None:
 
 
 async def _save(block: Block, name: str, client: PrefectClient, tell: Tell) -> None:
+    # What the UI shows beside a block's fields comes with the version, whether or not a value has changed.
+    await type(block).aregister_type_and_schema(client=client)
     existing = await _existing(type(block), client)
     subject = f"block {block._block_type_slug}/{name}"
     if existing is not None and _revealed(existing) == _revealed(block):
@@ -208,8 +212,9 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         existing = await client.read_deployment_by_name(name)
     except ObjectNotFound:
         existing = None
+    automations = {trigger["name"]: await _automation(trigger["name"], client) for trigger in spec.get("triggers", [])}
     triggers: list[DeploymentTriggerTypes | TriggerTypes] = [
-        _triggers.validate_python({**trigger, "enabled": await _is_enabled(trigger, client)})
+        _triggers.validate_python({**trigger, "enabled": _is_enabled(trigger, automations[trigger["name"]])})
         for trigger in spec.get("triggers", [])
     ]
     deployment = as_deployed(
@@ -232,7 +237,28 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         deployment.schedules = None
         deployment.__pydantic_fields_set__.discard("schedules")
     await deployment.aapply()
-    tell("updated" if existing else "made", f"deployment {name}")
+    tell(_result(existing, await client.read_deployment_by_name(name)), f"deployment {name}")
+    for trigger, before in automations.items():
+        automation = await _automation(trigger, client)
+        state = "" if automation and automation.enabled else ": switched off"
+        tell(_result(before, automation), f"automation {trigger}{state}")
+
+
+def _result(before: BaseModel | None, after: BaseModel | None) -> Result:
+    """Whether it was made, or something of it has changed but when and as what it was stored."""
+    if before is None:
+        return "made"
+    return "was there" if _content(before) == _content(after) else "updated"
+
+
+def _content(stored: BaseModel | None) -> dict[str, Any]:
+    """Without what is empty: Prefect stores no steps as an empty list at first, and as nothing later."""
+    content = stored.model_dump(mode="json", exclude=STORING) if stored else {}
+    return {name: value for name, value in content.items() if value not in (None, [], {})}
+
+
+async def _automation(name: str, client: PrefectClient) -> Automation | None:
+    return next(iter(await client.read_automations_by_name(name)), None)
 
 
 async def _migrate(client: PrefectClient, tell: Tell) -> None:
@@ -258,10 +284,9 @@ def _schedule(declared: dict[str, Any]) -> DeploymentScheduleCreate:
     )
 
 
-async def _is_enabled(trigger: dict[str, Any], client: PrefectClient) -> bool:
+def _is_enabled(trigger: dict[str, Any], existing: Automation | None) -> bool:
     """A trigger that a user has switched off stays off."""
-    existing = await client.read_automations_by_name(trigger["name"])
-    return existing[0].enabled if existing else bool(trigger.get("enabled", True))
+    return existing.enabled if existing else bool(trigger.get("enabled", True))
 
 
 def _limit(existing: DeploymentResponse) -> ConcurrencyLimitConfig | None:

@@ -6,6 +6,13 @@ from datetime import UTC, datetime
 import httpx
 
 TIMEOUT = 100.0  # seconds, as the vendor's (webhooks/delivery)
+UNAUTHENTICATED = (
+    "The receiver wants a secret, and none was sent. Set EMAILGISTICS_WEBHOOK_SECRET here to the receiver's."
+)
+REFUSED = (
+    "The receiver refuses the secret that was sent. Set EMAILGISTICS_WEBHOOK_SECRET here to the receiver's. If the "
+    "receiver's has changed since it was started, restart it."
+)
 
 
 class TriggerError(Exception):
@@ -44,6 +51,9 @@ def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) 
         raise TriggerError(
             f"What answers at {url} is no receiver (HTTP {answer.status_code}). Check the address."
         ) from None
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        # The receiver's own words are for who looks after the webhook in Emailgistics Admin.
+        raise TriggerError(f"HTTP 401: {REFUSED if secret else UNAUTHENTICATED}")
     if answer.status_code != httpx.codes.OK or word != "success":
         raise TriggerError(f"HTTP {answer.status_code}: {message}")
     return str(message)

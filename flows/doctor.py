@@ -1,20 +1,24 @@
 """Whether all that the product needs is there and right: what `attachments doctor` looks at, by a schedule."""
 
+import re
 from collections.abc import Sequence
 
 import httpx
 from prefect import flow
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from attachments.cancelling import RunCancelled
-from attachments.doctor import Finding, examine, summary
+from attachments.doctor import Finding, by_urgency, examine, summary
 from attachments.flows.failures import OUR_ERRORS, contained
 
-NEXT = "The table of this run says what to do."
+MARKUP = re.compile(r"[\\`*_\[\]<>|]")
+TOLD = 3
+"""Failures whose remedies stand in the run's state; all of them stand in its artifact."""
+NEXT = "The artifact of this run, under Artifacts, says all of it."
 
 
 @flow(name="doctor", persist_result=False)
@@ -25,27 +29,48 @@ def doctor() -> State[None]:
     """
     try:
         with contained():
-            found = tuple(examine())
+            found = by_urgency(examine())
     except RunCancelled:
         raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
     except OUR_ERRORS as error:
         return Failed(message=str(error))
     _show(found)
-    if any(finding.status == "failed" for finding in found):
-        return Failed(message=f"{summary(found)} {NEXT}")
+    failures = [finding for finding in found if finding.status == "failed"]
+    if failures:
+        remedies = " ".join(_line(finding) for finding in failures[:TOLD])
+        return Failed(message=f"{summary(found)} {remedies} {NEXT}")
     return Completed(message=summary(found))
 
 
 def _show(found: Sequence[Finding]) -> None:
-    """The table in the UI. A Prefect that cannot take it does not change what was found."""
+    """The artifact in the UI. A Prefect that cannot take it does not change what was found."""
     try:
-        create_table_artifact(
-            key="doctor",
-            description="What the doctor found",
-            table=[
-                {"check": finding.about, "status": finding.status, "finding": finding.text, "next": finding.remedy}
-                for finding in found
-            ],
-        )
+        create_markdown_artifact(key="doctor", description=summary(found), markdown=report(found))
     except httpx.HTTPError as error:
-        get_run_logger().warning("Prefect did not take the table of this run (%s).", type(error).__name__)
+        get_run_logger().warning("Prefect did not take the artifact of this run (%s).", type(error).__name__)
+
+
+def report(found: Sequence[Finding]) -> str:
+    """In Markdown, for the UI's table would cut off what to do: what failed first, and all of it in full."""
+    parts = [_urgent("FAILED", finding) for finding in found if finding.status == "failed"]
+    parts += [_urgent("Warning:", finding) for finding in found if finding.status == "warning"]
+    fine = [f"- {_plain(finding.about)}: {finding.text}" for finding in found if finding.status == "ok"]
+    if fine:
+        parts += ["As it should be:", "\n".join(fine)]
+    return "\n\n".join(parts)
+
+
+def _urgent(word: str, finding: Finding) -> str:
+    lines = [f"**{word} {_plain(finding.about)}**", "", f"- {finding.text}"]
+    if finding.remedy:
+        lines.append(f"- What to do: {finding.remedy}")
+    return "\n".join(lines)
+
+
+def _line(finding: Finding) -> str:
+    return f"{finding.about}: {finding.text} {finding.remedy}".rstrip()
+
+
+def _plain(name: str) -> str:
+    """A name that a user has chosen, without what Markdown would make of it."""
+    return MARKUP.sub(r"\\\g<0>", name)

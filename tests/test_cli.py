@@ -260,6 +260,9 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
 
 
+REFUSED = b'{"status": "error", "message": "The secret is missing or wrong. Set the receiver\'s secret in Admin."}'
+
+
 def test_trigger_posts_what_emailgistics_would(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,7 +285,11 @@ def test_trigger_posts_what_emailgistics_would(
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
-        (401, b'{"status": "error", "message": "The secret is wrong."}', "HTTP 401: The secret is wrong."),
+        (
+            401,
+            REFUSED,
+            "HTTP 401: The receiver wants a secret, and none was sent. Set EMAILGISTICS_WEBHOOK_SECRET here",
+        ),
         (200, b'{"status": "error", "message": "No."}', "HTTP 200: No."),
         (503, b'{"status": "error", "message": "Full."}', "HTTP 503: Full."),
         (200, b"<html>", "no receiver"),
@@ -299,6 +306,21 @@ def test_trigger_fails_when_the_answer_is_no_success(
     with answering(status, body) as (url, _):
         assert main(["trigger", MESSAGE, "--url", url]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_trigger_with_a_wrong_secret_says_where_to_set_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one that it sends is its own environment's, not the one in Admin."""
+    monkeypatch.setenv("EMAILGISTICS_WEBHOOK_SECRET", "not-this-one")
+    with answering(401, REFUSED) as (url, _):
+        assert main(["trigger", MESSAGE, "--url", url]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "HTTP 401: The receiver refuses the secret that was sent. Set EMAILGISTICS_WEBHOOK_SECRET here"
+    )
+    assert "Admin" not in said
+    assert "not-this-one" not in said
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import re
 import socket
 import sqlite3
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -36,7 +38,7 @@ from attachments.doctor import examine, work
 from attachments.doctor.asking import Silent, asked, trouble, within
 from attachments.doctor.deployments import look_at_deployments
 from attachments.doctor.examination import _Examination
-from attachments.doctor.findings import Finding, failed, ok, summary, warning
+from attachments.doctor.findings import Finding, by_urgency, failed, ok, summary, warning
 from attachments.doctor.limits import Room, look_at_limits, room_in
 from attachments.doctor.reconciliation import look_at_reconciliation
 from attachments.doctor.server import FILES, MEMORY, TESTED, look_at_server, look_at_settings
@@ -44,7 +46,7 @@ from attachments.doctor.stores import look_at_store
 from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading
 from attachments.doctor.work import _queue, look_at_workers
 from attachments.emailgistics import EmailgisticsClient, parse_delivery
-from attachments.flows.doctor import doctor
+from attachments.flows.doctor import doctor, report
 from attachments.receiver import checks
 from attachments.receiver.checks import SLOW, STUCK, look_at_inbox, look_at_receiver
 from attachments.receiver.inbox import Inbox
@@ -103,6 +105,56 @@ def test_a_run_that_is_cancelled_ends_what_it_has_asked() -> None:
     finally:
         cancelling.CURRENT.reset(token)
         timer.join()
+
+
+def test_a_module_that_another_one_shadows_is_called_that_and_no_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of the user's may have a file with the name of a package, such as `yaml.py`."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "shadowing_one.py").write_text("import module_that_is_nowhere")
+    (tmp_path / "shadowing_two.py").write_text("")
+    shadowing = importlib.import_module("shadowing_two")
+    attempts: list[Callable[[], object]] = [
+        lambda: importlib.import_module("shadowing_one"),
+        lambda: exec("from shadowing_two import safe_load"),
+        lambda: shadowing.safe_load,
+    ]
+    for attempt, name in zip(attempts, ["module_that_is_nowhere", "shadowing_two", "shadowing_two"], strict=True):
+        with pytest.raises((ImportError, AttributeError)) as caught:
+            attempt()
+        text, remedy = trouble(caught.value)
+        assert text.startswith(f"Python cannot import the module {name} as it was installed (")
+        assert "Run this from another folder" in remedy
+        assert "proxy" not in text + remedy
+
+
+def test_a_proxy_that_needs_a_package_is_called_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx's own error names no module."""
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with pytest.raises(ImportError) as caught:
+        httpx.Client(proxy="socks5://127.0.0.1:1")
+    text, remedy = trouble(caught.value)
+    assert "proxy" in text
+    assert "httpx[socks]" in remedy
+
+
+def test_what_failed_comes_first_and_its_remedy_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the terminal, in JSON and in the Prefect UI: nobody scrolls past ten lines that are as they should be."""
+    found = [ok("a", "Fine."), warning("b", "Odd.", "See to it."), ok("c", "Fine."), failed("d", "Broken.", "Mend it.")]
+    monkeypatch.setattr(doctor_package, "examine", lambda: iter(found))
+    assert main(["doctor", "--no-receiver", "--inbox", str(tmp_path / "none")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:4]] == ["FAILED   d", "warning  b", "ok       a", "ok       c"]
+    assert lines[0] == "FAILED   d: Broken. Mend it."
+    assert main(["doctor", "--no-receiver", "--inbox", str(tmp_path / "none"), "--json"]) == 1
+    assert [finding["check"] for finding in json.loads(capsys.readouterr().out)["findings"]][:3] == ["d", "b", "a"]
+    shown = report(by_urgency([*found, failed("store", "Away.", "Run `attachments setup`.", subject="a_b|c")]))
+    assert shown.splitlines()[:2] == ["**FAILED d**", ""]
+    assert shown.index("Mend it.") < shown.index("store") < shown.index("See to it.") < shown.index("- a: Fine.")
+    assert "**FAILED store a\\_b\\|c**\n\n- Away.\n- What to do: Run `attachments setup`." in shown
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError(CANARY), ValueError(CANARY), KeyError(CANARY)])
@@ -262,7 +314,7 @@ def test_without_prefect_the_rest_is_looked_at(
         "ok       receiver",
         "ok       inbox",
     ]
-    assert lines[-1] == "1 of 4 checks failed, 1 warnings: prefect."
+    assert lines[-1] == "1 of 4 checks failed, 1 warning: prefect."
     assert KEY not in "".join(lines)
     assert document["ok"] is False
     assert [set(finding) for finding in document["findings"]] == [
@@ -272,7 +324,7 @@ def test_without_prefect_the_rest_is_looked_at(
 
 def test_the_summary_names_what_failed() -> None:
     """In one sentence, by check and subject."""
-    assert summary([ok("a", "x"), warning("b", "x")]) == "Nothing failed in 2 checks, 1 warnings."
+    assert summary([ok("a", "x"), warning("b", "x")]) == "Nothing failed in 2 checks, 1 warning."
     found = [failed("limit", "x", "y", subject="emailgistics-api"), failed("worker", "x", "y"), ok("a", "x")]
     assert summary(found) == "2 of 3 checks failed: limit emailgistics-api, worker."
 
@@ -307,6 +359,7 @@ ACCOUNT = EmailgisticsAccount(api_key=SecretStr(KEY))
         (limit(), backlog(slot_decay_per_second=0.1), (None, "come free by themselves"), Room.FREE),
         (limit(), backlog(100), (None, "leaves live mail nothing of 100"), Room.FREE),
         (limit(60), backlog(60), (None, "leaves live mail nothing of 60"), Room.FREE),
+        (limit(500), backlog(600), ("It lets 500 calls", "update emailgistics-backfill --limit 60`"), Room.FREE),
         (limit(60), backlog(59), (None, None), Room.FREE),
         (
             limit(1, active_slots=0),

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from contextvars import copy_context
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -23,7 +24,7 @@ PATIENCE = 20.0
 PREFECT_ERRORS = (
     httpx.HTTPError,
     httpx.InvalidURL,
-    ImportError,  # the environment names a SOCKS proxy, and httpx lacks its package
+    ImportError,  # the environment names a SOCKS proxy, and httpx lacks its package; or a module is shadowed
     ObjectNotFound,
     RuntimeError,
     ValueError,
@@ -99,6 +100,34 @@ def is_unknown(error: httpx.HTTPStatusError) -> bool:
     return error.response.status_code == httpx.codes.NOT_FOUND
 
 
+def is_not_importable(error: Exception) -> bool:
+    """Whether Python did not find what it was to import, or found something else of the same name."""
+    return isinstance(error, ImportError) or (isinstance(error, AttributeError) and isinstance(error.obj, ModuleType))
+
+
+def _module_lacking(error: Exception) -> str | None:
+    """The module that lacks what it was asked for."""
+    module = error.obj if isinstance(error, AttributeError) else None
+    return module.__name__ if isinstance(module, ModuleType) else None
+
+
+def not_importable(error: Exception) -> tuple[str, str]:
+    """What could not be imported, and what to do. Its own text may hold a path."""
+    name = _module_lacking(error) or getattr(error, "name", None)
+    if name is None:  # httpx's own error
+        return (
+            "The proxy that the environment names for Prefect's server needs a package that is not installed.",
+            "Name an HTTP proxy, put the server's host into NO_PROXY, or install `httpx[socks]`.",
+        )
+    return (
+        f"Python cannot import the module {name} as it was installed ({type(error).__name__}).",
+        (
+            "Run this from another folder, and look at PYTHONPATH: a file or folder there may have the name of an "
+            "installed package. If it persists, install this project again."
+        ),
+    )
+
+
 def trouble(error: Exception) -> tuple[str, str]:
     """What is wrong with Prefect, and what to do: never the error's own text, which may hold an address."""
     status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
@@ -114,11 +143,8 @@ def trouble(error: Exception) -> tuple[str, str]:
             f"Prefect does not answer ({type(error).__name__}).",
             "Start it (`prefect server start`), or correct PREFECT_API_URL.",
         )
-    if isinstance(error, ImportError):
-        return (
-            "The proxy that the environment names for Prefect's server needs a package that is not installed.",
-            "Name an HTTP proxy, put the server's host into NO_PROXY, or install `httpx[socks]`.",
-        )
+    if is_not_importable(error):
+        return not_importable(error)
     if isinstance(error, httpx.InvalidURL):
         return "PREFECT_API_URL is no address.", "Correct it: it looks like http://127.0.0.1:4200/api."
     return (

@@ -16,7 +16,8 @@ from attachments.doctor.findings import Finding, failed, ok, warning
 
 DOWNLOAD = "download-attachments"
 RECONCILE = "reconcile-attachments"
-SETUP = "Run `attachments setup` of the installed version, then start the workers anew."
+SETUP = "Run `attachments setup`."
+UPGRADE = "Run `attachments setup` of the installed version, and restart workers that are older than it."
 PAGE = 200
 
 Deployments = Mapping[str, DeploymentResponse]
@@ -46,7 +47,7 @@ def look_at_deployments(standing: Deployments) -> Iterator[Finding]:
         yield _compared(spec, standing)
     for name, deployment in standing.items():
         if deployment.entrypoint and current_entrypoint(deployment.entrypoint) != deployment.entrypoint:
-            yield failed("deployment", "It names its flow as an older version did.", SETUP, subject=name)
+            yield failed("deployment", "It names its flow as an older version did.", UPGRADE, subject=name)
 
 
 def blocks_named(standing: Deployments, parameter: str) -> Sequence[str]:
@@ -66,17 +67,18 @@ def _compared(spec: Mapping[str, Any], standing: Deployments) -> Finding:
     name = f"{flow.name}/{spec['name']}"
     deployment = standing.get(name)
     if deployment is None:
-        return failed("deployment", "There is none of this name.", "Run `attachments setup`.", subject=name)
+        return failed("deployment", "There is none of this name.", SETUP, subject=name)
     expected = as_deployed(flow, spec["name"])
     schema = json.loads(json.dumps(expected._parameter_openapi_schema.model_dump(exclude_unset=True), default=str))
     place = spec["work_pool"]
     lost = "another" if deployment.work_pool_name else "no"
     broken = (
-        (deployment.entrypoint != expected.entrypoint, "It starts other code than the installed one."),
-        (deployment.parameter_openapi_schema != schema, "Its parameters are those of another version."),
+        (deployment.entrypoint != expected.entrypoint, "It starts other code than the installed one.", UPGRADE),
+        (deployment.parameter_openapi_schema != schema, "Its parameters are those of another version.", UPGRADE),
         (
             deployment.work_pool_name != place["name"],
             f"It stands in {lost} work pool, so no worker of ours takes its runs.",
+            SETUP,
         ),
     )
     odd = (
@@ -93,10 +95,10 @@ def _compared(spec: Mapping[str, Any], standing: Deployments) -> Finding:
         (
             deployment.version != expected.version,
             "It was made from another version of the same flow, with the same parameters.",
-            SETUP,
+            UPGRADE,
         ),
     )
-    failures = (failed("deployment", text, SETUP, subject=name) for is_so, text in broken if is_so)
+    failures = (failed("deployment", text, remedy, subject=name) for is_so, text, remedy in broken if is_so)
     warnings = (warning("deployment", text, remedy, subject=name) for is_so, text, remedy in odd if is_so)
     return next(chain(failures, warnings), ok("deployment", "It is current.", subject=name))
 

@@ -11,7 +11,16 @@ from prefect.settings import PREFECT_API_URL
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cancelling import RunCancelled
-from attachments.doctor.asking import PATIENCE, PREFECT_ERRORS, Silent, prefect, trouble, within
+from attachments.doctor.asking import (
+    PATIENCE,
+    PREFECT_ERRORS,
+    Silent,
+    is_not_importable,
+    not_importable,
+    prefect,
+    trouble,
+    within,
+)
 from attachments.doctor.blocks import Loaded, load_blocks
 from attachments.doctor.deployments import Deployments, blocks_named, look_at_deployments, read_deployments
 from attachments.doctor.findings import Finding, failed, warning
@@ -149,6 +158,8 @@ class _Examination:
         except RunCancelled:
             raise
         except Exception as error:  # noqa: BLE001  a foreign library's word for an option that it cannot use
+            if is_not_importable(error):
+                return failed("store", *not_importable(error), subject=name)
             text = f"It cannot be opened ({type(error).__name__})."
             return failed("store", text, "Compare its URL and options with docs/stores.md.", subject=name)
 

@@ -1,10 +1,12 @@
 """What the doctor says of one thing that it has looked at."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from attachments.terminal import counted
 
 Status = Literal["ok", "warning", "failed"]
 
@@ -54,8 +56,13 @@ def failed(check: str, text: str, remedy: str, *, subject: str | None = None) ->
 def summary(findings: Sequence[Finding]) -> str:
     """All of it in one sentence, that names what failed."""
     counts = Counter(finding.status for finding in findings)
-    warnings = f", {counts['warning']} warnings" if counts["warning"] else ""
+    warnings = f", {counted(counts['warning'], 'warning')}" if counts["warning"] else ""
     if not counts["failed"]:
-        return f"Nothing failed in {len(findings)} checks{warnings}."
+        return f"Nothing failed in {counted(len(findings), 'check')}{warnings}."
     about = ", ".join(finding.about for finding in findings if finding.status == "failed")
-    return f"{counts['failed']} of {len(findings)} checks failed{warnings}: {about}."
+    return f"{counts['failed']} of {counted(len(findings), 'check')} failed{warnings}: {about}."
+
+
+def by_urgency(findings: Iterable[Finding]) -> list[Finding]:
+    """What failed, then the warnings, then what is as it should be; each as it was looked at."""
+    return sorted(findings, key=lambda finding: ("failed", "warning", "ok").index(finding.status))

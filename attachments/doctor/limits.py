@@ -56,7 +56,7 @@ def look_at_limits(account: EmailgisticsAccount, limit: Limit | None, backlog: L
     yield _unsafe(account.limit_name, limit) or ok("limit", _size(limit), subject=account.limit_name)
     if backlog is not None and limit is not None and limit.active and 0 < limit.limit <= backlog.limit:
         text = f"A backfill may make {backlog.limit} calls a minute, which leaves live mail nothing of {limit.limit}."
-        share = limit.limit * 6 // 10
+        share = min(limit.limit, CAP) * 6 // 10
         remedy = f"Make it smaller: `{UPDATE} {backlog.name} --limit {share}`."
         if not share:
             remedy = f"Make the other larger: `{UPDATE} {limit.name} --limit {CAP}`."

@@ -43,8 +43,8 @@ def look_at_settings(client: SyncPrefectClient) -> Iterator[Finding]:
     if leases == MEMORY:
         yield failed(
             "leases",
-            "The server keeps the leases of the limits' slots in memory: after a restart they stay taken for good.",
-            f"Set {VARIABLE}={FILES} for the server, and start it anew.",
+            "The server keeps the leases of the limits' slots in memory: after a restart they are never released.",
+            f"Set {VARIABLE}={FILES} for the server, and restart it.",
         )
     elif isinstance(leases, str):
         yield ok("leases", f"The server keeps them in {leases.rpartition('.')[2]}, which outlives a restart.")
@@ -60,7 +60,7 @@ def look_at_settings(client: SyncPrefectClient) -> Iterator[Finding]:
             "recorder",
             "The server writes each state of a task in a transaction of its own. With SQLite, live mail then waits for "
             "seconds beside a backfill.",
-            f"Set {RECORDER}_BATCH_SIZE=50 and {RECORDER}_FLUSH_INTERVAL=1 for the server, and start it anew.",
+            f"Set {RECORDER}_BATCH_SIZE=50 and {RECORDER}_FLUSH_INTERVAL=1 for the server, and restart it.",
         )
     elif isinstance(batch, int):
         yield ok("recorder", f"The server writes up to {batch} states of tasks at a time.")

@@ -229,11 +229,13 @@ def test_the_doctors_flow_fails_by_name_and_leaks_nothing(well: Installation) ->
     assert bad["state_type"] == "FAILED"
     assert "checks failed" in bad["state"]["message"]
     assert "limit emailgistics-api, store doctors-readonly." in bad["state"]["message"]
-    (table,) = well.artifacts(bad["id"])
-    rows = {row["check"]: row for row in json.loads(table["data"])}
-    assert rows["limit emailgistics-api"]["status"] == "failed"
-    assert "EACCES" in rows["store doctors-readonly"]["finding"]
-    assert rows["mailboxes default"]["status"] == "ok"
+    assert "limit emailgistics-api: " in bad["state"]["message"].partition("doctors-readonly.")[2], "with its remedy"
+    (shown,) = well.artifacts(bad["id"])
+    assert shown["data"].startswith("**FAILED limit emailgistics-api**\n\n- ")
+    urgent, _, fine = shown["data"].partition("As it should be:")
+    assert "**FAILED store doctors-readonly**" in urgent
+    assert "EACCES" in urgent
+    assert "- mailboxes default: " in fine
     leaks = {place for place, content in well.everything_kept() if CANARY.encode() in content}
     assert leaks == set()
 

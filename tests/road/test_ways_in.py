@@ -57,8 +57,8 @@ def test_the_backfills_deployment_takes_turns_after_live_mail(running: Installat
     assert queues["backfill"]["concurrency_limit"] == 4
 
 
-def test_setup_again_changes_nothing_but_the_deployments(running: Installation) -> None:
-    """Idempotent: the second time, blocks, limits and pool were there, and what a user has changed stays."""
+def test_setup_again_changes_nothing_and_says_so(running: Installation) -> None:
+    """Idempotent: the second time all of it was there, and what a user has changed stays."""
     running.change("v2/concurrency_limits/emailgistics-backfill", {"limit": 42})
     deployment = running._get("deployments/name/download-attachments/default")
     changed = {
@@ -72,9 +72,11 @@ def test_setup_again_changes_nothing_but_the_deployments(running: Installation) 
     running.change(f"automations/{automation['id']}", {"enabled": False})
     done = running.road.run("attachments", "setup", "--schedules-off")
     lines = done.stdout.splitlines()
-    assert [line for line in lines if line.startswith("made")] == []
+    assert [line for line in lines if line.startswith(("made", "updated"))] == []
     assert "was there block emailgistics-account/default" in lines
     assert "was there limit emailgistics-backfill: 42 calls in any 60 s" in lines
+    assert "was there deployment download-attachments/default" in lines
+    assert "was there automation download-attachments/default on emailgistics.message.received: switched off" in lines
     (replaced,) = running._post("automations/filter", {})
     assert replaced["enabled"] is False, "the trigger was replaced, not doubled, and stays off"
     after = running._get("deployments/name/download-attachments/default")
@@ -85,6 +87,20 @@ def test_setup_again_changes_nothing_but_the_deployments(running: Installation) 
     running.change("v2/concurrency_limits/emailgistics-backfill", {"limit": FAST})
     before = {field: deployment[field] for field in kept}
     running.change(f"deployments/{deployment['id']}", {**before, "concurrency_limit": None})
+
+
+def test_setup_says_what_it_has_updated(running: Installation) -> None:
+    """Of six deployments the one that another version had made, and an automation that was gone is made again."""
+    deployment = running.deployment("doctor/default")
+    running.change(f"deployments/{deployment['id']}", {"entrypoint": "flows.doctor.doctor"})
+    (automation,) = running._post("automations/filter", {})
+    running.remove(f"automations/{automation['id']}")
+    lines = running.road.run("attachments", "setup", "--schedules-off").stdout.splitlines()
+    assert [line for line in lines if line.startswith(("made", "updated"))] == [
+        "made      automation download-attachments/default on emailgistics.message.received",
+        "updated   deployment doctor/default",
+    ]
+    assert running.deployment("doctor/default")["entrypoint"] == "attachments.flows.doctor.doctor"
 
 
 def test_locate_says_where_the_files_are(running: Installation) -> None:
