@@ -1,7 +1,7 @@
 """Labels of flow runs, which the worker and long-running flows read and write."""
 
 DEATHS = "attachments.worker.deaths"
-"""How many workers have died while the run was under way, since it last got on."""
+"""How often the run has broken off, mostly because its worker died, since it last got on."""
 ORIGIN = "attachments.continues"
 """Of a run that continues another: the first one's id."""
 ENDED = "attachments.ended"

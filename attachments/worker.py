@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -38,7 +39,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
-from prefect.client.schemas.responses import DeploymentResponse, WorkerFlowRunResponse
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import SyncClientContext
 from prefect.exceptions import Abort, ObjectNotFound, Pause
@@ -69,7 +70,7 @@ POLL = 0.5  # seconds between looks for new runs, unless PREFECT_WORKER_QUERY_SE
 DRAIN = 20.0  # seconds that runs under way get to finish after SIGTERM
 HAND_BACK = 10.0  # seconds, after that, for handing back the others: Prefect's client alone would try for minutes
 LIMIT = 8  # runs at a time, unless `--limit` says otherwise
-MOST_DEATHS = 5  # a run that was under way at so many deaths of workers is not tried again: it may be the cause
+MOST_DEATHS = 5  # a run that has broken off so often, mostly with its worker, is not tried again: it may be the cause
 UNSIGNED = 30.0  # seconds in one state after which a run whose state names no worker may be a dead one's
 DEATH_MARGIN = 60.0  # seconds; clocks differ, and a busy Prefect hears beats late
 FLOWS_KEPT = 64  # deployment versions whose code stays loaded
@@ -251,17 +252,6 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             logger.warning("Prefect names no runs (%s); looking again in a moment.", _reason(error))
         return []
 
-    async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> list[FlowRun]:
-        """Start what was found, but for runs that are not over here yet.
-
-        Prefect's own takes a slot for each, and the second slot for one run would end the worker.
-        """
-        held = set(self._limiter.statistics().borrowers) if self._limiter else set()
-        # A copy, made in one step: threads that end take theirs out meanwhile.
-        held.update(list(self._under_way))
-        fresh = [found for found in flow_run_response if found.flow_run.id not in held]
-        return await super()._submit_scheduled_flow_runs(fresh)
-
     async def _submit_run(self, flow_run: FlowRun) -> None:
         """Run a flow, to its end.
 
@@ -369,7 +359,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
                     and (run.state_type == StateType.CANCELLING or await self._has_seen_a_death(run, living))
                 )
             if is_left:
-                await self._take_up(run, owner_died=owner != self.name)
+                await self._take_up(run, is_ours=owner == self.name)
 
     async def _has_seen_a_death(self, run: FlowRun, living: Set[str]) -> bool:
         """Whether a worker has died that was alive when the run came into its state: it may be that one's."""
@@ -399,19 +389,29 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             limit=PAGE,
         )
 
-    async def _take_up(self, run: FlowRun, *, owner_died: bool) -> None:
-        """Let a run without a worker start again, unless it has seen too many workers die."""
-        deaths = int(str(run.labels.get(DEATHS, 0))) + owner_died
+    async def _take_up(self, run: FlowRun, *, is_ours: bool) -> None:
+        """Let a run that nobody runs any more start again, unless that has happened too often.
+
+        One of this worker's own has broken off: Prefect's engine raises when Prefect does not take a run's final state.
+        """
+        is_counted = not is_ours or run.state_type == StateType.RUNNING
+        deaths = int(str(run.labels.get(DEATHS, 0))) + is_counted
         if deaths >= MOST_DEATHS:
             message = (
-                f"{MOST_DEATHS} workers died while this run was under way. It is not started again by itself; "
-                "look at the workers' memory and logs, then retry it."
+                f"This run broke off {MOST_DEATHS} times: its worker died, or its final state could not be set. It is "
+                "not started again by itself; look at the workers' memory and logs, then retry it."
             )
             await self._set_state(run, Crashed(message=message))
             return
-        if owner_died:
+        if is_counted:
             await self.client.update_flow_run_labels(run.id, {DEATHS: deaths})
-        await self._give_back(run, "Its worker is gone; the run starts again.")
+        if not is_ours:
+            why = "Its worker is gone"
+        elif run.state_type == StateType.RUNNING:
+            why = "Its final state could not be set"
+        else:
+            why = "It could not be started"
+        await self._give_back(run, f"{why}; the run starts again.")
 
     async def _give_back(self, run: FlowRun, message: str) -> None:
         if run.state_type == StateType.CANCELLING:
@@ -509,8 +509,11 @@ class _Clients:
                 entered = True
                 yield
         finally:
-            if entered:  # which asks Prefect for its version, at first; where that fails, the context is of no use
+            if entered:
                 self._idle.append(context)
+            else:  # the first asks Prefect for its version; where that fails, the context is of no use
+                for _ in range(2):  # as often as it was entered
+                    context.client.__exit__(None, None, None)
 
     def _new(self) -> SyncClientContext:
         context = SyncClientContext()
@@ -528,7 +531,7 @@ def _run(flow: Flow[..., Any], flow_run: FlowRun, clients: _Clients) -> None:
 
 def _sign(client: SyncPrefectClient, worker: str) -> None:
     """Let the states of a run that goes on name the worker: in one step with the state, and without another call."""
-    told = client.set_flow_run_state
+    told = partial(type(client).set_flow_run_state, client)  # Prefect's own: signed twice, a client has one layer
 
     def set_flow_run_state(flow_run_id: UUID | str, state: State[Any], force: bool = False) -> Any:
         if state.is_running() and not state.message:

@@ -1,6 +1,6 @@
 """The Emailgistics account: where its API is, how to get in, and how fast to go."""
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr, field_validator
@@ -117,6 +117,6 @@ def _client(
     )
 
 
-@lru_cache(maxsize=32)
+@cache  # never dropped: each has a thread and two connections, which would stay behind
 def _pacer(limit_name: str, backlog_limit_name: str) -> PrefectPacer:
     return PrefectPacer(limit_name, backlog_limit_name)

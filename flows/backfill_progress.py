@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.exceptions import ObjectNotFound
 
-from attachments.prefect_busy import PrefectAway, make_patient
+from attachments.prefect_busy import PrefectAway, own_client
 from attachments.progress import Counts, Estimate, Pace
 
 EVERY = 10.0  # seconds between two updates
@@ -104,7 +104,5 @@ def _markdown(counts: Counts, estimate: Estimate, tag: str) -> str:
 @contextmanager
 def progress(run_id: UUID, total: Total, tag: str) -> Iterator[Progress]:
     """What a run shows; `total` says how many messages there are, None while nobody knows."""
-    client = get_client(httpx_settings={"timeout": TIMEOUT}, sync_client=True)
-    make_patient(client, tell_when_away=True)
-    with client:
+    with own_client(TIMEOUT, tell_when_away=True) as client:
         yield Progress(client, run_id, total, tag)

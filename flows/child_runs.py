@@ -38,7 +38,7 @@ from attachments.flows.again import ATTEMPT
 from attachments.flows.configured import load_account, load_store
 from attachments.flows.endings import FAILED_FOR_NOW, failure_code, follows_by_itself
 from attachments.flows.failures import NotConfigured, patiently
-from attachments.prefect_busy import PrefectAway, make_patient
+from attachments.prefect_busy import PrefectAway, own_client
 from attachments.selection import Filter
 from attachments.storage import Store, message_key
 
@@ -360,8 +360,6 @@ def made_before(client: SyncPrefectClient, tag: str) -> Iterator[tuple[str, Chil
 @contextmanager
 def child_runs(target: Target, *, key_prefix: str, tags: Sequence[str], force: bool) -> Iterator[ChildRuns]:
     """`ChildRuns` with a client of its own, which other threads may use."""
-    # Settings of its own keep it apart from the flow run's client, whose patience would not hear of cancelling.
-    client = get_client(httpx_settings={"timeout": ANSWER_TIMEOUT}, sync_client=True)
-    make_patient(client, tell_when_away=True, shortest=BUSY)
-    with client:
+    # Not the flow run's, whose patience would not hear of cancelling.
+    with own_client(ANSWER_TIMEOUT, tell_when_away=True, shortest=BUSY) as client:
         yield ChildRuns(client, target, key_prefix=key_prefix, tags=tags, force=force)

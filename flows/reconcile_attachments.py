@@ -1,8 +1,7 @@
 """What no webhook has told: each mailbox's report is compared with what is stored, and what is missing is fetched."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -10,7 +9,6 @@ from uuid import NAMESPACE_URL, uuid5
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.exceptions import Abort
@@ -21,14 +19,14 @@ from pydantic import Field
 from attachments.cancelling import RunCancelled
 from attachments.emailgistics import EmailgisticsError, Forbidden, InvalidKey, Mailbox, ReceivedMessage
 from attachments.emailgistics.envelopes import FURTHEST_ZONE
-from attachments.flows.child_runs import WITHDRAWN, Child, Stage, made_before
+from attachments.flows.child_runs import ANSWER_TIMEOUT, WITHDRAWN, Child, Stage, made_before
 from attachments.flows.children import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
 from attachments.flows.continuing import Lineage
 from attachments.flows.endings import coded
 from attachments.flows.failures import OUR_ERRORS, OurError, code_of, contained, patiently
 from attachments.flows.marks import Marks, UnreadableMark, mailbox_key
 from attachments.pacing import backlog
-from attachments.prefect_busy import make_patient
+from attachments.prefect_busy import own_client
 from attachments.reconciling import HELD_FOR, LOST, SLICE, Hold, Slice, Span, span
 
 MISSED = "emailgistics.message.missed"
@@ -148,7 +146,7 @@ def _reconcile(wish: _Wish, asked: list[str] | None) -> State[None]:
 
 def _look(wish: _Wish, asked: list[str] | None, found: Found) -> None:
     boxes = _chosen(wish.target.account.client().mailboxes(), asked, found)
-    with _prefect() as client:
+    with own_client(ANSWER_TIMEOUT) as client:
         marks = Marks(client, wish.target.account_name, wish.target.name)
         for box in boxes:
             key = mailbox_key(box.id)
@@ -296,7 +294,7 @@ def _emit(event: str, subject: str, wish: _Wish, payload: dict[str, object]) -> 
 
 def _missed(wish: _Wish, found: Found) -> list[tuple[str, Child]]:
     """What this reconciliation had fetched, as Prefect has it: what it did before its worker died is in it."""
-    with _prefect() as client:
+    with own_client(ANSWER_TIMEOUT) as client:
         missed = [
             *made_before(client, wish.tag),
             *((key, Child(None, Stage.FAILED, code)) for key, code in found.refused.items()),
@@ -382,12 +380,3 @@ def _show(missed: Sequence[tuple[str, Child]], found: Found) -> None:
 def _stopped(error: OurError) -> str:
     # No attempt of its own: the schedule brings the next one, and each of those would bring more.
     return coded(f"{error} The marks of what was not done stay, so the next reconciliation does it", code_of(error))
-
-
-@contextmanager
-def _prefect() -> Iterator[SyncPrefectClient]:
-    """A client of this run's own, which asks again quickly while SQLite is busy."""
-    client = get_client(sync_client=True)
-    make_patient(client)
-    with client:
-        yield client

@@ -429,8 +429,8 @@ def test_a_caller_that_a_locked_database_keeps_waiting_takes_what_comes_back(
         return httpx.Response(503)
 
     patience: Any = pacer._returns.asking._client._transport
-    patience._inner.close()
-    patience._inner = httpx.MockTransport(locked)
+    patience.inner.close()
+    patience.inner = httpx.MockTransport(locked)
     with pacer.call():
         assert 1.0 < time.monotonic() - began < 4.5
     assert len(asked) == 1
@@ -444,9 +444,9 @@ def test_a_database_that_stays_locked_is_told_of(
     monkeypatch.setattr(pacing, "AWAY", 0.1)
     pacer = pacing.PrefectPacer("test-limit")
     patience: Any = pacer._returns.asking._client._transport
-    inner = patience._inner
-    patience._inner = httpx.MockTransport(lambda _: httpx.Response(503))
-    threading.Timer(3.0, setattr, (patience, "_inner", inner)).start()
+    inner = patience.inner
+    patience.inner = httpx.MockTransport(lambda _: httpx.Response(503))
+    threading.Timer(3.0, setattr, (patience, "inner", inner)).start()
     with pacer.call():
         assert "Prefect gives no slot (503); the call waits" in caplog.text
 

@@ -26,6 +26,7 @@ from prefect.states import Cancelling, Pending, Running
 from prefect.workers.base import BaseWorker
 
 from attachments import worker as figures
+from attachments.run_labels import DEATHS
 from attachments.worker import MINE, WarmWorker, _UnderWay, _Watch
 
 ELSEWHERE = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}
@@ -45,7 +46,7 @@ def pending() -> FlowRun:
 
 
 def test_a_run_that_is_not_over_here_is_not_started_again() -> None:
-    """Given back by a watch that took it for dead, it is found again: a second slot for it would end the worker."""
+    """Given back by a watch that took it for dead, it is found again: Prefect's worker knows whose slot it has."""
     run = pending()
     found = WorkerFlowRunResponse(work_pool_id=uuid4(), work_queue_id=uuid4(), flow_run=run)
 
@@ -173,6 +174,36 @@ def test_a_run_whose_state_names_no_worker_is_taken_up_when_one_has_died(
     asked = Asked(run, dead=dead, before_it_answers=lambda: None)
     looks(worker, asked, clock, 2 * figures.UNSIGNED, lambda: None)
     assert bool(given_back) == is_taken
+
+
+@pytest.mark.parametrize(
+    ("state", "broke_off", "told", "counted"),
+    [
+        (Running(), 0, "Scheduled: Its final state could not be set; the run starts again.", 1),
+        (Running(), 3, "Scheduled: Its final state could not be set; the run starts again.", 4),
+        (Running(), 4, "Crashed: This run broke off 5 times: its worker died, or its final state could not be set.", 4),
+        (Pending(), 4, "Scheduled: It could not be started; the run starts again.", 4),
+    ],
+)
+def test_a_run_of_its_own_that_broke_off_starts_again_but_not_for_ever(
+    state: State[Any], broke_off: int, told: str, counted: int, clock: list[float], worker: WarmWorker
+) -> None:
+    """Prefect may refuse a final state whenever it is set: each time the run would call the vendor again."""
+    run = pending()
+    run.state, run.state_type = state.model_copy(update={"message": f"{MINE}{worker.name}"}), state.type
+    run.labels = {DEATHS: broke_off}
+    states: list[State[Any]] = []
+
+    class Told(Asked):
+        async def update_flow_run_labels(self, _: UUID, labels: dict[str, Any]) -> None:
+            run.labels.update(labels)
+
+        async def set_flow_run_state(self, _: UUID, state: State[Any], **__: Any) -> None:
+            states.append(state)
+
+    looks(worker, Told(run, before_it_answers=lambda: None), clock, figures.LOOK, lambda: None)
+    assert f"{states[0].type.value.title()}: {states[0].message}".startswith(told)
+    assert run.labels == {DEATHS: counted}
 
 
 @pytest.mark.parametrize("error", [ObjectNotFound(OSError()), httpx.ReadTimeout(""), ValueError("no JSON")])

@@ -10,12 +10,12 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from attachments import cancelling
-from attachments.prefect_busy import make_patient
+from attachments.prefect_busy import own_client
 
 PATIENCE = 20.0
 """Seconds for one answer."""
@@ -83,11 +83,8 @@ def prefect(seconds: float = PATIENCE) -> Iterator[SyncPrefectClient]:
 
     `PREFECT_API_URL` has to be set: without one Prefect would start a server of its own.
     """
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-        client = get_client(httpx_settings={"timeout": seconds}, sync_client=True)
-        make_patient(client)
-        with client:
-            yield client
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), own_client(seconds) as client:
+        yield client
 
 
 def asked(client: SyncPrefectClient, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:

@@ -1,0 +1,210 @@
+"""What runs set up, done a thousand times in one process: a warm worker's process does it for months."""
+
+import contextlib
+import gc
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import (
+    PREFECT_API_TLS_INSECURE_SKIP_VERIFY,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
+    PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED,
+    temporary_settings,
+)
+from prefect.states import Scheduled
+
+from attachments import worker as worker_module
+from attachments.blocks import AttachmentStore
+from attachments.demo.processes import wait_for
+from attachments.doctor import examine
+from attachments.flows import reconcile_attachments as reconciling
+from attachments.flows.backfill_progress import progress
+from attachments.flows.children import Target, process
+from attachments.flows.reconcile_attachments import Found
+from attachments.prefect_busy import make_patient, own_client
+from attachments.progress import Counts
+from attachments.selection import Filter
+from attachments.storage.retention import Budget, Holds, Pace, Policy, purge, stored_before
+from attachments.suspending import take_over
+
+TIMES = 1000
+WARM_UP = 5  # what is made once and kept: modules, caches, the pool's connections
+
+
+class _Prefect(BaseHTTPRequestHandler):
+    """It lists nothing and knows nothing."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
+
+    def do_GET(self) -> None:
+        self._answer(404, {})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200, []) if self.path.endswith("/filter") else self._answer(404, {})
+
+    def _answer(self, status: int, document: Any) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing to print."""
+
+
+@pytest.fixture
+def prefect(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The settings of a process whose Prefect is the one above."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Prefect)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)  # to read the certificates for each client takes 60 ms
+    settings = {
+        PREFECT_API_URL: f"http://127.0.0.1:{server.server_address[1]}/api",
+        PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False,
+        PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False,
+        PREFECT_API_TLS_INSECURE_SKIP_VERIFY: True,
+    }
+    with temporary_settings(settings):
+        yield
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Target:
+    (tmp_path / "store").mkdir()
+    store = AttachmentStore(url=(tmp_path / "store").as_uri()).store()
+    return Target(
+        name="default",
+        deployment_id=uuid4(),
+        work_pool="attachments",
+        work_queue="default",
+        filter=Filter(),
+        account=cast("Any", None),
+        store=store,
+    )
+
+
+def layers(client: PrefectClient | SyncPrefectClient) -> int:
+    """Transports that a request of this client goes through."""
+    transport: Any = client._client._transport
+    count = 1
+    while (transport := getattr(transport, "inner", None)) is not None:
+        count += 1
+    return count
+
+
+def held() -> dict[str, int]:
+    """What this process holds of all that could grow with its runs."""
+    gc.collect()
+    clients = [found for found in gc.get_objects() if isinstance(found, SyncPrefectClient)]
+    return {
+        "clients": len(clients),
+        "layers": max((layers(client) for client in clients), default=0),
+        "threads": threading.active_count(),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),  # files and sockets
+        "objects": len(gc.get_objects()),
+    }
+
+
+def is_as_before(before: dict[str, int], after: dict[str, int], times: int) -> bool:
+    """Not one object for each repetition; of all else, no more than there was."""
+    return after["objects"] - before["objects"] < times and all(
+        after[kind] <= before[kind] for kind in before if kind != "objects"
+    )
+
+
+def repeated(setup: Callable[[], object], times: int) -> tuple[dict[str, int], dict[str, int]]:
+    """What is held before and after so many repetitions. Threads and connections may take a moment to end."""
+    for _ in range(WARM_UP):
+        setup()
+    settled: list[dict[str, int]] = []
+
+    def is_settled() -> bool:
+        settled.append(held())
+        return len(settled) > 1 and settled[-1]["threads"] == settled[-2]["threads"]
+
+    wait_for(is_settled, "the process to come to rest", 30)
+    before = settled[-1]
+    for _ in range(times):
+        setup()
+    with contextlib.suppress(RuntimeError):
+        wait_for(lambda: is_as_before(before, held(), times), "what was set up to be gone", 10, 0.2)
+    return before, held()
+
+
+def reconciliation(target: Target) -> None:
+    wish = cast("Any", SimpleNamespace(tag="reconcile:x", target=target))
+    assert reconciling._missed(wish, Found()) == []
+    children(target)
+
+
+def children(target: Target) -> None:
+    assert process([], target, key_prefix="x", tags=("x",)).seen == 0
+
+
+def backfill(target: Target) -> None:
+    with progress(uuid4(), lambda _: None, "x") as shown:
+        shown.show(Counts(), is_last=True)
+    children(target)
+
+
+def purging(target: Target) -> None:
+    policy = Policy(stored_before=stored_before(timedelta(days=1), target.store), holds=Holds(()))
+    assert purge(target.store, policy, Budget(None), Pace(at_once=2, per_second=1000)).messages == 0
+
+
+def doctor(_: Target) -> None:
+    assert any(finding.status == "failed" for finding in examine(patience=5))
+
+
+@pytest.mark.parametrize("times", [30, pytest.param(TIMES, marks=pytest.mark.soak)])
+def test_repeated_runs_leave_nothing_behind(times: int, prefect: None, target: Target) -> None:
+    """Each with the client that the worker lends it: clients, layers, threads, descriptors and memory stay."""
+    clients = worker_module._Clients("worker")
+
+    def run() -> None:
+        for setup in (reconciliation, backfill, purging, doctor):
+            take_over()
+            with clients.lent():
+                setup(target)
+
+    before, after = repeated(run, times)
+    print(f"{times} times: {before} became {after}")
+    assert is_as_before(before, after, times), f"{before} became {after}"
+
+
+def test_a_client_that_is_made_patient_again_has_one_layer(prefect: None) -> None:
+    """And a signed one sets its states through one function, however often that is asked for."""
+    with own_client(5) as client:
+        for _ in range(2 * TIMES):
+            make_patient(client)
+            worker_module._sign(client, "worker")
+        assert layers(client) == 2
+        assert client.read_variable_by_name("x") is None
+        with pytest.raises(ObjectNotFound):
+            client.set_flow_run_state(uuid4(), Scheduled())
+
+
+def test_a_client_of_ones_own_is_not_the_runs(prefect: None) -> None:
+    """What is changed there would stay, since the worker lends the run's to the next one."""
+    clients = worker_module._Clients("worker")
+    with clients.lent(), own_client(5) as client:
+        assert client is not get_client(sync_client=True)
