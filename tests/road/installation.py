@@ -106,6 +106,10 @@ class Installation:
         found: dict[str, Any] = self._get(f"flow_runs/{run_id}")
         return found
 
+    def states(self, run_id: str) -> list[dict[str, Any]]:
+        """The states of a flow run."""
+        return list(self._get(f"flow_run_states/?flow_run_id={run_id}"))
+
     def tagged(self, tag: str) -> list[dict[str, Any]]:
         """The flow runs with a tag."""
         return self._flow_runs({"tags": {"all_": [tag]}}, "ID_DESC")

@@ -6,10 +6,12 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from attachments.storage import message_key
 from tests.road.installation import FINAL, Installation, until
+from tests.servers.proxy import DropReply, Proxy, Reset
 
 MESSAGES = 20
 
@@ -70,6 +72,38 @@ def test_a_killed_worker_leaves_its_run_to_the_next_one(running: Installation) -
     assert not [
         path for path in (running.road.store / ".incoming").iterdir() if message_key(message["id"]) in path.name
     ]
+
+
+def test_a_run_whose_final_state_prefect_did_not_hear_ends_completed(running: Installation) -> None:
+    """Prefect's engine raises then. The worker takes the run up again, which has nothing to download any more."""
+    worker = running.road.worker
+    environment = worker.environment
+    set_state = "/api/flow_runs/[^/]+/set_state"
+    with Proxy(httpx.URL(running.road.api_url).port or 0) as proxy:
+        address = f"http://127.0.0.1:{proxy.port}/api"
+        # With its default Prefect's client asks again for a minute.
+        worker.environment = {**environment, "PREFECT_API_URL": address, "PREFECT_CLIENT_MAX_RETRIES": "0"}
+        try:
+            worker.stop()
+            worker.start()
+            for fault in (Reset(), DropReply()):
+                message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": str(fault)}])
+                # Its worker proposes three states: Pending, Running, and the final one.
+                proxy.order("POST", set_state, fault, skip=2)
+                running.send(message)
+                run = running.ended_run(message)
+                assert proxy.ordered == 0
+                assert run["state_type"] == "COMPLETED"
+                told = [state["message"] for state in running.states(run["id"])]
+                again = "Its final state could not be set; the run starts again."
+                assert (again in told) == isinstance(fault, Reset), told
+                assert len(running.calls(message, "download")) == 1
+                assert len(running.files(message)) == 1
+                assert len(running.runs(message_id=message["id"])) == 1
+        finally:
+            worker.environment = environment
+            worker.stop()
+            worker.start()
 
 
 def test_sigterm_lets_a_short_run_finish(running: Installation) -> None:

@@ -7,7 +7,7 @@ It reads requests one by one, so a fault can be ordered for the nth request that
         ... store through proxy.port ...
         assert proxy.ordered == 0        # the fault was met
 
-`Wire` breaks connections of any protocol, by bytes.
+WebSockets are passed on untouched. `Wire` breaks connections of any protocol, by bytes.
 """
 
 from __future__ import annotations
@@ -91,6 +91,9 @@ class Proxy(Listener):
         head = await reader.readuntil(b"\r\n\r\n")
         method, target = (word.decode() for word in head.split(b" ", 2)[:2])
         self.requests.append(f"{method} {target}")
+        if re.search(rb"(?im)^upgrade: *websocket", head):
+            await self._tunnel(head, reader, writer)
+            return
         body = _Body(head, reader, writer)
         match self._fault(method, target, head.decode("latin-1")):
             case Reset(after=None):
@@ -108,6 +111,18 @@ class Proxy(Listener):
                 if not await self._forward(head, body, writer, fault):
                     return
         await close(writer)
+
+    async def _tunnel(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass on what both sides say, until one of them has said all."""
+        upstream, server = await asyncio.open_connection("127.0.0.1", self.upstream)
+        server.write(head)
+        ways = [asyncio.create_task(_relay(*way, lost=False)) for way in ((reader, server), (upstream, writer))]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await close(server)
 
     async def _forward(self, head: bytes, body: _Body, writer: asyncio.StreamWriter, fault: Fault | None) -> bool:
         """Whether the client got an answer."""
