@@ -4,7 +4,8 @@ It says file names, which is what it is for: to whoever asks, and to nobody else
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from prefect.exceptions import ObjectNotFound
@@ -16,9 +17,19 @@ from attachments.doctor.asking import PATIENCE, PREFECT_ERRORS, Silent, prefect,
 from attachments.doctor.blocks import load_blocks
 from attachments.emailgistics import Attachment, EmailgisticsError
 from attachments.pacing import PacingError
-from attachments.selection import Filter
-from attachments.storage import Manifest, Store, StoreError, attachment_key, message_key
+from attachments.plan import is_settled, settled_entry
+from attachments.selection import Filter, problem
+from attachments.storage import (
+    Manifest,
+    ManifestAttachment,
+    Store,
+    StoredObject,
+    StoreError,
+    attachment_key,
+    message_key,
+)
 from attachments.storage.errors import InvalidManifest
+from attachments.storage.manifest import Outcome
 from attachments.terminal import printable
 
 FLOW = "download-attachments"
@@ -44,9 +55,10 @@ class Target(BaseModel):
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     deployment: str
-    wanted: Filter
+    filter: Filter
     account: EmailgisticsAccount
     store: AttachmentStore
+    force: bool = False
 
 
 class Preview(BaseModel):
@@ -57,6 +69,8 @@ class Preview(BaseModel):
     message_key: str
     deployment: str
     manifest: Literal["none", "unreadable", "incomplete", "complete"]
+    force: bool = False
+    """Whether the deployment's runs do again what the manifest says is done."""
     nothing_to_do: bool
     """Whether the manifest settles all for this filter, so that a run would not even list the message."""
     attachments: tuple["Previewed", ...]
@@ -80,7 +94,7 @@ def preview(message_id: str, deployment: str) -> Preview:
     """List a message, and judge each attachment as a run of the deployment would. Raises `PreviewError`."""
     target = _target(deployment.removeprefix(f"{FLOW}/"))
     try:
-        manifest = within(PATIENCE, lambda: read_manifest(target.store.store(), message_key(message_id)))
+        recorded = within(PATIENCE, lambda: read_record(target.store.store(), message_key(message_id)))
         listed = within(A_TURN, lambda: target.account.client().list_attachments(message_id))
     except (StoreError, EmailgisticsError, PacingError) as error:
         raise PreviewError(f"Message {message_key(message_id)}: {error}") from None
@@ -89,25 +103,37 @@ def preview(message_id: str, deployment: str) -> Preview:
             "There was no answer in time: the store or Emailgistics hangs, or all slots of the pacing limit are "
             "taken. `attachments doctor` says which; then try again."
         ) from None
-    return judged(message_id, target.deployment, listed, manifest, target.wanted)
+    return judged(message_id, target.deployment, listed, recorded, target.filter, force=target.force)
 
 
-def read_manifest(store: Store, key: str) -> Manifest | Literal["none", "unreadable"]:
-    """What is recorded of a message. Raises `StoreError`."""
+@dataclass(frozen=True)
+class Record:
+    """What the store has of a message."""
+
+    manifest: Manifest | Literal["none", "unreadable"] = "none"
+    existing: Mapping[str, StoredObject] = field(default_factory=dict)
+
+
+def read_record(store: Store, key: str) -> Record:
+    """What the store has of a message. Raises `StoreError`."""
+    existing = store.stored(key)
     try:
-        return store.read_manifest(key) or "none"
+        return Record(store.read_manifest(key) or "none", existing)
     except InvalidManifest:
-        return "unreadable"
+        return Record("unreadable", existing)
 
 
 def judged(
     message_id: str,
     deployment: str,
     listed: Sequence[Attachment],
-    manifest: Manifest | Literal["none", "unreadable"],
+    recorded: Record,
     wanted: Filter,
+    *,
+    force: bool = False,
 ) -> Preview:
-    """What a run would do: in the order in which it decides (`flows/download_attachments.py`)."""
+    """What a run would do, as `attachments.plan` decides it for both."""
+    manifest = recorded.manifest
     known = manifest if isinstance(manifest, Manifest) else None
     state: Literal["none", "unreadable", "incomplete", "complete"]
     state = manifest if not isinstance(manifest, Manifest) else "complete" if manifest.complete else "incomplete"
@@ -116,14 +142,19 @@ def judged(
         message_key=message_key(message_id),
         deployment=deployment,
         manifest=state,
-        nothing_to_do=known is not None and known.settles(lambda entry: wanted.decide(entry).wanted),
-        attachments=tuple(_previewed(attachment, known, wanted) for attachment in once),
+        force=force,
+        nothing_to_do=is_settled(known, wanted, force=force),
+        attachments=tuple(
+            _previewed(attachment, settled_entry(attachment, wanted, known, recorded.existing, force=force))
+            for attachment in once
+        ),
     )
 
 
 def shown(found: Preview) -> Iterator[str]:
     """The lines for a terminal; the file name comes last, where it can be taken for nothing else."""
-    yield f"Message {found.message_key}, as {found.deployment} sees it; manifest: {found.manifest}."
+    force = "; force: what is stored is downloaded again and compared" if found.force else ""
+    yield f"Message {found.message_key}, as {found.deployment} sees it; manifest: {found.manifest}{force}."
     for one in found.attachments:
         size = f"{one.size:,}" if one.size is not None else "?"
         kind = one.content_type or one.kind
@@ -136,25 +167,24 @@ def shown(found: Preview) -> Iterator[str]:
         yield "A run would do nothing: the manifest settles all that this filter wants."
 
 
-def _previewed(attachment: Attachment, known: Manifest | None, wanted: Filter) -> Previewed:
-    key = attachment_key(attachment.id)
-    recorded = known.entry(key) if known else None
-    decision = wanted.decide(attachment)
-    action: Action
-    if recorded is not None and recorded.outcome in ("stored", "purged"):
-        action = "stored" if recorded.outcome == "stored" else "purged"
-    elif not decision.wanted:
-        action = "drop"
-    else:
-        action = "take" if attachment.downloadable else "cannot"
+_ACTIONS: dict[Outcome, Action] = {
+    "filtered": "drop",
+    "unsupported": "cannot",
+    "stored": "stored",
+    "purged": "purged",
+}
+
+
+def _previewed(attachment: Attachment, entry: ManifestAttachment | None) -> Previewed:
+    action = _ACTIONS[entry.outcome] if entry else "take"
     return Previewed(
-        attachment_key=key,
+        attachment_key=attachment_key(attachment.id),
         action=action,
         name=attachment.name,
         content_type=attachment.content_type,
         size=attachment.size,
         kind=attachment.kind,
-        rule=decision.rule if action == "drop" else None,
+        rule=entry.rule if entry and action == "drop" else None,
     )
 
 
@@ -185,11 +215,15 @@ def _loaded(name: str) -> Target:
     if problems:
         raise PreviewError(f"Block {problems[0].subject}: {problems[0].text} {problems[0].remedy}")
     try:
-        wanted = Filter.model_validate(deployment.parameters.get("filter") or {})
-    except ValidationError:
+        return Target(
+            deployment=f"{FLOW}/{name}",
+            filter=deployment.parameters.get("filter") or {},
+            account=accounts.blocks[account],
+            store=stores.blocks[store],
+            force=deployment.parameters.get("force") or False,
+        )
+    except ValidationError as error:
         raise PreviewError(
-            f"The filter of {FLOW}/{printable(name)[1:-1]} is none that a run would take. Correct it in the Prefect UI."
+            f"The parameters of {FLOW}/{printable(name)[1:-1]} are not valid, so its runs fail: {problem(error)}. "
+            "Correct them in the Prefect UI or in the prefect.yaml that it was deployed from."
         ) from None
-    return Target(
-        deployment=f"{FLOW}/{name}", wanted=wanted, account=accounts.blocks[account], store=stores.blocks[store]
-    )

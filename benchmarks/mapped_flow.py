@@ -16,6 +16,7 @@ from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.flows import download_attachments as job
 from attachments.flows.configured import load_account, load_store
 from attachments.pacing import backlog
+from attachments.plan import settled_entry
 from attachments.selection import Filter
 from attachments.storage import message_key
 
@@ -26,10 +27,10 @@ def fetch(message_id: str, account: EmailgisticsAccount, store: AttachmentStore)
     message = job.Message(id=message_id, key=message_key(message_id))
     if job.read_manifest.fn(message, store) is not None:
         return
-    outcomes = []
+    wanted, outcomes = Filter(), []
     for attachment in job.list_attachments.fn(message, account):
-        entry = job._decide(attachment, Filter(), None, {})
-        downloaded = job.download_attachment.fn(attachment, message, account, store) if entry is None else None
+        entry = settled_entry(attachment, wanted, None, {})
+        downloaded = job.download_attachment.fn(attachment, message, wanted, account, store) if entry is None else None
         outcomes.append(downloaded or job.Outcome(entry=entry))
     job.write_manifest.fn(message, outcomes, store, None)
 

@@ -37,6 +37,7 @@ from attachments.flows.child_runs import (
     child_runs,
 )
 from attachments.flows.failures import contained
+from attachments.plan import is_settled
 from attachments.progress import Counts, Tally
 from attachments.storage import StoreError
 from attachments.storage.errors import AccessDenied, InvalidManifest, NewerManifest
@@ -287,7 +288,7 @@ class _Work:
                         raise
                     cancelling.sleep(pause)
                 else:
-                    return known is not None and known.settles(lambda entry: self._target.filter.decide(entry).wanted)
+                    return is_settled(known, self._target.filter)
         raise AssertionError("the last try returns or raises")
 
     def _checked(self, wanted: Wanted, known: _Known) -> None:

@@ -1,7 +1,7 @@
 """One message: list → select → download → manifest. A run again, however often, does only what is missing."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Annotated
@@ -31,11 +31,11 @@ from attachments.flows.failures import (
 from attachments.flows.report import Report, already_stored, finish, gave_up
 from attachments.message_id import normalized
 from attachments.pacing import backlog
+from attachments.plan import is_settled, named, new_entry, settled_entry, stored_entry, unwanted_entry
 from attachments.selection import Filter
 from attachments.storage import (
     Manifest,
     ManifestAttachment,
-    StoredObject,
     attachment_key,
     message_key,
     safe_name,
@@ -118,22 +118,28 @@ def list_attachments(message: Message, account: EmailgisticsAccount) -> tuple[At
     **RETRYING,
 )
 def download_attachment(
-    attachment: Attachment, message: Message, account: EmailgisticsAccount, store: AttachmentStore
+    attachment: Attachment, message: Message, wanted: Filter, account: EmailgisticsAccount, store: AttachmentStore
 ) -> Outcome:
-    """Stream one attachment into the store: all of it or nothing."""
+    """Stream one attachment into the store: all of it or nothing.
+
+    One without a name in the list gets that of its download; if the filter then leaves it out, no byte of it is read.
+    """
     started = time.monotonic()
     with (
         contained(),
         account.client().download(message.id, attachment.id, listed_size=attachment.size) as download,
     ):
+        attachment = named(attachment, download.file_name)
+        if unwanted := unwanted_entry(attachment, wanted):
+            return Outcome(entry=unwanted)
         stored = store.store().write(
             message.key,
             attachment_key(attachment.id),
-            safe_name(download.file_name or attachment.name),
+            safe_name(attachment.name),
             download,
             content_type=attachment.content_type,
         )
-    return Outcome(entry=_as_stored(attachment, stored), seconds=time.monotonic() - started)
+    return Outcome(entry=stored_entry(attachment, stored), seconds=time.monotonic() - started)
 
 
 @task(name="write-manifest", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=can_get_better, **RETRYING)
@@ -203,15 +209,16 @@ def _download(
     message: Message, wanted: Filter, account: EmailgisticsAccount, store: AttachmentStore, *, force: bool
 ) -> State[None]:
     known = None if force else read_manifest(message, store)
-    if known is not None and known.settles(lambda entry: wanted.decide(entry).wanted):
+    if known is not None and is_settled(known, wanted):
         return already_stored(known)
 
     listed = list_attachments(message, account)
-    standing = {} if force else store.store().stored(message.key)
-    decided = [_decide(attachment, wanted, known, standing) for attachment in listed]
+    existing = {} if force else store.store().stored(message.key)
+    decided = [settled_entry(attachment, wanted, known, existing, force=force) for attachment in listed]
     missing = [attachment for attachment, entry in zip(listed, decided, strict=True) if entry is None]
 
-    downloads = download_attachment.map(missing, unmapped(message), unmapped(account), unmapped(store))
+    shared = map(unmapped, (message, wanted, account, store))
+    downloads = download_attachment.map(missing, *shared)
     fetched = iter([_outcome(*pair) for pair in zip(missing, downloads, strict=True)])
     outcomes = [Outcome(entry=entry) if entry is not None else next(fetched) for entry in decided]
 
@@ -226,24 +233,6 @@ def _download(
     )
 
 
-def _decide(
-    attachment: Attachment, wanted: Filter, known: Manifest | None, standing: Mapping[str, StoredObject]
-) -> ManifestAttachment | None:
-    """What is clear without a download; None when the attachment has to be fetched."""
-    key = attachment_key(attachment.id)
-    recorded = known.entry(key) if known else None
-    if recorded is not None and recorded.outcome in ("stored", "purged"):
-        return recorded
-    if key in standing:
-        return _as_stored(attachment, standing[key])
-    decision = wanted.decide(attachment)
-    if not decision.wanted:
-        return _entry(attachment, outcome="filtered", rule=decision.rule)
-    if not attachment.downloadable:
-        return _entry(attachment, outcome="unsupported")
-    return None
-
-
 def _outcome(attachment: Attachment, download: PrefectFuture[Outcome]) -> Outcome:
     """What became of a download. One attachment's failure is recorded, and is not its neighbours'."""
     result = download.result(raise_on_failure=False)
@@ -252,36 +241,9 @@ def _outcome(attachment: Attachment, download: PrefectFuture[Outcome]) -> Outcom
     if isinstance(result, RunCancelled):
         raise result
     return Outcome(
-        entry=_entry(attachment, outcome="failed", code=code_of(result)),
+        entry=new_entry(attachment, outcome="failed", code=code_of(result)),
         error=str(result),
         retryable=is_retryable(result),
-    )
-
-
-def _as_stored(attachment: Attachment, stored: StoredObject) -> ManifestAttachment:
-    return _entry(
-        attachment,
-        outcome="stored",
-        key=stored.key,
-        bytes=stored.bytes,
-        sha256=stored.sha256,
-        stored_at=stored.stored_at,
-        stored_bytes=stored.stored_bytes,
-        stored_sha256=stored.stored_sha256,
-    )
-
-
-def _entry(attachment: Attachment, **found: object) -> ManifestAttachment:
-    return ManifestAttachment.model_validate(
-        {
-            "id": attachment.id,
-            "attachment_key": attachment_key(attachment.id),
-            "name": attachment.name,
-            "content_type": attachment.content_type,
-            "listed_size": attachment.size,
-            "kind": attachment.kind,
-            **found,
-        }
     )
 
 

@@ -9,9 +9,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from attachments.cli import main
 from attachments.emailgistics import Attachment
-from attachments.preview import Preview, judged, shown
+from attachments.preview import Preview, Record, judged, shown
 from attachments.selection import Filter
-from attachments.storage import Manifest, ManifestAttachment, attachment_key, message_key
+from attachments.storage import Manifest, ManifestAttachment, StoredObject, attachment_key, message_key
 
 MESSAGE = "AAMkAGI1/xyz="
 KEY = message_key(MESSAGE)
@@ -32,8 +32,11 @@ def manifest(*entries: tuple[str, str]) -> Manifest:
     return Manifest(message_id=MESSAGE, message_key=KEY, updated=datetime.now(UTC), attachments=tuple(attachments))
 
 
-def found(listed: list[Attachment], recorded: Any = "none", wanted: Filter = PICKY) -> Preview:
-    return judged(MESSAGE, "download-attachments/default", listed, recorded, wanted)
+def found(
+    listed: list[Attachment], recorded: Any = "none", wanted: Filter = PICKY, *, force: bool = False, **existing: Any
+) -> Preview:
+    record = Record(recorded, {attachment_key(name): stored for name, stored in existing.items()})
+    return judged(MESSAGE, "download-attachments/default", listed, record, wanted, force=force)
 
 
 def test_each_attachment_is_judged_as_a_run_would() -> None:
@@ -62,6 +65,27 @@ def test_each_attachment_is_judged_as_a_run_would() -> None:
     ]
     assert preview.manifest == "incomplete"
     assert preview.nothing_to_do is False
+
+
+def test_an_object_that_exists_without_a_manifest_is_stored() -> None:
+    """A run does not download it again, whatever its filter says; and the manifest does not settle the message."""
+    object_ = StoredObject(f"{KEY}/{attachment_key('logo')}/logo.png", 300, "0" * 64, datetime.now(UTC))
+    listed = [attachment("logo", contentType="image/png", size=300), attachment("a.pdf")]
+    preview = found(listed, logo=object_)
+    assert [one.action for one in preview.attachments] == ["stored", "take"]
+    assert (preview.manifest, preview.nothing_to_do) == ("none", False)
+
+
+def test_a_deployment_that_forces_takes_what_is_stored_and_what_was_purged() -> None:
+    """And never has nothing to do. The filter still counts."""
+    listed = [attachment("a"), attachment("b"), attachment("logo", contentType="image/png", size=300)]
+    object_ = StoredObject(f"{KEY}/{attachment_key('a')}/a.pdf", 300, "0" * 64, datetime.now(UTC))
+    recorded = manifest(("a", "stored"), ("b", "purged"), ("logo", "filtered"))
+    forced, usual = (found(listed, recorded, force=force, a=object_) for force in (True, False))
+    assert [one.action for one in forced.attachments] == ["take", "take", "drop"]
+    assert [one.action for one in usual.attachments] == ["stored", "purged", "drop"]
+    assert (forced.force, forced.nothing_to_do) == (True, False)
+    assert next(shown(forced)).endswith("; manifest: complete; force: what is stored is downloaded again and compared.")
 
 
 @pytest.mark.parametrize(

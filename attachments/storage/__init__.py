@@ -4,7 +4,7 @@ from attachments.storage.encryption import Encryption
 from attachments.storage.errors import StoreError
 from attachments.storage.keys import attachment_key, message_key
 from attachments.storage.manifest import Manifest, ManifestAttachment
-from attachments.storage.names import safe_name
+from attachments.storage.names import is_nameless, safe_name
 from attachments.storage.opening import open_store
 from attachments.storage.store import Store, StoredObject
 
@@ -16,6 +16,7 @@ __all__ = [
     "StoreError",
     "StoredObject",
     "attachment_key",
+    "is_nameless",
     "message_key",
     "open_store",
     "safe_name",

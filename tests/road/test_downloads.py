@@ -148,3 +148,43 @@ def test_hostile_and_colliding_names_all_arrive_each_in_its_folder(running: Inst
         assert path.parent == root / entry.attachment_key
         assert len(path.name.encode()) <= 255
     assert len({entry.key for entry in manifest.attachments}) == len(names)
+
+
+def test_no_header_gets_round_a_filter_and_a_file_without_a_listed_name_is_judged_by_its_header(
+    running: Installation,
+) -> None:
+    """Names of the list count. Where there is none, that of the download does, and what is excluded is not read."""
+    binary = "application/octet-stream"
+    message = running.sandbox.control.add_message(
+        attachments=[
+            {"name": "a.pdf", "content_disposition": 'attachment; filename="setup.exe"', "text": "listed"},
+            {
+                "name": "",
+                "content_type": binary,
+                "content_disposition": 'attachment; filename="b.pdf."',
+                "text": "header",
+            },
+            {"name": "", "content_type": binary, "content_disposition": 'attachment; filename="c.exe "', "bytes": SIZE},
+            {"name": "", "content_type": binary, "content_disposition": None, "text": "nameless"},
+            {"name": "d.exe\u200b", "content_type": binary, "text": "excluded"},
+        ]
+    )
+    wanted = {
+        "include": [{"content_types": ["application/pdf"]}, {"names": ["attach*"]}],
+        "exclude": [{"names": ["*.exe"]}],
+    }
+    run = running.run_deployment(message_id=message["id"], filter=wanted)
+    assert run["state_type"] == "COMPLETED", run["state"]["message"]
+    manifest = running.complete_manifest(message)
+    assert [(entry.outcome, entry.name, entry.rule) for entry in manifest.attachments] == [
+        ("stored", "a.pdf", None),
+        ("stored", "b.pdf.", None),
+        ("filtered", "c.exe ", "exclude[0]: names *.exe"),
+        ("stored", "attachment", None),
+        ("filtered", "d.exe\u200b", "exclude[0]: names *.exe"),
+    ]
+    assert sorted(path.name for path in running.files(message)) == ["a.pdf", "attachment", "b.pdf"]
+    calls = len(running.calls(message))
+    again = running.run_deployment(message_id=message["id"], filter=wanted)
+    assert again["state"]["message"].startswith("Nothing to do")
+    assert len(running.calls(message)) == calls

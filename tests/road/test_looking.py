@@ -311,6 +311,18 @@ def test_preview_shows_what_a_deployment_would_take(well: Installation, capsys: 
     document = json.loads(capsys.readouterr().out)
     assert (document["manifest"], document["nothing_to_do"]) == ("complete", True)
     assert [one["action"] for one in document["attachments"]] == ["stored", "drop"]
+
+    (well.road.store / document["message_key"] / "manifest.json").unlink()
+    pdfs = {"include": [{"content_types": ["application/pdf"]}]}
+    for name, force, actions in (("exists", False, ["stored", "drop"]), ("forced", "true", ["take", "drop"])):
+        with another(well, name, filter=pdfs, force=force):
+            assert main(["preview", message["id"], "--deployment", name, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert (document["manifest"], document["force"]) == ("none", name == "forced")
+        assert [one["action"] for one in document["attachments"]] == actions
+    with another(well, "mistyped", filter={"include": [{"content_types": ["pdf"]}]}):
+        assert main(["preview", message["id"], "--deployment", "mistyped"]) == 1
+    assert "filter.include[0].content_types: 'pdf' is not a content type" in capsys.readouterr().err
     leaks = {place for place, content in well.everything_kept() if CANARY.encode() in content}
     assert leaks == set()
 
