@@ -135,6 +135,15 @@ def _add_views(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     preview.add_argument("--json", action="store_true", help="print it as JSON")
     preview.set_defaults(command=_preview)
 
+    check = commands.add_parser(
+        "check", help="say what is wrong with the filters of a prefect.yaml, or with one filter"
+    )
+    check.add_argument(
+        "file", type=Path, nargs="?", default=Path("prefect.yaml"), help="the file (default: %(default)s)"
+    )
+    check.add_argument("--filter", metavar="JSON", help="check this filter, not a file")
+    check.set_defaults(command=_check)
+
     doctor = commands.add_parser("doctor", help="look whether all that is needed is there and right")
     where = doctor.add_mutually_exclusive_group()
     where.add_argument("--receiver", metavar="URL", help="ask the receiver there, such as http://127.0.0.1:8080")
@@ -298,6 +307,19 @@ def _preview(options: argparse.Namespace) -> int:
         return 0
     for line in shown(found):
         print(line)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from attachments.check import CheckError, check_file, check_text  # noqa: PLC0415
+
+    try:
+        mistakes = list(check_text(options.filter) if options.filter is not None else check_file(options.file))
+    except CheckError as error:
+        return _fail(str(error))
+    if mistakes:
+        return _fail("\n".join(mistakes))
+    print("No mistake found.")
     return 0
 
 
