@@ -472,11 +472,27 @@ def test_a_deployment_is_what_the_installed_version_would_make(changed: dict[str
         "parameter_openapi_schema": schema,
         "work_pool_name": "attachments",
         "work_queue_name": "default",
+        "parameters": {},
     }
     name = "download-attachments/default"
     found = list(look_at_deployments({name: cast("Any", SimpleNamespace(**{**fields, **changed}))}))
     assert said(found[0]).startswith(expected.format(f"deployment {name}"))
     assert {finding.status for finding in found[1:]} == {"failed"}  # the others are missing
+
+
+def test_a_filter_that_no_run_takes_is_found() -> None:
+    """Of any deployment of the download. The sentence is for the terminal: patterns may hold a customer's name."""
+
+    def found(**parameters: Any) -> list[Finding]:
+        deployment = cast("Any", SimpleNamespace(entrypoint=None, parameters=parameters))
+        findings = look_at_deployments({"download-attachments/invoices": deployment, "doctor/other": deployment})
+        return [finding for finding in findings if finding.check == "filter"]
+
+    assert found() == found(filter=None) == found(filter={"exclude": [{"names": ["canary*"]}]}) == []
+    (bad,) = found(filter={"include": [{"names": ["canary/*"]}]})
+    assert said(bad).startswith("FAILED   filter download-attachments/invoices: Its filter is not valid, so each of")
+    assert "canary" not in said(bad) + bad.model_dump_json()
+    assert bad.names[0].startswith("include[0].names: 'canary/*' has a / or \\")
 
 
 def scheduled(*, active: bool, **parameters: Any) -> Any:

@@ -9,10 +9,12 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import DeploymentSort
+from pydantic import ValidationError
 
 from attachments.declared import as_deployed, current_entrypoint, declared_deployments, declared_flow
 from attachments.doctor.asking import asked
 from attachments.doctor.findings import Finding, failed, ok, warning
+from attachments.selection import Filter, problem
 
 DOWNLOAD = "download-attachments"
 RECONCILE = "reconcile-attachments"
@@ -48,6 +50,19 @@ def look_at_deployments(standing: Deployments) -> Iterator[Finding]:
     for name, deployment in standing.items():
         if deployment.entrypoint and current_entrypoint(deployment.entrypoint) != deployment.entrypoint:
             yield failed("deployment", "It names its flow as an older version did.", UPGRADE, subject=name)
+        if name.startswith(f"{DOWNLOAD}/"):
+            yield from _mistakes(name, deployment.parameters.get("filter"))
+
+
+def _mistakes(name: str, filter_: object) -> Iterator[Finding]:
+    """A filter that no run takes: mistyped in the UI, or accepted by an older version although nothing matched it."""
+    try:
+        Filter.model_validate(filter_ or {})
+    except ValidationError as error:
+        # Patterns may hold a customer's name: the sentence is for the terminal alone.
+        text = "Its filter is not valid, so each of its runs fails."
+        remedy = "Correct it in the Prefect UI or in its prefect.yaml; `attachments check` names each mistake."
+        yield failed("filter", text, remedy, subject=name, names=[problem(error)])
 
 
 def blocks_named(standing: Deployments, parameter: str) -> Sequence[str]:

@@ -48,9 +48,9 @@ def warning(check: str, text: str, remedy: str = "", *, subject: str | None = No
     return Finding(check=check, subject=subject, status="warning", text=text, remedy=remedy)
 
 
-def failed(check: str, text: str, remedy: str, *, subject: str | None = None) -> Finding:
+def failed(check: str, text: str, remedy: str, *, subject: str | None = None, names: Sequence[str] = ()) -> Finding:
     """It does not work until somebody does something."""
-    return Finding(check=check, subject=subject, status="failed", text=text, remedy=remedy)
+    return Finding(check=check, subject=subject, status="failed", text=text, remedy=remedy, names=tuple(names))
 
 
 def summary(findings: Sequence[Finding]) -> str:
