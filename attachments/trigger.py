@@ -25,7 +25,7 @@ def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) 
     The fields are the vendor's (webhooks/request-payload), but for `received`: we do not know when the message came
     in, and what a webhook says is recorded. Raises `TriggerError` for any other answer than success.
     """
-    moment = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     payload = {
         "id": message_id,
         "event": "received",

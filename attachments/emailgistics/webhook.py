@@ -49,6 +49,8 @@ class Delivery(BaseModel):
     conversation_id: str | None = None
     has_attachments: bool | None = None
     """None when the payload does not say."""
+    timestamp: str | None = None
+    """As the vendor wrote it: all attempts of one delivery have the same."""
 
     @property
     def wants_download(self) -> bool:
@@ -106,6 +108,7 @@ def parse_delivery(body: bytes) -> Delivery:
         received=_optional(payload.get("received"), _WORD_CHARACTERS),
         conversation_id=_optional(payload.get("conversationId"), ID_CHARACTERS),
         has_attachments=has_attachments if isinstance(has_attachments, bool) else None,
+        timestamp=_optional(payload.get("timestamp"), _WORD_CHARACTERS),
     )
 
 

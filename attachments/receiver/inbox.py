@@ -5,7 +5,7 @@ One SQLite file in WAL mode with `synchronous=FULL`: a commit is on the disk bef
 One thread owns the connection and commits all that waits in one transaction (group commit): a burst costs
 one sync for many deliveries.
 
-Only what the flow needs is kept: ids, the shared mailbox's address and two timestamps. Subject, sender and
+Only what the flow needs is kept: ids, the shared mailbox's address, three timestamps and a flag. Subject, sender and
 body never reach the disk.
 """
 
@@ -51,11 +51,16 @@ CREATE TABLE IF NOT EXISTS entry (
     message_id TEXT NOT NULL,
     mailbox TEXT, received TEXT, conversation_id TEXT,
     accepted REAL NOT NULL,
+    has_attachments INTEGER, timestamp TEXT,
     UNIQUE (deployment, message_key));
 CREATE TABLE IF NOT EXISTS deployment (name TEXT PRIMARY KEY, id TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY CHECK (id = 1), at REAL NOT NULL);
 """
-COLUMNS = "deployment, message_key, message_id, mailbox, received, conversation_id, accepted"
+ADDED = {"has_attachments": "INTEGER", "timestamp": "TEXT"}
+"""Columns that an inbox of an older version lacks. It knows no NOT NULL: the older version may take the file back."""
+COLUMNS = (
+    "deployment, message_key, message_id, mailbox, received, conversation_id, accepted, has_attachments, timestamp"
+)
 
 
 class InboxUnavailable(Exception):
@@ -74,6 +79,10 @@ class Entry:
     received: datetime | None
     conversation_id: str | None
     accepted: float
+    has_attachments: bool | None = None
+    """What the webhook said."""
+    timestamp: str | None = None
+    """When the vendor made the webhook, as it wrote it."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,8 @@ class Inbox:
             received.isoformat() if received else None,
             delivery.conversation_id,
             time.time(),
+            delivery.has_attachments,
+            delivery.timestamp,
         )
         return await self._run(lambda db: _insert(db, row), adds=True)
 
@@ -341,7 +352,7 @@ def moment(text: str | None) -> datetime | None:
 
 def _insert(db: sqlite3.Connection, row: tuple[Any, ...]) -> bool:
     """Whether the entry is new."""
-    statement = f"INSERT INTO entry ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608  our own
+    statement = f"INSERT INTO entry ({COLUMNS}) VALUES ({', '.join('?' * len(row))}) ON CONFLICT DO NOTHING"  # noqa: S608  our own
     return db.execute(statement, row).rowcount == 1
 
 
@@ -354,8 +365,9 @@ def _carry_over(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
 
 
 def _entry(seq: int, *columns: Any) -> Entry:
-    deployment, key, message_id, mailbox, received, conversation_id, accepted = columns
-    return Entry(seq, deployment, key, message_id, mailbox, moment(received), conversation_id, accepted)
+    deployment, key, message_id, mailbox, received, conversation_id, accepted, has_attachments, timestamp = columns
+    has = None if has_attachments is None else bool(has_attachments)
+    return Entry(seq, deployment, key, message_id, mailbox, moment(received), conversation_id, accepted, has, timestamp)
 
 
 def _connect(path: Path, lock_patience: float) -> sqlite3.Connection:
@@ -391,6 +403,10 @@ def _prepare(db: sqlite3.Connection) -> None:
     db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
     if not tables:
         db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
+    columns = {column[1] for column in db.execute("PRAGMA table_info(entry)")}
+    for name, kind in ADDED.items():
+        if name not in columns:
+            db.execute(f"ALTER TABLE entry ADD COLUMN {name} {kind}")
     db.execute(f"PRAGMA busy_timeout = {LOCK_STEP}")
 
 

@@ -8,9 +8,17 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterName,
+)
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.client.schemas.sorting import DeploymentSort
+from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from attachments.flows.endings import FAILED_FOR_NOW, stored_count
@@ -21,6 +29,10 @@ FLOW = "download-attachments"
 PAGE = 200
 NAME_DIGITS = 12
 ASK_AGAIN = 0.25  # seconds at the most between tries while Prefect's database is locked: somebody's mail waits
+ATTEMPTS_END = 600.0  # seconds; the three attempts of a delivery take up to 100 each (webhooks/delivery)
+RUNS = 20  # runs of one message that are looked at, the newest ones
+DELIVERY = "attachments.delivery"
+"""The label of a run that says which delivery made it: by the webhook's timestamp."""
 ENDED_BADLY = (StateType.FAILED, StateType.CRASHED)
 THIS_RUN = (httpx.codes.BAD_REQUEST, httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY)
 KEYS = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
@@ -81,24 +93,40 @@ class PrefectFlowRuns:
                     return found
 
     async def create(self, entry: Entry, deployment_id: str) -> str:
-        """Create the run under an idempotency key, so that a lost answer or a redelivery makes no second one.
+        """Create the run under an idempotency key, so that a lost answer makes no second one.
 
-        Such a key is taken for ever, also by a run that failed. A delivery that came after that run was made
-        is a wish to try again: it gets a run under a key derived from the failed one.
+        Such a key is taken for ever, also by a run that has ended. A delivery that came after that run was made is a
+        wish to look again: it gets a run under a key derived from the newest one, unless that one serves it already.
         """
         key = f"{FLOW}/{entry.deployment}/{entry.message_key}"
         async with _translated():
-            while True:
-                run = await self._client.create_flow_run_from_deployment(
-                    UUID(deployment_id),
-                    name=entry.message_key[:NAME_DIGITS],
-                    parameters=_parameters(entry),
-                    idempotency_key=key,
-                )
-                made = run.created.timestamp() if run.created else entry.accepted
-                if run.state_type not in ENDED_BADLY or made >= entry.accepted:
-                    return str(run.id)
-                key = f"{FLOW}/{entry.deployment}/{entry.message_key}/after/{run.id}"
+            run = await self._make(entry, deployment_id, key)
+            if not _serves(run, entry):
+                run = await self._newest(entry, deployment_id, key) or run
+            while not _serves(run, entry):
+                run = await self._make(entry, deployment_id, f"{key}/after/{run.id}")
+            return str(run.id)
+
+    async def _make(self, entry: Entry, deployment_id: str, key: str) -> FlowRun:
+        """The run under this key, which there may be already."""
+        return await self._client.create_flow_run_from_deployment(
+            UUID(deployment_id),
+            name=entry.message_key[:NAME_DIGITS],
+            parameters=_parameters(entry),
+            idempotency_key=key,
+            labels={DELIVERY: entry.timestamp} if entry.timestamp else {},
+        )
+
+    async def _newest(self, entry: Entry, deployment_id: str, key: str) -> FlowRun | None:
+        """The newest of the message's runs that deliveries have made: the last of their chain, however long it is."""
+        found = await self._client.read_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[UUID(deployment_id)])),
+            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[entry.message_key[:NAME_DIGITS]])),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=RUNS,
+        )
+        chain = [run for run in found if (run.idempotency_key or "").startswith(key)]
+        return max(chain, key=_made, default=None)
 
     async def endings(self, run_ids: Collection[str]) -> dict[str, Ending]:
         """How those of these runs ended that have. A run that was deleted has failed."""
@@ -111,6 +139,28 @@ class PrefectFlowRuns:
             endings = {str(run.id): _ending(run.state) for run in found}
         told = {run_id: endings.get(run_id, Ending("failed")) for run_id in run_ids}
         return {run_id: ending for run_id, ending in told.items() if ending is not None}
+
+
+def _serves(run: FlowRun, entry: Entry) -> bool:
+    """Whether a run does what a delivery asks for.
+
+    One that was made since does, and one that has not ended. So does a completed one of the same delivery, whose
+    sender did not hear of its success; one that has failed does not. What somebody has cancelled stays cancelled.
+    """
+    made = _made(run)
+    if made >= entry.accepted:
+        return True
+    if run.state_type in ENDED_BADLY:
+        return False
+    if run.state_type != StateType.COMPLETED:
+        return True
+    is_same = entry.timestamp is not None and run.labels.get(DELIVERY) == entry.timestamp
+    return is_same and entry.accepted - made < ATTEMPTS_END
+
+
+def _made(run: FlowRun) -> float:
+    """When a run was made, in seconds since the epoch."""
+    return run.created.timestamp() if run.created else 0.0
 
 
 def _ending(state: State[Any] | None) -> Ending | None:

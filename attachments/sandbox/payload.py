@@ -23,7 +23,7 @@ def webhook_payload(message: Message) -> Payload:
         "cc": [_party(address) for address in message.cc],
         "subject": message.subject,
         "hasAttachments": bool(message.attachments),
-        "timestamp": now(),
+        "timestamp": _to_the_millisecond(),
         "conversationId": message.conversation_id,
     }
     if message.body_text is not None:
@@ -46,7 +46,7 @@ def sample_payload() -> Payload:
         "cc": [],
         "subject": "Sample message",
         "hasAttachments": True,
-        "timestamp": now(),
+        "timestamp": _to_the_millisecond(),
         "conversationId": "AAQkSampleConversation=",
     }
 
@@ -54,6 +54,11 @@ def sample_payload() -> Payload:
 def now() -> str:
     """The time as the vendor writes it, in UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _to_the_millisecond() -> str:
+    """A delivery's own moment: its attempts share it, and the next delivery has another."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _party(written: str) -> dict[str, dict[str, str]]:

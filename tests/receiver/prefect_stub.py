@@ -35,6 +35,7 @@ class PrefectStub:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)  # by idempotency key, in the order they were made
     posts: int = 0
     looks: int = 0
+    questions: int = 0
     most_at_once: int = 0
     delay: float = 0.0
     refused_ids: set[str] = field(default_factory=set)
@@ -93,9 +94,13 @@ class PrefectStub:
             known = [{"id": id_, "name": name, "flow_id": str(uuid4())} for name, id_ in self.deployments.items()]
             return 200, known[body["offset"] : body["offset"] + body["limit"]]
         if path == "/api/flow_runs/filter":
+            asked = body["flow_runs"]
+            if asked.get("name"):
+                self.questions += 1
+                named = [run for run in reversed(self.runs.values()) if run["name"] in asked["name"]["any_"]]
+                return 200, [dict(run) for run in named[: body["limit"]]]
             self.looks += 1
-            asked = set(body["flow_runs"]["id"]["any_"])
-            return 200, [dict(run) for run in self.runs.values() if run["id"] in asked]
+            return 200, [dict(run) for run in self.runs.values() if run["id"] in asked["id"]["any_"]]
         return self._create(path.split("/")[3], body)
 
     def _create(self, deployment_id: str, body: dict[str, Any]) -> tuple[int, Any] | None:
@@ -122,6 +127,7 @@ class PrefectStub:
                     "name": body["name"],
                     "parameters": body["parameters"],
                     "idempotency_key": key,
+                    "labels": body.get("labels") or {},
                     "state_type": "SCHEDULED",
                 },
             )

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -373,12 +374,15 @@ def test_a_run_that_failed_before_its_lost_reply_was_noticed_is_not_made_again(
 
 @pytest.mark.parametrize(
     ("ended", "runs"),
-    [("FAILED", 2), ("CRASHED", 2), ("COMPLETED", 1), ("RUNNING", 1), ("SCHEDULED", 1), ("CANCELLED", 1)],
+    [("FAILED", 2), ("CRASHED", 2), ("COMPLETED", 2), ("RUNNING", 1), ("SCHEDULED", 1), ("CANCELLED", 1)],
 )
-def test_a_redelivery_tries_again_what_has_failed_and_nothing_else(
+def test_a_redelivery_looks_again_once_the_run_has_ended_unless_somebody_cancelled_it(
     play: Callable[[Story], None], prefect: PrefectStub, ended: str, runs: int
 ) -> None:
-    """The second run has a key of its own, made of the first one's."""
+    """What has failed is tried again; what completed may have lost its files or manifest since.
+
+    The second run has a key of its own, made of the first one's.
+    """
 
     async def story(at: Desk) -> None:
         await at.deliver("a")
@@ -394,6 +398,65 @@ def test_a_redelivery_tries_again_what_has_failed_and_nothing_else(
     assert [run["idempotency_key"] for run in fresh] == [
         f"{first['idempotency_key']}/after/{first['id']}" for _ in fresh
     ]
+
+
+@pytest.mark.parametrize(
+    ("timestamps", "runs"),
+    [
+        (["2026-11-30T10:00:00Z"] * 3, 1),
+        (["2026-11-30T10:00:00Z", "2026-11-30T10:00:01Z", "2026-11-30T10:00:02Z"], 3),
+        ([None, None, None], 3),
+    ],
+    ids=["one delivery's attempts", "three deliveries", "no telling"],
+)
+def test_the_attempts_of_one_delivery_make_one_run(
+    play: Callable[[Story], None], prefect: PrefectStub, timestamps: list[str | None], runs: int
+) -> None:
+    """Each arrives after the run has completed, as when the answer was lost on its way to the sender."""
+
+    async def story(at: Desk) -> None:
+        for timestamp in timestamps:
+            await at.deliver("a", timestamp=timestamp)
+            await at.until_depth(0)
+            prefect.end("a", "COMPLETED")
+
+    play(story)
+    assert len(prefect.runs) == runs
+
+
+def test_a_delivery_that_is_replayed_long_after_its_run_gets_another(
+    play: Callable[[Story], None], prefect: PrefectStub
+) -> None:
+    """Emailgistics makes its attempts within minutes; what comes later is somebody's wish, such as a saved request."""
+
+    async def story(at: Desk) -> None:
+        await at.deliver("a", timestamp="2026-11-30T10:00:00Z")
+        await at.until_depth(0)
+        prefect.end("a", "COMPLETED")
+        (run,) = prefect.runs.values()
+        run["created"] = (datetime.now(UTC) - timedelta(minutes=11)).isoformat()
+        await at.deliver("a", timestamp="2026-11-30T10:00:00Z")
+        await at.until_depth(0)
+
+    play(story)
+    assert len(prefect.runs) == 2
+
+
+def test_the_hundredth_redelivery_costs_as_few_requests_as_the_second(
+    play: Callable[[Story], None], prefect: PrefectStub
+) -> None:
+    """A monitor may send the same message every minute: the chain of runs is not walked from its beginning."""
+
+    async def story(at: Desk) -> None:
+        for _ in range(100):
+            await at.deliver("a")
+            await at.until_depth(0)
+            prefect.end("a", "COMPLETED")
+
+    play(story)
+    assert len(prefect.runs) == 100
+    assert prefect.posts <= 2 * 100
+    assert prefect.questions <= 100
 
 
 def test_a_message_that_fails_each_time_gets_a_run_for_each_redelivery(

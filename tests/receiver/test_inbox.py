@@ -16,6 +16,22 @@ from attachments.emailgistics import Delivery
 from attachments.receiver.inbox import Inbox, InboxUnavailable, moment
 
 KNOWN = {"default": "1", "pdfs": "2"}
+# As version 0.1 made it.
+FIRST_COLUMNS = "deployment, message_key, message_id, mailbox, received, conversation_id, accepted"
+FIRST_SCHEMA = """
+PRAGMA application_id = 1701668705;
+PRAGMA user_version = 1;
+CREATE TABLE entry (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    deployment TEXT NOT NULL,
+    message_key TEXT NOT NULL,
+    message_id TEXT NOT NULL,
+    mailbox TEXT, received TEXT, conversation_id TEXT,
+    accepted REAL NOT NULL,
+    UNIQUE (deployment, message_key));
+CREATE TABLE deployment (name TEXT PRIMARY KEY, id TEXT NOT NULL);
+CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), at REAL NOT NULL);
+"""
 
 
 @contextmanager
@@ -62,14 +78,39 @@ def test_what_was_written_is_there_after_a_restart(path: Path) -> None:
     """With all that the flow needs."""
     with opened(path) as inbox:
         fields = {"mailbox": "shared@example.com", "received": "2026-11-22T11:00:00+01:00", "conversation_id": "AAQk="}
-        assert append(inbox, "AAMk=", **fields)
+        assert append(inbox, "AAMk=", has_attachments=True, timestamp="2026-11-22T10:00:01Z", **fields)
         asyncio.run(inbox.remember_deployments(KNOWN))
     with opened(path) as inbox:
         (entry,) = asyncio.run(inbox.waiting(10, of=KNOWN))
         assert (entry.message_id, entry.deployment) == ("AAMk=", "default")
         assert (entry.mailbox, entry.conversation_id) == ("shared@example.com", "AAQk=")
         assert entry.received == datetime(2026, 11, 22, 10, tzinfo=UTC)
+        assert (entry.has_attachments, entry.timestamp) == (True, "2026-11-22T10:00:01Z")
         assert asyncio.run(inbox.deployments()) == KNOWN
+
+
+def test_an_older_versions_inbox_is_taken_over_and_it_can_take_it_back(path: Path) -> None:
+    """What waited at an upgrade is dispatched, and what came after it also by a version that is put back."""
+    with sqlite3.connect(path) as old:
+        old.executescript(FIRST_SCHEMA)
+        old.execute(
+            f"INSERT INTO entry ({FIRST_COLUMNS}) VALUES ('default', 'key', 'a', 'm@example.com', NULL, 'c', 1)"
+        )
+    old.close()
+    with opened(path) as inbox:
+        assert append(inbox, "b", has_attachments=False)
+        entries = asyncio.run(inbox.waiting(10, of=KNOWN))
+    assert [(entry.message_id, entry.mailbox, entry.has_attachments) for entry in entries] == [
+        ("a", "m@example.com", None),
+        ("b", None, False),
+    ]
+    with sqlite3.connect(path) as old:
+        assert old.execute("PRAGMA user_version").fetchone() == (1,)
+        assert old.execute(f"SELECT {FIRST_COLUMNS} FROM entry ORDER BY seq").fetchall()[1][2] == "b"
+        old.execute(f"INSERT INTO entry ({FIRST_COLUMNS}) VALUES ('default', 'k', 'd', NULL, NULL, NULL, 2)")
+    old.close()
+    with opened(path) as inbox:
+        assert waiting(inbox) == ["a", "b", "d"]
 
 
 def test_the_same_message_waits_once_for_each_deployment(inbox: Inbox) -> None:

@@ -87,6 +87,24 @@ def test_redeliveries_cost_no_second_download_and_then_no_call(running: Installa
     assert running.calls(message) == []
 
 
+def test_a_redelivery_after_a_lost_manifest_gets_a_run_that_rebuilds_it(running: Installation) -> None:
+    """However soon it comes. While the manifest settles all, its run asks Emailgistics nothing."""
+    message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "content"}])
+    running.send(message)
+    first = running.ended_run(message)
+    running.sandbox.control.clear_requests()
+    running.send(message)
+    again = running.ended_run(message, after=1)
+    assert again["state"]["message"] == "Nothing to do: the manifest settles all. " + first["state"]["message"]
+    assert running.calls(message) == []
+
+    (running.road.store / message_key(message["id"]) / "manifest.json").unlink()
+    running.road.run("attachments", "trigger", message["id"], "--url", running.road.webhook_url("default"))
+    assert running.ended_run(message, after=2)["state"]["message"] == first["state"]["message"]
+    assert running.manifest(message) is not None
+    assert running.calls(message, "download") == []
+
+
 def test_two_runs_of_one_message_at_once_leave_one_object_and_both_succeed(running: Installation) -> None:
     """Fault 17: both runs download, one commits, the other compares and is content."""
     message = running.sandbox.control.add_message(attachments=[{"name": "race.bin", "bytes": 300_000}])
