@@ -16,6 +16,7 @@ from attachments.reconciling import Tried
 
 PREFIX = "attachments-mark-"
 DIGITS = 32
+MOST_UNNAMED = 100  # rows without a message that a mark remembers: a Variable takes 5,000 characters
 PAGE = 200  # Variables in one answer of Prefect's
 
 
@@ -40,6 +41,8 @@ class Mark:
     updated: datetime
     tried: tuple[Tried, ...] = ()
     """When what lies beyond it was looked at for the first time, where something there could not be fetched."""
+    unnamed: tuple[str, ...] = ()
+    """Rows of reports that name no message, and of which was told; the newest first."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Marks:
             )
         return mark
 
-    def move(self, mailbox: str, until: datetime, tried: Sequence[Tried] = ()) -> None:
+    def move(self, mailbox: str, until: datetime, tried: Sequence[Tried] = (), unnamed: Sequence[str] = ()) -> None:
         """Move a mailbox's mark forward, and keep of what was tried what lies beyond it.
 
         A mark that is further already, and not in the future, stays where it is.
@@ -78,10 +81,11 @@ class Marks:
         if known is not None and until <= known.until <= datetime.now(UTC):
             until = known.until
         beyond = tuple(one for one in tried if one.until > until)
-        if known is None or (until, beyond) != (known.until, known.tried):
-            self._write(mailbox, until, beyond)
+        rows = tuple(unnamed[:MOST_UNNAMED])
+        if known is None or (until, beyond, rows) != (known.until, known.tried, known.unnamed):
+            self._write(mailbox, until, beyond, rows)
 
-    def _write(self, mailbox: str, until: datetime, tried: Sequence[Tried]) -> None:
+    def _write(self, mailbox: str, until: datetime, tried: Sequence[Tried], unnamed: Sequence[str]) -> None:
         told = {
             "mailbox_key": mailbox,
             "account": self.account,
@@ -89,6 +93,7 @@ class Marks:
             "until": until.isoformat(),
             "updated": datetime.now(UTC).isoformat(),
             "tried": [[one.until.isoformat(), one.at.isoformat()] for one in tried],
+            "unnamed": list(unnamed),
         }
         name = self._name(mailbox)
         try:
@@ -133,6 +138,7 @@ def _parsed(told: Any, known: Mapping[str, str] | None = None) -> Mark | None:
             until,
             updated,
             tried,
+            tuple(str(row) for row in value.get("unnamed") or ()),
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return None

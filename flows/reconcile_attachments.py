@@ -64,7 +64,7 @@ class Found:
     told: int = 0
     """Events about a message."""
     unnamed: int = 0
-    """Rows of reports without the id of a message."""
+    """Rows of reports without the id of a message, of which was not told before."""
     refused: dict[str, str] = field(default_factory=dict)
     """Why no run was made for a message, by its key."""
     passed: set[str] = field(default_factory=set)
@@ -185,6 +185,7 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
     now = datetime.now(UTC)
     asked = span(known.until if known else None, now, overlap=wish.overlap, settling=wish.settling, first=wish.first)
     hold = Hold(known.tried if known else ())
+    unnamed = known.unnamed if known else ()
     if known is None or known.until > now:
         if known is not None:
             logger.warning(
@@ -194,16 +195,18 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
             )
         # At once: else, while reports fail, time would catch up with it, or a new mailbox's first days move on, and
         # nobody would look at what lies between.
-        patiently(lambda: marks.move(key, asked.start, ()))
+        patiently(lambda: marks.move(key, asked.start, (), unnamed))
         hold = Hold()
     # What lies before it and is only looked at again was told when the mark went past it.
     old, beyond = known.until if known and known.until <= now else asked.start, False
     for piece in asked.slices():
         rows = wish.target.account.client().received_messages(box.id, piece.start, piece.end, on_wait=logger.info)
         became = _fetch(box, rows, wish, found)
-        if rows.skipped:
-            found.unnamed += rows.skipped
-            logger.warning("%s rows of the report name no message and were left out.", rows.skipped)
+        new = [row for row in rows.unnamed if row not in unnamed]
+        if new:
+            found.unnamed += len(new)
+            logger.warning("%s rows of the report name no message and were left out.", len(new))
+            unnamed = (*new, *unnamed)
         now = datetime.now(UTC)
         covered = min(piece.end, rows.covered_until)
         hold = hold.looked(Span(piece.start, covered), now, is_held=became.is_held)
@@ -213,7 +216,7 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
         if beyond and hold.at is not None and until > max(hold.at, old):
             found.passed.add(key)
             logger.warning("The mark of mailbox %s goes past messages that could not be fetched for days.", key)
-        patiently(lambda until=until, tried=hold.tried: marks.move(key, until, tried))  # type: ignore[misc]  # bound now
+        patiently(lambda at=until, hold=hold, rows=unnamed: marks.move(key, at, hold.tried, rows))  # type: ignore[misc]  # bound now
         if is_stopped:
             found.broken[key] = (
                 f"{became.failed:,} of its messages could not be fetched, and {became.stored:,} could: its mark stays, "

@@ -13,7 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,6 +27,7 @@ import pytest
 import yaml
 from prefect.client.schemas.objects import Worker, WorkerStatus
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
@@ -35,12 +38,14 @@ from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cli import main
 from attachments.declared import POOL_TYPE, QUEUES, as_deployed, declared_deployments, declared_flow
 from attachments.doctor import examine, work
+from attachments.doctor import schedules as schedules_of_the_doctor
 from attachments.doctor.asking import Silent, asked, trouble, within
 from attachments.doctor.deployments import look_at_deployments
 from attachments.doctor.examination import _Examination
 from attachments.doctor.findings import Finding, by_urgency, failed, ok, summary, warning
 from attachments.doctor.limits import Room, look_at_limits, room_in
 from attachments.doctor.reconciliation import look_at_reconciliation
+from attachments.doctor.schedules import look_at_schedules
 from attachments.doctor.server import FILES, MEMORY, TESTED, look_at_server, look_at_settings
 from attachments.doctor.stores import look_at_store
 from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading
@@ -493,6 +498,43 @@ def test_a_filter_that_no_run_takes_is_found() -> None:
     assert said(bad).startswith("FAILED   filter download-attachments/invoices: Its filter is not valid, so each of")
     assert "canary" not in said(bad) + bad.model_dump_json()
     assert bad.names[0].startswith("include[0].names: 'canary/*' has a / or \\")
+
+
+OLD_WHENEVER = version("whenever").startswith("0.10.") and sys.version_info < (3, 13)
+FAR = datetime.now(UTC).replace(microsecond=0) + timedelta(days=200)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param(
+            CronSchedule(cron=f"0 0 {FAR.day} {FAR.month} *"),
+            marks=pytest.mark.skipif(OLD_WHENEVER, reason="with it Prefect 3.9.1 plans no cron before Python 3.13"),
+        ),
+        IntervalSchedule(interval=timedelta(days=365), anchor_date=FAR),
+        RRuleSchedule(rrule=f"DTSTART:{FAR:%Y%m%dT%H%M%S}\nRRULE:FREQ=YEARLY"),
+    ],
+    ids=["cron", "interval", "rrule"],
+)
+def test_a_schedule_of_which_the_next_date_is_months_ahead_is_well(schedule: Any) -> None:
+    """Prefect plans no run of it yet: it looks 100 days ahead. One that is due sooner and has none is broken."""
+
+    def line(*schedules: Any) -> str:
+        active = [SimpleNamespace(active=True, schedule=one, updated=None) for one in schedules]
+        deployment = SimpleNamespace(id="1", paused=False, schedules=active)
+        no_runs = httpx.Response(200, json=0, request=httpx.Request("POST", "http://prefect"))
+        client = SimpleNamespace(_client=SimpleNamespace(request=lambda *_, **__: no_runs))
+        with pytest.MonkeyPatch.context() as hasty:
+            hasty.setattr(schedules_of_the_doctor, "LOOK_AGAIN", 0.0)
+            (finding,) = look_at_schedules(cast("Any", client), cast("Any", {"purge/yearly": deployment}))
+        return str(finding)
+
+    assert line(schedule) == (
+        f"ok       schedule purge/yearly: Its next run is due on {FAR:%Y-%m-%d}; Prefect plans runs 100 days ahead."
+    )
+    assert line(schedule, IntervalSchedule(interval=timedelta(hours=1))).startswith(
+        "FAILED   schedule purge/yearly: It is switched on"
+    )
 
 
 def scheduled(*, active: bool, **parameters: Any) -> Any:

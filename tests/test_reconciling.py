@@ -125,7 +125,7 @@ class OneMailbox:
         self.looked: list[Span] = []
         self.reports_fail = False
         self.lag = timedelta(0)
-        self.unnamed = 0
+        self.unnamed: list[str] = []
         self.variables = Variables()
         self.marks = Marks(cast("Any", self.variables), "default", "default")
         monkeypatch.setattr(reconcile_attachments, "datetime", Clock)
@@ -162,7 +162,7 @@ class OneMailbox:
         if self.reports_fail:
             raise ReportFailed("no report")
         covered = min(end, Clock.time - self.lag)
-        return SimpleNamespace(span=Span(start, end), covered_until=covered, skipped=self.unnamed)
+        return SimpleNamespace(span=Span(start, end), covered_until=covered, unnamed=self.unnamed)
 
     def _fetched(self, rows: Any) -> Slice:
         self.looked.append(rows.span)
@@ -283,13 +283,25 @@ def test_rows_that_name_no_message_are_told_and_hold_nothing(monkeypatch: pytest
     """Nothing can fetch what they stand for, so somebody has to know."""
     box = OneMailbox(monkeypatch)
     box.reconcile(NOW)
-    box.unnamed = 2
+    box.unnamed = ["row 1", "row 2"]
     found = box.reconcile(NOW + HOUR)
     assert (found.unnamed, box.mark > NOW) == (2, True)
     monkeypatch.setattr(reconcile_attachments, "_missed", lambda *_: [])
     ended = reconcile_attachments._ended(cast("Any", box.wish), found, None)
     assert ended.is_failed()
     assert "2 rows of the reports name no message" in (ended.message or "")
+
+
+def test_a_row_that_names_no_message_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays in the overlap for hours, or for days where something holds the mark; another one is told again."""
+    box = OneMailbox(monkeypatch, overlap=2 * DAY)
+    box.bad = [NOW]
+    box.unnamed = ["row 1"]
+    assert [box.reconcile(NOW + hour * HOUR).unnamed for hour in range(100)] == [1] + 99 * [0]
+    box.unnamed = ["row 1", "row 2"]
+    assert [box.reconcile(NOW + hour * HOUR).unnamed for hour in range(100, 110)] == [1] + 9 * [0]
+    box.unnamed = [f"{row:08x}" for row in range(1000)]  # a report that is broken throughout still fits into the mark
+    assert box.reconcile(NOW + 110 * HOUR).unnamed == 1000
 
 
 def test_what_was_cancelled_with_another_reconciliation_holds_the_mark(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,15 @@
 A server whose scheduler fails says so in its own log alone, and everything else works.
 """
 
+import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import SCHEDULE_TYPES
+from prefect.server.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
+from pydantic import TypeAdapter
 
 from attachments import cancelling
 from attachments.doctor.asking import asked
@@ -16,7 +20,12 @@ from attachments.doctor.findings import Finding, failed, ok, warning
 
 PLANNED = "auto-scheduled"
 """The tag that Prefect gives to the runs of a schedule."""
+_server_schedule: TypeAdapter[CronSchedule | IntervalSchedule | RRuleSchedule] = TypeAdapter(
+    CronSchedule | IntervalSchedule | RRuleSchedule
+)
 LOOK_AGAIN = 6.0  # seconds; a deployment that was just resumed is seen to every five
+HORIZON = timedelta(days=99)
+"""Prefect plans runs for 100 days (PREFECT_SERVER_SERVICES_SCHEDULER_MAX_SCHEDULED_TIME), a look at a time."""
 NEW = timedelta(minutes=3)
 """Prefect looks through all schedules once a minute."""
 
@@ -31,6 +40,11 @@ def look_at_schedules(client: SyncPrefectClient, standing: Deployments) -> Itera
     for name, deployment in scheduled.items():
         if name not in missing:
             yield ok("schedule", "Its next run is planned.", subject=name)
+            continue
+        due = _next_date(deployment)
+        if due is not None and due > datetime.now(UTC) + HORIZON:
+            text = f"Its next run is due on {due:%Y-%m-%d}; Prefect plans runs {HORIZON.days + 1} days ahead."
+            yield ok("schedule", text, subject=name)
         elif _is_new(deployment):
             text = "It was changed just now, and Prefect has planned no run yet."
             yield warning("schedule", text, "Look again in some minutes.", subject=name)
@@ -55,6 +69,20 @@ def _missing(client: SyncPrefectClient, deployments: Deployments) -> Deployments
         if not asked(client, "POST", "/flow_runs/count", {"flow_runs": to_come}):
             missing[name] = deployment
     return missing
+
+
+def _next_date(deployment: DeploymentResponse) -> datetime | None:
+    """The next date of any of its schedules that are on, by Prefect's own reckoning; None when there is none."""
+    active = [scheduled.schedule for scheduled in deployment.schedules if scheduled.active]
+    try:
+        return min((date for one in active for date in asyncio.run(_server_side(one).get_dates(1))), default=None)
+    except ValueError:
+        return None  # Prefect 3.9.1 cannot reckon with whenever 0.10 before Python 3.13, and then plans nothing
+
+
+def _server_side(schedule: SCHEDULE_TYPES) -> CronSchedule | IntervalSchedule | RRuleSchedule:
+    """The client's own schedules cannot reckon."""
+    return _server_schedule.validate_python(schedule.model_dump())
 
 
 def _is_new(deployment: DeploymentResponse) -> bool:

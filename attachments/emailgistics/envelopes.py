@@ -1,5 +1,6 @@
 """The envelope of a report that is being made, or is done (concepts/result-envelope, concepts/pagination)."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 FURTHEST_ZONE = timedelta(hours=14)
 """As far ahead of UTC as a zone can be."""
+ROW_DIGITS = 8
 RECEIVED = ("received", "receivedDateTime", "receivedAt")
 """Names under which a row may say when the message came in; none is documented."""
 
@@ -47,8 +49,8 @@ class ReportEnvelope:
     following: str | None
     """Where the next page is, as given."""
     rows: tuple[ReceivedMessage, ...]
-    skipped: int
-    """Rows without the id of a message."""
+    unnamed: tuple[str, ...]
+    """The rows without the id of a message: a few letters each, by which the same row is known again."""
     cutoff: datetime | None
     """What came in after this moment is not in the report, if it says so."""
 
@@ -74,7 +76,7 @@ def parse_envelope(body: bytes) -> ReportEnvelope:
         itself=_href(document, "self"),
         following=_href(document, "next"),
         rows=tuple(row for row in rows if row is not None),
-        skipped=sum(row is None for row in rows),
+        unnamed=tuple(_known_by(row) for row, parsed in zip(listed or (), rows, strict=False) if parsed is None),
         cutoff=_cutoff(result.get("dataCutoffTimestamp")),
     )
 
@@ -92,6 +94,12 @@ def _row(row: Any) -> ReceivedMessage | None:
         conversation_id=_text(fields.get("conversationId")),
         has_attachments=told if isinstance(told, bool) else None,
     )
+
+
+def _known_by(row: Any) -> str:
+    """A row's own id where it has one, or all of it, as a digest: what it holds may be anything."""
+    own = _text(_object(row).get("id")) or json.dumps(row, sort_keys=True)
+    return hashlib.sha256(own.encode()).hexdigest()[:ROW_DIGITS]
 
 
 def _href(document: Mapping[str, Any], name: str) -> str | None:

@@ -91,8 +91,12 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
             first, last = _whole_second(start), _whole_second(end, up=True)
         except OverflowError:
             raise InvalidArgument("The span of a report lies outside the calendar") from None
+        self.unnamed: dict[str, None] = {}
+        """Rows that name no message, by a digest of each, in their order; so many of them at most, as a page may have.
+
+        `skipped` counts all of them.
+        """
         self.skipped = 0
-        """Rows that named no message."""
         self.covered_until = end
         """Once all is read: what came in before this moment is in it. Earlier than `end` when the vendor says so."""
         self._exchange = exchange
@@ -137,7 +141,8 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
         page = self._done(envelope)
         read: set[str] = set()
         for _ in range(MOST_PAGES):
-            self.skipped += page.skipped
+            self.skipped += len(page.unnamed)
+            self.unnamed.update(dict.fromkeys(page.unnamed[: ROWS - len(self.unnamed)]))
             if page.cutoff is not None:
                 self.covered_until = min(self.covered_until, max(page.cutoff, start))
             yield from page.rows

@@ -522,8 +522,8 @@ def test_an_envelope_that_cannot_be_read(body: bytes) -> None:
         parse_envelope(body)
 
 
-def test_rows_that_name_no_message_are_counted() -> None:
-    """And the others are taken."""
+def test_rows_that_name_no_message_are_known_again() -> None:
+    """By their own id, whatever else changes in them, or by all of them. The others are taken."""
     rows: list[Any] = [
         {"id": "1"},
         None,
@@ -534,7 +534,10 @@ def test_rows_that_name_no_message_are_counted() -> None:
     ]
     envelope = parse_envelope(json.dumps({"status": "done", "result": {"data": rows}}).encode())
     assert [row.message_id for row in envelope.rows] == ["m"]
-    assert envelope.skipped == 5
+    assert len(set(envelope.unnamed)) == 5
+    rows = [{"id": "1", "read": True}, {"messageId": ""}]
+    again = parse_envelope(json.dumps({"status": "done", "result": {"data": rows}}).encode())
+    assert again.unnamed == (envelope.unnamed[0], envelope.unnamed[3])
 
 
 def test_an_unknown_status_is_no_end() -> None:

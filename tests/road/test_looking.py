@@ -155,7 +155,7 @@ def test_a_deployment_that_is_gone_or_outdated_is_found(well: Installation, seen
 def test_a_schedule_that_is_switched_on_starts_runs_and_one_that_never_will_is_found(
     well: Installation, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By Prefect's own scheduler: at the next whole minute. One in the past alone plans nothing."""
+    """At the next whole minute. One in the past alone plans nothing, and one that is due in months nothing yet."""
     made = well.deployment("purge-attachments/default")
     path = f"deployments/{made['id']}/schedules"
 
@@ -181,6 +181,14 @@ def test_a_schedule_that_is_switched_on_starts_runs_and_one_that_never_will_is_f
             )
     finally:
         well.remove(f"{path}/{never['id']}")
+    far = datetime.now(UTC) + timedelta(days=150)
+    yearly = {"interval": 365 * 86_400, "anchor_date": far.isoformat()}
+    (made_yearly,) = well._post(path, [{"schedule": yearly, **fields}])
+    try:
+        told = f"Its next run is due on {far:%Y-%m-%d}; Prefect plans runs 100 days ahead."
+        assert line() == f"ok       schedule purge-attachments/default: {told}"
+    finally:
+        well.remove(f"{path}/{made_yearly['id']}")
     (minutely,) = well._post(path, [{"schedule": {"cron": "* * * * *"}, **fields}])
     well.change(f"deployments/{made['id']}", {"paused": False})  # a change to a deployment is seen to within seconds
     try:
