@@ -23,6 +23,7 @@ from fsspec.core import split_protocol
 
 from attachments import cancelling
 from attachments.message_id import normalized
+from attachments.storage.urls import local_path
 
 COLUMN = "messageId"
 LONGEST = 1024  # characters of an id; Microsoft Graph's have up to 250
@@ -60,13 +61,18 @@ def listed_ids(ids: Iterable[str]) -> tuple[str, ...]:
 
 
 def opener(url: str, options: Mapping[str, Any] | None = None) -> Open:
-    """Opens the file at an fsspec URL, or at a plain path, from its beginning. What it opens raises IdsError."""
-    if not url.strip():
+    """Opens the file at an fsspec URL, or at an absolute path, from its beginning. Raises IdsError, now and then."""
+    url = url.strip()
+    if not url:
         raise IdsError("The URL of the file of ids is empty. Write one, such as file:///srv/ids.txt.")
+    try:
+        path = local_path(url, "The URL of the file of ids")
+    except ValueError as error:
+        raise IdsError(f"{error}.") from None
 
     def opened() -> BinaryIO:
         with _readable():
-            return cast("BinaryIO", fsspec.open(url.strip(), "rb", **(options or {})).open())
+            return cast("BinaryIO", fsspec.open(path or url, "rb", **(options or {})).open())
 
     return opened
 

@@ -29,6 +29,7 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.blocks.problems import reasons
 from attachments.declared import (
     LIMITS,
     POOL,
@@ -136,8 +137,7 @@ def _valid(block: type[B], values: dict[str, Any], variables: str) -> B:
     try:
         return block(**values)
     except ValidationError as error:
-        reasons = "; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors(include_input=False))
-        raise SetupError(f"{variables}: {reasons}") from None
+        raise SetupError(f"{variables}: {reasons(error)}") from None
 
 
 async def _existing(block: type[B], client: PrefectClient) -> B | None:
@@ -149,10 +149,10 @@ async def _existing(block: type[B], client: PrefectClient) -> B | None:
         return None
     try:
         return block._from_block_document(document)
-    except ValidationError:
+    except ValidationError as error:
         raise SetupError(
-            f"The block {slug}/default cannot be used as it is. Correct or delete it in the Prefect UI under Blocks, "
-            "then run this again."
+            f"The block {slug}/default cannot be used: {reasons(error)}. Correct or delete it in the Prefect UI under "
+            "Blocks, then run this again."
         ) from None
 
 
@@ -160,7 +160,8 @@ async def _save(block: Block, name: str, client: PrefectClient, tell: Tell) -> N
     # What the UI shows beside a block's fields comes with the version, whether or not a value has changed.
     await type(block).aregister_type_and_schema(client=client)
     existing = await _existing(type(block), client)
-    subject = f"block {block._block_type_slug}/{name}"
+    place = f": {block.store().url}" if isinstance(block, AttachmentStore) else ""
+    subject = f"block {block._block_type_slug}/{name}{place}"
     if existing is not None and _revealed(existing) == _revealed(block):
         tell("was there", subject)
         return

@@ -34,7 +34,7 @@ class AttachmentStore(Block):
         default=...,
         title="URL",
         description=(
-            "The folder that holds everything, as an fsspec URL: file:///srv/attachments, s3://bucket/folder, "
+            "The folder that holds everything, as a complete fsspec URL: file:///srv/attachments, s3://bucket/folder, "
             "abfs://container@account.dfs.core.windows.net/folder, gs://bucket/folder, sftp://host/folder."
         ),
     )
@@ -83,11 +83,14 @@ class AttachmentStore(Block):
     @field_validator("url")
     @classmethod
     def _url_is_supported(cls, value: str) -> str:
+        """As it is meant: a folder of this machine as ``file:///…``, so that the form shows where it is."""
+        value = value.strip()
         try:
-            open_store(value)
+            store = open_store(value)
         except StoreError as error:
             raise ValueError(str(error)) from None
-        return value
+        # A home folder is for the worker to find.
+        return store.url if store.url.startswith("file:") and "~" not in value else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -62,12 +62,33 @@ def test_a_wrong_account_is_refused_with_what_to_change(fields: dict[str, object
 
 @pytest.mark.parametrize(
     ("url", "remedy"),
-    [("", "empty"), ("github://x/y", "nothing could be written"), ("zip::file:///x", "chains")],
+    [
+        ("", "empty"),
+        ("github://x/y", "nothing could be written"),
+        ("zip::file:///x", "chains"),
+        ("file://srv/attachments", "write it as file:///srv/attachments"),
+        ("srv/attachments", "write it as file:///srv/attachments"),
+        ("s3:/bucket", "write it as s3://bucket"),
+    ],
 )
 def test_a_wrong_store_is_refused_with_what_to_change(url: str, remedy: str) -> None:
     """A URL that cannot be written to atomically is refused when the block is made, not when mail arrives."""
     with pytest.raises(ValidationError, match=remedy):
         AttachmentStore(url=url)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("/srv/a", "file:///srv/a"),
+        ("file://localhost/srv/a/", "file:///srv/a"),
+        (" s3://bucket/x\n", "s3://bucket/x"),
+        ("~/attachments", "~/attachments"),
+    ],
+)
+def test_the_form_shows_where_the_folder_is(url: str, shown: str) -> None:
+    """But for a home folder, which is that of whoever runs the worker."""
+    assert AttachmentStore(url=url).url == shown
 
 
 def test_options_that_the_store_does_not_take_are_refused() -> None:

@@ -91,6 +91,19 @@ def test_options_of_another_kind_of_store_are_left_behind(monkeypatch: pytest.Mo
     assert new == {"username": "u"}
 
 
+def test_the_location_of_the_store_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the URL was understood, whether something changed or not."""
+    told: list[str] = []
+    block = AttachmentStore(url="file://localhost/srv/attachments/")
+
+    async def existing(*_: object) -> AttachmentStore:
+        return block
+
+    monkeypatch.setattr(setup, "_existing", existing)
+    asyncio.run(setup._save(block, "default", cast("Any", None), lambda _, subject: told.append(subject)))
+    assert told == ["block attachment-store/default: file:///srv/attachments"]
+
+
 def test_the_declared_deployments_are_module_paths() -> None:
     """Every deployment of prefect.yaml runs from the installed package, on any pool, from any folder."""
     deployments = declared_deployments()

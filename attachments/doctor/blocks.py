@@ -8,6 +8,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from attachments.blocks.problems import reasons
 from attachments.doctor.findings import Finding, failed, ok
 
 B = TypeVar("B", bound=Block)
@@ -36,8 +37,6 @@ def load_blocks(kind: type[B], names: Sequence[str], client: SyncPrefectClient) 
             remedy = "Make it in the Prefect UI under Blocks; `attachments setup` makes the default one."
             findings.append(failed("block", "There is none of this name.", remedy, subject=subject))
         except ValidationError as error:
-            # The fields' names alone: a value may be a key.
-            fields = sorted({str(detail["loc"][0]) for detail in error.errors(include_input=False) if detail["loc"]})
-            text = f"It cannot be used: {', '.join(fields) or 'its fields'} cannot be right together."
+            text = f"It cannot be used: {reasons(error)}."
             findings.append(failed("block", text, "Correct it in the Prefect UI under Blocks.", subject=subject))
     return Loaded(blocks=blocks, findings=tuple(findings))

@@ -8,24 +8,25 @@ from attachments.storage import StoreError
 def look_at_store(block: AttachmentStore, subject: str) -> Finding:
     """Whether it can be written and read, which leaves nothing behind."""
     try:
-        found = block.store().probe()
+        store = block.store()
+        found = store.probe()
     except StoreError as error:
         happened, _, remedy = str(error).partition(": ")
         return failed("store", f"{_capital(happened)}.", f"{_capital(remedy or 'Look at the store')}.", subject=subject)
     match found:
         case "works":
-            return ok("store", "It can be written and read.", subject=subject)
+            return ok("store", f"{store.url} can be written and read.", subject=subject)
         case "kept":
             return warning(
                 "store",
-                "It can be written and read, and nothing can be removed: what dead writers leave stays there.",
+                f"{store.url} can be written and read, but nothing can be removed: what dead writers leave stays.",
                 "Grant us to delete, for `attachments verify --clean` and retention.",
                 subject=subject,
             )
         case "not made yet":
             return warning(
                 "store",
-                "Its folder does not exist on this machine; the first run makes it.",
+                f"{store.url} does not exist on this machine; the first run makes it.",
                 "If it should be there, mount it before a worker starts.",
                 subject=subject,
             )

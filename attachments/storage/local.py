@@ -18,8 +18,6 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from fsspec.core import url_to_fs
-
 from attachments.storage.backend import Residue
 from attachments.storage.committing import commit, proven, read_manifest, replace_manifest
 from attachments.storage.content import Seal, pour
@@ -47,12 +45,6 @@ class LocalStore(Store):
         self._suffix = suffix
         self._root = Root(path)
         self._has_swept = False
-
-    @classmethod
-    def at(cls, url: str, *, seal: Seal | None = None, suffix: str = "") -> LocalStore:
-        """The store at a ``file://`` URL or path, which fsspec makes absolute."""
-        _, path = url_to_fs(url)
-        return cls(Path(path), seal=seal, suffix=suffix)
 
     @property
     def url(self) -> str:

@@ -64,7 +64,7 @@ class MovingBackend(Backend):
             )
         try:
             kind = get_filesystem_class(protocol)
-        except (ValueError, ImportError):
+        except (ValueError, ImportError, AttributeError):  # the last for adl:, which is no more
             # The protocol alone: a URL may hold credentials.
             raise UnsupportedStore(
                 f"no store for {protocol}: URLs; either fsspec knows none, or the package that it needs is not "
@@ -80,8 +80,8 @@ class MovingBackend(Backend):
     @property
     def url(self) -> str:
         protocol = self._kind.protocol if isinstance(self._kind.protocol, str) else self._kind.protocol[0]
-        host = self._options.get("host")
-        return f"{protocol}://{host or ''}{self._root}"
+        host, port = self._options.get("host") or "", self._options.get("port")
+        return f"{protocol}://{host}{f':{port}' if host and port else ''}{self._root}"
 
     def failure(self, error: Exception) -> Failure:
         return failure_of(error)

@@ -6,15 +6,15 @@ import re
 import sys
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
-
-from fsspec.core import split_protocol
 
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import UnsupportedStore
 from attachments.storage.object_store import ObjectStore
 from attachments.storage.sealing import SUFFIX, sealer
 from attachments.storage.store import Store
+from attachments.storage.urls import local_path
 
 _BACKENDS = {
     "s3": "s3:S3Backend",
@@ -33,23 +33,27 @@ _OTHERS = "moving:MovingBackend"
 
 
 def open_store(url: str, options: Mapping[str, Any] | None = None, encryption: Encryption | None = None) -> Store:
-    """The store at an fsspec URL, or at a plain path, relative to the working directory.
+    """The store at an fsspec URL, or at a plain absolute path; blanks around it are no part of it.
 
     Nothing is asked of it, and no credentials are looked for, before the first call. Raises UnsupportedStore for a
     URL, an option or an encryption that cannot be right.
     """
-    protocol = _protocol(url)
+    url = url.strip()
+    path = _local_path(url)
     asked = encryption or Encryption()
     seal, suffix = (sealer(asked.age_recipients), SUFFIX) if asked.age_recipients else (None, "")
-    if protocol in {"file", "local"}:
+    if path is not None:
         _refuse_for_local(options, asked)
         # Not at the top: this module is imported on Windows too, where the local store's imports fail.
         from attachments.storage.local import LocalStore  # noqa: PLC0415
 
-        return LocalStore.at(url, seal=seal, suffix=suffix)
-    module, _, name = _BACKENDS.get(protocol, _OTHERS).partition(":")
+        return LocalStore(Path(path), seal=seal, suffix=suffix)
+    module, _, name = _BACKENDS.get(url.partition(":")[0], _OTHERS).partition(":")
     backend = getattr(import_module(f"attachments.storage.{module}"), name)
-    return ObjectStore(backend.at(url, dict(options or {}), asked), seal=seal, suffix=suffix)
+    try:
+        return ObjectStore(backend.at(url, dict(options or {}), asked), seal=seal, suffix=suffix)
+    except ValueError:  # of the package's own parser; its text quotes the URL
+        raise UnsupportedStore("the store's URL can't be read; docs/stores.md shows how each is written") from None
 
 
 def _refuse_for_local(options: Mapping[str, Any] | None, asked: Encryption) -> None:
@@ -67,13 +71,16 @@ def _refuse_for_local(options: Mapping[str, Any] | None, asked: Encryption) -> N
         )
 
 
-def _protocol(url: str) -> str:
-    if not url.strip():
+def _local_path(url: str) -> str | None:
+    """The path of a local store, None for a service."""
+    if not url:
         raise UnsupportedStore("the store's URL is empty; set it to a path such as file:///srv/attachments")
     if "::" in re.sub(r"([/@])\[[0-9A-Fa-f:.]+\]", r"\1host", url):  # not that of an IPv6 address
         raise UnsupportedStore(
             "the store's URL chains file systems with '::', which can't be written to atomically; "
             "set it to a single one, such as s3://bucket/attachments or file:///srv/attachments"
         )
-    protocol, _ = split_protocol(url)
-    return protocol or "file"
+    try:
+        return local_path(url, "the store's URL")
+    except ValueError as error:
+        raise UnsupportedStore(str(error)) from None

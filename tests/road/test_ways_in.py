@@ -120,6 +120,20 @@ def test_a_missing_block_is_said_in_one_sentence(running: Installation) -> None:
     assert "no usable block emailgistics-account/nowhere" in run["state"]["message"]
 
 
+@pytest.mark.parametrize("url", ["srv/attachments", "file://srv/attachments", "s3:/bucket"])
+def test_a_block_with_a_relative_url_stores_nothing_and_says_what_to_write(running: Installation, url: str) -> None:
+    """The Prefect UI saves it unchecked, and an older version stored below the worker's working directory."""
+    running.save_blocks('AttachmentStore(url="file:///srv/attachments").save("relative", overwrite=True)')
+    found = running._get("block_types/slug/attachment-store/block_documents/name/relative")
+    running.change(f"block_documents/{found['id']}", {"data": {"url": url}, "merge_existing_data": True})
+    message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "a"}])
+    run = running.run_deployment(message_id=message["id"], store="relative")
+    assert run["state_type"] == "FAILED"
+    expected = "s3://bucket" if url.startswith("s3") else "file:///srv/attachments"
+    assert f"write it as {expected}" in run["state"]["message"]
+    assert running.calls(message) == []
+
+
 def test_a_missing_limit_is_an_error_not_an_unpaced_call(running: Installation) -> None:
     """Prefect grants slots of a limit that does not exist; we refuse to call."""
     running.save_blocks(f"""

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from attachments.storage import open_store
 from attachments.storage.errors import UnsupportedStore
@@ -24,13 +26,62 @@ def test_a_path_and_a_file_url_open_the_same_store(form: str, root: Path) -> Non
     assert store.manifest_url(MESSAGE) == f"file://{root}/{MESSAGE}/manifest.json"
 
 
-def test_a_relative_path_starts_at_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a shell; a later change of the working directory does not move the store."""
+@pytest.mark.parametrize("form", ["file://localhost{}", "file://LOCALHOST{}", "local://localhost{}", " {}\n"])
+def test_the_local_host_and_blanks_are_no_part_of_the_path(form: str, root: Path) -> None:
+    """RFC 8089 writes this machine as no host or as localhost; blanks come with pasting."""
+    assert open_store(form.format(root)).url == f"file://{root}"
+
+
+RELATIVE = {
+    "file://srv/attachments": "write it as file:///srv/attachments",
+    "file://localhost": "write it as file:///localhost",
+    "file:srv/attachments": "write it as file:///srv/attachments",
+    "srv/attachments": "write it as file:///srv/attachments",
+    "./attachments": "relative to the working directory",
+    "../attachments": "relative to the working directory",
+    ".": "relative to the working directory",
+    "~nobody-has-this-name/x": "relative to the working directory",
+    "C:\\attachments": "relative to the working directory",
+    "\\\\server\\share": "relative to the working directory",
+    "bucket/folder": "with the storage in front, such as s3://",
+    "s3:/bucket": "write it as s3://bucket",
+    "s3:bucket/folder": "write it as s3://bucket/folder",
+    "s3//bucket": "write it as s3://bucket",
+    "S3:/bucket": "write it as s3://bucket",
+    "S3://bucket": "write it as s3:",
+    "FILE:///srv/a": "write it as file:",
+    "gs:/bucket/x": "write it as gs://bucket/x",
+    "abfs:/container@account.dfs.core.windows.net/x": "write it as abfs://…",
+    f"sftp:/mail:{SECRET}@host/x": "write it as sftp://…",
+    f"s3:/bucket?{SECRET}": "write it as s3://…",
+}
+
+
+@pytest.mark.parametrize("url", RELATIVE)
+def test_what_would_lead_below_the_working_directory_is_refused(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what was probably meant, and without what may be a secret. Nothing is made there."""
     monkeypatch.chdir(tmp_path)
-    store = open_store("some/where")
-    monkeypatch.chdir("/")
-    store.write(MESSAGE, ATTACHMENT, "a.pdf", [b"x"])
-    assert objects(tmp_path / "some" / "where") == {f"{PLACE}/a.pdf": b"x"}
+    with pytest.raises(UnsupportedStore) as caught:
+        open_store(url).write(MESSAGE, ATTACHMENT, "a.pdf", [b"x"])
+    assert RELATIVE[url] in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(url=st.one_of(st.text(), st.from_regex(r"(file|local|s3|gs|abfs|az|sftp|ftp|memory|adl):?/{0,3}.*")))
+@settings(deadline=None, max_examples=50)
+@example("abfs://c@a:x/")
+@example("sftp://[::1/x")
+@example("ftp://[x")
+def test_any_text_is_a_store_elsewhere_than_below_the_working_directory_or_is_refused(url: str) -> None:
+    """No other error comes out of it, whatever somebody pastes."""
+    try:
+        store = open_store(url)
+    except UnsupportedStore:
+        return
+    assert not store.url.startswith("file:") or store.url.startswith("file:///")
 
 
 def test_the_home_directory_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +97,7 @@ def test_odd_paths_are_taken_as_they_are(tmp_path: Path, name: str) -> None:
     assert objects(tmp_path / name) == {f"{PLACE}/a.pdf": b"x"}
 
 
-@pytest.mark.parametrize("protocol", ["http", "github", "zip", "nonsense"])
+@pytest.mark.parametrize("protocol", ["http", "github", "zip", "adl", "nonsense"])
 def test_a_protocol_that_nothing_sound_exists_for_is_refused(protocol: str) -> None:
     """The error names the protocol and what there is, and no part of a URL that may hold credentials."""
     with pytest.raises(UnsupportedStore, match="Set the store's URL to one of file:, s3:") as caught:

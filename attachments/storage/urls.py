@@ -1,0 +1,65 @@
+"""URLs as users write them: what they mean, and what to write instead of those that lead somewhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from fsspec import available_protocols
+from fsspec.core import split_protocol
+
+_LOCAL = re.compile(r"(file|local):(//)?(.*)", re.DOTALL)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(?::|(?=//))/*(.*)", re.DOTALL)
+
+
+def local_path(url: str, what: str) -> str | None:
+    """The absolute path that a URL or a plain path names on this machine; None for a URL of another protocol.
+
+    ``file://localhost/srv/a`` and ``/srv/a`` are one folder (RFC 8089); ``~`` is the home of whoever runs this. Raises
+    ValueError for what would lead below the working directory, with what to write instead; `what` begins the sentence.
+    """
+    protocol, _ = split_protocol(url)
+    if protocol is not None and protocol not in {"file", "local"}:
+        if protocol.lower() != protocol and protocol.lower() in available_protocols():
+            raise ValueError(f"{what} begins with {protocol}:, in capital letters; write it as {protocol.lower()}:")
+        return None
+    path, host = url, ""
+    if found := _LOCAL.match(url):
+        path = found[3]
+        if found[2] and not path.startswith(("/", "~")):
+            host, slash, rest = path.partition("/")
+            path = slash + rest
+            if host.lower() == "localhost" and rest:
+                host = ""
+    if path.startswith("~"):
+        path = os.path.expanduser(path)  # noqa: PTH111  # pathlib raises where there is no such user
+    if host or not path.startswith("/"):
+        raise ValueError(f"{what} {_advice(url)}")
+    return path
+
+
+def _advice(url: str) -> str:
+    """What is wrong with a URL that names no absolute path, and what was probably meant."""
+    scheme = _SCHEME.match(url)
+    if scheme and scheme[1].lower() in available_protocols():
+        protocol, rest = scheme[1].lower(), scheme[2]
+        meant = f"file:///{rest}" if protocol in {"file", "local"} else f"{protocol}://{rest}"
+        return f"{_wrong(url)}; write it as {_shown(meant, f'{protocol}://…')}"
+    meant = f"file:///{url.lstrip('./')}"
+    return (
+        f"is a path relative to the working directory; write it as {_shown(meant, 'file:///srv/attachments')}, "
+        "or with the storage in front, such as s3://"
+    )
+
+
+def _wrong(url: str) -> str:
+    if re.match(r"(file|local)://", url):
+        return "names a host where its folder should begin"
+    if re.match(r"(file|local):", url):
+        return "is a path relative to the working directory"
+    return "lacks the :// behind its protocol"
+
+
+def _shown(meant: str, example: str) -> str:
+    """The URL itself, unless it might hold credentials or what moves a cursor."""
+    return meant if meant.isprintable() and not set("@?") & set(meant) else example
