@@ -226,7 +226,7 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         parameters={**spec.get("parameters", {}), **(existing.parameters if existing else {})},
         job_variables=existing.job_variables if existing else None,
         paused=existing.paused if existing else spec.get("paused"),
-        tags=existing.tags if existing else spec.get("tags"),
+        tags=(existing.tags if existing else []) or spec.get("tags"),
         concurrency_limit=_limit(existing) if existing else _declared_limit(spec),
         triggers=triggers,
         work_pool_name=spec["work_pool"]["name"],

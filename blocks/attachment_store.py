@@ -8,6 +8,7 @@ from prefect.blocks.core import Block
 from prefect.types import SecretDict
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from attachments.blocks.logo import logo
 from attachments.storage import Encryption, Store, StoreError, open_store
 from attachments.storage.encryption import S3Encryption
 
@@ -25,8 +26,11 @@ class AttachmentStore(Block):
 
     _block_type_name = "Attachment Store"
     _block_type_slug = "attachment-store"
-    _description = "The storage that mail attachments are written to."
-    _documentation_url = "https://filesystem-spec.readthedocs.io"  # type: ignore[assignment]  # as Prefect's own blocks do
+    _description = (
+        "The storage that mail attachments are written to. docs/stores.md of this project says what each kind of "
+        "storage needs."
+    )
+    _logo_url = logo()
 
     model_config = ConfigDict(hide_input_in_errors=True)  # a URL and options may hold credentials
 
@@ -69,7 +73,7 @@ class AttachmentStore(Block):
         title="age recipients",
         description=(
             "Public keys (age1…, ssh-ed25519 …, ssh-rsa …): attachments are encrypted to all of them before they leave "
-            "the worker, in any store. Keep the private keys elsewhere; `attachments decrypt` needs one of them. "
+            "the worker, in any store. Keep the private keys elsewhere; the command attachments decrypt needs one. "
             "File names and manifests are not encrypted."
         ),
     )

@@ -5,6 +5,7 @@ from functools import cache, lru_cache
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr, field_validator
 
+from attachments.blocks.logo import logo
 from attachments.emailgistics import EmailgisticsClient
 from attachments.emailgistics.client import checked_base_url, checked_key
 from attachments.pacing import PrefectPacer
@@ -25,6 +26,7 @@ class EmailgisticsAccount(Block):
     _block_type_name = "Emailgistics Account"
     _block_type_slug = "emailgistics-account"
     _description = "An account on Emailgistics, from which mail attachments are downloaded."
+    _logo_url = logo()
     _documentation_url = "https://apidocs.emailgistics.com"  # type: ignore[assignment]  # as Prefect's own blocks do
 
     model_config = ConfigDict(hide_input_in_errors=True)  # a key that is refused must not be shown for it

@@ -180,7 +180,7 @@ def download_attachments(
     """Put the attachments of one message into storage: complete, checksummed, once.
 
     Args:
-        message_id: The message's id, as the webhook's `id` or a report's `messageId` gives it.
+        message_id: The message's id: a webhook's id, or a report's messageId.
         mailbox: The shared mailbox's address; recorded in the manifest.
         received: When the message came in; recorded in the manifest.
         conversation_id: The conversation it belongs to; recorded in the manifest.

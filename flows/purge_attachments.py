@@ -2,7 +2,7 @@
 
 from collections import Counter
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 from prefect import flow
@@ -20,6 +20,8 @@ from attachments.flows.failures import OUR_ERRORS, contained
 from attachments.flows.report import gave_up
 from attachments.storage.retention import Budget, Holds, Looked, Pace, Policy, Tally, purge, stored_before
 
+LISTED = 1000
+"""Attachments that are listed by key in an artifact; the counts go on."""
 LINES = 50
 """Messages that are named in the log, of each kind; the counts go on."""
 
@@ -68,6 +70,7 @@ def purge_attachments(
             pace = Pace(at_once=at_once, per_second=per_second)
             tally = purge(where, policy, Budget(most), pace, on_message=log.message, on_progress=log.progress)
             _show(tally, policy)
+            log.show()
             return _finish(tally, policy)
     except RunCancelled:
         raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
@@ -81,8 +84,13 @@ class _Log:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._lines: Counter[str] = Counter()
+        self._listed: list[dict[str, Any]] = []
 
     def message(self, looked: Looked) -> None:
+        for gone in looked.gone:
+            self._list(gone.place, gone.bytes, f"{gone.stored_at:%Y-%m-%d}" if gone.stored_at else "")
+        if looked.forgotten:
+            self._list(f"{looked.message_key}/manifest.json")
         for place in looked.refused:
             self._warn(
                 "refused", "Attachment %s was left alone: its manifest names a place that is not its own.", place
@@ -92,6 +100,17 @@ class _Log:
 
     def progress(self, tally: Tally) -> None:
         get_run_logger().info("So far: %s.", _counts(tally, self._policy))
+
+    def show(self) -> None:
+        """The list of what has gone, or would go, as far as it is kept. No file names: those are in the manifests."""
+        if self._listed:
+            what = "What would be removed" if self._policy.dry_run else "What was removed"
+            more = f": the first {LISTED:,}" if len(self._listed) == LISTED else ""
+            _make_table("purge-list", f"{what}, by key{more}", self._listed)
+
+    def _list(self, key: str, size: int | None = None, stored: str = "") -> None:
+        if len(self._listed) < LISTED:
+            self._listed.append({"key": key, "bytes": size, "stored": stored})
 
     def _warn(self, kind: str, text: str, value: str) -> None:
         self._lines[kind] += 1
@@ -107,6 +126,8 @@ def _finish(tally: Tally, policy: Policy) -> State[None]:
         parts = ["No message is stored there: is the store's URL right, and its disk mounted?"]
     if policy.dry_run:
         parts.insert(0, "A dry run, nothing was removed.")
+        if tally.purged or tally.forgotten:
+            parts.append("The artifact purge-list names what would be removed.")
     if tally.is_spent:
         parts.append("Stopped there, at the most for one run: run it again for what is left, if anything is.")
     if policy.holds.unmet and tally.is_spent:
@@ -150,7 +171,7 @@ def _counts(tally: Tally, policy: Policy) -> str:
 
 
 def _show(tally: Tally, policy: Policy) -> None:
-    """The table in the UI. The work is done and recorded: a Prefect that cannot take the table does not undo it."""
+    """The counts in the UI."""
     would = " (would be)" if policy.dry_run else ""
     rows = {
         "messages looked at": tally.messages,
@@ -165,9 +186,12 @@ def _show(tally: Tally, policy: Policy) -> None:
         **{f"messages failed: {code}": count for code, count in tally.failed.most_common()},
     }
     table = [{"what": what, "count": count} for what, count in rows.items()]
+    _make_table("purge", f"Stored before {policy.stored_before:%Y-%m-%d %H:%M} UTC", table)
+
+
+def _make_table(key: str, description: str, table: list[dict[str, Any]]) -> None:
+    """Artifacts are shown and no more: a Prefect that cannot take one does not undo what was done."""
     try:
-        create_table_artifact(
-            key="purge", description=f"Stored before {policy.stored_before:%Y-%m-%d %H:%M} UTC", table=table
-        )
+        create_table_artifact(key=key, description=description, table=table)
     except httpx.HTTPError as error:
-        get_run_logger().warning("Prefect did not take the table of this run (%s).", type(error).__name__)
+        get_run_logger().warning("Prefect did not take the artifact %s of this run (%s).", key, type(error).__name__)

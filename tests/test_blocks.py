@@ -1,20 +1,26 @@
 """What a user fills into the Prefect UI's forms."""
 
+import re
 from pathlib import Path
 
+import prefect
 import pytest
 from prefect.blocks.core import Block
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from pydantic import SecretStr, ValidationError
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.blocks.logo import PATH
+from attachments.blocks.logo import logo as block_logo
 
 
 @pytest.mark.parametrize("block", [EmailgisticsAccount, AttachmentStore])
 class TestAsPrefectWantsBlocks(BlockStandardTestSuite):
     """Prefect's own suite: descriptions on every field, and an example."""
 
-    test_has_a_valid_image = None  # we have no icon, and the test would download it
+    test_has_a_valid_image = None  # Prefect's server has it, and the test would download it
+    test_has_a_documentation_url = None  # see test_no_link_leads_to_other_peoples_documentation
 
     @pytest.fixture
     def block(self, block: type[Block]) -> type[Block]:
@@ -132,3 +138,35 @@ def test_a_client_and_a_store_are_made_once_for_a_configuration(tmp_path: Path) 
     """Connections are reused between runs: equal blocks share one store."""
     first, second = AttachmentStore(url=str(tmp_path)), AttachmentStore(url=str(tmp_path))
     assert first.store() is second.store()
+
+
+@pytest.mark.parametrize("block", [EmailgisticsAccount, AttachmentStore])
+def test_a_form_shows_no_markdown_as_it_is_typed(block: type[Block]) -> None:
+    """The Prefect UI shows the description of a field as plain text, and that of a block as Markdown."""
+    for field in block.model_json_schema()["properties"].values():
+        assert not re.search(r"[`*_]{1,2}\w", field["description"]), field["description"]
+
+
+@pytest.mark.parametrize(
+    ("api", "logo"),
+    [
+        ("http://127.0.0.1:4200/api", "http://127.0.0.1:4200/ico/android-chrome-512x512.png"),
+        ("https://prefect.example.com/sub/api", "https://prefect.example.com/sub/ico/android-chrome-512x512.png"),
+        ("nonsense", None),
+        (None, None),
+    ],
+)
+def test_a_block_has_a_logo_that_prefects_own_server_brings_along(api: str | None, logo: str | None) -> None:
+    """It shows without internet access, and a wrong address keeps nobody from loading the block."""
+    with temporary_settings({PREFECT_API_URL: api}, restore_defaults={PREFECT_UI_URL}):
+        found = block_logo()
+    assert (str(found) if found else None) == logo
+    if logo:
+        assert (Path(prefect.__ui_static_path__) / PATH).is_file()
+
+
+def test_no_link_leads_to_other_peoples_documentation() -> None:
+    """What a store needs is in this project's docs/stores.md, which has no public address."""
+    assert AttachmentStore._documentation_url is None
+    assert "docs/stores.md" in AttachmentStore.get_description()
+    assert str(EmailgisticsAccount._documentation_url).startswith("https://apidocs.emailgistics.com")

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from attachments import setup
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
-from attachments.declared import current_entrypoint, declared_deployments
+from attachments.declared import current_entrypoint, declared_deployments, declared_flow
 from attachments.demo.processes import free_port, surroundings
 
 ATTACHMENTS = str(Path(sys.executable).with_name("attachments"))
@@ -117,6 +117,20 @@ def test_the_declared_deployments_are_module_paths() -> None:
         "doctor/default",
     ]
     assert all(deployment["entrypoint"].startswith("attachments.flows.") for deployment in deployments)
+
+
+def test_deployments_of_one_name_can_be_told_apart() -> None:
+    """Some lists of the Prefect UI show the name without the flow: those called default differ in their tags."""
+    tags = [deployment.get("tags") for deployment in declared_deployments() if deployment["name"] == "default"]
+    assert tags == [None, ["old-mail"], ["retention"], ["missed-mail"], ["health"]]
+
+
+def test_the_descriptions_of_parameters_are_plain_text() -> None:
+    """The run form of the Prefect UI shows them as they are, backticks as well."""
+    for deployment in declared_deployments():
+        for name, field in declared_flow(deployment).parameters.properties.items():
+            assert field["description"], name
+            assert "`" not in field["description"], f"{deployment['entrypoint']}: {name}"
 
 
 def test_entrypoints_of_an_older_version_are_known() -> None:

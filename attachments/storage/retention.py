@@ -115,6 +115,16 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Gone:
+    """An attachment that was removed. In a dry run: that would be."""
+
+    place: str
+    """Its message's key and its own."""
+    bytes: int
+    stored_at: datetime | None
+
+
+@dataclass(frozen=True)
 class Looked:
     """What became of one message. In a dry run: what would have."""
 
@@ -123,6 +133,7 @@ class Looked:
     """Attachments that their manifest says to be old enough."""
     purged: int = 0
     bytes: int = 0
+    gone: tuple[Gone, ...] = ()
     is_held: bool = False
     """Whether something of it would have gone but for a hold."""
     younger: int = 0
@@ -198,11 +209,8 @@ def _removed(
             manifest = _with_purged(manifest, gone, at, key)
         elif gone:
             manifest = _patiently(lambda: store.update_manifest(key, lambda now: _with_purged(now, gone, at, key)))
-        looked = replace(
-            looked,
-            purged=len(gone),
-            bytes=sum(seen.bytes for entry in gone if (seen := standing.objects.get(entry.key or ""))),
-        )
+        listed = tuple(_gone(entry, standing, key) for entry in gone)
+        looked = replace(looked, purged=len(listed), bytes=sum(one.bytes for one in listed), gone=listed)
         if policy.forget and failure is None and not looked.unrecorded and _is_over(manifest, policy):
             forgotten = policy.dry_run or store.remove_manifest(key, lambda current: _is_over(current, policy))
             looked = replace(looked, forgotten=forgotten)
@@ -262,6 +270,11 @@ def _is_over(manifest: Manifest, policy: Policy) -> bool:
         return False
     storings = [entry.stored_at for entry in manifest.attachments if entry.stored_at is not None]
     return max(storings, default=manifest.updated) < policy.stored_before
+
+
+def _gone(entry: ManifestAttachment, standing: Inventory, message_key: str) -> Gone:
+    seen = standing.objects.get(entry.key or "")
+    return Gone(_place(entry, message_key), seen.bytes if seen else 0, entry.stored_at)
 
 
 def _place(entry: ManifestAttachment, message_key: str) -> str:

@@ -27,6 +27,12 @@ def made_old(store: Path, message: dict[str, Any]) -> None:
     path.write_text(json.dumps(manifest))
 
 
+def listed(running: Installation, run: dict[str, Any], key: str = "purge-list") -> list[dict[str, Any]]:
+    """The rows of an artifact of a run."""
+    (found,) = (found for found in running.artifacts(run["id"]) if found["key"] == key)
+    return list(json.loads(found["data"]))
+
+
 def test_what_is_due_is_purged_once_and_for_all(running: Installation) -> None:
     """A dry run removes nothing, a real one just what is due; deliveries and runs leave it so, `force` does not."""
     store = running.road.folder / "aged"
@@ -63,8 +69,14 @@ def test_what_is_due_is_purged_once_and_for_all(running: Installation) -> None:
     dry = purge(hold=[forgotten["id"]])
     assert dry["state"]["message"] == (
         "A dry run, nothing was removed. Of 5 messages 2 had attachments to purge: 3 of 7 that are due would be "
-        "removed, 2,016 bytes; 2 messages are on hold."
+        "removed, 2,016 bytes; 2 messages are on hold. The artifact purge-list names what would be removed."
     )
+    going = listed(running, dry)
+    assert {(row["key"].partition("/")[0], row["bytes"], row["stored"]) for row in going} == {
+        (message_key(message["id"]), size, f"{LONG_AGO:%Y-%m-%d}")
+        for message, size in ((old, 2000), (old, 9), (mixed, 7))
+    }
+    assert all(len(list((store / row["key"]).iterdir())) == 1 for row in going)
     assert [files(message) for message in (old, forgotten, held, young)] == [[9, 2000 + number] for number in range(4)]
 
     few = purge(most=1, hold=["no such message"])["state"]["message"]
@@ -75,9 +87,9 @@ def test_what_is_due_is_purged_once_and_for_all(running: Installation) -> None:
     assert real["state_type"] == "COMPLETED"
     assert "3 of 7 that are due were removed, 2,016 bytes; 2 messages are on hold." in real["state"]["message"]
     assert [files(message) for message in (old, forgotten, held, young)] == [[], [9, 2001], [9, 2002], [9, 2003]]
-    (artifact,) = running.artifacts(real["id"])
-    assert {row["what"]: row["count"] for row in json.loads(artifact["data"])}["attachments removed"] == 3
-    assert NAME not in str(artifact) + str(real)
+    assert {row["what"]: row["count"] for row in listed(running, real, "purge")}["attachments removed"] == 3
+    assert listed(running, real) == going
+    assert NAME not in str(running.artifacts(real["id"])) + str(running.artifacts(dry["id"])) + str(real)
 
     running.sandbox.control.clear_requests()
     running.send(old, "aged")

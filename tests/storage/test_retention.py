@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -31,6 +32,7 @@ from attachments.storage.local import LocalStore
 from attachments.storage.retention import (
     GIVE_UP,
     Budget,
+    Gone,
     Holds,
     Looked,
     Pace,
@@ -163,10 +165,22 @@ def test_a_dry_run_says_what_a_real_one_does_and_does_nothing(tmp_path: Path, fo
     before = snapshot(root)
     holds = ["message 6", "no such message"]
 
-    dry = done(store, Policy(YEAR, forget=forget, holds=Holds(holds)))
+    listed: dict[bool, list[Gone]] = {True: [], False: []}
+    dry = done(
+        store, Policy(YEAR, forget=forget, holds=Holds(holds)), on_message=lambda one: listed[True].extend(one.gone)
+    )
     assert snapshot(root) == before
-    real = done(store, Policy(YEAR, dry_run=False, forget=forget, holds=Holds(holds)))
+    real = done(
+        store,
+        Policy(YEAR, dry_run=False, forget=forget, holds=Holds(holds)),
+        on_message=lambda one: listed[False].extend(one.gone),
+    )
     assert dry == real
+    assert listed[True] == listed[False]
+    assert [gone.stored_at for gone in listed[True]] == [OLD] * real.purged
+    assert sum(gone.bytes for gone in listed[True]) == real.bytes > 0
+    # By key alone: these go to Prefect, and may hold no file name.
+    assert all(re.fullmatch("[0-9a-f]{32}/[0-9a-f]{32}", gone.place) for gone in listed[True])
     assert (real.messages, real.purged, real.held, real.younger, real.refused) == (9, 8, 2, 1, 1)
     assert (real.unrecorded, real.forgotten) == (1, 5 if forget else 0)
     assert real.due == 2 * 5 + 1 + 2
