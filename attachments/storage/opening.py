@@ -75,7 +75,8 @@ def _local_path(url: str) -> str | None:
     """The path of a local store, None for a service."""
     if not url:
         raise UnsupportedStore("the store's URL is empty; set it to a path such as file:///srv/attachments")
-    if "::" in re.sub(r"([/@])\[[0-9A-Fa-f:.]+\]", r"\1host", url):  # not that of an IPv6 address
+    # Not those of an IPv6 address, nor of the ARN of a multi-region access point.
+    if "::" in re.sub(r"([/@])\[[0-9A-Fa-f:.]+\]|^s3a?://arn:[^/]*", r"\1", url):
         raise UnsupportedStore(
             "the store's URL chains file systems with '::', which can't be written to atomically; "
             "set it to a single one, such as s3://bucket/attachments or file:///srv/attachments"

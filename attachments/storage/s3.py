@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import secrets
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -80,6 +81,11 @@ _CONFIG: Mapping[str, Any] = {
     "retries": {"mode": "standard", "max_attempts": 4},
     "max_pool_connections": 64,
 }
+# https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
+_ARN = re.compile(  # a multi-region one has no region
+    r"arn:aws[a-z-]*:(?:s3(?:-object-lambda)?:[a-z0-9-]*:\d{12}:accesspoint[:/][A-Za-z0-9.-]+"
+    r"|s3-outposts:[a-z0-9-]+:\d{12}:outpost[:/][A-Za-z0-9-]+[:/](?:accesspoint|bucket)[:/][A-Za-z0-9-]+)(?=/|$)"
+)
 _SESSION_OPTIONS = {"profile", "region_name", "aws_account_id"}
 
 T = TypeVar("T")
@@ -151,8 +157,7 @@ class S3Backend(Backend):
     _sends_checksums = True
 
     def __init__(self, url: str, options: Mapping[str, Any], encryption: Mapping[str, Any]) -> None:
-        whole = str(S3FileSystem._strip_protocol(url)).strip("/")
-        self._bucket, _, root = whole.partition("/")
+        self._bucket, root = _bucket_and_root(url)
         self._root = f"{root}/" if root else ""
         self._options = options
         self._encryption = encryption
@@ -164,7 +169,7 @@ class S3Backend(Backend):
     @classmethod
     def at(cls, url: str, options: Mapping[str, Any], encryption: Encryption) -> S3Backend:
         """The backend at ``s3://bucket/root``; the options are s3fs's. Raises UnsupportedStore."""
-        if not S3FileSystem._strip_protocol(url).strip("/"):
+        if not _bucket_and_root(url)[0]:
             raise UnsupportedStore("the store's URL names no bucket; write it as s3://bucket/folder")
         check_options(S3FileSystem, options, "s3fs", _SESSION_OPTIONS)
         for name in ("client_kwargs", "config_kwargs", "s3_additional_kwargs"):
@@ -487,6 +492,21 @@ class _S3Upload(PartedUpload):
         if await self._backend.stands(self._path):
             raise Conflict
         return {}
+
+
+def _bucket_and_root(url: str) -> tuple[str, str]:
+    """An access point's whole ARN, which may hold slashes, is what S3 takes for a bucket. Raises UnsupportedStore."""
+    path = str(S3FileSystem._strip_protocol(url)).strip("/")
+    if not path.startswith("arn:"):
+        bucket, _, root = path.partition("/")
+        return bucket, root
+    found = _ARN.match(path)
+    if found is None:
+        raise UnsupportedStore(
+            "the store's URL holds an ARN that is not an access point's; write it as s3://bucket/folder, or as "
+            "s3://arn:aws:s3:region:account:accesspoint/name/folder"
+        )
+    return found[0], path[found.end() + 1 :]
 
 
 def _code(error: ClientError) -> str:
