@@ -30,7 +30,7 @@ from attachments.storage import (
 )
 from attachments.storage.errors import InvalidManifest
 from attachments.storage.manifest import Outcome
-from attachments.terminal import printable
+from attachments.terminal import escaped, printable
 
 FLOW = "download-attachments"
 A_TURN = 150.0  # seconds for the one call; it may have to wait for a minute until a slot comes free
@@ -224,6 +224,6 @@ def _loaded(name: str) -> Target:
         )
     except ValidationError as error:
         raise PreviewError(
-            f"The parameters of {FLOW}/{printable(name)[1:-1]} are not valid, so its runs fail: {problem(error)}. "
-            "Correct them in the Prefect UI or in the prefect.yaml that it was deployed from."
+            f"The parameters of {FLOW}/{printable(name)[1:-1]} are not valid, so its runs fail: "
+            f"{escaped(problem(error))}. Correct them in the Prefect UI, or in its prefect.yaml."
         ) from None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import mimetypes
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
-from functools import cache
+from functools import lru_cache
 from typing import Annotated, Any, Protocol, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -110,6 +111,7 @@ _ALIASES = {
 _RESTRICTED_NAME = r"[a-z0-9*?][a-z0-9!#$&^_.+*?-]*"  # RFC 6838, section 4.2, and the two wildcards
 _TYPE_PATTERN = re.compile(rf"{_RESTRICTED_NAME}(?:/{_RESTRICTED_NAME})?")
 _PARAMETERS = re.compile(r"""(?:;\s*(?:[^\s;="]+\s*=\s*(?:"[^"]*"|[^\s;="]*)\s*)?)*""")
+_LONGEST_PATTERN = 1000
 _SEVERAL_NAMES = re.compile(r"\*\.[\w*?]+\s*[,;|]\s*\*\.|\{[^{}]*,[^{}]*\}")
 
 
@@ -140,6 +142,10 @@ def _patterns(value: Any) -> Any:
     for item in _texts(value):
         if not item.strip():
             raise ValueError("one of the patterns is empty; remove it, or write * to match everything")
+        if len(item) > _LONGEST_PATTERN:
+            raise ValueError(
+                f"a pattern has {len(item)} characters, more than any name; at most {_LONGEST_PATTERN} are allowed"
+            )
         for character in (item.strip()[0], item.strip()[-1]):
             if unicodedata.category(character) in {"Cc", "Cf"}:
                 raise ValueError(
@@ -201,7 +207,7 @@ def _parts(item: str) -> Sequence[str]:
 
 
 def _as_list(patterns: Sequence[str]) -> str:
-    return "[" + ", ".join(f'"{pattern}"' for pattern in patterns) + "]"
+    return json.dumps(list(patterns), ensure_ascii=False)
 
 
 def _texts(value: Any) -> Iterable[str]:
@@ -374,7 +380,7 @@ def _any_matches(patterns: Sequence[str], texts: Iterable[str]) -> bool:
     return any(_compiled(pattern).match(text) for pattern in patterns for text in folded)
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> re.Pattern[str]:
     # fnmatch's own expressions never backtrack over more than one star, so no file name can make them slow. Its
     # character classes are not ours: file names have brackets.

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from attachments.selection import _ALIASES, _SAYS_NOTHING, _TYPES, Decision, Filter, Rule, decide, problem
@@ -310,6 +312,7 @@ def test_no_name_makes_a_pattern_slow() -> None:
         ({"exclude": [{"names": [" "]}]}, "one of the patterns is empty; remove it"),
         ({"exclude": [{"names": [5]}]}, r"exclude\[0\].names\[0\]"),
         ({"exclude": [{"max_size": True}]}, "write a number of bytes"),
+        ({"exclude": [{"names": ["{" + "," * 500_000]}]}, "a pattern has 500001 characters, more than any name"),
         *(
             ({"exclude": [{"content_types": [text]}]}, r'not a content type; write one such as .* names \["\*.pdf"\]')
             for text in ("pdf", ".pdf", "*.pdf", " *.PDF ".lower())
@@ -388,6 +391,37 @@ def test_the_place_of_each_fault_is_told() -> None:
         "include[1].names[0]: Input should be a valid string; "
         "exclude[0]: unknown max_bytes; a rule has content_types, names, min_size, max_size"
     )
+
+
+LIKELY = ["", "pdf", "*.pdf", "[a]*", "application/pdf", "a/b; c=d", "a/*, b/?", "\u202e", "{a,b}", 'a/b;;c="', 3, None]
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(LIKELY),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+PATTERNS = st.lists(st.sampled_from(LIKELY) | st.text() | ANYTHING, max_size=3) | ANYTHING
+RULES = st.lists(
+    st.fixed_dictionaries(
+        {}, optional={"content_types": PATTERNS, "names": PATTERNS, "min_size": ANYTHING, "max_size": st.integers(0)}
+    ),
+    max_size=3,
+)
+
+
+@given(
+    filter_=st.fixed_dictionaries({}, optional={"include": RULES | ANYTHING, "exclude": RULES}) | ANYTHING,
+    attachment=st.builds(Attachment, st.none() | st.text(), st.none() | st.text() | st.sampled_from(LIKELY[:9])),
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_written_is_taken_or_rejected_in_a_line(filter_: Any, attachment: Attachment) -> None:
+    """Nothing but the one error comes out, for any filter; and what is taken decides on any attachment."""
+    try:
+        found = Filter.model_validate(filter_)
+    except ValidationError as error:
+        told = problem(error)
+    else:
+        told = found.may_want(attachment) or found.decide(attachment).rule
+    assert told
 
 
 def test_each_alias_is_of_a_type_that_is_compared() -> None:
