@@ -72,7 +72,9 @@ def opener(url: str, options: Mapping[str, Any] | None = None) -> Open:
 
     def opened() -> BinaryIO:
         with _readable():
-            return cast("BinaryIO", fsspec.open(path or url, "rb", **(options or {})).open())
+            # fsspec would keep a file system, with its connections and credentials, for each thread that calls it.
+            asked = {**(options or {}), "skip_instance_cache": True}
+            return cast("BinaryIO", fsspec.open(path or url, "rb", **asked).open())
 
     return opened
 

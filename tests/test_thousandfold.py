@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, cast
 from uuid import uuid4
 
 import pytest
+from fsspec import AbstractFileSystem
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import (
@@ -33,6 +35,7 @@ from attachments.flows import reconcile_attachments as reconciling
 from attachments.flows.backfill_progress import progress
 from attachments.flows.children import Target, process
 from attachments.flows.reconcile_attachments import Found
+from attachments.ids import opener, read_ids
 from attachments.prefect_busy import make_patient, own_client
 from attachments.progress import Counts
 from attachments.selection import Filter
@@ -189,6 +192,29 @@ def test_repeated_runs_leave_nothing_behind(times: int, prefect: None, target: T
     before, after = repeated(run, times)
     print(f"{times} times: {before} became {after}")
     assert is_as_before(before, after, times), f"{before} became {after}"
+
+
+def test_no_thread_leaves_a_file_system_behind(tmp_path: Path) -> None:
+    """fsspec keeps one for each thread and set of options, and each run is a thread of its own."""
+
+    def file_systems() -> int:
+        gc.collect()
+        return sum(isinstance(found, AbstractFileSystem) for found in gc.get_objects())
+
+    ids = tmp_path / "ids.txt"
+    ids.write_text("an-id\n")
+    together = threading.Barrier(20, timeout=30)  # threads that follow each other may have the same number
+
+    def run() -> None:
+        AttachmentStore(url=tmp_path.as_uri()).store()
+        read_ids(opener(ids.as_uri(), {"auto_mkdir": False})).close()
+        together.wait()
+
+    before = file_systems()
+    with ThreadPoolExecutor(together.parties) as pool:
+        for done in [pool.submit(run) for _ in range(together.parties)]:
+            done.result()
+    assert file_systems() <= before
 
 
 def test_a_client_that_is_made_patient_again_has_one_layer(prefect: None) -> None:
