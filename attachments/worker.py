@@ -26,6 +26,7 @@ from uuid import UUID, uuid4
 import anyio
 import anyio.abc
 import httpx
+from prefect.client.base import ServerType
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -42,6 +43,8 @@ from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStat
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import SyncClientContext
+from prefect.events.clients import PrefectEventsClient
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.flow_engine import run_flow
 from prefect.flows import Flow, load_flow_from_entrypoint, load_flow_from_flow_run
@@ -57,6 +60,7 @@ from prefect.workers.base import (
 
 from attachments.cancelling import CURRENT, Cancellation
 from attachments.declared import current_entrypoint
+from attachments.numerals import counted
 from attachments.prefect_busy import make_patient
 from attachments.run_labels import DEATHS
 from attachments.suspending import heed, take_over
@@ -73,6 +77,7 @@ LIMIT = 8  # runs at a time, unless `--limit` says otherwise
 MOST_DEATHS = 5  # a run that has broken off so often, mostly with its worker, is not tried again: it may be the cause
 UNSIGNED = 30.0  # seconds in one state after which a run whose state names no worker may be a dead one's
 DEATH_MARGIN = 60.0  # seconds; clocks differ, and a busy Prefect hears beats late
+UNCONFIRMED = 8  # events that are sent again after a connection broke; Prefect's own 700 make its server drop others
 FLOWS_KEPT = 64  # deployment versions whose code stays loaded
 MINE = "By worker "  # how the message of a state begins that names the worker
 PAGE = 200
@@ -125,6 +130,9 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         """Start the heartbeat and the watch over dead workers beside the polling."""
         await super().setup()
         take_over()
+        if self.client.server_type == ServerType.SERVER:
+            # Its server on SQLite drops new events beside a batch that it has already (docs/upstream).
+            EventsWorker.set_client_override(PrefectEventsClient, checkpoint_every=UNCONFIRMED, checkpoint_interval=1.0)
         self._watches = [asyncio.create_task(self._keep_watch()), asyncio.create_task(self._heed_wishes())]
 
     async def teardown(self, *exc_info: Any) -> None:
@@ -135,11 +143,13 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
                 watch.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await watch
+            EventsWorker.set_client_override(None)
         await super().teardown(*exc_info)
 
     async def _drain(self) -> None:
         if self._under_way:
-            logger.warning("Stopping: %d runs under way may finish within %.0f s.", len(self._under_way), DRAIN)
+            runs = counted(len(self._under_way), "run")
+            logger.warning("Stopping: %s under way may finish within %.0f s.", runs, DRAIN)
         with anyio.move_on_after(DRAIN):
             while self._under_way:
                 await anyio.sleep(0.1)

@@ -38,6 +38,7 @@ from attachments.flows.child_runs import (
 )
 from attachments.flows.failures import contained
 from attachments.plan import is_settled
+from attachments.numerals import counted
 from attachments.progress import Counts, Tally
 from attachments.storage import StoreError
 from attachments.storage.errors import AccessDenied, InvalidManifest, NewerManifest
@@ -288,7 +289,7 @@ class _Work:
                         raise
                     cancelling.sleep(pause)
                 else:
-                    return is_settled(known, self._target.filter)
+                    return known is not None and known.is_announced and is_settled(known, self._target.filter)
         raise AssertionError("the last try returns or raises")
 
     def _checked(self, wanted: Wanted, known: _Known) -> None:
@@ -372,8 +373,9 @@ class _Work:
         attempts, is_rest = self._cancel_attempts(end)
         self._tally.add(cancelled=cancelled)
         left = len(self._unfinished)
-        told = f"Cancelled. {self.counts()}. {cancelled + attempts} runs that waited were cancelled with it"
-        told += f"; {left} that had started finish by themselves." if left else "."
+        withdrawn = counted(cancelled + attempts, "run that waited was", "runs that waited were")
+        started = counted(left, "that had started finishes by itself", "that had started finish by themselves")
+        told = f"Cancelled. {self.counts()}. {withdrawn} cancelled with it{f'; {started}' if left else ''}."
         return f"{told} More of them may still wait: cancel the runs with its tag." if is_rest else told
 
     def _cancel_attempts(self, end: float) -> tuple[int, bool]:

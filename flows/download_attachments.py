@@ -1,10 +1,11 @@
-"""One message: list → select → download → manifest. A run again, however often, does only what is missing."""
+"""One message: list → select → download → manifest → event. A run again, however often, does only what is missing."""
 
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Annotated
+from uuid import UUID
 
 from prefect import flow, runtime, task, unmapped
 from prefect.cache_policies import NO_CACHE
@@ -28,7 +29,7 @@ from attachments.flows.failures import (
     is_retryable,
     patiently,
 )
-from attachments.flows.report import Report, already_stored, finish, gave_up
+from attachments.flows.report import Report, already_stored, announce_stored, finish, gave_up
 from attachments.message_id import normalized
 from attachments.pacing import backlog
 from attachments.plan import is_settled, named, new_entry, settled_entry, stored_entry, unwanted_entry
@@ -157,9 +158,33 @@ def write_manifest(
             deployment=deployment,
             flow_run_id=runtime.flow_run.id,
             updated=datetime.now(UTC),
+            announced=(),
             attachments=tuple(outcome.entry for outcome in outcomes),
         )
         return store.store().update_manifest(message.key, lambda known: known.merged_with(found) if known else found)
+
+
+@task(
+    name="record-announcement",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retry_condition_fn=can_get_better,
+    **RETRYING,
+)
+def record_announcement(manifest: Manifest, announcement: UUID, store: AttachmentStore) -> None:
+    """Record that Prefect has the event, so that no later run sends it again."""
+
+    def announced(now: Manifest | None) -> Manifest:
+        if now is None:
+            raise InvalidManifest(
+                f"the manifest of message {manifest.message_key} was removed or damaged while its run was under way; "
+                "run its download again to rebuild it",
+                key=manifest.message_key,
+            )
+        return now.as_announced(announcement)
+
+    with contained():
+        store.store().update_manifest(manifest.message_key, announced)
 
 
 @flow(
@@ -210,6 +235,7 @@ def _download(
 ) -> State[None]:
     known = None if force else read_manifest(message, store)
     if known is not None and is_settled(known, wanted):
+        _announce(known, store, look_first=True)
         return already_stored(known)
 
     listed = list_attachments(message, account)
@@ -223,14 +249,17 @@ def _download(
     outcomes = [Outcome(entry=entry) if entry is not None else next(fetched) for entry in decided]
 
     manifest = write_manifest(message, outcomes, store, _deployment())
-    return finish(
-        Report(
-            message_key=message.key,
-            manifest_url=store.store().manifest_url(message.key),
-            complete=manifest.complete,
-            outcomes=outcomes,
-        )
-    )
+    _announce(manifest, store)
+    return finish(Report(message_key=message.key, outcomes=outcomes))
+
+
+def _announce(manifest: Manifest, store: AttachmentStore, *, look_first: bool = False) -> None:
+    """Send the event of what is stored unless Prefect has it. A run that died before it leaves that to the next one."""
+    if manifest.is_announced or (announcement := manifest.announcement) is None:
+        return
+    url = store.store().manifest_url(manifest.message_key)
+    announce_stored(manifest, url, announcement, look_first=look_first)
+    record_announcement(manifest, announcement, store)
 
 
 def _outcome(attachment: Attachment, download: PrefectFuture[Outcome]) -> Outcome:

@@ -10,7 +10,7 @@ from uuid import NAMESPACE_URL, uuid5
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.events import emit_event
+from prefect.events import Event
 from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
@@ -19,12 +19,14 @@ from pydantic import Field
 from attachments.cancelling import RunCancelled
 from attachments.emailgistics import EmailgisticsError, Forbidden, InvalidKey, Mailbox, ReceivedMessage
 from attachments.emailgistics.envelopes import FURTHEST_ZONE
+from attachments.flows.announcements import announce, event, send
 from attachments.flows.child_runs import ANSWER_TIMEOUT, WITHDRAWN, Child, Stage, made_before
 from attachments.flows.children import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
 from attachments.flows.continuing import Lineage
 from attachments.flows.endings import coded
 from attachments.flows.failures import OUR_ERRORS, OurError, code_of, contained, patiently
 from attachments.flows.marks import Marks, UnreadableMark, mailbox_key
+from attachments.numerals import counted
 from attachments.pacing import backlog
 from attachments.prefect_busy import own_client
 from attachments.reconciling import HELD_FOR, LOST, SLICE, Hold, Slice, Span, span
@@ -39,13 +41,12 @@ MOST_NAMED = 5
 """Messages that the final state names."""
 WORDS = {
     Stage.SUCCEEDED: "stored now",
-    Stage.FOR_NOW: "failed for now and are tried again by themselves",
+    Stage.FOR_NOW: "failed for now, to be tried again automatically",
     Stage.FAILED: "failed",
     Stage.CANCELLED: "cancelled",
     Stage.RUNNING: "under way",
-    Stage.WAITING: "wait for a worker",
+    Stage.WAITING: "waiting for a worker",
 }
-OUTCOMES = {**WORDS, Stage.FOR_NOW: "failed for now, tried again by itself", Stage.WAITING: "waits for a worker"}
 WORST_FIRST = (Stage.FAILED, Stage.CANCELLED, Stage.FOR_NOW, Stage.WAITING, Stage.RUNNING, Stage.SUCCEEDED)
 
 
@@ -61,8 +62,8 @@ class Found:
     """Failed earlier this day; another try follows."""
     lost: int = 0
     """Failed earlier this day, for good."""
-    told: int = 0
-    """Events about a message."""
+    told: dict[str, Event] = field(default_factory=dict)
+    """Events about a message that were sent, by its key."""
     unnamed: int = 0
     """Rows of reports without the id of a message, of which was not told before."""
     refused: dict[str, str] = field(default_factory=dict)
@@ -205,7 +206,8 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
         new = [row for row in rows.unnamed if row not in unnamed]
         if new:
             found.unnamed += len(new)
-            logger.warning("%s rows of the report name no message and were left out.", len(new))
+            names = "row of the report names no message and was", "rows of the report name no message and were"
+            logger.warning("%s left out.", counted(len(new), *names))
             unnamed = (*new, *unnamed)
         now = datetime.now(UTC)
         covered = min(piece.end, rows.covered_until)
@@ -237,9 +239,9 @@ def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Fo
     became = Slice()
 
     def made(wanted: Wanted, _: Child) -> None:
-        if found.told < MOST_TOLD:
-            found.told += 1
-            _emit(MISSED, wanted.key, wish, {"message_key": wanted.key, "deployment": wish.target.name})
+        if len(found.told) < MOST_TOLD and wanted.key not in found.told:
+            found.told[wanted.key] = _missed_event(wanted.key, wish)
+            send([found.told[wanted.key]])
 
     def ended(wanted: Wanted, child: Child) -> None:
         is_lost = child.code in LOST
@@ -284,15 +286,14 @@ def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Fo
     return became
 
 
-def _emit(event: str, subject: str, wish: _Wish, payload: dict[str, object]) -> None:
-    """Tell automations. The same again, after a worker's death, is the same event to Prefect."""
-    kind = "message" if event == MISSED else "reconciliation"
-    emit_event(
-        event=event,
-        resource={"prefect.resource.id": f"emailgistics.{kind}.{subject}", "prefect.resource.name": subject},
-        payload=payload,
-        id=uuid5(NAMESPACE_URL, f"{event}/{wish.lineage.origin}/{subject}"),
-    )
+def _missed_event(message: str, wish: _Wish) -> Event:
+    return _event(MISSED, "message", message, wish, {"message_key": message, "deployment": wish.target.name})
+
+
+def _event(name: str, about: str, subject: str, wish: _Wish, payload: dict[str, object]) -> Event:
+    """What automations are told. The same again, after a worker's death, is the same event to Prefect."""
+    event_id = uuid5(NAMESPACE_URL, f"{name}/{wish.lineage.origin}/{subject}")
+    return event(name, about=about, subject=subject, event_id=event_id, payload=payload)
 
 
 def _missed(wish: _Wish, found: Found) -> list[tuple[str, Child]]:
@@ -307,27 +308,41 @@ def _missed(wish: _Wish, found: Found) -> list[tuple[str, Child]]:
     return sorted(latest.items(), key=lambda pair: WORST_FIRST.index(pair[1].stage))
 
 
+def _events(wish: _Wish, found: Found, missed: Sequence[tuple[str, Child]]) -> list[Event]:
+    """What Prefect must have of what was missed before this ends, whoever sent it, and whatever died before it did."""
+    told = dict(found.told)
+    for key, child in missed:
+        if child.id is not None and len(told) < MOST_TOLD:
+            told.setdefault(key, _missed_event(key, wish))
+    if len(missed) <= MOST_TOLD:
+        return list(told.values())
+    more: dict[str, object] = {"missed": len(missed), "told": MOST_TOLD, "deployment": wish.target.name}
+    return [*told.values(), _event(MANY_MISSED, "reconciliation", wish.lineage.short, wish, more)]
+
+
 def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
     missed = _missed(wish, found)
-    if len(missed) > MOST_TOLD:
-        more = {"missed": len(missed), "told": MOST_TOLD, "deployment": wish.target.name}
-        _emit(MANY_MISSED, wish.lineage.short, wish, more)
+    announce(_events(wish, found, missed), look_first=True)
     if missed or found.broken:
         _show(missed, found)
     stages = Counter(child.stage for _, child in missed)
     told = [_counts(found, len(missed), stages)]
     if found.elsewhere:
-        told.append(f"{found.elsewhere:,} are under way in other runs, or wait there for another attempt.")
+        others = counted(
+            found.elsewhere, "is under way in another run, or waits", "are under way in other runs, or wait"
+        )
+        told.append(f"{others} there for another attempt.")
     if found.again:
-        told.append(f"{found.again:,} had failed before, and are tried again within a day.")
+        again = counted(found.again, "had failed before, and is", "had failed before, and are")
+        told.append(f"{again} tried again within a day.")
     if found.lost:
-        told.append(f"{found.lost:,} had failed before for good, and are not tried again by themselves.")
+        lost = counted(found.lost, "had failed before for good, and is", "had failed before for good, and are")
+        told.append(f"{lost} not tried again automatically.")
     if found.passed:
         told.append(_let_go(found))
     if found.unnamed:
-        told.append(
-            f"{found.unnamed:,} rows of the reports name no message, so nothing can fetch theirs: ask Emailgistics."
-        )
+        unnamed = counted(found.unnamed, "row of the reports names", "rows of the reports name")
+        told.append(f"{unnamed} no message, so nothing can fetch theirs: ask Emailgistics.")
     failed = [(key, child) for key, child in missed if child.stage in {Stage.FAILED, Stage.CANCELLED}]
     if failed:
         named = ", ".join(f"{key} ({child.code or child.stage.value})" for key, child in failed[:MOST_NAMED])
@@ -338,7 +353,8 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
         )
     if found.broken:
         key, why = next(iter(found.broken.items()))
-        told.append(f"{len(found.broken):,} mailboxes could not be looked at to the end. {key}: {why}")
+        mailboxes = counted(len(found.broken), "mailbox", "mailboxes")
+        told.append(f"{mailboxes} could not be looked at to the end. {key}: {why}")
     if stopped is not None:
         told.append(_stopped(stopped))
     message = " ".join(told)
@@ -350,22 +366,23 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
 def _let_go(found: Found) -> str:
     if not found.passed:
         return ""
+    mailboxes = counted(len(found.passed), "mailbox", "mailboxes")
     return (
-        f"In {len(found.passed):,} mailboxes what could not be fetched for {HELD_FOR.days} days, or waits in another "
-        f"run, holds the mark no longer: retry the failed runs with the tag {RECONCILE} when the cause is gone, and "
-        "see why others wait."
+        f"In {mailboxes} what could not be fetched for {HELD_FOR.days} days, or waits in another run, holds the mark "
+        f"no longer: retry the failed runs with the tag {RECONCILE} when the cause is gone, and see why others wait."
     )
 
 
 def _counts(found: Found, missed: int, stages: Counter[Stage]) -> str:
-    told = f"Of {found.seen:,} messages in {found.mailboxes:,} mailboxes {missed:,} had been missed"
+    mailboxes = counted(found.mailboxes, "mailbox", "mailboxes")
+    told = f"Of {counted(found.seen, 'message')} in {mailboxes} {missed:,} had been missed"
     parts = [f"{stages[stage]:,} {words}" for stage, words in WORDS.items() if stages[stage]]
     return f"{told}: {', '.join(parts)}." if parts else f"{told}."
 
 
 def _show(missed: Sequence[tuple[str, Child]], found: Found) -> None:
     rows = [
-        {"message": key, "outcome": f"failed ({child.code})" if child.code else OUTCOMES[child.stage]}
+        {"message": key, "outcome": f"failed ({child.code})" if child.code else WORDS[child.stage]}
         for key, child in missed[:MOST_TOLD]
     ]
     more = len(missed) - len(rows)

@@ -1,21 +1,23 @@
-"""What a run tells: its final state, an event for other automations, and a table in the UI. Keys, never names."""
+"""What a run tells: an event for other automations, a table in the UI, and its final state. Keys, never names."""
 
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from uuid import UUID
 
 import httpx
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.events import emit_event
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from attachments.flows.again import failed_for_now
+from attachments.flows.announcements import announce, event
 from attachments.flows.endings import UNKNOWN, coded
 from attachments.flows.failures import OurError, code_of, is_retryable
+from attachments.numerals import counted
 from attachments.reconciling import LOST
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage.manifest import Outcome
@@ -51,8 +53,6 @@ class Report:
     """What a run has done for a message."""
 
     message_key: str
-    manifest_url: str
-    complete: bool
     outcomes: Sequence[Attempt]
 
 
@@ -61,9 +61,30 @@ def already_stored(manifest: Manifest) -> State[None]:
     return Completed(message=f"Nothing to do: the manifest settles all. {_sentence(manifest.attachments)}.")
 
 
+def announce_stored(manifest: Manifest, manifest_url: str, announcement: UUID, *, look_first: bool) -> None:
+    """Tell other automations what of a message is in the store; returns once Prefect has the event.
+
+    Raises:
+        PrefectLost: Prefect has not answered for a long while.
+    """
+    stored = event(
+        STORED,
+        about="message",
+        subject=manifest.message_key,
+        event_id=announcement,
+        payload={
+            "message_key": manifest.message_key,
+            "manifest_url": manifest_url,
+            "complete": manifest.complete,
+            "counts": dict(Counter(entry.outcome for entry in manifest.attachments)),
+            "bytes": _stored_bytes(manifest.attachments),
+        },
+    )
+    announce([stored], look_first=look_first)
+
+
 def finish(report: Report) -> State[None]:
-    """Tell everybody who listens, and say in one sentence how the run ended."""
-    _emit(report)
+    """Show what became of each attachment, and say in one sentence how the run ended."""
     _show(report)
     sentence = _sentence([outcome.entry for outcome in report.outcomes])
     failures = [outcome for outcome in report.outcomes if outcome.entry.outcome == "failed"]
@@ -93,32 +114,13 @@ def _sentence(entries: Sequence[ManifestAttachment]) -> str:
     if not entries:
         return "The message has no attachments"
     counts = Counter(entry.outcome for entry in entries)
+    size = counted(_stored_bytes(entries), "byte is", "bytes are")
     parts = [f"{counts[word]} {text}" for word, text in WORDS.items() if counts[word]]
-    return f"Of {len(entries)} attachments {', '.join(parts)}; {_stored_bytes(entries):,} bytes are in the store"
+    return f"Of {counted(len(entries), 'attachment')} {', '.join(parts)}; {size} in the store"
 
 
 def _stored_bytes(entries: Sequence[ManifestAttachment]) -> int:
     return sum(entry.bytes or 0 for entry in entries if entry.outcome == "stored")
-
-
-def _emit(report: Report) -> None:
-    counts = Counter(outcome.entry.outcome for outcome in report.outcomes)
-    if not counts["stored"]:
-        return
-    emit_event(
-        event=STORED,
-        resource={
-            "prefect.resource.id": f"emailgistics.message.{report.message_key}",
-            "prefect.resource.name": report.message_key,
-        },
-        payload={
-            "message_key": report.message_key,
-            "manifest_url": report.manifest_url,
-            "complete": report.complete,
-            "counts": dict(counts),
-            "bytes": _stored_bytes([outcome.entry for outcome in report.outcomes]),
-        },
-    )
 
 
 def _show(report: Report) -> None:

@@ -33,7 +33,9 @@ def entries(outcomes: Sequence[Outcome]) -> list[ManifestAttachment]:
     ]
 
 
-@pytest.mark.parametrize("outcomes", [(), *itertools.product(WORDS, repeat=3), ("stored",) * 12], ids=",".join)
+@pytest.mark.parametrize(
+    "outcomes", [(), *itertools.product(WORDS), *itertools.product(WORDS, repeat=3), ("stored",) * 12], ids=",".join
+)
 def test_the_count_is_read_from_the_sentence(outcomes: Sequence[Outcome]) -> None:
     """For every mix of outcomes, with what may stand before and after it."""
     sentence = _sentence(entries(outcomes))
@@ -56,7 +58,7 @@ def test_what_can_be_mended_is_the_code_of_a_run(
         )
         for code, entry in zip(codes, entries(["failed"] * len(codes)), strict=True)
     ]
-    ended = finish(Report("0" * 32, "file:///m", False, failed))
+    ended = finish(Report("0" * 32, failed))
     assert ended.is_failed()
     assert failure_code(ended.message or "") == told
     assert f"First failure: It is {told}" in (ended.message or "")

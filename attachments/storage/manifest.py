@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from pydantic import (
     AfterValidator,
@@ -152,6 +154,11 @@ class Manifest(_Record):
     deployment: str | None = None
     flow_run_id: str | None = None
     updated: Moment
+    announced: tuple[UUID, ...] | None = None
+    """Ids of the events that Prefect has of what was stored, one for each state of it; see `announcement`.
+
+    None was written by a version that recorded none, and had sent its event: what it stored is not told again.
+    """
     attachments: tuple[ManifestAttachment, ...] = ()
 
     @computed_field  # type: ignore[prop-decorator]  # mypy has no decorated properties (python/mypy#1362)
@@ -163,6 +170,31 @@ class Manifest(_Record):
     def settles(self, wanted: Callable[[ManifestAttachment], bool]) -> bool:
         """Whether a run whose filter is `wanted` has nothing left to do for this message."""
         return all(entry.is_settled or not wanted(entry) for entry in self.attachments)
+
+    @property
+    def announcement(self) -> UUID | None:
+        """The id of the event that tells of what was stored: another one as soon as more was, or it is complete.
+
+        None while nothing was. A purge is no news, and storing anew what was purged is.
+        """
+        stored = sorted(
+            (entry.attachment_key, entry.key or "", entry.sha256 or "", entry.stored_at and _iso(entry.stored_at))
+            for entry in self.attachments
+            if entry.outcome in _WAS_STORED
+        )
+        if not stored:
+            return None
+        digest = hashlib.sha256(json.dumps([self.complete, stored]).encode()).hexdigest()
+        return uuid5(NAMESPACE_URL, f"emailgistics.attachments.stored/{self.message_key}/{digest}")
+
+    @property
+    def is_announced(self) -> bool:
+        """Whether Prefect has the event of all that was stored."""
+        return self.announced is None or self.announcement is None or self.announcement in self.announced
+
+    def as_announced(self, announcement: UUID) -> Manifest:
+        """The same once Prefect has that event."""
+        return self.model_copy(update={"announced": _each_once(*(self.announced or ()), announcement)})
 
     def entry(self, attachment_key: str) -> ManifestAttachment | None:
         """What is recorded of one attachment."""
@@ -179,6 +211,9 @@ class Manifest(_Record):
             older = merged.get(entry.attachment_key)
             merged[entry.attachment_key] = older.replaced_by(entry) if older else entry
         known = {field: value for field, value in newer if value is not None and field not in self.computed}
+        if newer.announced is not None:
+            told = self.announced if self.announced is not None else filter(None, [self.announcement])
+            known["announced"] = _each_once(*told, *newer.announced)
         return self.model_copy(update={**known, "attachments": tuple(merged.values())})
 
     def to_bytes(self) -> bytes:
@@ -186,6 +221,8 @@ class Manifest(_Record):
         data = self.model_dump(mode="json", by_alias=True)
         listed = [_without_blanks(entry) for entry in data.pop("attachments")]
         complete = data.pop("complete")
+        if self.announced is None:
+            del data["announced"]
         extra = {field: data.pop(field) for field in (self.model_extra or {})}
         whole = {**data, "complete": complete, "attachments": listed, **extra}
         return json.dumps(whole, ensure_ascii=False, indent=1).encode() + b"\n"
@@ -229,6 +266,10 @@ class Manifest(_Record):
         return (
             f"Manifest(message_key={self.message_key!r}, complete={self.complete}, attachments={len(self.attachments)})"
         )
+
+
+def _each_once(*ids: UUID) -> tuple[UUID, ...]:
+    return tuple(dict.fromkeys(ids))
 
 
 _SOMETIMES = frozenset({"purged_at", "rule", "code", "deployment", "stored_bytes", "stored_sha256"})

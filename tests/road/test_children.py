@@ -328,7 +328,7 @@ def test_cancelling_leaves_alone_what_has_started(bench: Bench) -> None:
         bench.running._post(f"flow_runs/{bench.runs()['a']['id']}/set_state", body)
         time.sleep(1)
         cancellation.ask()
-        with pytest.raises(ChildrenLeft, match="1 runs that waited were cancelled with it; 1 that had started finish"):
+        with pytest.raises(ChildrenLeft, match="1 run that waited was cancelled with it; 1 that had started finishes"):
             future.result(60)
     assert {name: run["state_type"] for name, run in bench.runs().items()} == {"a": "RUNNING", "b": "CANCELLED"}
 

@@ -132,5 +132,5 @@ def test_a_worker_with_one_place_reconciles(unpaced: Installation) -> None:
     print(*told, sep="\n")
     assert len(told) > 1
     assert all("this one gives its own up. Another run goes on at" in said for said in told[:-1])
-    assert told[-1] == "Of 8 messages in 1 mailboxes 8 had been missed: 8 stored now."
+    assert told[-1] == "Of 8 messages in 1 mailbox 8 had been missed: 8 stored now."
     assert len({child["parameters"]["message_id"] for child in unpaced.tagged("reconcile")}) == 8

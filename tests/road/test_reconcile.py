@@ -59,7 +59,7 @@ def check_that_all_are_found_once(running: Installation, box: str, count: int, p
     assert found["state_type"] == "COMPLETED"
     assert (
         found["state"]["message"]
-        == f"Of {count + 1} messages in 1 mailboxes {count + 1} had been missed: {count + 1} stored now."
+        == f"Of {count + 1} messages in 1 mailbox {count + 1} had been missed: {count + 1} stored now."
     )
     for message in messages:
         manifest = running.manifest(message)
@@ -78,7 +78,7 @@ def check_that_all_are_found_once(running: Installation, box: str, count: int, p
 
     running.sandbox.control.clear_requests()
     again = reconcile(running, box, patience)
-    assert again["state"]["message"] == f"Of {count + 1} messages in 1 mailboxes 0 had been missed."
+    assert again["state"]["message"] == f"Of {count + 1} messages in 1 mailbox 0 had been missed."
     assert endpoints(running) <= {"mailboxes", "report", "result"}, "no listing, no download"
     assert running.artifacts(again["id"]) == []
 
@@ -228,7 +228,7 @@ def test_a_mark_stays_while_most_messages_cannot_be_fetched(running: Installatio
     passed = reconcile(running, box)
     assert passed["state_type"] == "FAILED", "somebody has to be told"
     assert "4 had failed before, and are tried again within a day." in passed["state"]["message"]
-    assert "In 1 mailboxes what could not be fetched for 4 days, or waits" in passed["state"]["message"]
+    assert "In 1 mailbox what could not be fetched for 4 days, or waits" in passed["state"]["message"]
     mark = marks(running)[name]
     assert datetime.now(UTC) - datetime.fromisoformat(mark["until"]) < timedelta(minutes=20)
     ((_, tried),) = mark["tried"]
@@ -239,7 +239,7 @@ def test_a_mark_stays_while_most_messages_cannot_be_fetched(running: Installatio
     for message in messages:
         running.complete_manifest(message)
     again = reconcile(running, box)
-    assert again["state"]["message"] == "Of 4 messages in 1 mailboxes 0 had been missed."
+    assert again["state"]["message"] == "Of 4 messages in 1 mailbox 0 had been missed."
 
 
 def test_a_second_one_at_a_time_is_not_begun(running: Installation) -> None:
@@ -284,8 +284,8 @@ def test_a_killed_worker_loses_neither_messages_nor_what_is_told(running: Instal
     ended = running.run(run["id"])
     # One that was stored when its worker died, but not told so, may not have been taken up again yet.
     told = re.fullmatch(
-        r"Of 12 messages in 1 mailboxes 12 had been missed: (\d+) stored now"
-        r"(?:, (\d+) under way)?(?:, (\d+) wait for a worker)?\.",
+        r"Of 12 messages in 1 mailbox 12 had been missed: (\d+) stored now"
+        r"(?:, (\d+) under way)?(?:, (\d+) waiting for a worker)?\.",
         ended["state"]["message"],
     )
     assert told is not None, ended["state"]["message"]
@@ -295,7 +295,7 @@ def test_a_killed_worker_loses_neither_messages_nor_what_is_told(running: Instal
         until(lambda message=message: len(missed(running, message)) == 1, "one event of it")
     assert datetime.fromisoformat(marks(running)[name]["until"]) > begun
     again = reconcile(running, box)
-    assert again["state"]["message"] == "Of 12 messages in 1 mailboxes 0 had been missed."
+    assert again["state"]["message"] == "Of 12 messages in 1 mailbox 0 had been missed."
 
 
 def test_a_report_that_fails_moves_no_mark(running: Installation) -> None:
@@ -311,7 +311,7 @@ def test_a_report_that_fails_moves_no_mark(running: Installation) -> None:
     finally:
         running.sandbox.control.settings(reset_reports=True)
     assert run["state_type"] == "FAILED"
-    assert "1 mailboxes could not be looked at" in run["state"]["message"]
+    assert "1 mailbox could not be looked at" in run["state"]["message"]
     assert box not in run["state"]["message"]
     assert datetime.now(UTC) - datetime.fromisoformat(mark["until"]) > timedelta(days=3), "what is new begins there"
     assert marks(running)[name] == mark, "and does not move on with the time"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from tests.servers.listener import STEP, Listener, close
@@ -49,7 +49,16 @@ class Stall:
     """Nothing comes back until the client gives up; the server is told nothing."""
 
 
-Fault = Answer | Reset | DropReply | Stall
+@dataclass(frozen=True)
+class Strike:
+    """Something is done to whoever asks, and no answer comes: before the server is told, or after it did as asked."""
+
+    strike: Callable[[], object]
+    """Called on the proxy's thread, which waits for it."""
+    after_reply: bool = False
+
+
+Fault = Answer | Reset | DropReply | Stall | Strike
 
 
 @dataclass
@@ -98,6 +107,9 @@ class Proxy(Listener):
         match self._fault(method, target, head.decode("latin-1")):
             case Reset(after=None):
                 return
+            case Strike(strike, after_reply=False):
+                await asyncio.to_thread(strike)
+                return
             case Stall():
                 while await reader.read(STEP):
                     pass
@@ -107,6 +119,10 @@ class Proxy(Listener):
                     pass
                 reply = f"HTTP/1.1 {status} Ordered\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
                 writer.write(reply.encode() + content)
+            case Strike(strike):
+                await self._forward(head, body, writer, DropReply())
+                await asyncio.to_thread(strike)
+                return
             case fault:
                 if not await self._forward(head, body, writer, fault):
                     return

@@ -269,3 +269,56 @@ def test_a_refused_model_shows_no_names() -> None:
     with pytest.raises(ValueError, match="outcome") as caught:
         ManifestAttachment.model_validate({"id": "a", "attachment_key": "b", "name": CANARY, "outcome": CANARY})
     assert CANARY not in str(caught.value)
+
+
+def stored(name: str, *, at: datetime = NOON) -> ManifestAttachment:
+    return entry(name, "stored", key=f"{PLACE}/{name}", sha256="ab" * 32, bytes=10, stored_at=at)
+
+
+def test_the_same_stored_attachments_have_the_same_announcement() -> None:
+    """Whoever makes it, in whatever order, also once read back; another message's is another one."""
+    one = manifest(stored("a"), stored("b"))
+    assert manifest(stored("b"), stored("a"), entry("c", "filtered")).announcement == one.announcement
+    assert Manifest.from_bytes(one.to_bytes(), message_key=MESSAGE).announcement == one.announcement
+    assert one.model_copy(update={"message_key": "0" * 32}).announcement != one.announcement
+    assert manifest(entry("a", "filtered")).announcement is None
+    assert manifest(entry("a", "filtered"), announced=()).is_announced
+
+
+def test_what_is_stored_besides_or_anew_is_announced_anew() -> None:
+    """And so is a message that is complete now; that something was purged is no news."""
+    first = manifest(stored("a"), entry("b", "failed"), announced=())
+    assert not first.is_announced
+    assert first.announcement is not None
+    first = first.as_announced(first.announcement)
+    assert first.is_announced
+    for news in (stored("b"), entry("b", "filtered"), stored("a", at=NOON + timedelta(days=1))):
+        changed = first.merged_with(manifest(news, announced=()))
+        assert not changed.is_announced, news
+        assert changed.announcement is not None
+        assert changed.as_announced(changed.announcement).is_announced
+    purged = first.model_copy(update={"attachments": tuple(e.as_purged(NOON) for e in first.attachments[:1])})
+    assert manifest(stored("a")).announcement == purged.announcement
+    assert first.merged_with(manifest(stored("a"), entry("b", "failed"), announced=())).is_announced, "force"
+
+
+def test_a_merge_forgets_no_announcement() -> None:
+    """Neither the one's nor the other's; two runs of different deployments may tell at the same time."""
+    one = manifest(stored("a"), announced=())
+    assert one.announcement is not None
+    told = one.as_announced(one.announcement)
+    both = told.merged_with(manifest(stored("b"), announced=()))
+    assert both.announcement is not None
+    assert both.announced == (one.announcement,)
+    assert both.as_announced(both.announcement).merged_with(told).announced == (one.announcement, both.announcement)
+    assert Manifest.from_bytes(told.to_bytes(), message_key=MESSAGE).announced == (one.announcement,)
+
+
+def test_what_an_older_version_stored_counts_as_announced() -> None:
+    """It recorded no announcement, and had sent its event: a redelivery, or a run with force, tells it not again."""
+    older = manifest(stored("a"))
+    assert b"announced" not in older.to_bytes()
+    assert older.is_announced
+    assert older.merged_with(manifest(stored("a"), announced=())).is_announced
+    assert not older.merged_with(manifest(stored("b"), announced=())).is_announced
+    assert older.merged_with(manifest(stored("b"))).announced is None
