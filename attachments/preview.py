@@ -16,6 +16,7 @@ from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.doctor.asking import PATIENCE, PREFECT_ERRORS, Silent, prefect, trouble, within
 from attachments.doctor.blocks import load_blocks
 from attachments.emailgistics import Attachment, EmailgisticsError
+from attachments.numerals import counted
 from attachments.pacing import PacingError
 from attachments.plan import is_settled, settled_entry
 from attachments.selection import Filter, problem
@@ -162,7 +163,8 @@ def shown(found: Preview) -> Iterator[str]:
         yield f"{one.action:<7}{size:>14}  {printable(kind)[1:-1]}{rule}  {printable(one.name or '')}"
     counts = Counter(one.action for one in found.attachments)
     parts = [f"{counts[action]} {words}" for action, words in WORDS.items() if counts[action]]
-    yield f"Of {len(found.attachments)} attachments: {', '.join(parts)}." if parts else "It has no attachments."
+    listed = counted(len(found.attachments), "attachment")
+    yield f"Of {listed}: {', '.join(parts)}." if parts else "It has no attachments."
     if found.nothing_to_do:
         yield "A run would do nothing: the manifest settles all that this filter wants."
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
+from attachments.numerals import counted
+
 PACE_OVER = 300.0
 """Seconds that the pace is taken over: it follows the vendor's mood, and does not jump."""
 
@@ -62,12 +64,12 @@ class Counts:
             (self.duplicates, "named twice"),
             (self.elsewhere, "under way in another run"),
             (self.failures, f"failed ({self.codes})"),
-            (self.for_now, "failed for now and tried again by themselves"),
+            (self.for_now, "failed for now, to be tried again automatically"),
             (self.cancelled, "cancelled"),
             (self.unfinished, "not finished"),
         ]
         told = ", ".join(f"{count:,} {words}" for count, words in parts if count)
-        return f"Of {self.seen:,} messages {told}" if told else "There were no messages"
+        return f"Of {counted(self.seen, 'message')} {told}" if told else "There were no messages"
 
     @property
     def codes(self) -> str:

@@ -18,6 +18,7 @@ from attachments.doctor.deployments import Deployments, blocks_named, read_deplo
 from attachments.doctor.limits import read_limit
 from attachments.doctor.work import living_workers
 from attachments.flows.marks import read_marks
+from attachments.numerals import counted
 from attachments.receiver.inbox import InboxUnavailable
 from attachments.receiver.reading import read_depth
 
@@ -116,7 +117,7 @@ def shown(status: StatusReport) -> Iterator[str]:
         yield "inbox           none on this machine, or not to be seen"
     else:
         oldest = f", the oldest for {status.inbox.oldest_seconds:.0f} s" if status.inbox.entries else ""
-        yield f"inbox           {status.inbox.entries} deliveries wait{oldest}"
+        yield f"inbox           {counted(status.inbox.entries, 'delivery waits', 'deliveries wait')}{oldest}"
     if status.workers is not None:
         yield f"workers         {status.workers} alive"
     if status.runs is not None:
@@ -131,7 +132,8 @@ def shown(status: StatusReport) -> Iterator[str]:
         until = mark.until.isoformat(timespec="seconds").replace("+00:00", "Z")
         yield f"reconciliation  up to {until}: mailbox {mark.mailbox_key} of account {mark.account} ({mark.deployment})"
     if status.reconciliation and len(status.reconciliation) > MAILBOXES:
-        yield f"reconciliation  {len(status.reconciliation) - MAILBOXES} more mailboxes are further; --json has them"
+        more = counted(len(status.reconciliation) - MAILBOXES, "more mailbox is further", "more mailboxes are further")
+        yield f"reconciliation  {more}; --json has them"
     yield from (f"NOT SEEN        {problem}" for problem in status.problems)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from attachments.numerals import counted
 from attachments.storage import Store, message_key, open_store
 from attachments.storage.content import Seal
 from attachments.storage.errors import InvalidManifest
@@ -146,17 +147,21 @@ def _decrypted(store: Store, entry: ManifestAttachment, unseal: Seal, folder: Pa
 
 
 def _summary(verdict: Verdict, url: str) -> str:
-    what = f"{verdict.objects:,} objects of {verdict.messages:,} messages, {verdict.bytes:,} bytes"
+    what = (
+        f"{counted(verdict.objects, 'object')} of {counted(verdict.messages, 'message')}, "
+        f"{counted(verdict.bytes, 'byte')}"
+    )
     if not verdict.messages:
         parts = [f"No message is stored in {url}. If there should be: is ATTACHMENTS_URL right, is the disk mounted?"]
     elif verdict.differences:
-        parts = [f"Checked {what}: {verdict.differences:,} differ, see above."]
+        parts = [f"Checked {what}: {counted(verdict.differences, 'differs', 'differ')}, see above."]
     else:
         parts = [f"Checked {what}: all as recorded."]
     if verdict.left:
-        parts.append(f"Writers have left {verdict.left:,} things behind; `attachments verify --clean` removes them.")
+        left = counted(verdict.left, "thing")
+        parts.append(f"Writers have left {left} behind; `attachments verify --clean` removes what they left.")
     if verdict.cleared:
-        parts.append(f"Removed {verdict.cleared:,} things that writers had left behind.")
+        parts.append(f"Removed {counted(verdict.cleared, 'thing')} that writers had left behind.")
     return " ".join(parts)
 
 

@@ -22,6 +22,7 @@ from attachments.flows.continuing import Lineage
 from attachments.flows.failures import OUR_ERRORS, NotConfigured, contained
 from attachments.flows.report import gave_up
 from attachments.ids import IdsError, opener, protocol_of, read_ids
+from attachments.numerals import counted
 from attachments.pacing import backlog
 from attachments.progress import Counts
 
@@ -195,9 +196,10 @@ class _Received:
 
 def _stepped_aside(counts: Counts, lineage: Lineage) -> State[None]:
     told = lineage.go_on_later(counts, waiting=counts.unfinished)
+    waiting = counted(counts.unfinished, "run waits", "runs wait")
     return Completed(
         message=(
-            f"{counts.unfinished} runs wait for a place of a worker, and none is started: this run gives its own place "
+            f"{waiting} for a place of a worker, and none is started: this run gives its own place "
             f"up. {told} So far: {counts}."
         )
     )

@@ -13,6 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.exceptions import ObjectNotFound
 
+from attachments.numerals import counted
 from attachments.prefect_busy import PrefectAway, own_client
 from attachments.progress import Counts, Estimate, Pace
 
@@ -62,9 +63,9 @@ def _share(estimate: Estimate) -> float:
 
 def _line(counts: Counts, estimate: Estimate) -> str:
     if estimate.total is None:
-        said = f"{counts.ended:,} messages; how many there are shows in the end"
+        said = f"{counted(counts.ended, 'message')}; how many there are shows in the end"
     else:
-        said = f"{counts.ended:,} of {estimate.total:,} messages"
+        said = f"{counts.ended:,} of {counted(estimate.total, 'message')}"
     return ", ".join([said, *_pace(estimate)])
 
 

@@ -18,6 +18,7 @@ from attachments.flows.again import failed_for_now
 from attachments.flows.configured import load_store
 from attachments.flows.failures import OUR_ERRORS, contained
 from attachments.flows.report import gave_up
+from attachments.numerals import counted
 from attachments.storage.retention import Budget, Holds, Looked, Pace, Policy, Tally, purge, stored_before
 
 LISTED = 1000
@@ -131,16 +132,18 @@ def _finish(tally: Tally, policy: Policy) -> State[None]:
     if tally.is_spent:
         parts.append("Stopped there, at the most for one run: run it again for what is left, if anything is.")
     if policy.holds.unmet and tally.is_spent:
+        unmet = counted(policy.holds.unmet, "of the messages to hold was", "of the messages to hold were")
         parts.append(
-            f"{policy.holds.unmet} of the messages to hold were not met so far: a dry run without `most` says whether "
-            "they are in the store."
+            f"{unmet} not met so far: a dry run without `most` says whether everything to hold is in the store."
         )
     elif policy.holds.unmet and not tally.gave_up:
-        parts.append(f"{policy.holds.unmet} of the messages to hold are not in the store: are they written right?")
+        unmet = counted(policy.holds.unmet, "of the messages to hold is", "of the messages to hold are")
+        parts.append(f"{unmet} not in the store: look for a typing mistake.")
     if tally.refused:
+        refused = counted(tally.refused, "attachment was", "attachments were")
         parts.append(
-            f"{tally.refused} attachments were refused, because their manifests name a place that is not theirs: "
-            "somebody has altered these. The log has their keys; `attachments verify` says what else differs."
+            f"{refused} refused, because the manifest names a place of another's: somebody has altered it. The log has "
+            "the keys; `attachments verify` says what else differs."
         )
     failed = tally.failed.total()
     if not failed and not tally.refused:
@@ -156,18 +159,25 @@ def _finish(tally: Tally, policy: Policy) -> State[None]:
 
 
 def _counts(tally: Tally, policy: Policy) -> str:
-    would = "would be " if policy.dry_run else ""
+    was, were = ("would be",) * 2 if policy.dry_run else ("was", "were")
     text = (
-        f"Of {tally.messages:,} messages {tally.purged_messages:,} had attachments to purge: {tally.purged:,} of "
-        f"{tally.due:,} that are due {would or 'were '}removed, {tally.bytes:,} bytes"
+        f"Of {counted(tally.messages, 'message')} {tally.purged_messages:,} had attachments to purge: {tally.purged:,} "
+        f"of {counted(tally.due, 'that is due', 'that are due')} {was if tally.purged == 1 else were} removed, "
+        f"{counted(tally.bytes, 'byte')}"
     )
     more = {
-        f"{tally.held:,} messages are on hold": tally.held,
-        f"{tally.younger:,} attachments are younger in the store than in their manifests, and stay": tally.younger,
-        f"{tally.unrecorded:,} objects that no manifest names were left alone": tally.unrecorded,
-        f"{tally.forgotten:,} records {would or 'were '}removed": tally.forgotten,
+        ("message is on hold", "messages are on hold"): tally.held,
+        (
+            "attachment is younger in the store than in its manifest, and stays",
+            "attachments are younger in the store than in their manifests, and stay",
+        ): tally.younger,
+        (
+            "object that no manifest names was left alone",
+            "objects that no manifest names were left alone",
+        ): tally.unrecorded,
+        (f"record {was} removed", f"records {were} removed"): tally.forgotten,
     }
-    return "; ".join([text, *(part for part, count in more.items() if count)])
+    return "; ".join([text, *(counted(count, *words) for words, count in more.items() if count)])
 
 
 def _show(tally: Tally, policy: Policy) -> None:

@@ -93,7 +93,7 @@ def test_every_message_is_counted_once() -> None:
     assert not counts.is_all_well
     assert str(counts) == (
         "Of 10 messages 4 done now, 1 done before, 1 named twice, 1 failed (not-found 1), "
-        "1 failed for now and tried again by themselves, 2 not finished"
+        "1 failed for now, to be tried again automatically, 2 not finished"
     )
 
 

@@ -50,7 +50,7 @@ def test_verify_says_how_much_it_has_read(
 ) -> None:
     """All messages, or one; status 0 when all is as recorded."""
     assert main(["verify", *arguments]) == 0
-    assert capsys.readouterr().out == f"Checked 1 objects of 1 messages, {len(CONTENT):,} bytes: all as recorded.\n"
+    assert capsys.readouterr().out == f"Checked 1 object of 1 message, {len(CONTENT):,} bytes: all as recorded.\n"
 
 
 def test_verify_names_what_differs_by_key(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +59,7 @@ def test_verify_names_what_differs_by_key(filled: Path, capsys: pytest.CaptureFi
     assert main(["verify"]) == 1
     told = capsys.readouterr()
     assert told.out.startswith(f"{PLACE}  has other bytes than recorded; ")
-    assert "1 differ, see above." in told.out
+    assert "1 differs, see above." in told.out
     assert NAME not in told.out + told.err
 
 

@@ -18,6 +18,7 @@ from attachments.demo.processes import NotReady, Process, Road, road, running, w
 from attachments.demo.screen import Screen
 from attachments.demo.stopping import Stop, Stopped, stop_on_signals
 from attachments.demo.workspace import NotOurs, fresh
+from attachments.numerals import counted
 from attachments.sandbox.process import Control, SandboxError, running_sandbox
 from attachments.storage import message_key
 
@@ -177,10 +178,11 @@ def _conclude(rows: Sequence[Row], delivered: Sequence[Delivered], screen: Scree
     wrong = [row for row in rows if not row.verdict.is_fine]
     files = [row for row in rows if row.outcome == "stored"]
     if wrong:
-        screen.say(f"{len(wrong)} of {len(rows)} attachments are not as they should be. The logs: {stack.folder}")
+        screen.say(f"{len(wrong)} of {counted(len(rows), 'attachment')} not as in the mail. The logs: {stack.folder}")
         return FAILED
     screen.say(
-        f"{len(delivered)} messages, {len(files)} files, {sum(row.bytes or 0 for row in files):,} bytes: "
+        f"{counted(len(delivered), 'message')}, {counted(len(files), 'file')}, "
+        f"{counted(sum(row.bytes or 0 for row in files), 'byte')}: "
         "every file in the store is equal to what was in the mail."
     )
     return FINE

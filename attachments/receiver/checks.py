@@ -7,6 +7,7 @@ import httpx
 
 from attachments.doctor.asking import PATIENCE, Silent, within
 from attachments.doctor.findings import Finding, failed, ok, warning
+from attachments.numerals import counted
 from attachments.receiver.inbox import InboxUnavailable
 from attachments.receiver.reading import read_depth
 
@@ -53,7 +54,8 @@ def look_at_inbox(path: Path) -> Iterator[Finding]:
         return
     if depth is None:
         return
-    text = f"{depth.entries} deliveries wait, the oldest for {depth.oldest_seconds:.0f} s."
+    waiting = counted(depth.entries, "delivery waits", "deliveries wait")
+    text = f"{waiting}, the oldest for {depth.oldest_seconds:.0f} s."
     remedy = "Look at the log of `attachments receive`: is it running, and does it reach Prefect?"
     if not depth.entries:
         yield ok("inbox", "Nothing waits in it.")
