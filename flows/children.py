@@ -37,8 +37,8 @@ from attachments.flows.child_runs import (
     child_runs,
 )
 from attachments.flows.failures import contained
-from attachments.plan import is_settled
 from attachments.numerals import counted
+from attachments.plan import is_settled
 from attachments.progress import Counts, Tally
 from attachments.storage import StoreError
 from attachments.storage.errors import AccessDenied, InvalidManifest, NewerManifest
