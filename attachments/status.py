@@ -112,7 +112,8 @@ def look(inbox: Path, *, seconds: float = SECONDS) -> StatusReport:
 
 
 def shown(status: StatusReport) -> Iterator[str]:
-    """The lines for a terminal."""
+    """The lines for a terminal; what could not be seen comes first."""
+    yield from (f"NOT SEEN        {problem}" for problem in status.problems)
     if status.inbox is None:
         yield "inbox           none on this machine, or not to be seen"
     else:
@@ -134,7 +135,6 @@ def shown(status: StatusReport) -> Iterator[str]:
     if status.reconciliation and len(status.reconciliation) > MAILBOXES:
         more = counted(len(status.reconciliation) - MAILBOXES, "more mailbox is further", "more mailboxes are further")
         yield f"reconciliation  {more}; --json has them"
-    yield from (f"NOT SEEN        {problem}" for problem in status.problems)
 
 
 _ALWAYS = ("scheduled", "pending", "running")

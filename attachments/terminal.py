@@ -4,11 +4,6 @@ LONGEST = 200
 """Characters of a text that are shown."""
 
 
-def counted(count: int, one: str, many: str = "") -> str:
-    """The number with its noun: `1 message`, `2,000 messages`."""
-    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
-
-
 def printable(text: str) -> str:
     """The text in quotes, with an escape for all that could move the cursor, turn the line round or be invisible."""
     shown = "".join(_shown(character) for character in text[:LONGEST])

@@ -137,12 +137,13 @@ def _make_table(report: Report) -> None:
         description=f"Attachments of message `{report.message_key}`",
         table=[
             {
+                # What a narrow window cuts off comes last.
                 "attachment": outcome.entry.attachment_key,
-                "type": _plain_type(outcome.entry.content_type),
                 "outcome": outcome.entry.outcome,
+                "code": outcome.entry.code,
+                "type": _plain_type(outcome.entry.content_type),
                 "bytes": outcome.entry.bytes,
                 "seconds": round(outcome.seconds, 2) if outcome.seconds is not None else None,
-                "code": outcome.entry.code,
             }
             for outcome in report.outcomes
         ],

@@ -49,8 +49,8 @@ def test_without_prefect_it_shows_the_inbox_and_says_what_is_missing(
         lines = capsys.readouterr().out.splitlines()
         assert main(["status", "--json", "--inbox", str(tmp_path / "none.sqlite")]) == 1
         document = json.loads(capsys.readouterr().out)
-    assert lines[0] == "inbox           0 deliveries wait"
-    assert lines[1].startswith(f"NOT SEEN        {text}")
+    assert lines[0].startswith(f"NOT SEEN        {text}"), "the useful thing first"
+    assert lines[1] == "inbox           0 deliveries wait"
     assert len(lines) == 2
     assert set(document) == NAMES
     assert document["inbox"] is document["runs"] is document["calls"] is document["workers"] is None

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from attachments.terminal import counted
+from attachments.numerals import counted
 
 Status = Literal["ok", "warning", "failed"]
 

@@ -22,6 +22,10 @@ PATIENCE = 120_000
 """Milliseconds for a page on a busy machine."""
 
 
+UI = "/v2"
+"""The interface that Prefect's server opens by itself."""
+
+
 @contextmanager
 def opened(base_url: str) -> Iterator[Page]:
     """A page whose paths are relative to this address of Prefect's server."""
@@ -37,28 +41,24 @@ def opened(base_url: str) -> Iterator[Page]:
 
 def show(page: Page, path: str, *, until: str) -> None:
     """Open a path and wait until this text can be seen."""
-    page.goto(path)
+    page.goto(f"{UI}{path}")
     page.get_by_text(until).first.wait_for()
     page.wait_for_load_state("networkidle")
 
 
 def field(page: Page, parameter: str) -> Locator:
-    """The part of a deployment's run form that belongs to one parameter."""
-    label = page.locator(".schema-form-property__label").filter(has_text=re.compile(rf"^{parameter}( \(Optional\))?$"))
-    return page.locator(".schema-form-property").filter(has=label)
+    """The part of a deployment's run form that belongs to one parameter: its label, description and inputs."""
+    label = page.locator("label").filter(has_text=re.compile(rf"^{parameter}( \(Optional\))?$"))
+    return label.locator("xpath=ancestor::div[contains(concat(' ', @class, ' '), ' group ')][1]")
 
 
 def fill(page: Page, parameter: str, value: Any, *, kind: str | None = None) -> None:
     """Type a value into a parameter's field, after choosing its kind where the form offers several."""
-    part = field(page, parameter)
     if kind is not None:
-        part.get_by_role("button", name=kind, exact=True).click()
-    if isinstance(value, bool):
-        part.locator("input[type=checkbox]").set_checked(value, force=True)
-    else:
-        part.locator("fieldset").locator("textarea, input, [contenteditable=true]").first.fill(str(value))
+        choose(page, parameter, kind)
+    field(page, parameter).locator("textarea, input, [contenteditable=true]").first.fill(str(value))
 
 
 def choose(page: Page, parameter: str, kind: str) -> None:
     """Choose which kind of value a parameter gets."""
-    field(page, parameter).get_by_role("button", name=kind, exact=True).click()
+    field(page, parameter).get_by_role("tab", name=kind, exact=True).click()
