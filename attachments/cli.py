@@ -77,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="YAML or JSON: for each deployment the actions to ask Emailgistics for, and how long to wait",
     )
+    receive.add_argument(
+        "--list-all",
+        action="store_true",
+        help="list also messages whose webhook says hasAttachments: false, which does not count inline parts such as a "
+        "PDF in the text; costs a call to Emailgistics for each",
+    )
     receive.set_defaults(command=_receive)
 
     trigger = commands.add_parser("trigger", help="send a webhook as Emailgistics would, to try an installation")
@@ -253,6 +259,7 @@ def _receive(options: argparse.Namespace) -> int:
                 certificate=options.tls_certificate,
                 certificate_key=options.tls_key,
                 answers=load_answers(options.answers, options.wait),
+                list_all=options.list_all,
             )
         )
     except (InboxUnavailable, CannotServe, AnswersInvalid) as error:

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from attachments.emailgistics import Attachment
 from attachments.selection import Filter
 from attachments.storage import Manifest, ManifestAttachment, StoredObject, attachment_key, is_nameless, safe_name
+from attachments.storage.manifest import Pending
 
 
-def is_settled(known: Manifest | None, wanted: Filter, *, force: bool = False) -> bool:
-    """Whether the manifest shows that nothing is left to do, so that the message need not even be listed."""
-    return known is not None and not force and known.settles(wanted.may_want)
+def is_settled(
+    known: Manifest | None, wanted: Filter, *, force: bool = False, has_attachments: bool | None = None
+) -> bool:
+    """Whether the manifest shows that nothing is left to do, so that the message need not even be listed.
+
+    One without any attachment settles nothing for a run whose webhook named some.
+    """
+    if known is None or force or (has_attachments and not known.attachments):
+        return False
+    return known.settles(wanted.may_want)
+
+
+def why_not_final(listed: Iterable[Attachment], *, has_attachments: bool | None = None) -> Pending | None:
+    """Why a message's list is not final, so that it has to be read again; None when it is."""
+    names = [attachment.is_placeholder for attachment in listed]
+    if any(names):
+        return "scan-in-progress"
+    return "not-listed" if has_attachments and not names else None
+
+
+def without_placeholders(listed: Iterable[Attachment], *, force: bool = False) -> tuple[Attachment, ...]:
+    """What of a list is on the message. With `force` all of it: a sender may name a file as a scanner does."""
+    return tuple(attachment for attachment in listed if force or not attachment.is_placeholder)
 
 
 def settled_entry(

@@ -18,7 +18,7 @@ from attachments.doctor.blocks import load_blocks
 from attachments.emailgistics import Attachment, EmailgisticsError
 from attachments.numerals import counted
 from attachments.pacing import PacingError
-from attachments.plan import is_settled, settled_entry
+from attachments.plan import is_settled, settled_entry, without_placeholders
 from attachments.selection import Filter, problem
 from attachments.storage import (
     Manifest,
@@ -138,7 +138,7 @@ def judged(
     known = manifest if isinstance(manifest, Manifest) else None
     state: Literal["none", "unreadable", "incomplete", "complete"]
     state = manifest if not isinstance(manifest, Manifest) else "complete" if manifest.complete else "incomplete"
-    once = {attachment.id: attachment for attachment in listed}.values()
+    once = {attachment.id: attachment for attachment in without_placeholders(listed, force=force)}.values()
     return Preview(
         message_key=message_key(message_id),
         deployment=deployment,

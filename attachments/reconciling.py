@@ -12,7 +12,7 @@ HELD_FOR = timedelta(days=4)
 """For so long what could not be fetched holds the mark back. A message's own attempts go on for a day."""
 STEP = timedelta(hours=6)
 """Times that are no further apart count as one, so that a mark stays small."""
-LOST = frozenset({"not-found", "already-exists", "deleted"})
+LOST = frozenset({"not-found", "already-exists", "deleted", "not-listed", "scan-in-progress"})
 """Codes of failures that concern one message, and that waiting does not mend: they are told, and hold nothing back."""
 FEW = 2
 """So many failures say nothing of vendor or store, even if nothing else was tried."""

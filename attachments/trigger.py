@@ -22,8 +22,9 @@ class TriggerError(Exception):
 def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) -> str:
     """Post one `received` event and return the receiver's message.
 
-    The fields are the vendor's (webhooks/request-payload), but for `received`: we do not know when the message came
-    in, and what a webhook says is recorded. Raises `TriggerError` for any other answer than success.
+    The fields are the vendor's (webhooks/request-payload), but for `received` and `hasAttachments`: we know neither
+    when the message came in nor what is on it, and what a webhook says counts. Raises `TriggerError` for any other
+    answer than success.
     """
     moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     payload = {
@@ -31,7 +32,6 @@ def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) 
         "event": "received",
         "timestamp": moment,
         "mailbox": mailbox,
-        "hasAttachments": True,
     }
     headers = {b"Content-Type": b"application/json"}
     if secret:

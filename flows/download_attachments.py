@@ -15,11 +15,13 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
+from attachments import cancelling
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cancelling import RunCancelled
 from attachments.emailgistics import Attachment
 from attachments.flows.configured import load_account, load_store
 from attachments.flows.failures import (
+    FRESH_PAUSES,
     OUR_ERRORS,
     RETRYING,
     can_get_better,
@@ -31,8 +33,17 @@ from attachments.flows.failures import (
 )
 from attachments.flows.report import Report, already_stored, announce_stored, finish, gave_up
 from attachments.message_id import normalized
-from attachments.pacing import backlog
-from attachments.plan import is_settled, named, new_entry, settled_entry, stored_entry, unwanted_entry
+from attachments.pacing import backlog, is_backlog
+from attachments.plan import (
+    is_settled,
+    named,
+    new_entry,
+    settled_entry,
+    stored_entry,
+    unwanted_entry,
+    why_not_final,
+    without_placeholders,
+)
 from attachments.selection import Filter
 from attachments.storage import (
     Manifest,
@@ -42,6 +53,7 @@ from attachments.storage import (
     safe_name,
 )
 from attachments.storage.errors import InvalidManifest
+from attachments.storage.manifest import Pending
 
 DOWNLOADS_AT_ONCE = 4
 BACKFILL = "backfill"
@@ -74,6 +86,7 @@ class Message(BaseModel):
     mailbox: str | None = None
     received: datetime | None = None
     conversation_id: str | None = None
+    has_attachments: bool | None = None
 
 
 class Outcome(BaseModel):
@@ -115,7 +128,7 @@ def list_attachments(message: Message, account: EmailgisticsAccount) -> tuple[At
     name="download-attachment",
     cache_policy=NO_CACHE,
     persist_result=False,
-    retry_condition_fn=can_get_better,
+    retry_condition_fn=can_get_better_or_is_fresh,
     **RETRYING,
 )
 def download_attachment(
@@ -145,7 +158,11 @@ def download_attachment(
 
 @task(name="write-manifest", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=can_get_better, **RETRYING)
 def write_manifest(
-    message: Message, outcomes: Sequence[Outcome], store: AttachmentStore, deployment: str | None
+    message: Message,
+    outcomes: Sequence[Outcome],
+    store: AttachmentStore,
+    deployment: str | None,
+    pending: str | None = None,
 ) -> Manifest:
     """Record what was on the message and what became of each part, beside what other runs have recorded."""
     with contained():
@@ -159,6 +176,7 @@ def write_manifest(
             flow_run_id=runtime.flow_run.id,
             updated=datetime.now(UTC),
             announced=(),
+            pending=pending,
             attachments=tuple(outcome.entry for outcome in outcomes),
         )
         return store.store().update_manifest(message.key, lambda known: known.merged_with(found) if known else found)
@@ -197,6 +215,7 @@ def download_attachments(
     mailbox: str | None = None,
     received: Received = None,
     conversation_id: str | None = None,
+    has_attachments: bool | None = None,
     filter: Filter | None = None,  # noqa: A002  the name that users know it by
     account: str = "default",
     store: str = "default",
@@ -209,6 +228,7 @@ def download_attachments(
         mailbox: The shared mailbox's address; recorded in the manifest.
         received: When the message came in; recorded in the manifest.
         conversation_id: The conversation it belongs to; recorded in the manifest.
+        has_attachments: Whether the webhook named attachments; if so, an empty list is read again, now and later.
         filter: Which attachments to take; all when left out.
         account: The name of the Emailgistics Account block.
         store: The name of the Attachment Store block.
@@ -220,6 +240,7 @@ def download_attachments(
         mailbox=mailbox,
         received=received,
         conversation_id=conversation_id,
+        has_attachments=has_attachments,
     )
     try:
         with contained(), backlog() if BACKFILL in runtime.flow_run.tags else nullcontext():
@@ -234,11 +255,13 @@ def _download(
     message: Message, wanted: Filter, account: EmailgisticsAccount, store: AttachmentStore, *, force: bool
 ) -> State[None]:
     known = None if force else read_manifest(message, store)
-    if known is not None and is_settled(known, wanted):
+    if known is not None and is_settled(known, wanted, has_attachments=message.has_attachments):
         _announce(known, store, look_first=True)
         return already_stored(known)
+    if known is not None and known.pending is not None:
+        message = message.model_copy(update={"has_attachments": True})  # whoever recorded it knew of some
 
-    listed = list_attachments(message, account)
+    listed, not_final = _final_list(message, account, force=force)
     existing = {} if force else store.store().stored(message.key)
     decided = [settled_entry(attachment, wanted, known, existing, force=force) for attachment in listed]
     missing = [attachment for attachment, entry in zip(listed, decided, strict=True) if entry is None]
@@ -248,9 +271,9 @@ def _download(
     fetched = iter([_outcome(*pair) for pair in zip(missing, downloads, strict=True)])
     outcomes = [Outcome(entry=entry) if entry is not None else next(fetched) for entry in decided]
 
-    manifest = write_manifest(message, outcomes, store, _deployment())
+    manifest = write_manifest(message, outcomes, store, _deployment(), not_final)
     _announce(manifest, store)
-    return finish(Report(message_key=message.key, outcomes=outcomes))
+    return finish(Report(message_key=message.key, outcomes=outcomes, pending=not_final))
 
 
 def _announce(manifest: Manifest, store: AttachmentStore, *, look_first: bool = False) -> None:
@@ -260,6 +283,23 @@ def _announce(manifest: Manifest, store: AttachmentStore, *, look_first: bool = 
     url = store.store().manifest_url(manifest.message_key)
     announce_stored(manifest, url, announcement, look_first=look_first)
     record_announcement(manifest, announcement, store)
+
+
+def _final_list(
+    message: Message, account: EmailgisticsAccount, *, force: bool
+) -> tuple[Sequence[Attachment], Pending | None]:
+    """What is on the message, and why that may not be all. A list that is not final is read again for half a minute.
+
+    Not in a backfill, whose mail is old; and with `force` it is taken as it is.
+    """
+    pauses = iter(() if force or is_backlog() else FRESH_PAUSES)
+    while True:
+        listed = list_attachments(message, account)
+        why = None if force else why_not_final(listed, has_attachments=message.has_attachments)
+        pause = next(pauses, None)
+        if why is None or pause is None:
+            return without_placeholders(listed, force=force), why
+        cancelling.sleep(pause)
 
 
 def _outcome(attachment: Attachment, download: PrefectFuture[Outcome]) -> Outcome:

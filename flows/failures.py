@@ -26,6 +26,8 @@ JITTER = 0.3
 PATIENCE = 900.0  # seconds that a run waits for Prefect's API to come back
 BETWEEN = 2.0  # seconds between two questions; Prefect's client has its own back-off besides
 FRESH = 4  # tries in which a 404 is not believed: 2 + 4 + 8 + 16 seconds, half a minute
+FRESH_PAUSES = tuple(float(BACK_OFF * 2**number) for number in range(FRESH))
+"""Seconds between looks at a list that is not final, which add up to the same half a minute."""
 
 RETRYING: dict[str, Any] = {
     "retries": RETRIES,
@@ -109,10 +111,10 @@ def can_get_better(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
 
 
 def can_get_better_or_is_fresh(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
-    """As `can_get_better`; and a message that is not found may be too new, for half a minute.
+    """As `can_get_better`; and a message or part that is not found may be too new, for half a minute.
 
-    A new message can be listed as 404 for some seconds before Exchange has settled (DESIGN.md, "One message"). The old
-    mail of a backfill is not new, and has many messages that are gone.
+    A new message's list, and each of its parts, can answer 404 for some seconds before Exchange has settled, the parts
+    also after the list (DESIGN.md, "One message"). The old mail of a backfill is not new, and much of it is gone.
     """
     is_not_found = isinstance(state.result(raise_on_failure=False), NotFound)
     is_fresh = is_not_found and run.run_count <= FRESH and not is_backlog()

@@ -20,7 +20,7 @@ from attachments.flows.failures import OurError, code_of, is_retryable
 from attachments.numerals import counted
 from attachments.reconciling import LOST
 from attachments.storage import Manifest, ManifestAttachment
-from attachments.storage.manifest import Outcome
+from attachments.storage.manifest import Outcome, Pending
 
 STORED = "emailgistics.attachments.stored"
 WORDS: dict[Outcome, str] = {
@@ -32,6 +32,11 @@ WORDS: dict[Outcome, str] = {
 }
 
 
+NOT_FINAL: dict[Pending, str] = {
+    "not-listed": "The webhook says that there are attachments, and Emailgistics lists none yet.",
+    "scan-in-progress": "A scanner's placeholder is listed, so an attachment is still to come.",
+}
+"""Why a run that did all it could is not the last one."""
 MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]{1,100}", re.ASCII | re.IGNORECASE)
 
 
@@ -54,6 +59,8 @@ class Report:
 
     message_key: str
     outcomes: Sequence[Attempt]
+    pending: Pending | None = None
+    """Why the message's list was not final."""
 
 
 def already_stored(manifest: Manifest) -> State[None]:
@@ -88,14 +95,18 @@ def finish(report: Report) -> State[None]:
     _show(report)
     sentence = _sentence([outcome.entry for outcome in report.outcomes])
     failures = [outcome for outcome in report.outcomes if outcome.entry.outcome == "failed"]
-    if not failures:
+    if not failures and report.pending is None:
         return Completed(message=f"{sentence}.")
+    if report.pending is not None:
+        sentence = f"{sentence}. {NOT_FINAL[report.pending]}" if report.outcomes else NOT_FINAL[report.pending]
+    if not failures:
+        return _failed(coded(sentence, report.pending or UNKNOWN), passing=True)
     # What can be mended goes before what cannot: a reconciliation goes by this code whether to look again.
     first = next((failure for failure in failures if failure.entry.code not in LOST), failures[0])
-    told = coded(f"{sentence}. First failure: {first.error or ''}", first.entry.code or UNKNOWN)
+    told = coded(f"{sentence.rstrip('.')}. First failure: {first.error or ''}", first.entry.code or UNKNOWN)
     return _failed(
         f"{told} A retry fetches only what is missing.",
-        passing=any(outcome.retryable for outcome in failures),
+        passing=report.pending is not None or any(outcome.retryable for outcome in failures),
     )
 
 

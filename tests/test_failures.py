@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from attachments.emailgistics import Forbidden, InvalidKey, NotFound, RateLimited, ServerError, TimedOut, Truncated
 from attachments.flows import failures
-from attachments.flows.download_attachments import Received
+from attachments.flows.download_attachments import Received, download_attachment, list_attachments
 from attachments.flows.failures import (
     PrefectLost,
     UnexpectedError,
@@ -55,6 +55,15 @@ def test_a_404_is_not_believed_for_half_a_minute() -> None:
     """The first four tries, 2 + 4 + 8 + 16 s; then the message is gone."""
     answers = [_asked(can_get_better_or_is_fresh, NotFound("x"), tries) for tries in (1, 4, 5)]
     assert answers == [True, True, False]
+
+
+@pytest.mark.parametrize("task", [list_attachments, download_attachment])
+def test_a_message_and_its_parts_have_the_same_half_minute(task: Any) -> None:
+    """Exchange may list a part and answer 404 to its download for a few seconds more."""
+    answers = [_asked(task.retry_condition_fn, NotFound("x"), tries) for tries in (1, 4, 5)]
+    assert answers == [True, True, False]
+    with backlog():
+        assert not _asked(task.retry_condition_fn, NotFound("x"))
 
 
 def test_a_404_in_a_backfill_is_believed_at_once() -> None:

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from attachments.emailgistics import Attachment
-from attachments.plan import is_settled, named, new_entry, settled_entry, unwanted_entry
+from attachments.plan import (
+    is_settled,
+    named,
+    new_entry,
+    settled_entry,
+    unwanted_entry,
+    why_not_final,
+    without_placeholders,
+)
 from attachments.selection import Filter
 from attachments.storage import Manifest, ManifestAttachment, StoredObject, attachment_key, message_key
 
@@ -101,3 +109,45 @@ def test_the_name_of_a_download_is_recorded_and_decides_from_then_on(file_name: 
 def test_a_listed_name_stays() -> None:
     """It is what the filter has seen; a header that differs does not get round the filter."""
     assert named(attachment("a.pdf"), "setup.exe") == attachment("a.pdf")
+
+
+@pytest.mark.parametrize(
+    ("names", "has_attachments", "why", "left"),
+    [
+        ([], None, None, 0),
+        ([], False, None, 0),
+        ([], True, "not-listed", 0),
+        (["a.pdf"], True, None, 1),
+        (["Safe Attachments Scan In Progress"], None, "scan-in-progress", 0),
+        (["a.pdf", " safe attachments scan in progress.MSG "], True, "scan-in-progress", 1),
+        (["ATP Scan In Progress.eml"], False, "scan-in-progress", 0),
+        (["Safe Attachments Scan In Progress Report.pdf", "scan in progress"], True, None, 2),
+    ],
+)
+def test_a_list_is_final_when_it_neither_contradicts_the_webhook_nor_has_a_placeholder(
+    names: list[str], has_attachments: bool | None, why: str | None, left: int
+) -> None:
+    """A placeholder is no attachment, but for `force`: a sender may name a file so."""
+    listed = [attachment(name) for name in names]
+    assert why_not_final(listed, has_attachments=has_attachments) == why
+    assert len(without_placeholders(listed)) == left
+    assert len(without_placeholders(listed, force=True)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("pending", "has_attachments", "settled"),
+    [(None, None, True), (None, False, True), (None, True, False), ("not-listed", None, False), ("newer", None, False)],
+)
+def test_an_empty_manifest_settles_nothing_that_was_announced(
+    pending: str | None, has_attachments: bool | None, settled: bool
+) -> None:
+    """Neither for a run whose webhook named attachments, nor for any other while the list was not final."""
+    values = {"message_id": MESSAGE, "message_key": message_key(MESSAGE), "updated": datetime.now(UTC)}
+    empty = Manifest.model_validate({**values, "pending": pending})
+    assert is_settled(empty, Filter(), has_attachments=has_attachments) is settled
+    assert empty.complete is (pending is None)
+    assert Manifest.from_bytes(empty.to_bytes(), message_key=empty.message_key) == empty
+    assert (b"pending" in empty.to_bytes()) is (pending is not None)
+    final = empty.merged_with(manifest(new_entry(attachment(), outcome="unsupported")))
+    assert (final.pending, final.complete) == (None, True)
+    assert final.merged_with(empty).pending == pending

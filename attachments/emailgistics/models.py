@@ -5,6 +5,7 @@ kept as they are. Only an id is indispensable.
 """
 
 import json
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -13,6 +14,8 @@ from attachments.emailgistics.errors import BadAnswer
 
 FILE_ATTACHMENT = "fileAttachment"
 """The one kind that can be downloaded."""
+_PLACEHOLDER = re.compile(r"\s*(safe attachments|atp) scan in progress\s*(\.[a-z]{3,4})?\s*", re.ASCII | re.IGNORECASE)
+"""What Microsoft Defender lists in place of an attachment that it still scans (Safe Attachments, Dynamic Delivery)."""
 
 
 def well_formed(text: str) -> str:
@@ -73,6 +76,11 @@ class Attachment(BaseModel):
     def downloadable(self) -> bool:
         """Whether its bytes can be had at all."""
         return self.kind == FILE_ATTACHMENT
+
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether it stands for an attachment that a scanner holds back, and that will be listed in its place."""
+        return _PLACEHOLDER.fullmatch(self.name) is not None
 
 
 class _Listing(BaseModel):

@@ -53,9 +53,14 @@ class Delivery(BaseModel):
     """As the vendor wrote it: all attempts of one delivery have the same."""
 
     @property
+    def is_received(self) -> bool:
+        """Whether it tells of a message that came in, as one without an event does too."""
+        return self.event in (None, RECEIVED)
+
+    @property
     def wants_download(self) -> bool:
-        """Whether there may be something to fetch: a `received` or unsaid event that does not deny attachments."""
-        return self.event in (None, RECEIVED) and self.has_attachments is not False
+        """Whether there may be something to fetch: a message came in, and attachments are not denied."""
+        return self.is_received and self.has_attachments is not False
 
 
 class Action(TypedDict):

@@ -51,10 +51,19 @@ class _Refused(Exception):
 
 
 def build_app(
-    inbox: Inbox, dispatcher: Dispatcher, metrics: Metrics, secrets: Sequence[str], answers: Answers | None = None
+    inbox: Inbox,
+    dispatcher: Dispatcher,
+    metrics: Metrics,
+    secrets: Sequence[str],
+    answers: Answers | None = None,
+    *,
+    list_all: bool = False,
 ) -> Starlette:
-    """The receiver as an ASGI app. An empty `secrets` lets everybody in (`--insecure`)."""
-    receiver = _Receiver(inbox, dispatcher, metrics, answers or Answers())
+    """The receiver as an ASGI app. An empty `secrets` lets everybody in (`--insecure`).
+
+    With `list_all`, also a message whose webhook denies attachments is handed on.
+    """
+    receiver = _Receiver(inbox, dispatcher, metrics, answers or Answers(), list_all=list_all)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -168,17 +177,20 @@ class _Authenticated:
 
 
 class _Receiver:
-    def __init__(self, inbox: Inbox, dispatcher: Dispatcher, metrics: Metrics, answers: Answers) -> None:
+    def __init__(
+        self, inbox: Inbox, dispatcher: Dispatcher, metrics: Metrics, answers: Answers, *, list_all: bool
+    ) -> None:
         self._inbox = inbox
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._answers = answers
+        self._list_all = list_all
 
     async def deliver(self, request: Request) -> Response:
         """One webhook delivery."""
         deployment = self._known_deployment(request.path_params["deployment"])
         delivery = _parsed(await _body(request))
-        if not delivery.wants_download:
+        if not (delivery.is_received if self._list_all else delivery.wants_download):
             return self._answer("nothing-to-do", "Nothing to do: no attachments to download.")
         answer = self._answers.of(deployment)
         if not answer.wait:

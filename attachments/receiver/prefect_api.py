@@ -31,6 +31,8 @@ NAME_DIGITS = 12
 ASK_AGAIN = 0.25  # seconds at the most between tries while Prefect's database is locked: somebody's mail waits
 ATTEMPTS_END = 600.0  # seconds; the three attempts of a delivery take up to 100 each (webhooks/delivery)
 RUNS = 20  # runs of one message that are looked at, the newest ones
+NEW_PARAMETER = "has_attachments"
+"""The parameter that deployments of version 0.1 do not have."""
 DELIVERY = "attachments.delivery"
 """The label of a run that says which delivery made it: by the webhook's timestamp."""
 ENDED_BADLY = (StateType.FAILED, StateType.CRASHED)
@@ -109,10 +111,20 @@ class PrefectFlowRuns:
 
     async def _make(self, entry: Entry, deployment_id: str, key: str) -> FlowRun:
         """The run under this key, which there may be already."""
+        parameters = _parameters(entry)
+        try:
+            return await self._post(entry, deployment_id, key, parameters)
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code not in THIS_RUN or parameters.pop(NEW_PARAMETER, None) is None:
+                raise
+        # The deployment may be older than this receiver, and not know it: `attachments setup` brings it up to date.
+        return await self._post(entry, deployment_id, key, parameters)
+
+    async def _post(self, entry: Entry, deployment_id: str, key: str, parameters: dict[str, Any]) -> FlowRun:
         return await self._client.create_flow_run_from_deployment(
             UUID(deployment_id),
             name=entry.message_key[:NAME_DIGITS],
-            parameters=_parameters(entry),
+            parameters=parameters,
             idempotency_key=key,
             labels={DELIVERY: entry.timestamp} if entry.timestamp else {},
         )
@@ -186,6 +198,7 @@ def _parameters(entry: Entry) -> dict[str, Any]:
         "mailbox": entry.mailbox,
         "received": entry.received.isoformat() if entry.received else None,
         "conversation_id": entry.conversation_id,
+        NEW_PARAMETER: entry.has_attachments,
     }
     return {name: value for name, value in values.items() if value is not None}
 

@@ -45,6 +45,8 @@ class ReceiverSettings:
     certificate: Path | None = None
     certificate_key: Path | None = None
     answers: Answers = field(default_factory=Answers)
+    list_all: bool = False
+    """Hand on messages whose webhook denies attachments as well."""
 
 
 def serve(settings: ReceiverSettings) -> None:
@@ -70,7 +72,7 @@ async def _run(settings: ReceiverSettings, listener: socket.socket, inbox: Inbox
     async with prefect_flow_runs() as flow_runs:
         metrics = Metrics()
         dispatcher = Dispatcher(inbox, flow_runs, metrics)
-        app = build_app(inbox, dispatcher, metrics, settings.secrets, settings.answers)
+        app = build_app(inbox, dispatcher, metrics, settings.secrets, settings.answers, list_all=settings.list_all)
         await _Server(_configuration(settings, app)).serve(sockets=[listener])
 
 

@@ -69,8 +69,9 @@ def _attachment(document: object, message_id: str, index: int) -> Attachment:
         disposition = fields.header_or_none("content_disposition")
     body = _body(fields, f"{message_id}\n{attachment_id}", index, 0 if kind != FILE else _GENERATED_BYTES)
     listed_size = fields.whole_or_none("listed_size") if "listed_size" in fields else body.size
+    inline = fields.flag("inline", default=False)
     fields.close()
-    return Attachment(attachment_id, name, content_type, kind, listed_size, body, disposition)
+    return Attachment(attachment_id, name, content_type, kind, listed_size, body, disposition, inline)
 
 
 def _body(fields: Fields, seed: str, index: int, default_bytes: int) -> Body:

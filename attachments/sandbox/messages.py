@@ -35,6 +35,8 @@ class Attachment:
     listed_size: int | None
     body: Body
     disposition: str | Standard | None = STANDARD
+    inline: bool = False
+    """Part of the text, which Microsoft Graph's `hasAttachments` does not count."""
 
 
 @dataclass(frozen=True)

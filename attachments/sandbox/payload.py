@@ -22,7 +22,7 @@ def webhook_payload(message: Message) -> Payload:
         "to": [_party(address) for address in message.to],
         "cc": [_party(address) for address in message.cc],
         "subject": message.subject,
-        "hasAttachments": bool(message.attachments),
+        "hasAttachments": any(not attachment.inline for attachment in message.attachments),
         "timestamp": _to_the_millisecond(),
         "conversationId": message.conversation_id,
     }

@@ -27,6 +27,9 @@ SCHEMA = 1
 
 Outcome = Literal["stored", "filtered", "unsupported", "failed", "purged"]
 
+Pending = Literal["not-listed", "scan-in-progress"]
+"""Why a list is not final: it is empty although the webhook named attachments, or has a scanner's placeholder."""
+
 _WAS_STORED = frozenset({"stored", "purged"})
 _DEEPEST = 100
 """Levels of lists and objects that a manifest may have. Ours have three; hundreds can be read, not written."""
@@ -159,17 +162,19 @@ class Manifest(_Record):
 
     None was written by a version that recorded none, and had sent its event: what it stored is not told again.
     """
+    pending: str | None = None
+    """Why the list was not final, as `Pending` has it, or as a later version may; None when it was."""
     attachments: tuple[ManifestAttachment, ...] = ()
 
     @computed_field  # type: ignore[prop-decorator]  # mypy has no decorated properties (python/mypy#1362)
     @property
     def complete(self) -> bool:
         """Whether nothing that is wanted is missing."""
-        return all(entry.outcome != "failed" for entry in self.attachments)
+        return self.pending is None and all(entry.outcome != "failed" for entry in self.attachments)
 
     def settles(self, wanted: Callable[[ManifestAttachment], bool]) -> bool:
         """Whether a run whose filter is `wanted` has nothing left to do for this message."""
-        return all(entry.is_settled or not wanted(entry) for entry in self.attachments)
+        return self.pending is None and all(entry.is_settled or not wanted(entry) for entry in self.attachments)
 
     @property
     def announcement(self) -> UUID | None:
@@ -214,7 +219,8 @@ class Manifest(_Record):
         if newer.announced is not None:
             told = self.announced if self.announced is not None else filter(None, [self.announcement])
             known["announced"] = _each_once(*told, *newer.announced)
-        return self.model_copy(update={**known, "attachments": tuple(merged.values())})
+        # The later list counts, final or not.
+        return self.model_copy(update={**known, "pending": newer.pending, "attachments": tuple(merged.values())})
 
     def to_bytes(self) -> bytes:
         """As it is written: UTF-8 JSON, its names in the order that the documentation gives."""
@@ -223,6 +229,8 @@ class Manifest(_Record):
         complete = data.pop("complete")
         if self.announced is None:
             del data["announced"]
+        if data["pending"] is None:
+            del data["pending"]
         extra = {field: data.pop(field) for field in (self.model_extra or {})}
         whole = {**data, "complete": complete, "attachments": listed, **extra}
         return json.dumps(whole, ensure_ascii=False, indent=1).encode() + b"\n"

@@ -18,6 +18,7 @@ PAYLOAD = {
     "sender": {"emailAddress": {"name": "Jane Doe", "address": "jane@example.com"}},
     "subject": "Your invoice",
     "hasAttachments": True,
+    "timestamp": "2026-11-22T10:00:01.123Z",
     "conversationId": "AAQk=",
     "bodyText": "Dear all",
 }
@@ -25,6 +26,17 @@ PAYLOAD = {
 
 def delivered(**changes: object) -> Delivery:
     return parse_delivery(json.dumps({**PAYLOAD, **changes}).encode())
+
+
+@pytest.mark.parametrize(
+    ("event", "has_attachments", "is_received"),
+    [("received", False, True), (None, None, True), ("closed", True, False)],
+)
+def test_whether_a_message_came_in_does_not_hang_on_its_attachments(
+    event: str | None, has_attachments: bool | None, is_received: bool
+) -> None:
+    """For whoever lists every message: inline parts are not counted."""
+    assert delivered(event=event, hasAttachments=has_attachments).is_received is is_received
 
 
 def test_what_is_needed_is_kept_and_nothing_else() -> None:
@@ -36,6 +48,7 @@ def test_what_is_needed_is_kept_and_nothing_else() -> None:
         "received": "2026-11-22T10:00:00Z",
         "conversation_id": "AAQk=",
         "has_attachments": True,
+        "timestamp": "2026-11-22T10:00:01.123Z",
     }
 
 

@@ -23,7 +23,9 @@ Mood = Literal[
     "odd",  # 200, with JSON of another shape
     "refusing",  # 409 for every run
 ]
-PARAMETERS = {"message_id", "mailbox", "received", "conversation_id", "filter", "account", "store", "force"}
+FIRST_PARAMETERS = {"message_id", "mailbox", "received", "conversation_id", "filter", "account", "store", "force"}
+"""Of version 0.1."""
+PARAMETERS = {*FIRST_PARAMETERS, "has_attachments"}
 
 
 @dataclass
@@ -39,6 +41,7 @@ class PrefectStub:
     most_at_once: int = 0
     delay: float = 0.0
     refused_ids: set[str] = field(default_factory=set)
+    parameters: set[str] = field(default_factory=lambda: PARAMETERS)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -134,7 +137,7 @@ class PrefectStub:
             return None if self.mood == "forgetful" else (status, dict(run))
 
     def _fits(self, parameters: dict[str, Any]) -> bool:
-        if not parameters.keys() <= PARAMETERS or parameters["message_id"] in self.refused_ids:
+        if not parameters.keys() <= self.parameters or parameters["message_id"] in self.refused_ids:
             return False
         try:
             return datetime.fromisoformat(parameters.get("received", "2026-01-01T00:00:00Z")).tzinfo is not None

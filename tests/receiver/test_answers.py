@@ -60,6 +60,7 @@ def test_a_delivery_is_accepted(shared: Receiver) -> None:
         "mailbox": "shared@example.com",
         "received": "2026-11-22T10:00:00+00:00",
         "conversation_id": "AAQk=",
+        "has_attachments": True,
     }
 
 

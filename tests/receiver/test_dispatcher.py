@@ -22,7 +22,7 @@ from attachments.receiver.metrics import Metrics
 from attachments.receiver.prefect_api import ASK_AGAIN, PrefectRefused, PrefectUnavailable, prefect_flow_runs
 from attachments.storage import message_key
 
-from .prefect_stub import Mood, PrefectStub
+from .prefect_stub import FIRST_PARAMETERS, Mood, PrefectStub
 
 Story = Callable[["Desk"], Awaitable[None]]
 
@@ -110,6 +110,23 @@ def test_each_entry_becomes_a_run_and_leaves(play: Callable[[Story], None], pref
         digest = message_key(run["parameters"]["message_id"])
         assert key == f"download-attachments/default/{digest}"
         assert run["name"] == digest[:12]
+
+
+def test_a_deployment_of_an_older_version_gets_its_runs(play: Callable[[Story], None], prefect: PrefectStub) -> None:
+    """Until `attachments setup` is run again it takes no new parameter; what got a 200 is processed all the same.
+
+    A run that it takes in neither form stays in the inbox.
+    """
+    prefect.parameters = FIRST_PARAMETERS
+    prefect.refused_ids = {"b"}
+
+    async def story(at: Desk) -> None:
+        await at.deliver("a", "b", has_attachments=True, mailbox="shared@example.com")
+        await at.until_depth(1)
+
+    play(story)
+    (run,) = prefect.runs.values()
+    assert run["parameters"] == {"message_id": "a", "mailbox": "shared@example.com"}
 
 
 @pytest.mark.parametrize("received", ["not a date", "9999-99-99", "Subject canary", "2026-11-22T10:00:00", "12", None])

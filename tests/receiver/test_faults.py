@@ -53,6 +53,17 @@ def test_killed_before_the_sync_there_was_no_answer(make: Make, prefect: Prefect
     assert prefect.message_ids == ["a"]
 
 
+def test_what_denies_attachments_is_handed_on_when_that_is_wanted(make: Make, prefect: PrefectStub) -> None:
+    """`hasAttachments` does not count inline parts: with --list-all the run lists what is there. Off by default."""
+    receiver = make(options=("--list-all",))
+    receiver.process.start()
+    assert receiver.deliver("inline", hasAttachments=False).json()["message"].startswith("Accepted")
+    assert receiver.deliver("other", event="closed").json()["message"].startswith("Nothing to do")
+    receiver.until(lambda: prefect.message_ids == ["inline"], "the run")
+    (run,) = prefect.runs.values()
+    assert run["parameters"]["has_attachments"] is False
+
+
 def test_killed_after_the_sync_the_redelivery_collapses(make: Make, prefect: PrefectStub) -> None:
     """Fault 2: the delivery is on the disk although no answer left; with its redelivery it makes one run."""
     prefect.mood = "hung"

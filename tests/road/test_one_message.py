@@ -3,6 +3,9 @@
 import hashlib
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
 
 from attachments.storage import message_key
 from tests.road.installation import Installation, until
@@ -175,6 +178,63 @@ def test_a_fresh_message_is_not_given_up_for_a_404(running: Installation) -> Non
     run = running.ended_run(message)
     assert run["state_type"] == "COMPLETED"
     assert len(running.calls(message, "list")) > 1
+
+
+def test_a_fresh_part_is_not_given_up_for_a_404(running: Installation) -> None:
+    """Exchange may list a part before it hands it out: the same run fetches it."""
+    message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "late"}])
+    gone = {"kind": "status", "status": 404}
+    running.sandbox.control.fault(endpoint="download", message_id=message["id"], times=2, fault=gone)
+    running.send(message)
+    assert running.ended_run(message)["state_type"] == "COMPLETED"
+    assert [file.read_text() for file in running.files(message)] == ["late"]
+
+
+def test_a_list_that_contradicts_the_webhook_is_read_again_at_once(running: Installation) -> None:
+    """Empty although the webhook names attachments: Exchange or a scanner is not ready, for some seconds."""
+    message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "late"}])
+    unfinished = {"kind": "unfinished_list"}
+    running.sandbox.control.fault(endpoint="list", message_id=message["id"], times=2, fault=unfinished)
+    running.send(message)
+    assert running.ended_run(message)["state_type"] == "COMPLETED"
+    assert [file.read_text() for file in running.files(message)] == ["late"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "stored"),
+    [
+        ({}, "not-listed", 0),
+        ({"placeholder": "Safe Attachments Scan In Progress"}, "scan-in-progress", 0),
+        ({"placeholder": "Safe Attachments Scan In Progress.eml", "keep": 1}, "scan-in-progress", 1),
+        ({"placeholder": "ATP Scan In Progress", "attachment_type": "fileAttachment"}, "scan-in-progress", 0),
+    ],
+)
+def test_a_list_that_is_not_final_settles_nothing(
+    running: Installation, fault: dict[str, Any], code: str, stored: int
+) -> None:
+    """What is there is stored, the manifest is not complete, an attempt follows; a run that knows less does no harm.
+
+    In a backfill, which does not wait for half a minute. Once the list is whole, any run completes the message.
+    """
+    names = ["a.txt", "b.txt"]
+    message = running.sandbox.control.add_message(attachments=[{"name": name, "text": name} for name in names])
+    order = running.sandbox.control.fault(
+        endpoint="list", message_id=message["id"], times=None, fault={"kind": "unfinished_list", **fault}
+    )
+    for known in ({"has_attachments": True}, {}):
+        run = running.run_deployment("backfill", message_id=message["id"], **known)
+        assert (run["state_type"], run["state"]["name"]) == ("FAILED", "FailedForNow")
+        assert f"Code: {code}. Attempt 2 of 9 follows by itself" in run["state"]["message"]
+        manifest = running.manifest(message)
+        assert manifest is not None
+        assert (manifest.complete, manifest.pending, len(manifest.attachments)) == (False, code, stored)
+        assert [file.read_text() for file in running.files(message)] == names[:stored]
+
+    running.sandbox.control.delete(f"faults/{order}")
+    assert running.run_deployment("backfill", message_id=message["id"])["state_type"] == "COMPLETED"
+    assert running.complete_manifest(message).pending is None
+    assert sorted(file.read_text() for file in running.files(message)) == names
+    running.forget_unfinished_runs()
 
 
 def test_a_message_without_attachments_is_done_with_a_manifest(running: Installation) -> None:

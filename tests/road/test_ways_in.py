@@ -25,7 +25,7 @@ def test_an_event_runs_the_job(running: Installation) -> None:
     """Must show 7: `emailgistics.message.received` starts the deployment, with what the payload holds and no more."""
     full = running.sandbox.control.add_message(mailbox="ap@example.com", attachments=[{"name": "a.txt", "text": "a"}])
     bare = running.sandbox.control.add_message(attachments=[{"name": "b.txt", "text": "b"}])
-    fields = ("id", "mailbox", "received", "conversationId")
+    fields = ("id", "mailbox", "received", "conversationId", "hasAttachments")
     payload = {field: full["webhook"][field] for field in fields}
     running.emit("emailgistics.message.received", f"emailgistics.webhook.{uuid.uuid4()}", payload)
     running.emit("emailgistics.message.received", f"emailgistics.webhook.{uuid.uuid4()}", {"id": bare["id"]})
@@ -34,9 +34,11 @@ def test_an_event_runs_the_job(running: Installation) -> None:
     assert manifest.mailbox == "ap@example.com"
     assert manifest.received is not None
     assert manifest.conversation_id == full["webhook"]["conversationId"]
+    assert [run["parameters"]["has_attachments"] for run in running.runs(message_id=full["id"])] == [True]
     manifest = running.complete_manifest(bare)
     assert manifest.mailbox is None
     assert manifest.received is None
+    assert [run["parameters"]["has_attachments"] for run in running.runs(message_id=bare["id"])] == [None]
 
 
 def test_the_backfills_deployment_takes_turns_after_live_mail(running: Installation) -> None:

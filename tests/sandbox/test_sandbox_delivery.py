@@ -58,6 +58,13 @@ def test_the_payload_has_the_documented_fields(sandbox: Sandbox, receiver: Recei
     assert delivery["attempts"][0]["body"] == SUCCESS[2].decode()
 
 
+def test_inline_parts_do_not_count_as_attachments(sandbox: Sandbox, receiver: Receiver):
+    """As in Microsoft Graph: a PDF in the text is listed, and the webhook says that there is nothing."""
+    message = sandbox.control.add_message(attachments=[{"name": "in-text.pdf", "inline": True}])
+    sandbox.control.deliver(message_id=message["id"], url=receiver.url)
+    assert receiver.posts[0][1]["hasAttachments"] is False
+
+
 def test_without_a_secret_there_is_no_authorization(sandbox: Sandbox, receiver: Receiver):
     """No secret was set: the header is absent; no attachments: the payload says so; no text: no bodyText."""
     message = sandbox.control.add_message()

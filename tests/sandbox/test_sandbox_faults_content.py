@@ -93,6 +93,23 @@ def test_what_comes_unannounced(sandbox: Sandbox, api: httpx.Client, message):
     assert api.get(download_path(message)).content == b"true bytes"
 
 
+@pytest.mark.parametrize(
+    ("fields", "listed"),
+    [
+        ({}, []),
+        ({"keep": 1}, ["a.pdf"]),
+        ({"placeholder": "Scan In Progress"}, ["Scan In Progress"]),
+        ({"placeholder": "Scan In Progress", "keep": 5}, ["a.pdf", "b.pdf", "Scan In Progress"]),
+    ],
+)
+def test_a_list_that_is_not_finished(sandbox: Sandbox, api: httpx.Client, fields: dict[str, Any], listed: list[str]):
+    """Empty, or with a scanner's placeholder in place of what is still to come; the next one is whole."""
+    message = sandbox.control.add_message(attachments=[{"name": "a.pdf"}, {"name": "b.pdf"}])
+    sandbox.control.fault(endpoint="list", fault={"kind": "unfinished_list", **fields})
+    assert [row["name"] for row in api.get(list_path(message)).json()["attachments"]] == listed
+    assert [row["name"] for row in api.get(list_path(message)).json()["attachments"]] == ["a.pdf", "b.pdf"]
+
+
 @pytest.mark.parametrize(("force", "accepts", "packed"), [(True, "identity", True), (False, "identity", False)])
 def test_gzip_that_nobody_asked_for(sandbox: Sandbox, api: httpx.Client, message, force, accepts, packed):
     """With `force` the body is gzipped and so labelled although identity was asked for; without it, it is not."""

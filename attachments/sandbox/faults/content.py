@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 from attachments.sandbox.answers import JSON_TYPE, Answer, Headers, error_answer, json_answer
 from attachments.sandbox.bodies import HeldBody
 from attachments.sandbox.fields import BadFieldError, Fields
+from attachments.sandbox.messages import ITEM
 from attachments.sandbox.plan import Plan
 
 _FRAMING_HEADERS = ("content-length", "transfer-encoding", "connection")
@@ -116,6 +117,39 @@ class ExtraFields:
             "size": 0,
             "attachmentType": self.attachment_type,
         }
+
+
+@dataclass(frozen=True)
+class UnfinishedList:
+    """A list that Exchange or a scanner has not finished: the first `keep` parts and, unless null, a placeholder.
+
+    Microsoft Defender lists its placeholder until it has scanned the rest. With null and 0 the list is empty.
+    """
+
+    keep: int
+    placeholder: str | None
+    attachment_type: str
+    counted: ClassVar[bool] = True
+
+    @classmethod
+    def read(cls, fields: Fields) -> Self:
+        return cls(
+            keep=fields.whole("keep", 0),
+            placeholder=fields.text_or_none("placeholder"),
+            attachment_type=fields.text_or_none("attachment_type") or ITEM,
+        )
+
+    def apply(self, plan: Plan) -> None:
+        document = plan.answer.document
+        rows = None if document is None else document.get("attachments")
+        if document is None or not isinstance(rows, list):
+            return
+        kept = rows[: self.keep]
+        if self.placeholder is not None:
+            row = {"id": "AAMkPlaceholder=", "name": self.placeholder, "contentType": None, "size": 1024}
+            kept = [*kept, {**row, "attachmentType": self.attachment_type}]
+        headers = tuple(header for header in plan.answer.headers if header != ("Content-Type", JSON_TYPE))
+        plan.answer = json_answer(plan.answer.status, {**document, "attachments": kept}, headers)
 
 
 @dataclass(frozen=True)

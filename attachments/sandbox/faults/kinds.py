@@ -26,6 +26,7 @@ _KINDS: dict[str, Callable[[Fields], Fault]] = {
     "redirect": content.Redirect.read,
     "headers": content.ChangedHeaders.read,
     "extra_fields": content.ExtraFields.read,
+    "unfinished_list": content.UnfinishedList.read,
     "content_encoding": content.ContentEncoding.read,
     "delay": transmission.Delay.read,
     "slow": transmission.Slow.read,
