@@ -81,7 +81,7 @@ def test_what_is_due_is_purged_once_and_for_all(running: Installation) -> None:
 
     few = purge(most=1, hold=["no such message"])["state"]["message"]
     assert "run it again for what is left" in few
-    assert "1 of the messages to hold were not met so far" in few
+    assert "1 of the messages to hold was not met so far" in few
 
     real = purge(dry_run=False, hold=[forgotten["id"]])
     assert real["state_type"] == "COMPLETED"
