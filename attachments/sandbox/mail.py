@@ -14,8 +14,11 @@ import re
 from collections.abc import Iterator
 from datetime import UTC
 from email import message_from_bytes, policy
+from email.headerregistry import BaseHeader, HeaderRegistry
 from email.message import Message as Mail
+from email.parser import BytesParser
 from email.utils import formataddr, getaddresses, parsedate_to_datetime
+from functools import lru_cache
 from pathlib import Path
 
 from attachments.sandbox import graph_ids
@@ -24,8 +27,11 @@ from attachments.sandbox.mail_files import raw_messages
 from attachments.sandbox.messages import DEFAULT_MAILBOX, FILE, ITEM, Attachment, Message
 from attachments.sandbox.payload import now
 
-# What the standard library's parser raises on headers and bodies that are no mail.
-_MALFORMED = (LookupError, ValueError, AttributeError, TypeError)
+# What the standard library's parser raises on headers and bodies that are no mail, or nested without end.
+_MALFORMED = (LookupError, ValueError, AttributeError, TypeError, RecursionError)
+
+_HEADER_CHARACTERS = 4096
+"""Longer headers are cut: the standard library takes quadratic time for some."""
 
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -72,11 +78,31 @@ def attachment_parts(mail: Mail) -> Iterator[Mail]:
         yield mail
 
 
+class _Tolerant(policy.EmailPolicy):
+    """Understands headers as the standard library does, in bounded time; leaves as they are those that it cannot."""
+
+    def header_fetch_parse(self, name: str, value: str) -> str:
+        return _understood(name, value[:_HEADER_CHARACTERS])
+
+
+_registry = HeaderRegistry()
+_tolerant = _Tolerant()
+
+
+@lru_cache(maxsize=64)  # the standard library asks for the same header a dozen times
+def _understood(name: str, value: str) -> str | BaseHeader:
+    line = re.sub(r"[\r\n]", "", value)
+    try:
+        return _registry(name, line)
+    except _MALFORMED:
+        return line
+
+
 def _parsed(content: bytes) -> Mail:
     try:
-        return message_from_bytes(content, policy=policy.default)
+        return message_from_bytes(content, policy=_tolerant)
     except _MALFORMED:
-        return message_from_bytes(content, policy=policy.compat32)
+        return BytesParser(policy=_tolerant).parsebytes(content, headersonly=True)
 
 
 def _parts(mail: Mail) -> list[Mail]:

@@ -285,3 +285,21 @@ def test_what_is_no_mail_is_passed_over_in_a_folder(tmp_path: Path, spool: Spool
     (tmp_path / "notes.txt").write_bytes(b"From: me\nSubject: notes\n")
     (tmp_path / "letter.txt").write_bytes(b"From the desk of Sam\n\nHello\n")
     assert subjects(tmp_path, spool) == []
+
+
+@pytest.mark.parametrize(
+    "header", ["Content-Type: text/x; name=", "To: ", "Content-Disposition: attachment; filename="]
+)
+@pytest.mark.parametrize("text", ["(", '"', ";"])
+def test_a_header_that_the_standard_library_does_not_take_is_read_all_the_same(spool: Spool, header: str, text: str):
+    """Nested comments exceed Python's recursion limit, and some parsers take quadratic time."""
+    mail = f"Subject: one\n{header}{text * 100_000}\nContent-Disposition: attachment\n\nbody"
+    message = parse_mail(mail.encode(), spool)
+    assert message.subject == "one"
+    assert content(message) == b"body"
+
+
+def test_parts_that_are_nested_without_end_leave_the_message_its_headers(spool: Spool):
+    """The standard library's parser gives such a mail up; its headers are read."""
+    nested = "".join(f'Content-Type: multipart/mixed; boundary="{level}"\n\n--{level}\n' for level in range(2000))
+    assert parse_mail(f"Subject: one\n{nested}".encode(), spool).subject == "one"
