@@ -118,12 +118,13 @@ def _cutoff(value: Any) -> datetime | None:
     """None when there is none. One that cannot be read stands for the earliest: nobody's mark may rely on it."""
     if value in (None, ""):
         return None
+    earliest = datetime.min.replace(tzinfo=UTC)
     cutoff = _moment(value)
     if cutoff is None:
         logger.warning("A report does not say readably how far its data go: it is taken to cover nothing for sure.")
-        return datetime.min.replace(tzinfo=UTC)
+        return earliest
     # Without a zone it may be the mailbox's own time, which is up to so much ahead.
-    return cutoff if _has_zone(value) else cutoff - FURTHEST_ZONE
+    return cutoff if _has_zone(value) else cutoff - min(FURTHEST_ZONE, cutoff - earliest)
 
 
 def _has_zone(moment: str) -> bool:

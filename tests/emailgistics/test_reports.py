@@ -471,6 +471,15 @@ def test_a_cut_off_without_a_zone_may_be_the_mailboxs_time(told: str, reaches: i
     assert envelope.cutoff == START + timedelta(hours=reaches)
 
 
+@pytest.mark.parametrize("told", ["0001-01-01T00:00:00", "0001-01-01", "0001-01-01T13:59:59"])
+def test_a_cut_off_at_the_beginning_of_the_calendar_covers_nothing(told: str) -> None:
+    """There is no moment 14 hours before it."""
+    envelope = parse_envelope(
+        json.dumps({"status": "done", "result": {"data": [], "dataCutoffTimestamp": told}}).encode()
+    )
+    assert envelope.cutoff == datetime.min.replace(tzinfo=UTC)
+
+
 @pytest.mark.parametrize("cutoff", [1772323200, "soon", {}])
 def test_a_cut_off_that_cannot_be_read_covers_nothing(
     vendor: RawServer, client: EmailgisticsClient, cutoff: object
