@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -239,7 +240,7 @@ class Manifest(_Record):
     def from_bytes(cls, data: bytes, *, message_key: str) -> Self:
         """The manifest of this message. Raises InvalidManifest, or NewerManifest for a later schema."""
         try:
-            found = json.loads(data)
+            found = json.loads(data, parse_constant=_finite, parse_float=_finite)
         except (ValueError, RecursionError):
             found = None
         version = found.get("schema") if isinstance(found, dict) else None
@@ -286,6 +287,14 @@ _SOMETIMES = frozenset({"purged_at", "rule", "code", "deployment", "stored_bytes
 def _without_blanks(entry: dict[str, Any]) -> dict[str, Any]:
     """The entry without what only some outcomes have."""
     return {field: value for field, value in entry.items() if value is not None or field not in _SOMETIMES}
+
+
+def _finite(text: str) -> float:
+    """The number. Raises ValueError for NaN and infinity, which could be read and then not be written as JSON."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("not a number of JSON")
+    return number
 
 
 def _is_too_deep(value: object) -> bool:

@@ -139,6 +139,10 @@ def test_what_can_be_read_can_be_written() -> None:
         manifest(entry()).to_bytes().replace(b'"schema": 1', b'"schema": 0'),
         manifest(entry()).to_bytes().replace(b'"schema": 1', b'"schema": "1.5"'),
         manifest(entry(), message_key="0" * 32).to_bytes(),
+        *(
+            manifest(entry()).to_bytes()[:-3] + b', "later": %b}' % number
+            for number in (b"NaN", b"-Infinity", b"1e999")
+        ),
     ],
 )
 def test_a_damaged_manifest_is_invalid(data: bytes) -> None:
