@@ -82,7 +82,7 @@ def test_verify_tells_of_left_overs_and_removes_them(filled: Path, capsys: pytes
     assert main(["verify"]) == 0
     assert "left" not in capsys.readouterr().out
     assert main(["verify", "--older-than", "0"]) == 0
-    assert "`attachments verify --clean` removes them" in capsys.readouterr().out
+    assert "`attachments verify --clean` removes what they left." in capsys.readouterr().out
     assert left.exists()
     assert main(["verify", "--older-than", "0", "--clean"]) == 0
     assert f"{PLACE}  temporary file, removed" in capsys.readouterr().out
