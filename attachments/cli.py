@@ -2,39 +2,51 @@
 
 import argparse
 import asyncio
-import io
 import itertools
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attachments.command_boundary import FAILED, INTERRUPTED, CommandFailed, import_prefect, run_command
 from attachments.message_id import normalized
 
 if TYPE_CHECKING:
     from attachments.doctor import Finding
 
 DEFAULT_INBOX = "~/.local/state/emailgistics-attachments/inbox.sqlite"
-FAILED = 1
+FINISHING = (["setup"], ["receive"], ["sandbox"], ["decrypt"])
+"""Commands that go on when their output is not read any more: they change something, or serve others."""
 HIGHEST_PORT = 65535
 MOST_AT_ONCE = 64
 SHORT_SECRET = 16  # characters, below which a webhook's secret can be guessed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when it did what it says, 1 when it could not, 2 when it was called wrongly."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file name in any script, on any terminal
+    """Run a command; 0 when it did what it says, 1 when it could not, 2 when it was called wrongly.
+
+    130 after Ctrl-C, 141 when nobody reads what it prints.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    finishes = arguments[:1] in FINISHING or "--clean" in arguments
+    status = run_command(lambda: _run(arguments), finishes=finishes)
+    if argv is None and status == INTERRUPTED:
+        os._exit(status)  # a thread that waits for a store or a server would hold the process up
+    return status
+
+
+def _run(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["sandbox"]:
-        return _sandbox(arguments[1:])
+        return _sandbox(list(arguments[1:]))
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
+    if command in {_setup, _receive, _preview, _doctor, _status}:
+        import_prefect()
     return command(options)
 
 
@@ -59,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     receive.add_argument(
         "--port", type=_port, default=8080, help="port to listen on; 0 picks one (default: %(default)s)"
     )
-    receive.add_argument("--inbox", type=Path, help=f"the inbox file (default: ATTACHMENTS_INBOX or {DEFAULT_INBOX})")
+    receive.add_argument("--inbox", type=_path, help=f"the inbox file (default: ATTACHMENTS_INBOX or {DEFAULT_INBOX})")
     receive.add_argument("--insecure", action="store_true", help="take webhooks without a secret, from anybody")
-    receive.add_argument("--tls-certificate", type=Path, metavar="PEM", help="serve HTTPS with this certificate")
-    receive.add_argument("--tls-key", type=Path, metavar="PEM", help="the certificate's key")
+    receive.add_argument("--tls-certificate", type=_path, metavar="PEM", help="serve HTTPS with this certificate")
+    receive.add_argument("--tls-key", type=_path, metavar="PEM", help="the certificate's key")
     receive.add_argument(
         "--wait",
         type=_wait,
@@ -73,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     receive.add_argument(
         "--answers",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="YAML or JSON: for each deployment the actions to ask Emailgistics for, and how long to wait",
     )
@@ -103,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="read what is stored again, and compare it with what is recorded")
     verify.add_argument("message_id", type=_message_id, nargs="?", help="one message's id (default: all messages)")
     verify.add_argument(
-        "--identity", type=Path, metavar="FILE", help="an age identity: decrypt as well, and compare what comes out"
+        "--identity", type=_path, metavar="FILE", help="an age identity: decrypt as well, and compare what comes out"
     )
     verify.add_argument("--clean", action="store_true", help="remove what dead writers have left behind")
     verify.add_argument(
@@ -118,12 +130,12 @@ def _parser() -> argparse.ArgumentParser:
 
     decrypt = commands.add_parser("decrypt", help="decrypt a message's attachments into a folder")
     decrypt.add_argument("message_id", type=_message_id, help="the message's id")
-    decrypt.add_argument("--identity", type=Path, metavar="FILE", required=True, help="the age identity's file")
-    decrypt.add_argument("--to", type=Path, metavar="FOLDER", required=True, help="where the files go")
+    decrypt.add_argument("--identity", type=_path, metavar="FILE", required=True, help="the age identity's file")
+    decrypt.add_argument("--to", type=_path, metavar="FOLDER", required=True, help="where the files go")
     decrypt.set_defaults(command=_decrypt)
 
     demo = commands.add_parser("demo", help="show the whole road on this machine, with mail that we made up")
-    demo.add_argument("--folder", type=Path, default=Path("build/demo"), help="where all goes (default: %(default)s)")
+    demo.add_argument("--folder", type=_path, default=Path("build/demo"), help="where all goes (default: %(default)s)")
     demo.add_argument("--keep", action="store_true", help="leave everything running, until Ctrl-C")
     demo.set_defaults(command=_demo)
 
@@ -154,12 +166,12 @@ def _add_views(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     where = doctor.add_mutually_exclusive_group()
     where.add_argument("--receiver", metavar="URL", help="ask the receiver there, such as http://127.0.0.1:8080")
     where.add_argument("--no-receiver", action="store_true", help="there is no receiver: leave it out")
-    doctor.add_argument("--inbox", type=Path, help=f"the inbox file (default: ATTACHMENTS_INBOX or {DEFAULT_INBOX})")
+    doctor.add_argument("--inbox", type=_path, help=f"the inbox file (default: ATTACHMENTS_INBOX or {DEFAULT_INBOX})")
     doctor.add_argument("--json", action="store_true", help="print it as JSON")
     doctor.set_defaults(command=_doctor)
 
     status = commands.add_parser("status", help="say how much waits, runs and has ended")
-    status.add_argument("--inbox", type=Path, help=f"the inbox file (default: ATTACHMENTS_INBOX or {DEFAULT_INBOX})")
+    status.add_argument("--inbox", type=_path, help=f"the inbox file (default: ATTACHMENTS_INBOX or {DEFAULT_INBOX})")
     status.add_argument("--json", action="store_true", help="print it as JSON")
     status.set_defaults(command=_status)
 
@@ -176,6 +188,12 @@ def _message_id(text: str) -> str:
     if not message_id:
         raise argparse.ArgumentTypeError("the message's id is empty; is the variable set that should hold it?")
     return message_id
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; is the variable set that should hold it?")
+    return Path(text)
 
 
 def _port(text: str) -> int:
@@ -200,13 +218,11 @@ def _count(text: str) -> int:
 
 
 def _setup(options: argparse.Namespace) -> int:
-    import httpx  # noqa: PLC0415
-
-    from attachments.doctor.asking import trouble  # noqa: PLC0415
+    from attachments.doctor.asking import PREFECT_ERRORS, trouble  # noqa: PLC0415
     from attachments.setup import SetupError, set_up  # noqa: PLC0415  Prefect takes seconds to import
 
     try:
-        asyncio.run(
+        untried = asyncio.run(
             set_up(
                 os.environ,
                 lambda result, subject: print(f"{result:<10}{subject}"),
@@ -215,10 +231,13 @@ def _setup(options: argparse.Namespace) -> int:
         )
     except SetupError as error:
         return _fail(str(error))
-    except httpx.HTTPError as error:
+    except PREFECT_ERRORS as error:
         what, remedy = trouble(error)
         return _fail(f"{what} {remedy} Then run this again: what is listed above has been made.")
-    print("All set. Next: `prefect worker start --pool attachments` and `attachments receive`.")
+    if untried:
+        print(f"Everything is made in Prefect, but the API key could not be tried: {untried}")
+    else:
+        print("All set. Next: `prefect worker start --pool attachments` and `attachments receive`.")
     return 0
 
 
@@ -250,7 +269,7 @@ def _receive(options: argparse.Namespace) -> int:
             SHORT_SECRET,
         )
     try:
-        serve(
+        stopped_by = serve(
             ReceiverSettings(
                 inbox=_inbox(options),
                 secrets=secrets,
@@ -264,7 +283,7 @@ def _receive(options: argparse.Namespace) -> int:
         )
     except (InboxUnavailable, CannotServe, AnswersInvalid) as error:
         return _fail(str(error))
-    return 0
+    return INTERRUPTED if stopped_by == signal.SIGINT else 0
 
 
 def _trigger(options: argparse.Namespace) -> int:
@@ -280,12 +299,12 @@ def _trigger(options: argparse.Namespace) -> int:
 def _locate(options: argparse.Namespace) -> int:
     from attachments.storage import StoreError, message_key  # noqa: PLC0415
     from attachments.terminal import escaped  # noqa: PLC0415
-    from attachments.upkeep import UpkeepError, store_of  # noqa: PLC0415
+    from attachments.upkeep import UpkeepError, soon, store_of  # noqa: PLC0415
 
     key = message_key(options.message_id)
     try:
         store = store_of(os.environ)
-        manifest = store.read_manifest(key)
+        manifest = soon(lambda: store.read_manifest(key))
     except (StoreError, UpkeepError) as error:
         return _fail(str(error))
     if manifest is None:
@@ -379,7 +398,12 @@ def _status(options: argparse.Namespace) -> int:
 
 def _inbox(options: argparse.Namespace) -> Path:
     inbox: Path = options.inbox or Path(os.environ.get("ATTACHMENTS_INBOX") or DEFAULT_INBOX)
-    return inbox.expanduser()
+    try:
+        return inbox.expanduser()
+    except RuntimeError:  # no home folder, or no such user
+        raise CommandFailed(
+            f"There is no home folder for the inbox {inbox}. Give ATTACHMENTS_INBOX or --inbox a whole path."
+        ) from None
 
 
 def _verify(options: argparse.Namespace) -> int:

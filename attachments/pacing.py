@@ -37,6 +37,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from attachments import cancelling
 from attachments.prefect_busy import Pauses, PrefectAway, PrefectBusy, make_patient
+from attachments.prefect_path import path_part
 
 logger = logging.getLogger("attachments.pacing")
 
@@ -206,7 +207,7 @@ class PrefectPacer:
         if time.monotonic() - self._checked[name] < CHECK_AGAIN:
             return
         try:
-            limit = client.read_global_concurrency_limit_by_name(name)
+            limit = client.read_global_concurrency_limit_by_name(path_part(name))
         except ObjectNotFound:
             raise self._missing(name) from None
         if not limit.active:

@@ -19,6 +19,7 @@ from attachments.emailgistics import Attachment, EmailgisticsError
 from attachments.numerals import counted
 from attachments.pacing import PacingError
 from attachments.plan import is_settled, settled_entry, without_placeholders
+from attachments.prefect_path import path_part
 from attachments.selection import Filter, problem
 from attachments.storage import (
     Manifest,
@@ -204,7 +205,7 @@ def _target(name: str) -> Target:
 def _loaded(name: str) -> Target:
     with prefect() as client:
         try:
-            deployment = client.read_deployment_by_name(f"{FLOW}/{name}")
+            deployment = client.read_deployment_by_name(f"{FLOW}/{path_part(name)}")
         except ObjectNotFound:
             raise PreviewError(
                 f"There is no deployment {FLOW}/{printable(name)[1:-1]}. `prefect deployment ls` names those that "

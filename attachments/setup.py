@@ -39,7 +39,7 @@ from attachments.declared import (
     declared_deployments,
     declared_flow,
 )
-from attachments.switching import Result, Tell, switch_reconciliation
+from attachments.switching import Result, Tell, reporting_problem, switch_reconciliation
 from attachments.worker import WarmWorker
 
 PAGE = 200  # deployments asked for at a time, the most that Prefect names
@@ -54,13 +54,15 @@ class SetupError(Exception):
     """The set-up cannot go on; the text says what to change."""
 
 
-async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool = True) -> None:
+async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool = True) -> str | None:
     """Make blocks, limits, the work pool and the deployments, and tell of each.
 
     With `switch_on`, the schedule of the reconciliation is switched on when the API key allows for it, or off.
+    Returns why the API key could not be tried, None when Emailgistics has accepted it.
 
     Raises:
-        SetupError: a variable is missing or wrong, or Prefect cannot be reached. Nothing was made if so.
+        SetupError: a variable is missing or wrong, or Prefect cannot be reached: nothing was made then. Or Emailgistics
+            rejects the API key: all was made.
     """
     if not PREFECT_API_URL.value():
         raise SetupError(
@@ -85,8 +87,14 @@ async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool 
         for spec in declared_deployments():
             await _deploy(spec, client, tell)
         await _migrate(client, tell)
+        found = await reporting_problem(account)
         if switch_on:
-            await switch_reconciliation(account, client, tell)
+            await switch_reconciliation(found, client, tell)
+    if found is None or found.lacks_scope:
+        return None
+    if found.is_lasting:
+        raise SetupError(f"Everything is made in Prefect, but no call to Emailgistics will succeed: {found.told}")
+    return found.told
 
 
 async def _answering(client: PrefectClient) -> Exception | None:
@@ -128,7 +136,7 @@ async def _store(environment: Mapping[str, str], client: PrefectClient) -> Attac
     if options:
         try:
             values["options"] = json.loads(options)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise SetupError('ATTACHMENTS_STORAGE_OPTIONS is not JSON. Write an object: {"option": "value"}.') from None
     return _valid(AttachmentStore, values, "ATTACHMENTS_URL and ATTACHMENTS_STORAGE_OPTIONS")
 

@@ -19,6 +19,7 @@ from attachments.doctor.limits import read_limit
 from attachments.doctor.work import living_workers
 from attachments.flows.marks import read_marks
 from attachments.numerals import counted
+from attachments.prefect_path import path_part
 from attachments.receiver.inbox import InboxUnavailable
 from attachments.receiver.reading import read_depth
 
@@ -204,7 +205,7 @@ def _limit_names(client: SyncPrefectClient, standing: Deployments) -> Iterable[s
     for account in blocks_named(standing, "account"):
         with suppress(ObjectNotFound):
             # Without the secrets, and without making a block of it, of which Prefect would make an event.
-            told = client.read_block_document_by_name(account, slug, include_secrets=False).data
+            told = client.read_block_document_by_name(path_part(account), slug, include_secrets=False).data
             names.update(
                 (str(told.get(name) or EmailgisticsAccount.model_fields[name].default), None) for name in LIMITS
             )

@@ -34,10 +34,12 @@ class Problem:
 
     told: str
     lacks_scope: bool = False
+    is_lasting: bool = False
+    """Whether every call would fail until somebody has changed something: the key was rejected, for example."""
 
 
-async def switch_reconciliation(account: EmailgisticsAccount, client: PrefectClient, tell: Tell) -> None:
-    """Ask Emailgistics for the mailboxes, which needs the scope: the schedule is switched on when the key has it.
+async def switch_reconciliation(problem: Problem | None, client: PrefectClient, tell: Tell) -> None:
+    """Switch the schedule on when the key has the scope for it, as `reporting_problem` has found.
 
     It is switched off when the key lacks it, and stays off when somebody else has switched it off.
     """
@@ -56,7 +58,6 @@ async def switch_reconciliation(account: EmailgisticsAccount, client: PrefectCli
             f"{subject}: off, by hand or by `prefect deploy`; switch it on in the Prefect UI under Deployments",
         )
         return
-    problem = await asyncio.to_thread(_problem, account)
     if problem is None and not schedule.active:
         await client.update_deployment_schedule(deployment.id, schedule.id, active=True)
         await _remember(client)
@@ -78,9 +79,16 @@ async def _remember(client: PrefectClient) -> None:
         await client.create_variable(VariableCreate(name=SWITCHED, value=True))
 
 
-def _problem(account: EmailgisticsAccount) -> Problem | None:
-    """Why reconciling would fail; None when it would not. One call, paced as every other."""
+async def reporting_problem(account: EmailgisticsAccount) -> Problem | None:
+    """Why reconciling would fail; None when it would not. Asks Emailgistics for the mailboxes, paced as every call."""
     wish = Cancellation()
+    try:
+        return await asyncio.to_thread(_problem, account, wish)
+    finally:
+        wish.ask()  # after Ctrl-C nobody waits for the answer
+
+
+def _problem(account: EmailgisticsAccount, wish: Cancellation) -> Problem | None:
     CURRENT.set(wish)  # of this thread's context alone
     timer = threading.Timer(ASKING, wish.ask)
     timer.daemon = True
@@ -95,7 +103,9 @@ def _problem(account: EmailgisticsAccount) -> Problem | None:
         )
     except RunCancelled:
         return Problem(f"Emailgistics was not reached within {ASKING:.0f} s; run `attachments setup` again.")
-    except (EmailgisticsError, PacingError) as error:
+    except EmailgisticsError as error:
+        return Problem(str(error), is_lasting=not error.retryable)
+    except PacingError as error:
         return Problem(str(error))
     finally:
         timer.cancel()

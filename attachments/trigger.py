@@ -35,7 +35,7 @@ def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) 
     }
     headers = {b"Content-Type": b"application/json"}
     if secret:
-        headers[b"Authorization"] = f"Bearer {secret}".encode()
+        headers[b"Authorization"] = f"Bearer {secret}".encode("utf-8", "surrogateescape")
     try:
         answer = httpx.post(url, content=json.dumps(payload), headers=headers, timeout=TIMEOUT)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
@@ -43,6 +43,11 @@ def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) 
     except httpx.HTTPError as error:
         raise TriggerError(
             f"No receiver answers at {url} ({type(error).__name__}). Is `attachments receive` running?"
+        ) from None
+    except (OSError, ValueError, ImportError) as error:  # before anything is sent, for what the environment names
+        raise TriggerError(
+            f"The proxy or the certificates that the environment names cannot be used ({type(error).__name__}). Check "
+            "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR."
         ) from None
     try:
         envelope = answer.json()

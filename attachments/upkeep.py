@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -23,6 +25,9 @@ from attachments.storage.keys import is_attachment_path
 from attachments.storage.manifest import ManifestAttachment
 from attachments.storage.sealing import SUFFIX, opener
 from attachments.storage.verification import Checked, unsealed, verify
+from attachments.timed_call import PATIENCE, Silent, within
+
+T = TypeVar("T")
 
 
 class UpkeepError(Exception):
@@ -36,11 +41,22 @@ def store_of(environment: Mapping[str, str]) -> Store:
         raise UpkeepError("ATTACHMENTS_URL is not set. Set it to the store's URL, for example file:///srv/attachments.")
     try:
         options = json.loads(environment.get("ATTACHMENTS_STORAGE_OPTIONS") or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):
         raise UpkeepError('ATTACHMENTS_STORAGE_OPTIONS is no JSON object. Write one: {"option": "value"}.')
     return open_store(url, options)
+
+
+def soon(ask: Callable[[], T]) -> T:
+    """What a store answers first, for somebody who waits at a terminal. Raises UpkeepError, and what it raises."""
+    try:
+        return within(PATIENCE, ask)
+    except Silent:
+        raise UpkeepError(
+            f"The store does not answer within {PATIENCE:.0f} s. Check the network, and the host or endpoint in "
+            "ATTACHMENTS_URL and ATTACHMENTS_STORAGE_OPTIONS."
+        ) from None
 
 
 def identity_of(path: Path) -> Seal:
@@ -78,7 +94,7 @@ def verify_store(
     With `clean`, remove what writers have left behind that is older than that. Raises StoreError.
     """
     verdict = Verdict()
-    keys = [_known_key(store, message_id)] if message_id else store.message_keys()
+    keys = [soon(lambda: _known_key(store, message_id))] if message_id else _all_keys(store)
     with _progress() as (count, advance):
         for checked in verify(store, count(keys), unseal=unseal, at_once=at_once, progress=advance):
             verdict.add(checked)
@@ -93,6 +109,12 @@ def verify_store(
         print(f"{residue.key}  {residue.what}{', removed' if clean else ''}", flush=True)
     print(_summary(verdict, store.url))
     return verdict
+
+
+def _all_keys(store: Store) -> Iterator[str]:
+    keys = iter(store.message_keys())
+    first = soon(lambda: next(keys, None))
+    return keys if first is None else chain([first], keys)
 
 
 def _known_key(store: Store, message_id: str) -> str:
@@ -113,7 +135,7 @@ def decrypt_message(store: Store, message_id: str, unseal: Seal, folder: Path) -
     Raises StoreError, UpkeepError.
     """
     key = message_key(message_id)
-    manifest = store.read_manifest(key)
+    manifest = soon(lambda: store.read_manifest(key))
     if manifest is None:
         raise UpkeepError(f"There is no manifest of message {key} in the store: nothing of it has been stored yet.")
     sealed = [entry for entry in manifest.attachments if entry.outcome == "stored" and entry.stored_sha256]

@@ -7,12 +7,13 @@ from pydantic import ValidationError
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.blocks.problems import reasons
 from attachments.flows.failures import NotConfigured, patiently
+from attachments.prefect_path import path_part
 
 
 def load_account(name: str) -> EmailgisticsAccount:
     """The Emailgistics Account block of that name. Raises `NotConfigured` when there is none that can be read."""
     try:
-        return cast("EmailgisticsAccount", patiently(lambda: EmailgisticsAccount.load(name)))
+        return cast("EmailgisticsAccount", patiently(lambda: EmailgisticsAccount.load(path_part(name))))
     except ValidationError as error:
         raise NotConfigured(_unusable("emailgistics-account", name, error)) from None
     except ValueError:
@@ -22,7 +23,7 @@ def load_account(name: str) -> EmailgisticsAccount:
 def load_store(name: str) -> AttachmentStore:
     """The Attachment Store block of that name. Raises `NotConfigured` when there is none that can be read."""
     try:
-        return cast("AttachmentStore", patiently(lambda: AttachmentStore.load(name)))
+        return cast("AttachmentStore", patiently(lambda: AttachmentStore.load(path_part(name))))
     except ValidationError as error:
         raise NotConfigured(_unusable("attachment-store", name, error)) from None
     except ValueError:

@@ -1,24 +1,19 @@
 """Asking what may not answer: every question is bounded in time, and Prefect's errors become sentences."""
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import copy_context
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from attachments import cancelling
 from attachments.prefect_busy import own_client
+from attachments.timed_call import PATIENCE, Question, Silent, within
 
-PATIENCE = 20.0
-"""Seconds for one answer."""
+__all__ = ["PATIENCE", "PREFECT_ERRORS", "Question", "Silent", "asked", "is_unknown", "prefect", "trouble", "within"]
 
 # What Prefect's client raises when it is away, and when something else answers at its address.
 PREFECT_ERRORS = (
@@ -33,48 +28,6 @@ PREFECT_ERRORS = (
     AttributeError,
     AssertionError,
 )
-
-T = TypeVar("T")
-
-
-class Silent(Exception):
-    """There was no answer in time."""
-
-
-class Question(Generic[T]):
-    """A question under way in a thread of its own, which nobody has to wait for."""
-
-    def __init__(self, ask: Callable[[], T]) -> None:
-        self._cancellation = cancelling.Cancellation()
-        self._answer: Future[T] = Future()
-        work = copy_context()
-        work.run(cancelling.CURRENT.set, self._cancellation)
-        threading.Thread(target=work.run, args=(self._work, ask), name="question", daemon=True).start()
-
-    def answer(self, seconds: float) -> T:
-        """What it came to, or what it raised. Raises `Silent` after so many seconds, and `RunCancelled`."""
-        with cancelling.waking(self._cancellation.ask):
-            try:
-                return self._answer.result(seconds)
-            except FutureTimeoutError:
-                if self._answer.done():  # at the last moment, or what was asked has itself run out of time
-                    return self._answer.result()
-            finally:
-                # It ends where it waits, and makes no call that nobody wants any more.
-                self._cancellation.ask()
-        cancelling.go_on()
-        raise Silent from None
-
-    def _work(self, ask: Callable[[], T]) -> None:
-        try:
-            self._answer.set_result(ask())
-        except BaseException as error:  # noqa: BLE001  it is raised where the answer is waited for
-            self._answer.set_exception(error)
-
-
-def within(seconds: float, ask: Callable[[], T]) -> T:
-    """What it answers, or what it raises. Raises `Silent` when that takes longer, and `RunCancelled`."""
-    return Question(ask).answer(seconds)
 
 
 @contextmanager

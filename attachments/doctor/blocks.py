@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from attachments.blocks.problems import reasons
 from attachments.doctor.findings import Finding, failed, ok
+from attachments.prefect_path import path_part
 
 B = TypeVar("B", bound=Block)
 
@@ -31,7 +32,7 @@ def load_blocks(kind: type[B], names: Sequence[str], client: SyncPrefectClient) 
     for name in names:
         subject = f"{slug}/{name}"
         try:
-            blocks[name] = kind._from_block_document(client.read_block_document_by_name(name, slug))
+            blocks[name] = kind._from_block_document(client.read_block_document_by_name(path_part(name), slug))
             findings.append(ok("block", "It is there and can be read.", subject=subject))
         except ObjectNotFound:
             remedy = "Make it in the Prefect UI under Blocks; `attachments setup` makes the default one."

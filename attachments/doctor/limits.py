@@ -12,6 +12,7 @@ from prefect.exceptions import ObjectNotFound
 from attachments.blocks import EmailgisticsAccount
 from attachments.doctor.findings import Finding, failed, ok
 from attachments.pacing import pause_variable
+from attachments.prefect_path import path_part
 
 CAP = 100  # calls a minute for the whole account (getting-started/rate-limits)
 UPDATE = "prefect global-concurrency-limit update"
@@ -30,7 +31,7 @@ class Room(Enum):
 def read_limit(client: SyncPrefectClient, name: str) -> Limit | None:
     """The limit of that name, None when there is none."""
     try:
-        return client.read_global_concurrency_limit_by_name(name)
+        return client.read_global_concurrency_limit_by_name(path_part(name))
     except ObjectNotFound:
         return None
 

@@ -102,7 +102,7 @@ class Inbox:
 
     def __init__(self, path: Path, *, lock_patience: float = LOCK_PATIENCE) -> None:
         self.path = path
-        self._reserve = path.with_name(f"{path.name}-reserve")
+        self._reserve = path.parent / f"{path.name}-reserve"
         self._lock_patience = lock_patience
         self._closing = False
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
@@ -373,7 +373,7 @@ def _entry(seq: int, *columns: Any) -> Entry:
 def _connect(path: Path, lock_patience: float) -> sqlite3.Connection:
     """Open the file, and make it when it is missing. Raises OSError and sqlite3.Error."""
     if path.is_dir():
-        raise IsADirectoryError(None, "it is a directory")
+        raise IsADirectoryError(None, "it is a folder")
     if not path.exists():
         path.touch(mode=0o600)
         _sync(path.parent)

@@ -23,6 +23,8 @@ def read_depth(path: Path) -> Depth | None:
     try:
         if not path.exists():
             return None
+        if path.is_dir():
+            raise InboxUnavailable(f"The inbox {path} cannot be read (it is a folder). Name a file in it.")
         is_at_rest = not path.with_name(f"{path.name}-wal").exists()
         try:
             return _depth(path, "immutable=1" if is_at_rest else "mode=ro")

@@ -49,12 +49,15 @@ class ReceiverSettings:
     """Hand on messages whose webhook denies attachments as well."""
 
 
-def serve(settings: ReceiverSettings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `CannotServe`, and `InboxUnavailable` when the inbox cannot be opened."""
-    asyncio.run(_serve(settings))
+def serve(settings: ReceiverSettings) -> int | None:
+    """Serve until SIGTERM or SIGINT, and return which of them came.
+
+    Raises `CannotServe`, and `InboxUnavailable` when the inbox cannot be opened.
+    """
+    return asyncio.run(_serve(settings))
 
 
-async def _serve(settings: ReceiverSettings) -> None:
+async def _serve(settings: ReceiverSettings) -> int | None:
     _check_prefect_url()
     _allow_many_connections()
     with _listening(settings) as listener:
@@ -62,18 +65,21 @@ async def _serve(settings: ReceiverSettings) -> None:
         try:
             # The dispatcher has its own back-off; Prefect's client would sit on a failing call for a minute.
             with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-                await _run(settings, listener, inbox)
+                stopped_by = await _run(settings, listener, inbox)
         finally:
             inbox.close()
     logger.info("Stopped. What waits in the inbox is dispatched after the next start.")
+    return stopped_by
 
 
-async def _run(settings: ReceiverSettings, listener: socket.socket, inbox: Inbox) -> None:
+async def _run(settings: ReceiverSettings, listener: socket.socket, inbox: Inbox) -> int | None:
     async with prefect_flow_runs() as flow_runs:
         metrics = Metrics()
         dispatcher = Dispatcher(inbox, flow_runs, metrics)
         app = build_app(inbox, dispatcher, metrics, settings.secrets, settings.answers, list_all=settings.list_all)
-        await _Server(_configuration(settings, app)).serve(sockets=[listener])
+        server = _Server(_configuration(settings, app))
+        await server.serve(sockets=[listener])
+        return server.stopped_by
 
 
 def _configuration(settings: ReceiverSettings, app: Any) -> uvicorn.Config:
@@ -124,7 +130,7 @@ def _check_prefect_url() -> None:
         raise CannotServe("PREFECT_API_URL is not set. Set it to your server's, such as http://127.0.0.1:4200/api.")
     try:
         scheme = httpx.URL(url).scheme
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, ValueError):
         scheme = ""
     if scheme not in ("http", "https"):
         raise CannotServe("PREFECT_API_URL is no URL. It looks like http://127.0.0.1:4200/api.")
@@ -139,6 +145,8 @@ def _allow_many_connections() -> None:
 
 class _Server(uvicorn.Server):
     """Says where it listens once it does, and takes SIGTERM for a wish, not for its death."""
+
+    stopped_by: int | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self.config.ssl is None:
@@ -161,11 +169,15 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Without uvicorn's raising the signal again at the end: who stopped in good order exits with 0."""
+        """Without uvicorn's raising the signal again at the end: who stopped in good order has no traceback."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+            loop.add_signal_handler(number, self._stop, number)
         yield
+
+    def _stop(self, number: int) -> None:
+        self.stopped_by = number
+        self.handle_exit(number, None)
 
 
 class _Patient(H11Protocol):

@@ -35,7 +35,7 @@ _ADVICE = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the sandbox until SIGTERM or SIGINT; 0 when it ended as told, 1 when it could not start."""
+    """Runs the sandbox until SIGTERM (0) or Ctrl-C (130); 1 when it could not start."""
     options = _parser().parse_args(argv)
     spool = Spool()
     try:
@@ -112,10 +112,9 @@ def _secret() -> str:
 
 
 async def _run(options: argparse.Namespace, spool: Spool) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop: asyncio.Future[int] = asyncio.Future()
+    for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 128 + signal.SIGINT)):
+        asyncio.get_running_loop().add_signal_handler(number, _stop, stop, status)
     account = Account(KeyRing([Key(options.key)]), SlidingWindow(options.limit, options.window), Messages())
     if options.mail is not None:
         account.messages.add(await asyncio.to_thread(lambda: list(read_mail(options.mail, spool))))
@@ -126,10 +125,15 @@ async def _run(options: argparse.Namespace, spool: Spool) -> int:
         if options.port_file is not None:
             _write_whole(options.port_file, address.rpartition(":")[2])
         delivering = asyncio.create_task(_deliver_all(account, options.deliver_to, options.secret))
-        await stop.wait()
+        status = await stop
         delivering.cancel()
         await asyncio.gather(delivering, return_exceptions=True)
-    return 0
+    return status
+
+
+def _stop(stop: asyncio.Future[int], status: int) -> None:
+    if not stop.done():
+        stop.set_result(status)
 
 
 async def _deliver_all(account: Account, url: SplitResult | None, secret: str) -> None:

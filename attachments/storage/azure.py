@@ -54,6 +54,7 @@ from attachments.storage.backend import (
     Upload,
     Version,
     check_options,
+    options_in_use,
 )
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import (
@@ -403,7 +404,8 @@ class AzureBackend(Backend):
 
     def _run(self, ask: Callable[[], Awaitable[T]]) -> T:
         loop = self._fs.loop  # before there is a coroutine that nobody awaits: there may be no credentials
-        return run(self.patiently(ask), loop)
+        with options_in_use("adlfs", *self.errors):
+            return run(self.patiently(ask), loop)
 
     def _blob(self, path: str) -> Any:
         return self._client.get_blob_client(self._root + path)

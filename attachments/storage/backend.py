@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
@@ -176,6 +177,24 @@ class Backend(ABC):
     @abstractmethod
     def clear(self, residue: Residue) -> None:
         """Removes one of these. Gone already is fine."""
+
+
+@contextmanager
+def options_in_use(library: str, *known: type[Exception]) -> Iterator[None]:
+    """A library that meets an option of a wrong kind raises whatever it likes, and late: that is UnsupportedStore.
+
+    The `known` errors of its calls are left as they are.
+    """
+    try:
+        yield
+    except known:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        # Not its text, which may quote the option's value.
+        raise UnsupportedStore(
+            f"{library} cannot use the store's options ({type(error).__name__}): one of them has a value of a wrong "
+            "kind; compare them with docs/stores.md"
+        ) from None
 
 
 def check_options(kind: Any, options: Mapping[str, object], library: str, more: Set[str] = frozenset()) -> None:

@@ -47,6 +47,7 @@ from attachments.storage.backend import (
     Upload,
     Version,
     check_options,
+    options_in_use,
 )
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import AccessDenied, NotFound, StoreUnavailable, UnsupportedStore
@@ -389,7 +390,8 @@ class GcsBackend(Backend):
 
     def _run(self, ask: Callable[[], Awaitable[T]]) -> T:
         loop = self._fs.loop  # before there is a coroutine that nobody awaits: there may be no credentials
-        return run(self.patiently(ask), loop)
+        with options_in_use("gcsfs", *self.errors):
+            return run(self.patiently(ask), loop)
 
     def _delete(self, path: str) -> None:
         self._absent_is_none(lambda: self.ask("DELETE", self._object(path)))

@@ -58,6 +58,7 @@ from attachments.storage.backend import (
     Upload,
     Version,
     check_options,
+    options_in_use,
 )
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import (
@@ -419,12 +420,13 @@ class S3Backend(Backend):
         return client
 
     def _run(self, work: Any) -> Any:
-        return run(work, self._fs.loop)
+        with options_in_use("s3fs", *self.errors):
+            return run(work, self._fs.loop)
 
     @property
     def _fs(self) -> S3FileSystem:
         """Our own instance: fsspec's shared ones carry state (transactions, listings) between threads."""
-        with self._lock:
+        with self._lock, options_in_use("s3fs", *self.errors):
             if self._opened is None:
                 config = {**_CONFIG, **(self._options.get("config_kwargs") or {})}
                 options = {**self._options, "config_kwargs": config, "use_listings_cache": False}

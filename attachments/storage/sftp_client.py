@@ -513,8 +513,15 @@ def _connected(options: Mapping[str, Any]) -> paramiko.SSHClient:
         # A server that is stopped in the middle of a login says nothing about the password.
         if isinstance(error, paramiko.AuthenticationException) and (not in_login or "timeout" in str(error)):
             raise paramiko.SSHException from None
-        # No way to log in, or a key file that is missing or no key.
-        wrong = ValueError | FileNotFoundError | PermissionError | paramiko.PasswordRequiredException
+        # No way to log in, a key file that is missing or no key, or an option of a wrong kind.
+        wrong = (
+            TypeError
+            | AttributeError
+            | ValueError
+            | FileNotFoundError
+            | PermissionError
+            | paramiko.PasswordRequiredException
+        )
         if isinstance(error, wrong) or (in_login and isinstance(error, paramiko.SSHException)):
             raise Refused("Login", _CHECK_LOGIN) from None
         raise
@@ -531,7 +538,7 @@ def _learn_host_keys(client: paramiko.SSHClient, options: Mapping[str, Any]) -> 
     for path in [named] if named else _KNOWN_HOSTS:
         try:
             client.get_host_keys().load(str(Path(path).expanduser()))
-        except (OSError, ValueError, InvalidHostKey):
+        except (OSError, TypeError, ValueError, InvalidHostKey):
             if named:
                 raise Refused("KnownHosts", "the file that the option known_hosts names can't be read") from None
 

@@ -62,17 +62,20 @@ def verify(
     """
     keys = iter(message_keys)
     waiting: list[Future[Checked]] = []
-    with ThreadPoolExecutor(at_once) as pool:
-        try:
-            while True:
-                for key in islice(keys, 2 * at_once - len(waiting)):
-                    waiting.append(pool.submit(verify_message, store, key, unseal=unseal, progress=progress))  # noqa: PERF401  # counted by islice as it grows
-                if not waiting:
-                    return
-                yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    pool = ThreadPoolExecutor(at_once)
+    is_left = False
+    try:
+        while True:
+            for key in islice(keys, 2 * at_once - len(waiting)):
+                waiting.append(pool.submit(verify_message, store, key, unseal=unseal, progress=progress))  # noqa: PERF401  # counted by islice as it grows
+            if not waiting:
+                return
+            yield waiting.pop(0).result()
+    except (KeyboardInterrupt, GeneratorExit):
+        is_left = True  # nobody wants to wait for what is being read
+        raise
+    finally:
+        pool.shutdown(wait=not is_left, cancel_futures=True)
 
 
 def verify_message(

@@ -19,7 +19,7 @@ from attachments.flows import marks as marking
 from attachments.flows.marks import PREFIX
 from attachments.reconciling import Tried
 from attachments.storage import message_key
-from attachments.switching import SWITCHED, switch_reconciliation
+from attachments.switching import SWITCHED, reporting_problem, switch_reconciliation
 from tests.road.installation import FINAL, Installation, until
 
 FLOW = "reconcile-attachments"
@@ -368,7 +368,9 @@ def test_setup_switches_the_schedule_by_the_scopes_of_the_key(running: Installat
             async with get_client() as client:
                 account = EmailgisticsAccount(api_key=SecretStr(api_key), base_url=base_url)
                 await switch_reconciliation(
-                    account, client, lambda result, subject: told.append(f"{result}: {subject}")
+                    await reporting_problem(account),
+                    client,
+                    lambda result, subject: told.append(f"{result}: {subject}"),
                 )
 
         told: list[str] = []
