@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
+from attachments.numerals import counted
 from attachments.receiver.defects import where
 from attachments.receiver.following import Follower
 from attachments.receiver.inbox import Entry, Inbox, InboxUnavailable
@@ -107,9 +108,9 @@ class Dispatcher:
             if name not in self._deployments:
                 self._reminded = time.monotonic()
                 logger.error(
-                    "%d deliveries wait for the deployment %s/%s, which Prefect does not have. `attachments setup` "
+                    "%s for the deployment %s/%s, which Prefect does not have. `attachments setup` "
                     "makes the default one.",
-                    entries, FLOW, name,
+                    counted(entries, "delivery waits", "deliveries wait"), FLOW, name,
                 )  # fmt: skip
 
     async def _dispatch(self) -> None:
