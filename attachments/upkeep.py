@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -23,6 +24,7 @@ from attachments.storage.content import Seal
 from attachments.storage.errors import InvalidManifest
 from attachments.storage.keys import is_attachment_path
 from attachments.storage.manifest import ManifestAttachment
+from attachments.storage.names import shortened
 from attachments.storage.sealing import SUFFIX, opener
 from attachments.storage.verification import Checked, unsealed, verify
 from attachments.timed_call import PATIENCE, Silent, within
@@ -162,10 +164,21 @@ def _decrypted(store: Store, entry: ManifestAttachment, unseal: Seal, folder: Pa
             unsealed(store, entry, unseal, file.write)
             file.flush()
             os.fsync(file.fileno())
-            partial.rename(target)
+            target = _renamed(partial, target)
         finally:
             partial.unlink(missing_ok=True)
     return target
+
+
+def _renamed(partial: Path, target: Path) -> Path:
+    """Gives a file its name, or a shorter one where its folder's file system allows no longer ones."""
+    for name in shortened(target.name):
+        try:
+            return partial.rename(target.with_name(name))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+    raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
 
 def _summary(verdict: Verdict, url: str) -> str:

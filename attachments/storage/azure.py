@@ -436,26 +436,26 @@ class _AzureUpload(PartedUpload):
     def __init__(self, backend: AzureBackend, path: str, labels: Labels, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._backend = backend
-        self._path = path
+        self.path = path
         self._labels = labels
         # No two writers may use the same block ids.
         self._writer = f"{int(time.time()):08x}{secrets.token_hex(8)}"
         self._blocks: list[str] = []
 
     async def _whole(self, data: bytes, metadata: Mapping[str, str]) -> None:
-        await self._backend.patiently(lambda: self._backend.create(self._path, data, self._labels, metadata))
+        await self._backend.patiently(lambda: self._backend.create(self.path, data, self._labels, metadata))
 
     async def _begin(self) -> None:
         """Blocks need no beginning."""
 
     async def _part(self, number: int, data: bytes) -> None:
         block = f"{self._writer}-{number:06}"
-        await self._backend.patiently(lambda: self._backend.stage(self._path, block, data))
+        await self._backend.patiently(lambda: self._backend.stage(self.path, block, data))
         self._blocks.append(block)
 
     async def _complete(self, number: int, data: bytes, metadata: Mapping[str, str]) -> None:
         await self._part(number, data)
-        await self._backend.patiently(lambda: self._backend.commit(self._path, self._blocks, self._labels, metadata))
+        await self._backend.patiently(lambda: self._backend.commit(self.path, self._blocks, self._labels, metadata))
 
     async def _abort(self) -> None:
         """Nothing drops blocks; see the module's first lines."""

@@ -91,6 +91,9 @@ class Failure:
 class Upload(ABC):
     """One object on its way. Nothing is visible under its path before `commit` has returned or been cut off."""
 
+    path: str
+    """Where it is put; `commit` may have had to shorten the file name, where the store allows no longer ones."""
+
     @abstractmethod
     def write(self, data: bytes) -> None:
         """Takes the next bytes, any number of them."""

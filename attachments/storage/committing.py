@@ -11,6 +11,7 @@ from attachments.storage.errors import AlreadyExists
 from attachments.storage.folders import Folder
 from attachments.storage.incoming import IncomingFile, incoming, sweep
 from attachments.storage.keys import MANIFEST_NAME
+from attachments.storage.names import shortened
 from attachments.storage.proofs import attach_proof, claimed, holds, written_at
 from attachments.storage.store import StoredObject
 
@@ -28,8 +29,8 @@ def commit(root: Folder, key: str, file: IncomingFile, content: Content) -> Stor
         if folder.names():
             committed = _same(folder, content, f"{message_key}/{attachment_key}")
         else:
-            _give_name(file, name, folder)
-            committed = StoredObject.of(key, content, written_at(file.fd))
+            name = _give_name(file, name, folder)
+            committed = StoredObject.of(f"{message_key}/{attachment_key}/{name}", content, written_at(file.fd))
         # All three each time: another writer may have made a folder, and died before it could sync.
         folder.sync()
         message.sync()
@@ -67,7 +68,22 @@ def replace_manifest(root: Folder, message_key: str, data: bytes) -> None:
         root.sync()
 
 
-def _give_name(file: IncomingFile, name: str, folder: Folder) -> None:
+def _give_name(file: IncomingFile, name: str, folder: Folder) -> str:
+    """The name that it got: a shorter one where the file system allows no longer ones, whatever it said before."""
+    refusal: OSError | None = None
+    for shorter in shortened(name):
+        try:
+            _move(file, shorter, folder)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            refusal = refusal or error
+        else:
+            return shorter
+    raise refusal or AssertionError("a name is tried at least once")
+
+
+def _move(file: IncomingFile, name: str, folder: Folder) -> None:
     places = {"src_dir_fd": file.folder.fd, "dst_dir_fd": folder.fd}
     try:
         os.link(file.name, name, follow_symlinks=False, **places)

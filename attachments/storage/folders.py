@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from attachments.storage.names import MAX_BYTES
+
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
 
@@ -87,6 +89,13 @@ class Folder:
             # What was written is synced before it is believed, so closing has nothing more to tell.
             with suppress(OSError):
                 os.close(fd)
+
+    def longest_name(self) -> int:
+        """How many bytes a name in it may have, as far as the system tells; some tell 255 of any file system."""
+        with suppress(OSError, ValueError):
+            if (most := os.pathconf(self.fd, "PC_NAME_MAX")) > 0:
+                return most
+        return MAX_BYTES
 
     def sync(self) -> None:
         """Makes the names in it survive a power failure."""

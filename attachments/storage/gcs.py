@@ -434,7 +434,7 @@ class _GcsUpload(PartedUpload):
     def __init__(self, backend: GcsBackend, path: str, labels: Labels, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._backend = backend
-        self._path = path
+        self.path = path
         self._labels = labels
         self._session: str | None = None
         self._proof = secrets.token_hex(8)
@@ -443,13 +443,13 @@ class _GcsUpload(PartedUpload):
         self._sum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
 
     async def _whole(self, data: bytes, metadata: Mapping[str, str]) -> None:
-        await self._backend.patiently(lambda: self._backend.put(self._path, data, self._labels, metadata, "0"))
+        await self._backend.patiently(lambda: self._backend.put(self.path, data, self._labels, metadata, "0"))
 
     async def _begin(self) -> None:
         # A conflict is told by the commit, when the source has been read and can be compared.
         with suppress(Conflict):
             self._session = await self._backend.patiently(
-                lambda: self._backend.begin(self._path, self._labels, self._proof)
+                lambda: self._backend.begin(self.path, self._labels, self._proof)
             )
 
     async def _part(self, number: int, data: bytes) -> None:  # noqa: ARG002  sessions count bytes
@@ -467,14 +467,14 @@ class _GcsUpload(PartedUpload):
         if self._session is None:
             raise Conflict
         self._is_proven = True
-        await self._backend.patiently(lambda: self._backend.prove(self._path, self._proof, metadata))
+        await self._backend.patiently(lambda: self._backend.prove(self.path, self._proof, metadata))
         told = await self._go_on(self._session, data, last=True)
         if told is None:
             raise _Refused(_RESUME, "not ended")
         # Some stand-ins tell no checksum.
         if told.get("crc32c", self._told_sum()) != self._told_sum():
-            await self._backend.forget(self._path, told)
-            await self._backend.disprove(self._path, self._proof, is_given_up=True)
+            await self._backend.forget(self.path, told)
+            await self._backend.disprove(self.path, self._proof, is_given_up=True)
             raise _Refused(200, "checksum")
 
     async def _abort(self) -> None:
@@ -486,7 +486,7 @@ class _GcsUpload(PartedUpload):
         except _Refused as error:
             is_given_up = error.status == _GIVEN_UP
         if self._is_proven:
-            await self._backend.disprove(self._path, self._proof, is_given_up=is_given_up)
+            await self._backend.disprove(self.path, self._proof, is_given_up=is_given_up)
 
     async def _go_on(self, session: str, data: bytes, *, last: bool) -> dict[str, Any] | None:
         """Sends what comes next, however often it takes; the finished object, or None when more is to come.

@@ -101,14 +101,14 @@ class LocalStore(Store):
         *,
         content_type: str | None = None,
     ) -> StoredObject:
-        key = attachment_path(message_key, attachment_key, made_safe(made_safe(safe_name) + self._suffix))
-        place, _, _ = key.rpartition("/")
+        place = f"{checked_key(message_key)}/{checked_key(attachment_key)}"
         stem = place.replace("/", ".")
         doing = "store attachment"
         with ExitStack() as opened:
             with translated(doing, key=place):
                 root = self._root.made(opened)
                 self._sweep(root, stem)
+                name = made_safe(made_safe(safe_name) + self._suffix, most=root.longest_name())
                 file = opened.enter_context(incoming(root, stem))
 
             def write(chunk: bytes) -> None:
@@ -121,7 +121,7 @@ class LocalStore(Store):
                 attach_proof(file.fd, content, content_type=None if self._suffix else content_type)
                 file.sync()
                 with locked(root, message_key):
-                    return commit(root, key, file, content)
+                    return commit(root, attachment_path(message_key, attachment_key, name), file, content)
 
     def exists(self) -> bool:
         with translated("look for the store"), ExitStack() as opened:

@@ -30,13 +30,15 @@ from fsspec.asyn import AsyncFileSystem
 
 from attachments.storage.backend import Backend, Conflict, Failure, Labels, Listed, Residue, Standing, Upload, Version
 from attachments.storage.encryption import Encryption
-from attachments.storage.errors import UnsupportedStore
+from attachments.storage.errors import StoreError, UnsupportedStore
 from attachments.storage.local_errors import failure_of
+from attachments.storage.names import shortened
 from attachments.storage.sidecars import PROOFS, proven
 
 INCOMING = ".incoming"
 _BLOCK = 1024 * 1024
 _LOOKED_AT = 10_000  # tries, a millisecond apart
+_TOO_LONG = {"ENAMETOOLONG", "553"}
 _SETTLING = 20  # looks at an object that several writers have moved to
 
 
@@ -264,7 +266,7 @@ class _MovingUpload(Upload):
 
     def __init__(self, backend: MovingBackend, path: str) -> None:
         self._backend = backend
-        self._path = path
+        self.path = path
         self._temporary = backend._temporary(path)
         self._file: Any = None
         self._ended = False
@@ -280,15 +282,33 @@ class _MovingUpload(Upload):
         raise OSError(errno.EBUSY, "looked at all the time")
 
     def commit(self, metadata: Mapping[str, str]) -> None:
-        backend = self._backend
         self._open().close()
-        if backend._info(self._path) is not None:
-            raise Conflict
-        proof = backend._proof_path(self._path)
         claim = json.dumps(dict(metadata)).encode()
+        place, _, whole = self.path.rpartition("/")
+        refusal: Exception | None = None
+        for name in shortened(whole):
+            self.path = f"{place}/{name}"
+            try:
+                self._give_name(claim)
+            except (Conflict, StoreError):
+                raise
+            except self._backend.errors as error:
+                self._backend._forget(self._backend._proof_path(self.path))
+                if failure_of(error).symbol not in _TOO_LONG:
+                    raise
+                refusal = refusal or error
+            else:
+                return
+        raise refusal or AssertionError("a name is tried at least once")
+
+    def _give_name(self, claim: bytes) -> None:
+        backend = self._backend
+        if backend._info(self.path) is not None:
+            raise Conflict
+        proof = backend._proof_path(self.path)
         backend._make_folder(proof)
         backend._fs.pipe_file(backend._path(proof), claim)
-        backend._move(self._temporary, self._path)
+        backend._move(self._temporary, self.path)
         self._ended = True
         self._settle(proof, claim)
 
@@ -304,7 +324,7 @@ class _MovingUpload(Upload):
                 return
             claims.setdefault(claimed, stands)
             digest = hashlib.sha256()
-            for block in backend.read(self._path):
+            for block in backend.read(self.path):
                 digest.update(block)
             right = claims.get(digest.hexdigest())
             if right is None or right == stands:

@@ -19,7 +19,8 @@ manifest records the name as it was. What is decided here, and why:
   means something only where a path begins, and a key begins with a message key.
 - **Ends.** No dots and no spaces, which Windows drops.
 - **Windows' device names** (``NUL .pdf``, ``com¹.txt``) get a ``_`` before them.
-- **Length.** At most 255 bytes of UTF-8. The extension stays, also a double one (``.tar.gz``, ``.pdf.p7m``);
+- **Length.** At most 255 bytes of UTF-8, or as many as the store's file system allows. The extension stays, also a
+  double one (``.tar.gz``, ``.pdf.p7m``);
   no cut separates a letter from its accent or takes an emoji apart.
 - **NFC**, so that one name has one spelling.
 """
@@ -28,11 +29,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 
 from pathvalidate import FileNameValidator
 
 MAX_BYTES = 255
 """The longest name, in bytes of UTF-8: the limit of ext4, XFS and APFS, and of NTFS in characters."""
+
+SHORT_BYTES = (143, 82)
+"""What is tried where a store refuses a longer name: eCryptfs and encrypted Synology shares allow 143 bytes a name.
+
+The store's own names have 82 at the most: two keys, and who wrote it.
+"""
 
 _FALLBACK = "attachment"
 _SIDE = 1024  # characters
@@ -57,13 +65,22 @@ _SKIN_TONES = frozenset("\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff")
 _EXTENSION = re.compile(r"(?:\.[^\W_]{1,12}){0,1}\.[^\W_]{1,16}\Z")
 
 
-def safe_name(name: str | None, *, fallback: str = _FALLBACK) -> str:
-    """The name to store a file under: never empty, never a path, at most 255 bytes of UTF-8.
+def safe_name(name: str | None, *, fallback: str = _FALLBACK, most: int = MAX_BYTES) -> str:
+    """The name to store a file under: never empty, never a path, at most 255 bytes of UTF-8, or `most` of them.
 
-    `fallback` is for a name that is missing or of which nothing is left. ``safe_name(safe_name(x))`` is
-    ``safe_name(x)``. Never raises.
+    `most` has no effect above 255 and below 82. `fallback` is for a name that is missing or of which nothing is left.
+    ``safe_name(safe_name(x))`` is ``safe_name(x)``. Never raises.
     """
-    return _settled(name or "") or _settled(fallback) or _FALLBACK
+    most = max(min(most, MAX_BYTES), SHORT_BYTES[-1])
+    return _settled(name or "", most) or _settled(fallback, most) or _FALLBACK
+
+
+def shortened(name: str) -> Iterator[str]:
+    """A safe name, and then ever shorter ones, the same at each call: for a store that may refuse it for its length."""
+    yield name
+    for most in SHORT_BYTES:
+        if len(name.encode()) > most:
+            yield safe_name(name, most=most)
 
 
 def is_nameless(name: str | None) -> bool:
@@ -76,15 +93,15 @@ def bounded(name: str) -> str:
     return name if len(name) <= 2 * _SIDE else name[:_SIDE] + name[-_SIDE:]
 
 
-def _settled(name: str) -> str:
+def _settled(name: str, most: int = MAX_BYTES) -> str:
     """Cleaned until cleaning changes nothing: taking one thing away can put another in its place."""
     name = bounded(name)
-    while (cleaned := _cleaned(name)) != name:
+    while (cleaned := _cleaned(name, most)) != name:
         name = cleaned
     return name
 
 
-def _cleaned(name: str) -> str:
+def _cleaned(name: str, most: int) -> str:
     name = unicodedata.normalize("NFC", _printable(_whole(name)))
     name = _last_component(name).translate(_REPLACED)
     name = name.strip().rstrip(". ").rstrip()
@@ -94,7 +111,7 @@ def _cleaned(name: str) -> str:
         name = "_" + name[1:]
     if name[0] == "." or name.partition(".")[0].rstrip().casefold() in _DEVICES:
         name = "_" + name
-    return _shortened(name)
+    return _cut(name, most)
 
 
 def _whole(name: str) -> str:
@@ -134,13 +151,15 @@ def _last_component(name: str) -> str:
     return _SEPARATORS.sub("_", name)
 
 
-def _shortened(name: str) -> str:
-    if len(name.encode()) <= MAX_BYTES:
+def _cut(name: str, most: int) -> str:
+    if len(name.encode()) <= most:
         return name
     found = _EXTENSION.search(name)
     extension = found.group() if found else ""
+    if len(extension.encode()) > most // 2:  # of two extensions the last one says what it is
+        extension = f".{extension.rpartition('.')[2]}"
     stem = name.removesuffix(extension)
-    room = MAX_BYTES - len(extension.encode())
+    room = most - len(extension.encode())
     end = len(stem.encode()[:room].decode("utf-8", "ignore"))
     whole = end
     while whole > 0 and _belongs_together(stem[whole - 1], stem[whole : whole + 1]):

@@ -142,7 +142,7 @@ class ObjectStore(Store):
         try:
             content = pour(chunks, write, self._seal)
             with self._turn(place), self._translated(doing, place):
-                return self._commit(upload, path, content)
+                return self._commit(upload, content)
         finally:
             upload.discard()
 
@@ -246,15 +246,17 @@ class ObjectStore(Store):
         standing = self._backend.look(found.path)
         return standing.modified if standing else None
 
-    def _commit(self, upload: Upload, path: str, content: Content) -> StoredObject:
-        message_key, attachment_key, _ = path.split("/")
+    def _commit(self, upload: Upload, content: Content) -> StoredObject:
+        message_key, attachment_key, _ = upload.path.split("/")
         if standing := self._listings.of(message_key).get(attachment_key):
-            return self._same(standing, content, path)
+            return self._same(standing, content, upload.path)
         writer = secrets.token_hex(8)
         try:
             upload.commit(_metadata(content, writer))
         except Conflict:
+            path = upload.path
             return self._same((path, *self._listings.anew(message_key).get(attachment_key, ())), content, path)
+        path = upload.path
         committed = self._backend.look(path)
         claimed = _claimed(committed) if committed else None
         if claimed is not None and claimed.stored_sha256 != content.stored_sha256:

@@ -19,7 +19,7 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC
 from typing import Any, TypeVar, cast
@@ -69,6 +69,7 @@ from attachments.storage.errors import (
     StoreUnavailable,
     UnsupportedStore,
 )
+from attachments.storage.names import shortened
 from attachments.storage.parts import PartedUpload, is_permanent, run
 from attachments.storage.sidecars import orphaned_proofs, proof_path, read_proof
 
@@ -440,7 +441,7 @@ class _S3Upload(PartedUpload):
     def __init__(self, backend: S3Backend, path: str, labels: Labels, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._backend = backend
-        self._path = path
+        self.path = path
         self._labels = labels
         self._proof = secrets.token_hex(8)
         self._upload = ""
@@ -451,17 +452,34 @@ class _S3Upload(PartedUpload):
         super().commit(metadata)
 
     async def _whole(self, data: bytes, metadata: Mapping[str, str]) -> None:
-        condition = await self._condition()
-        await self._backend.creating(self._backend.put(self._path, data, self._labels, metadata, condition))
+        async def put() -> None:
+            condition = await self._condition()
+            await self._backend.creating(self._backend.put(self.path, data, self._labels, metadata, condition))
+
+        await self._named(put)
 
     async def _begin(self) -> None:
         described = self._backend.described(self._labels, {"proof": self._proof})
-        answer = await self._backend.multipart("create_multipart_upload", self._path, **described)
+        answer = await self._named(lambda: self._backend.multipart("create_multipart_upload", self.path, **described))
         self._upload = answer["UploadId"]
+
+    async def _named(self, request: Callable[[], Awaitable[T]]) -> T:
+        """The first request that names the object: with a shorter name, where the service says that it is too long."""
+        place, _, whole = self.path.rpartition("/")
+        refusal: ClientError | None = None
+        for name in shortened(whole):
+            self.path = f"{place}/{name}"
+            try:
+                return await request()
+            except ClientError as error:
+                if _CODES.get(_code(error)) is not _TOO_LONG:
+                    raise
+                refusal = refusal or error
+        raise refusal or AssertionError("a name is tried at least once")
 
     async def _part(self, number: int, data: bytes) -> None:
         answer = await self._backend.multipart(
-            "upload_part", self._path, UploadId=self._upload, PartNumber=number, Body=io.BytesIO(data)
+            "upload_part", self.path, UploadId=self._upload, PartNumber=number, Body=io.BytesIO(data)
         )
         checksums = {name: value for name, value in answer.items() if name.startswith("Checksum")}
         self._sent.append({"PartNumber": number, "ETag": answer["ETag"], **checksums})
@@ -469,12 +487,12 @@ class _S3Upload(PartedUpload):
     async def _complete(self, number: int, data: bytes, metadata: Mapping[str, str]) -> None:
         await self._part(number, data)
         proof = json.dumps(dict(metadata)).encode()
-        await self._backend.put(proof_path(self._path, self._proof), proof, Labels("application/json"), {}, {})
+        await self._backend.put(proof_path(self.path, self._proof), proof, Labels("application/json"), {}, {})
         condition = await self._condition()
         await self._backend.creating(
             self._backend.multipart(
                 "complete_multipart_upload",
-                self._path,
+                self.path,
                 UploadId=self._upload,
                 MultipartUpload={"Parts": self._sent},
                 **condition,
@@ -482,16 +500,16 @@ class _S3Upload(PartedUpload):
         )
 
     async def _abort(self) -> None:
-        await self._backend.multipart("abort_multipart_upload", self._path, UploadId=self._upload)
+        await self._backend.multipart("abort_multipart_upload", self.path, UploadId=self._upload)
         # The last step before a commit may have been reached; without its object a proof is of no use. But the commit
         # itself may have been done, though we never heard of it, and some services say yes to aborting what is done.
-        if await self._backend.named_proof(self._path) != self._proof:
-            await self._backend.multipart("delete_object", proof_path(self._path, self._proof))
+        if await self._backend.named_proof(self.path) != self._proof:
+            await self._backend.multipart("delete_object", proof_path(self.path, self._proof))
 
     async def _condition(self) -> Mapping[str, str]:
         if self._conditional:
             return {"IfNoneMatch": "*"}
-        if await self._backend.stands(self._path):
+        if await self._backend.stands(self.path):
             raise Conflict
         return {}
 

@@ -46,6 +46,7 @@ from attachments.storage.errors import AccessDenied, NotFound, StoreUnavailable,
 from attachments.storage.folders import FOLDER_MODE
 from attachments.storage.keys import is_hold, is_key
 from attachments.storage.local_errors import failure_of
+from attachments.storage.names import shortened
 from attachments.storage.sftp_client import (
     ANSWERED,
     OPTIONS,
@@ -358,6 +359,7 @@ class _SftpUpload(Upload):
 
     def __init__(self, backend: SftpBackend, path: str) -> None:
         self._backend = backend
+        self.path = path
         self._place, _, self._name = path.rpartition("/")
         self._sftp: SftpClient | None = None
         self._folder = ""
@@ -411,8 +413,22 @@ class _SftpUpload(Upload):
             incoming = f"{INCOMING}/{self._place.replace('/', '.')}.{secrets.token_hex(8)}"
             self._folder = self._backend._path(incoming)
             sftp.mkdir(self._folder, FOLDER_MODE)
-            self._file = RemoteFile(sftp, f"{self._folder}/{self._name}", _NEW)
+            self._file = self._created(sftp)
         return self._file
+
+    def _created(self, sftp: SftpClient) -> RemoteFile:
+        """The file under its final name, or under a shorter one: no request asks how long one may be."""
+        refusal: Failed | None = None
+        for name in shortened(self._name):
+            try:
+                file = RemoteFile(sftp, f"{self._folder}/{name}", _NEW)
+            except Failed as error:
+                refusal = refusal or error
+            else:
+                self._name = name
+                self.path = f"{self._place}/{name}"
+                return file
+        raise refusal or AssertionError("a name is tried at least once")
 
     def _give_name(self, sftp: SftpClient, target: str) -> None:
         """Renames the folder. Raises Conflict, or FileExistsError where something stands that is no attachment."""

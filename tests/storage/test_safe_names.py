@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from attachments.storage.names import MAX_BYTES, safe_name
+from attachments.storage.names import MAX_BYTES, safe_name, shortened
 
 FORBIDDEN = set('/\\<>:"|?*#%[]')
 DEVICES = {"con", "prn", "aux", "nul", "clock$", "conin$", "conout$"} | {
@@ -225,3 +225,26 @@ def test_no_name_takes_quadratic_time() -> None:
     """Alternating accents are the worst for Unicode's normal forms: 400,000 of them would take an hour."""
     assert safe_name("a" + "\u0301\u0316" * 200_000 + ".pdf").endswith(".pdf")
     assert safe_name("../" * 200_000 + "a.pdf") == "a.pdf"
+
+
+@pytest.mark.parametrize("most", [143, 82])
+@pytest.mark.parametrize(
+    ("name", "extension"),
+    [
+        ("n" * 300 + ".pdf", ".pdf"),
+        ("語" * 200 + ".pdf.p7m", ".pdf.p7m"),
+        ("\N{FACE WITH TEARS OF JOY}" * 90 + ".tar.gz", ".tar.gz"),
+        ("e\N{COMBINING ACUTE ACCENT}x" * 90, ""),
+        ("n" * 140 + "." * 10 + " .pdf.age", ".pdf.age"),
+        (f"n.{'語' * 12}.{'語' * 16}", "." + "語" * 16),
+    ],
+)
+def test_a_name_is_shortened_to_what_a_store_allows(name: str, extension: str, most: int) -> None:
+    """The extension stays, the last one at least; a shortened name is safe, and shortening it again changes nothing."""
+    short = safe_name(name, most=most)
+    assert len(short.encode()) <= most
+    assert short.endswith(extension)
+    assert safe_name(short) == safe_name(short, most=most) == short
+    *_, last = shortened(safe_name(name))
+    assert len(last.encode()) <= 82
+    assert list(shortened(safe_name(name))) == list(shortened(safe_name(name)))
