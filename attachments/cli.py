@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     receive.set_defaults(command=_receive)
 
     trigger = commands.add_parser("trigger", help="send a webhook as Emailgistics would, to try an installation")
-    trigger.add_argument("message_id", type=_message_id, help="the message's id")
+    trigger.add_argument("message_id", type=_message_id, help="the message's id, or its key of 32 hex digits")
     trigger.add_argument(
         "--url", default="http://127.0.0.1:8080/webhooks/default", help="the receiver (default: %(default)s)"
     )
@@ -106,14 +107,16 @@ def _parser() -> argparse.ArgumentParser:
     trigger.set_defaults(command=_trigger)
 
     locate = commands.add_parser("locate", help="say where a message's files are")
-    locate.add_argument("message_id", type=_message_id, help="the message's id")
+    locate.add_argument("message_id", type=_message_id, help="the message's id, or its key of 32 hex digits")
     locate.add_argument("--json", action="store_true", help="print the manifest as JSON")
     locate.set_defaults(command=_locate)
 
     _add_views(commands)
 
     verify = commands.add_parser("verify", help="read what is stored again, and compare it with what is recorded")
-    verify.add_argument("message_id", type=_message_id, nargs="?", help="one message's id (default: all messages)")
+    verify.add_argument(
+        "message_id", type=_message_id, nargs="?", help="one message's id or key (default: all messages)"
+    )
     verify.add_argument(
         "--identity", type=_path, metavar="FILE", help="an age identity: decrypt as well, and compare what comes out"
     )
@@ -129,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
 
     decrypt = commands.add_parser("decrypt", help="decrypt a message's attachments into a folder")
-    decrypt.add_argument("message_id", type=_message_id, help="the message's id")
+    decrypt.add_argument("message_id", type=_message_id, help="the message's id, or its key of 32 hex digits")
     decrypt.add_argument("--identity", type=_path, metavar="FILE", required=True, help="the age identity's file")
     decrypt.add_argument("--to", type=_path, metavar="FOLDER", required=True, help="where the files go")
     decrypt.set_defaults(command=_decrypt)
@@ -146,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_views(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The commands that only look."""
     preview = commands.add_parser("preview", help="say what a deployment would take of a message, without downloading")
-    preview.add_argument("message_id", type=_message_id, help="the message's id")
+    preview.add_argument("message_id", type=_message_id, help="the message's id, or its key of 32 hex digits")
     preview.add_argument(
         "--deployment", default="default", metavar="NAME", help="whose filter counts (default: %(default)s)"
     )
@@ -184,7 +187,7 @@ def _wait(text: str) -> float:
 
 
 def _message_id(text: str) -> str:
-    message_id = normalized(text)
+    message_id = normalized(text)  # or the message's key
     if not message_id:
         raise argparse.ArgumentTypeError("the message's id is empty; is the variable set that should hold it?")
     return message_id
@@ -287,24 +290,31 @@ def _receive(options: argparse.Namespace) -> int:
 
 
 def _trigger(options: argparse.Namespace) -> int:
+    from attachments.storage import StoreError  # noqa: PLC0415
+    from attachments.storage.keys import candidate_keys  # noqa: PLC0415
     from attachments.trigger import TriggerError, trigger  # noqa: PLC0415
+    from attachments.upkeep import UpkeepError, soon, store_of  # noqa: PLC0415
 
+    message_id = options.message_id
     try:
-        print(trigger(options.url, next(iter(_secrets()), None), options.message_id, options.mailbox))
-    except TriggerError as error:
+        if len(candidate_keys(message_id)) > 1:  # a webhook names a message by its id, which a key's manifest knows
+            store = store_of(os.environ)
+            message_id = soon(lambda: store.message_id(options.message_id))
+        print(trigger(options.url, next(iter(_secrets()), None), message_id, options.mailbox))
+    except (TriggerError, StoreError, UpkeepError) as error:
         return _fail(str(error))
     return 0
 
 
 def _locate(options: argparse.Namespace) -> int:
-    from attachments.storage import StoreError, message_key  # noqa: PLC0415
+    from attachments.storage import StoreError  # noqa: PLC0415
+    from attachments.storage.keys import manifest_path  # noqa: PLC0415
     from attachments.terminal import escaped  # noqa: PLC0415
     from attachments.upkeep import UpkeepError, soon, store_of  # noqa: PLC0415
 
-    key = message_key(options.message_id)
     try:
         store = store_of(os.environ)
-        manifest = soon(lambda: store.read_manifest(key))
+        key, manifest = soon(lambda: store.find(options.message_id))
     except (StoreError, UpkeepError) as error:
         return _fail(str(error))
     if manifest is None:
@@ -313,9 +323,10 @@ def _locate(options: argparse.Namespace) -> int:
         # In ASCII: names are as their senders wrote them, and may hold what moves a cursor or turns a line round.
         print(json.dumps(json.loads(manifest.to_bytes()), indent=1))
         return 0
-    print(store.manifest_url(key))
+    print(escaped(shlex.quote(store.location(manifest_path(key)))))
     for entry in manifest.attachments:
-        where = entry.key or entry.attachment_key
+        # Quoted as a shell needs it, where it needs it.
+        where = shlex.quote(store.location(entry.key)) if entry.key else entry.attachment_key
         note = entry.rule or entry.code or (f"{entry.purged_at:%Y-%m-%d}" if entry.purged_at else "")
         print(escaped(f"{entry.outcome:<12}{entry.bytes or 0:>14,}  {where}  {note}".rstrip()))
     return 0

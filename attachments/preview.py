@@ -95,7 +95,9 @@ class Previewed(BaseModel):
 def preview(message_id: str, deployment: str) -> Preview:
     """List a message, and judge each attachment as a run of the deployment would. Raises `PreviewError`."""
     target = _target(deployment.removeprefix(f"{FLOW}/"))
+    named = message_id
     try:
+        message_id = within(PATIENCE, lambda: target.store.store().message_id(named))
         recorded = within(PATIENCE, lambda: read_record(target.store.store(), message_key(message_id)))
         listed = within(A_TURN, lambda: target.account.client().list_attachments(message_id))
     except (StoreError, EmailgisticsError, PacingError) as error:

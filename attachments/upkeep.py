@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from attachments.numerals import counted
-from attachments.storage import Store, message_key, open_store
+from attachments.storage import Store, open_store
 from attachments.storage.content import Seal
 from attachments.storage.errors import InvalidManifest
-from attachments.storage.keys import is_attachment_path
+from attachments.storage.keys import candidate_keys, is_attachment_path
 from attachments.storage.manifest import ManifestAttachment
 from attachments.storage.names import shortened
 from attachments.storage.sealing import SUFFIX, opener
@@ -119,15 +119,16 @@ def _all_keys(store: Store) -> Iterator[str]:
     return keys if first is None else chain([first], keys)
 
 
-def _known_key(store: Store, message_id: str) -> str:
-    key = message_key(message_id)
-    try:
-        known = store.read_manifest(key) is not None
-    except InvalidManifest:
-        known = True
-    if not known and not store.objects(key):
-        raise UpkeepError(f"There is nothing of message {key} in the store: nothing of it has been stored yet.")
-    return key
+def _known_key(store: Store, named: str) -> str:
+    keys = candidate_keys(named)
+    for key in keys:
+        try:
+            known = store.read_manifest(key) is not None
+        except InvalidManifest:
+            known = True
+        if known or store.objects(key):
+            return key
+    raise UpkeepError(f"There is nothing of message {keys[0]} in the store: nothing of it has been stored yet.")
 
 
 def decrypt_message(store: Store, message_id: str, unseal: Seal, folder: Path) -> int:
@@ -136,8 +137,7 @@ def decrypt_message(store: Store, message_id: str, unseal: Seal, folder: Path) -
     A file has its name only when all of it is there and has the hash that is recorded. Returns how many there are.
     Raises StoreError, UpkeepError.
     """
-    key = message_key(message_id)
-    manifest = soon(lambda: store.read_manifest(key))
+    key, manifest = soon(lambda: store.find(message_id))
     if manifest is None:
         raise UpkeepError(f"There is no manifest of message {key} in the store: nothing of it has been stored yet.")
     sealed = [entry for entry in manifest.attachments if entry.outcome == "stored" and entry.stored_sha256]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import sqlite3
 import subprocess
@@ -385,15 +386,47 @@ def test_locate_tells_where_a_messages_files_are(store: Path, capsys: pytest.Cap
     """The manifest's address, then each attachment with its outcome, size and place, or why there is none."""
     assert main(["locate", MESSAGE]) == 0
     address, first, second, third = capsys.readouterr().out.splitlines()
-    assert address.endswith(f"{message_key(MESSAGE)}/manifest.json")
-    assert first.split() == [
-        "stored",
-        "1,234,567",
-        f"{message_key(MESSAGE)}/{attachment_key('part-1')}/Rechnung",
-        "日本.pdf",
-    ]
+    assert shlex.split(address) == [str(store / message_key(MESSAGE) / "manifest.json")]
+    path = store / message_key(MESSAGE) / attachment_key("part-1") / "Rechnung 日本.pdf"
+    assert shlex.split(first) == ["stored", "1,234,567", str(path)]
     assert second.split() == ["filtered", "0", attachment_key("part-2"), "image/*"]
     assert third.split() == ["failed", "0", attachment_key("part-3"), "server-error"]
+
+
+@pytest.mark.parametrize("written", [str.lower, str.upper, " {}\n".format])
+def test_a_key_names_a_message_as_its_id_does(
+    store: Path, capsys: pytest.CaptureFixture[str], written: Callable[[str], str]
+) -> None:
+    """Logs, run names and events show the key; a webhook gets the id, which the manifest knows."""
+    key = written(message_key(MESSAGE))
+    said = []
+    for named in (MESSAGE, key):
+        assert main(["locate", named]) == 0
+        assert main(["verify", named]) == 1  # the manifest alone is there
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    with answering(200, b'{"status": "success", "message": "Accepted."}') as (url, posted):
+        assert main(["trigger", key, "--url", url]) == 0
+    assert posted[0]["document"]["id"] == MESSAGE
+
+
+def test_a_key_without_a_manifest_is_told_to_need_the_id(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is sent."""
+    key = message_key("never seen")
+    with answering(200, b"{}") as (url, posted):
+        assert main(["trigger", key, "--url", url]) == 1
+    assert posted == []
+    assert f"{key} is a message key, and the store has no manifest" in capsys.readouterr().err
+    assert main(["locate", key]) == 1
+    assert f"There is no manifest of message {key} in the store" in capsys.readouterr().err
+
+
+def test_an_id_that_looks_like_a_key_is_an_id(store: Path) -> None:
+    """Ids are opaque: what has no manifest under it as a key is looked for as an id."""
+    odd = "0123456789abcdef" * 2
+    manifest = Manifest(message_id=odd, message_key=message_key(odd), updated=datetime(2026, 11, 22, tzinfo=UTC))
+    open_store(store.as_uri()).update_manifest(message_key(odd), lambda _: manifest)
+    assert main(["locate", odd]) == 0
 
 
 def test_locate_says_what_was_purged_and_when(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,15 @@ def message_key(message_id: str) -> str:
     return _hashed(normalized(message_id))
 
 
+def candidate_keys(named: str) -> tuple[str, ...]:
+    """The keys that a message may have which a person names by its id or its key, the likeliest first.
+
+    A text of 32 hex digits is its key, in logs, run names, events and folders; but ids are opaque, and may look so too.
+    """
+    key = normalized(named).lower()
+    return (key, message_key(named)) if is_key(key) else (message_key(named),)
+
+
 def attachment_key(attachment_id: str) -> str:
     """The key of an attachment within its message: the first 32 hex digits of the SHA-256 of its id."""
     return _hashed(attachment_id)

@@ -50,6 +50,9 @@ class LocalStore(Store):
     def url(self) -> str:
         return f"file://{self._path}"
 
+    def location(self, key: str) -> str:
+        return str(self._path / key)
+
     def manifest_url(self, message_key: str) -> str:
         return f"file://{self._path / manifest_path(message_key)}"
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, Self
 
+from attachments.message_id import normalized
 from attachments.storage.backend import Residue
 from attachments.storage.content import Content
+from attachments.storage.errors import NothingStored
+from attachments.storage.keys import candidate_keys, message_key
 from attachments.storage.manifest import Manifest
 
 Probe = Literal["works", "kept", "not made yet"]
@@ -83,6 +86,32 @@ class Store(ABC):
     def read_manifest(self, message_key: str) -> Manifest | None:
         """The message's manifest, None when there is none. Raises InvalidManifest for an unreadable one."""
 
+    def find(self, named: str) -> tuple[str, Manifest | None]:
+        """The key of the message that a person names by its id or its key, and its manifest.
+
+        None when neither has one. Raises InvalidManifest for an unreadable one.
+        """
+        keys = candidate_keys(named)
+        found = ((key, self.read_manifest(key)) for key in keys)
+        return next((pair for pair in found if pair[1] is not None), (keys[0], None))
+
+    def message_id(self, named: str) -> str:
+        """The id of the message that a person names by its id or its key; of a key, its manifest knows it.
+
+        Raises NothingStored when there is none, for then only the id helps.
+        """
+        if len(candidate_keys(named)) == 1:
+            return normalized(named)
+        key, manifest = self.find(named)
+        # Others may write to the store: an id that is not this message's is nothing that we could fetch for it.
+        if manifest is None or message_key(manifest.message_id) != key:
+            raise NothingStored(
+                f"{key} is a message key, and the store has no manifest that tells the message's id; "
+                "give the id itself",
+                key=key,
+            )
+        return manifest.message_id
+
     @abstractmethod
     def update_manifest(self, message_key: str, change: ManifestChange) -> Manifest:
         """Replaces the manifest by what `change` makes of it, and hands back the new one.
@@ -94,6 +123,10 @@ class Store(ABC):
     @abstractmethod
     def manifest_url(self, message_key: str) -> str:
         """Where the manifest is, or will be, as an fsspec URL."""
+
+    def location(self, key: str) -> str:
+        """Where the object with this key is, as `open` takes it: a path, or an fsspec URL."""
+        return f"{self.url}/{key}"
 
     @abstractmethod
     def stored(self, message_key: str) -> Mapping[str, StoredObject]:
