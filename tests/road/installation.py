@@ -3,7 +3,7 @@
 import os
 import sqlite3
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -93,6 +93,22 @@ class Installation:
         found = self._get(f"deployments/name/{flow}/{name}")
         run: dict[str, Any] = self._post(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})
         return run
+
+    def deploy_flow(self, file: Path, name: str) -> str:
+        """The id of a deployment of the flow of that name in a file, for the worker."""
+        flow = self._post("flows/", {"name": name})
+        body = {"name": name, "flow_id": flow["id"], "entrypoint": f"{file}:{name}", "work_pool_name": "attachments"}
+        return str(self._post("deployments/", body)["id"])
+
+    def create_runs(self, deployment_id: str, asked: list[dict[str, Any]]) -> list[str]:
+        """The ids of runs of a deployment with these parameters."""
+        path = f"deployments/{deployment_id}/create_flow_run"
+        return [str(self._post(path, {"parameters": parameters})["id"]) for parameters in asked]
+
+    def count(self, run_ids: Collection[str], states: Collection[str]) -> int:
+        """How many of these runs are in one of these states."""
+        filters = {"id": {"any_": list(run_ids)}, "state": {"type": {"any_": list(states)}}}
+        return int(self._post("flow_runs/count", {"flow_runs": filters}))
 
     def refused(self, deployment: str, parameters: dict[str, Any]) -> httpx.Response:
         """Prefect's answer to a run with parameters that it does not take."""
@@ -268,7 +284,7 @@ def installation(folder: Path, *, slots: int = FAST, limit: int | None = None) -
         stack = road(folder, sandbox.base_url, sandbox.key)
         namespace = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
         stack.worker.command[:0] = [*namespace, "sh", "-ec", MOUNTS, str(folder)]
-        limits = httpx.Limits(keepalive_expiry=1)  # before Prefect's server closes it, after 5 s
+        limits = httpx.Limits(max_keepalive_connections=0)  # one that is kept may be closed just as it is used again
         prefect = httpx.Client(base_url=f"{stack.api_url}/", trust_env=False, timeout=60, limits=limits)
         with running(stack), prefect:
             everything = Installation(stack, sandbox, prefect)
