@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
@@ -19,6 +19,7 @@ from attachments import cancelling
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cancelling import RunCancelled
 from attachments.emailgistics import Attachment
+from attachments.emailgistics.errors import NotFound
 from attachments.flows.configured import load_account, load_store
 from attachments.flows.failures import (
     FRESH_PAUSES,
@@ -52,7 +53,8 @@ from attachments.storage import (
     message_key,
     safe_name,
 )
-from attachments.storage.errors import InvalidManifest
+from attachments.storage.errors import InvalidManifest, NothingStored
+from attachments.storage.keys import candidate_keys
 from attachments.storage.manifest import Pending
 
 DOWNLOADS_AT_ONCE = 4
@@ -224,7 +226,8 @@ def download_attachments(
     """Put the attachments of one message into storage: complete, checksummed, once.
 
     Args:
-        message_id: The message's id: a webhook's id, or a report's messageId.
+        message_id: The message's id: a webhook's id, or a report's messageId. Where the store has its manifest, its
+            key of 32 hex digits does as well.
         mailbox: The shared mailbox's address; recorded in the manifest.
         received: When the message came in; recorded in the manifest.
         conversation_id: The conversation it belongs to; recorded in the manifest.
@@ -248,12 +251,26 @@ def download_attachments(
     except RunCancelled:
         raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
     except OUR_ERRORS as error:
+        if isinstance(error, NotFound) and len(candidate_keys(message_id)) > 1:
+            error = NothingStored(
+                f"{message.id} looks like a message key, but the store has no manifest of it that tells the message's "
+                "id, and Emailgistics knows no such id; give the id itself"
+            )
         return gave_up(error)
+
+
+def identified(message: Message, store: AttachmentStore) -> Message:
+    """The message with its id, where the run names it by its key."""
+    with suppress(NothingStored):  # then it may be an id that looks like a key
+        message_id = store.store().message_id(message.id)
+        return message.model_copy(update={"id": message_id, "key": message_key(message_id)})
+    return message
 
 
 def _download(
     message: Message, wanted: Filter, account: EmailgisticsAccount, store: AttachmentStore, *, force: bool
 ) -> State[None]:
+    message = identified(message, store)
     known = None if force else read_manifest(message, store)
     if known is not None and is_settled(known, wanted, has_attachments=message.has_attachments):
         _announce(known, store, look_first=True)

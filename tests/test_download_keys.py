@@ -1,0 +1,35 @@
+"""A run of `download-attachments` may name its message by the key."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from attachments.blocks import AttachmentStore
+from attachments.flows.download_attachments import Message, identified
+from attachments.storage import Manifest, message_key
+
+ID = "AAMkAGI1/xyz="
+
+
+def named(text: str) -> Message:
+    return Message(id=text, key=message_key(text))
+
+
+def test_the_manifest_of_a_key_tells_the_id(tmp_path: Path) -> None:
+    """In either case; an id is left as it is, and so is what no manifest knows: it may be an id that looks so."""
+    store = AttachmentStore(url=tmp_path.as_uri())
+    key = message_key(ID)
+    manifest = Manifest(message_id=ID, message_key=key, updated=datetime.now(UTC))
+    store.store().update_manifest(key, lambda _: manifest)
+    assert identified(named(key), store) == identified(named(key.upper()), store) == named(ID)
+    assert identified(named(ID), store) == named(ID)
+    unknown = message_key("never seen")
+    assert identified(named(unknown), store) == named(unknown)
+
+
+def test_a_manifest_that_was_altered_sends_a_run_to_no_other_message(tmp_path: Path) -> None:
+    """Others may write to the store."""
+    store = AttachmentStore(url=tmp_path.as_uri())
+    key = message_key(ID)
+    manifest = Manifest(message_id="another", message_key=key, updated=datetime.now(UTC))
+    store.store().update_manifest(key, lambda _: manifest)
+    assert identified(named(key), store) == named(key)
