@@ -48,7 +48,7 @@ def _deployments(page: Page) -> None:
 
 
 def _forms(everything: Installation, page: Page) -> None:
-    page.set_viewport_size({**WINDOW, "height": 1500})  # a form is longer than a screen
+    page.set_viewport_size({**WINDOW, "height": 1650})  # a form is longer than a screen
     for flow in ("download", "backfill", "reconcile", "purge"):
         deployment = everything.deployment(f"{flow}-attachments/default")
         show(page, f"/deployments/deployment/{deployment['id']}/run", until="Run Name")
