@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from attachments.numerals import counted
 from attachments.storage import Store, open_store
 from attachments.storage.content import Seal
-from attachments.storage.errors import InvalidManifest
+from attachments.storage.errors import InvalidManifest, NothingStored
 from attachments.storage.keys import candidate_keys, is_attachment_path
 from attachments.storage.manifest import ManifestAttachment
 from attachments.storage.names import shortened
@@ -102,6 +103,8 @@ def verify_store(
             verdict.add(checked)
             for difference in checked.differences:
                 print(f"{difference.key}  {difference.problem}", flush=True)
+            if checked.differences:
+                print(f"  {_download_again(store, checked.message_key, message_id)}", flush=True)
     for residue in store.residue(older_than=older_than):
         if clean:
             store.clear(residue)
@@ -111,6 +114,20 @@ def verify_store(
         print(f"{residue.key}  {residue.what}{', removed' if clean else ''}", flush=True)
     print(_summary(verdict, store.url))
     return verdict
+
+
+def _download_again(store: Store, key: str, named: str | None) -> str:
+    """The command that runs a message's download again, as it can be pasted; a message is fetched by its id."""
+    deployment = "download-attachments/default"
+    if named is not None and len(candidate_keys(named)) == 1:
+        message_id = named
+    else:
+        try:
+            message_id = store.message_id(key)
+        except (NothingStored, InvalidManifest):
+            return f"To run its download again, its id is needed, which only its manifest would tell: {key}"
+    arguments = ("--param", f"message_id={json.dumps(message_id)}", "--param", "force=true")
+    return shlex.join(("prefect", "deployment", "run", deployment, *arguments))
 
 
 def _all_keys(store: Store) -> Iterator[str]:

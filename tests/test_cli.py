@@ -410,6 +410,20 @@ def test_a_key_names_a_message_as_its_id_does(
     assert posted[0]["document"]["id"] == MESSAGE
 
 
+@pytest.mark.parametrize("named", [[], [MESSAGE], [message_key(MESSAGE)]])
+def test_verify_prints_a_command_that_can_be_pasted(
+    store: Path, capsys: pytest.CaptureFixture[str], named: list[str]
+) -> None:
+    """It runs the download again, with the id, which the manifest knows; without either it says what is needed."""
+    assert main(["verify", *named]) == 1
+    command = shlex.split(capsys.readouterr().out.splitlines()[1])
+    assert command[:4] == ["prefect", "deployment", "run", "download-attachments/default"]
+    assert command[4:] == ["--param", f'message_id="{MESSAGE}"', "--param", "force=true"]
+    (store / message_key(MESSAGE) / "manifest.json").write_text("{")
+    assert main(["verify", *named]) == 1
+    assert ("its id is needed" in capsys.readouterr().out) == (named != [MESSAGE])
+
+
 def test_a_key_without_a_manifest_is_told_to_need_the_id(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is sent."""
     key = message_key("never seen")
