@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -500,17 +499,13 @@ def test_a_filter_that_no_run_takes_is_found() -> None:
     assert bad.names[0].startswith("include[0].names: 'canary/*' has a / or \\")
 
 
-OLD_WHENEVER = version("whenever").startswith("0.10.") and sys.version_info < (3, 13)
 FAR = datetime.now(UTC).replace(microsecond=0) + timedelta(days=200)
 
 
 @pytest.mark.parametrize(
     "schedule",
     [
-        pytest.param(
-            CronSchedule(cron=f"0 0 {FAR.day} {FAR.month} *"),
-            marks=pytest.mark.skipif(OLD_WHENEVER, reason="with it Prefect 3.9.1 plans no cron before Python 3.13"),
-        ),
+        CronSchedule(cron=f"0 0 {FAR.day} {FAR.month} *"),
         IntervalSchedule(interval=timedelta(days=365), anchor_date=FAR),
         RRuleSchedule(rrule=f"DTSTART:{FAR:%Y%m%dT%H%M%S}\nRRULE:FREQ=YEARLY"),
     ],
