@@ -61,4 +61,7 @@ def fill(page: Page, parameter: str, value: Any, *, kind: str | None = None) -> 
 
 def choose(page: Page, parameter: str, kind: str) -> None:
     """Choose which kind of value a parameter gets."""
-    field(page, parameter).get_by_role("tab", name=kind, exact=True).click()
+    part = field(page, parameter)
+    part.get_by_role("tab", name=kind, exact=True).click()
+    part.get_by_role("tab", name=kind, exact=True, selected=True).wait_for()
+    page.wait_for_load_state("networkidle")  # the form is validated by the server as it changes
