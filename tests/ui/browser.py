@@ -64,4 +64,4 @@ def choose(page: Page, parameter: str, kind: str) -> None:
     part = field(page, parameter)
     part.get_by_role("tab", name=kind, exact=True).click()
     part.get_by_role("tab", name=kind, exact=True, selected=True).wait_for()
-    page.wait_for_load_state("networkidle")  # the form is validated by the server as it changes
+    page.wait_for_timeout(2000)  # until then Submit does nothing, and nothing on the page says so
