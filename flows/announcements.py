@@ -27,8 +27,8 @@ from attachments import cancelling
 from attachments.flows.failures import patiently
 from attachments.numerals import counted
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds between looks, half as long again each time
-LOOKS = 22  # about half a minute in all, not counting a Prefect that does not answer
+FIRST_PAUSE, LONGEST_PAUSE = 0.6, 2.0  # seconds between looks, half as long again each time; a look costs a request
+LOOKS = 18  # about half a minute in all, not counting a Prefect that does not answer
 SEND_AGAIN = 6  # looks after which an event that is not there yet is sent again
 PAGE = 50  # events in one answer of Prefect's
 AROUND = timedelta(days=2)  # by which clocks may differ
