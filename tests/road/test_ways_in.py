@@ -136,6 +136,42 @@ def test_a_block_with_a_relative_url_stores_nothing_and_says_what_to_write(runni
     assert running.calls(message) == []
 
 
+@pytest.mark.parametrize("end", ["?a=b", "#b"])
+def test_a_name_is_not_cut_off_where_a_url_would_be(running: Installation, end: str) -> None:
+    """Else another store, account or deployment were taken than the one that was named."""
+    message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "a"}])
+    run = running.run_deployment(message_id=message["id"], store=f"default{end}")
+    assert run["state_type"] == "FAILED"
+    assert f"no usable block attachment-store/default{end}" in run["state"]["message"]
+    assert running.files(message) == []
+    told = running.road.run("attachments", "preview", message["id"], "--deployment", f"default{end}", check=False)
+    assert f"There is no deployment download-attachments/default{end}." in told.stderr
+
+
+def test_a_message_key_names_a_run_s_message(running: Installation) -> None:
+    """Once its manifest is there; else the run says that it needs the id. Blanks around either do not count."""
+    message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "a"}])
+    key = message_key(message["id"])
+    lost = running.run_deployment(message_id=key)
+    assert "looks like a message key" in lost["state"]["message"]
+    assert running.run_deployment(message_id=f" {message['id']}\r\n")["state_type"] == "COMPLETED"
+    again = running.run_deployment(message_id=f"{key.upper()}\n", force=True)
+    assert again["state_type"] == "COMPLETED", again["state"]
+    assert len(running.files(message)) == 1
+
+
+def test_setup_with_a_key_that_is_rejected_fails(running: Installation) -> None:
+    """All is made in Prefect, but nothing would work: it says so, and exits with 1."""
+    environment = {**running.road.environment, "EMAILGISTICS_API_KEY": "a-key-that-nobody-knows"}
+    refused = dataclasses.replace(running.road, environment=environment).run(
+        "attachments", "setup", "--schedules-off", check=False
+    )
+    assert refused.returncode == 1
+    assert "All set." not in refused.stdout
+    assert "no call to Emailgistics will succeed: " in refused.stderr
+    assert "All set." in running.road.run("attachments", "setup", "--schedules-off").stdout
+
+
 def test_a_missing_limit_is_an_error_not_an_unpaced_call(running: Installation) -> None:
     """Prefect grants slots of a limit that does not exist; we refuse to call."""
     running.save_blocks(f"""
