@@ -19,7 +19,7 @@ from prefect.client.schemas.actions import (
     WorkPoolCreate,
 )
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import DeploymentSort
@@ -298,13 +298,16 @@ def _is_enabled(trigger: dict[str, Any], existing: Automation | None) -> bool:
     return existing.enabled if existing else bool(trigger.get("enabled", True))
 
 
-def _limit(existing: DeploymentResponse) -> ConcurrencyLimitConfig | None:
+def _limit(existing: DeploymentResponse) -> ConcurrencyLimitConfig | int | None:
     """How many runs may be under way at a time, as it stands; what a user has taken away stays away."""
     limit, options = existing.global_concurrency_limit, existing.concurrency_options
     if limit is None:
         return None
-    strategy = options.collision_strategy if options else ConcurrencyLimitStrategy.ENQUEUE
-    return ConcurrencyLimitConfig(limit=limit.limit, collision_strategy=strategy)
+    return (
+        ConcurrencyLimitConfig(limit=limit.limit, collision_strategy=options.collision_strategy)
+        if options
+        else limit.limit
+    )
 
 
 def _declared_limit(spec: Mapping[str, Any]) -> ConcurrencyLimitConfig | None:
