@@ -65,6 +65,8 @@ def announce(events: Iterable[Event], *, look_first: bool = False) -> None:
         PrefectLost: Prefect has not answered for a long while.
     """
     left = {each.id: each for each in events}
+    if not left:
+        return
     client = get_client(sync_client=True)
     if client.server_type == ServerType.CLOUD:
         send(left.values())

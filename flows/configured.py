@@ -1,7 +1,8 @@
 """Loads the blocks that a run names."""
 
-from typing import cast
+from typing import TypeVar, cast
 
+from prefect.blocks.core import Block
 from pydantic import ValidationError
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
@@ -9,25 +10,28 @@ from attachments.blocks.problems import reasons
 from attachments.flows.failures import NotConfigured, patiently
 from attachments.prefect_path import path_part
 
+B = TypeVar("B", bound=Block)
+
 
 def load_account(name: str) -> EmailgisticsAccount:
     """The Emailgistics Account block of that name. Raises `NotConfigured` when there is none that can be read."""
-    try:
-        return cast("EmailgisticsAccount", patiently(lambda: EmailgisticsAccount.load(path_part(name))))
-    except ValidationError as error:
-        raise NotConfigured(_unusable("emailgistics-account", name, error)) from None
-    except ValueError:
-        raise NotConfigured(_missing("emailgistics-account", name)) from None
+    return _load(EmailgisticsAccount, "emailgistics-account", name)
 
 
 def load_store(name: str) -> AttachmentStore:
     """The Attachment Store block of that name. Raises `NotConfigured` when there is none that can be read."""
+    return _load(AttachmentStore, "attachment-store", name)
+
+
+def _load(kind: type[B], block_type: str, name: str) -> B:
     try:
-        return cast("AttachmentStore", patiently(lambda: AttachmentStore.load(path_part(name))))
-    except ValidationError as error:
-        raise NotConfigured(_unusable("attachment-store", name, error)) from None
+        return cast("B", patiently(lambda: kind.load(path_part(name))))
+    except RuntimeError as error:
+        if isinstance(error.__cause__, ValidationError):  # the Prefect UI saves a block unchecked
+            raise NotConfigured(_unusable(block_type, name, error.__cause__)) from None
+        raise
     except ValueError:
-        raise NotConfigured(_missing("attachment-store", name)) from None
+        raise NotConfigured(_missing(block_type, name)) from None
 
 
 def _unusable(block_type: str, name: str, error: ValidationError) -> str:

@@ -40,7 +40,7 @@ def written(folder: Path, deployment: str) -> str:
             "  parameters: {filters: {}}",
             (
                 "Deployment invoices: there is no parameter filters; the flow has account, conversation_id, filter, "
-                "force, mailbox, message_id, received, store."
+                "force, has_attachments, mailbox, message_id, received, store."
             ),
         ),
         (

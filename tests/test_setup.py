@@ -99,7 +99,11 @@ def test_the_location_of_the_store_is_shown(monkeypatch: pytest.MonkeyPatch) -> 
     async def existing(*_: object) -> AttachmentStore:
         return block
 
+    async def registered(*_: object, **__: object) -> None:
+        pass
+
     monkeypatch.setattr(setup, "_existing", existing)
+    monkeypatch.setattr(AttachmentStore, "aregister_type_and_schema", registered)
     asyncio.run(setup._save(block, "default", cast("Any", None), lambda _, subject: told.append(subject)))
     assert told == ["block attachment-store/default: file:///srv/attachments"]
 

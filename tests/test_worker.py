@@ -15,6 +15,7 @@ import httpx
 import pytest
 from prefect import flow_engine
 from prefect._flow_run_suspension import FlowRunSuspensionRequest
+from prefect.client.base import ServerType
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import WorkerFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType
@@ -395,7 +396,7 @@ def test_from_its_start_on_runs_have_no_observers_of_their_own(
 
     monkeypatch.setattr(flow_engine, "observe_flow_run_suspension", observe)
     monkeypatch.setattr(BaseWorker, "setup", nothing)
-    worker._client = cast("Any", SimpleNamespace())
+    worker._client = cast("Any", SimpleNamespace(server_type=ServerType.CLOUD))
 
     async def start() -> None:
         await worker.setup()

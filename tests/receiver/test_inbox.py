@@ -335,7 +335,7 @@ def _under_a_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (_directory, "directory"),
+        (_directory, "folder"),
         (_garbage, "not a database"),
         (_anothers, "another program"),
         (_newer, "newer version"),

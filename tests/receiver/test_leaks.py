@@ -37,7 +37,7 @@ def test_no_customer_data_reaches_disk_log_or_answer(make: Callable[..., Receive
     send(sample(id="third", event="CANARY"))
     send(sample(id="third", hasAttachments="canary"))
     send(sample(id=["canary"]))
-    send(sample(id="canary\n"))
+    send(sample(id="canary\ncanary"))
     send(b'{"subject": "canary"')
     send(sample(), deployment="canary-deployment")
     send(sample(), deployment="default?subject=canary")

@@ -104,7 +104,7 @@ def test_what_is_due_is_purged_once_and_for_all(running: Installation) -> None:
     assert files(old) == [9, 2000]
 
     gone = purge(dry_run=False, forget=True, hold=[old["id"], "no such message"])
-    assert "1 records were removed" in gone["state"]["message"]
+    assert "1 record was removed" in gone["state"]["message"]
     assert "1 of the messages to hold is not in the store" in gone["state"]["message"]
     assert not (store / message_key(forgotten["id"])).exists()
     assert " 2 stored" in download(forgotten)

@@ -164,7 +164,7 @@ def test_what_another_run_is_at_is_left_to_it(running: Installation) -> None:
     )
     before = marks(running)
     run = reconcile(running, box)
-    assert "0 had been missed. 1 are under way in other runs, or wait there" in run["state"]["message"]
+    assert "0 had been missed. 1 is under way in another run, or waits there" in run["state"]["message"]
     assert running.calls(message) == []
     (mark,) = [value for name, value in marks(running).items() if before.get(name) != value]
     assert datetime.now(UTC) - datetime.fromisoformat(mark["until"]) > timedelta(hours=23), "it is held"

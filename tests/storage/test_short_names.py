@@ -113,7 +113,7 @@ def test_what_is_decrypted_gets_a_short_name_as_well(root: Path, tmp_path: Path)
     class Elsewhere:
         """The store as it would be with longer names."""
 
-        read_manifest = store.read_manifest
+        find = store.find
 
         def read(self, key: str) -> Iterator[bytes]:
             assert key == long_key
