@@ -15,6 +15,7 @@ proof is made to be that of the object that stands there in the end.
 from __future__ import annotations
 
 import errno
+import ftplib
 import hashlib
 import json
 import secrets
@@ -39,6 +40,7 @@ INCOMING = ".incoming"
 _BLOCK = 1024 * 1024
 _LOOKED_AT = 10_000  # tries, a millisecond apart
 _TOO_LONG = {"ENAMETOOLONG", "553"}
+_FTP_REFUSED = "550"
 _SETTLING = 20  # looks at an object that several writers have moved to
 
 
@@ -293,13 +295,20 @@ class _MovingUpload(Upload):
             except (Conflict, StoreError):
                 raise
             except self._backend.errors as error:
+                if not self._may_be_too_long(error):
+                    raise  # and the proof stays: the move may have been made, and only its answer lost
                 self._backend._forget(self._backend._proof_path(self.path))
-                if failure_of(error).symbol not in _TOO_LONG:
-                    raise
                 refusal = refusal or error
             else:
                 return
         raise refusal or AssertionError("a name is tried at least once")
+
+    def _may_be_too_long(self, error: Exception) -> bool:
+        """Whether the name is refused, perhaps for its length: FTP servers have one answer for that and much else."""
+        if failure_of(error).symbol in _TOO_LONG:
+            return True
+        is_refused = isinstance(error, ftplib.error_perm) and str(error).startswith(_FTP_REFUSED)
+        return is_refused and self._backend._info(self.path) is None
 
     def _give_name(self, claim: bytes) -> None:
         backend = self._backend

@@ -67,12 +67,25 @@ class Failing(MemoryFileSystem):
         super().mv(path1, path2)
 
 
+class Answerless(MemoryFileSystem):
+    """Moves the first attachment, and loses the answer."""
+
+    protocol = "answerless"
+    is_lost = True
+
+    def mv(self, path1: str, path2: str, **_: Any) -> None:
+        super().mv(path1, path2)
+        if self.is_lost and ".incoming" not in path2:
+            type(self).is_lost = False
+            raise TimeoutError(errno.ETIMEDOUT, "no answer")
+
+
 @pytest.fixture
 def root() -> str:
     return f"//{uuid.uuid4().hex}/root"
 
 
-for kind in (Ignoring, Refusing, Ftp, Failing):
+for kind in (Ignoring, Refusing, Ftp, Failing, Answerless):
     fsspec.register_implementation(str(kind.protocol), kind, clobber=True)
 
 
@@ -125,6 +138,21 @@ def test_what_is_permanent_is_not_tried_again(
         store.read_manifest(MESSAGE)
     assert type(caught.value) is kind
     assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("encryption", [None, Encryption(age_recipients=(str(OWNER.to_public()),))], ids=["", "age"])
+def test_an_attachment_whose_move_was_made_but_not_answered_is_found_by_the_next_try(
+    root: str, monkeypatch: pytest.MonkeyPatch, encryption: Encryption | None
+) -> None:
+    """Its proof is kept; without it nobody could tell an encrypted one from somebody else's file."""
+    monkeypatch.setattr(Answerless, "is_lost", True)
+    store = open_store(f"answerless:{root}", encryption=encryption)
+    with pytest.raises(StoreUnavailable, match="ETIMEDOUT"):
+        store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+    (found,) = open_store(f"answerless:{root}").stored(MESSAGE).values()
+    assert found.bytes == len(CONTENT)
+    assert store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT]) == found
+    assert store.stored(MESSAGE) == {ATTACHMENT: found}
 
 
 def test_options_that_the_file_system_does_not_take_are_permanent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ftplib
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -140,18 +141,29 @@ def test_an_sftp_server_with_short_names(faulty: Spot) -> None:  # noqa: F811  t
     assert key == f"{PLACE}/{SHORT}"
 
 
-def test_any_other_file_system_with_short_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is whole by then, and is moved under a shorter name."""
+@pytest.mark.parametrize(
+    ("calls", "refusal"),
+    [
+        (("mv", "cp_file", "pipe_file", "info", "cat_file"), OSError(errno.ENAMETOOLONG, "too long")),
+        (("mv",), ftplib.error_perm("553 File name not allowed")),
+        (("mv",), ftplib.error_perm("550 Rename failed")),
+    ],
+    ids=["system", "FTP 553", "FTP 550"],
+)
+def test_any_other_file_system_with_short_names(
+    calls: tuple[str, ...], refusal: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is whole by then, and is moved under a shorter name; FTP servers may not say why they refuse one."""
 
     def limited(call: Callable[..., Any]) -> Callable[..., Any]:
         def checked(self: Any, path: str, *more: Any, **named: Any) -> Any:
             if any(is_too_long(one, LIMIT) for one in (path, *more) if isinstance(one, str)):
-                raise OSError(errno.ENAMETOOLONG, "too long", path)
+                raise refusal
             return call(self, path, *more, **named)
 
         return checked
 
-    for name in ("mv", "cp_file", "pipe_file", "info", "cat_file"):
+    for name in calls:
         monkeypatch.setattr(MemoryFileSystem, name, limited(getattr(MemoryFileSystem, name)))
     url = f"memory://{uuid.uuid4().hex}/root"
     key = stores_a_long_name(lambda encryption: open_store(url, {}, encryption))
