@@ -39,6 +39,7 @@ from attachments.flows.configured import load_account, load_store
 from attachments.flows.endings import FAILED_FOR_NOW, failure_code, follows_by_itself
 from attachments.flows.failures import NotConfigured, patiently
 from attachments.prefect_busy import PrefectAway, own_client
+from attachments.prefect_path import path_part
 from attachments.selection import Filter
 from attachments.storage import Store, message_key
 
@@ -104,7 +105,8 @@ class Target:
         if not name or "/" in name:
             raise NotConfigured(f"A deployment of {FLOW} is wanted: write its name alone, such as backfill.")
         try:
-            found = patiently(lambda: get_client(sync_client=True).read_deployment_by_name(f"{FLOW}/{name}"))
+            path = f"{FLOW}/{path_part(name)}"
+            found = patiently(lambda: get_client(sync_client=True).read_deployment_by_name(path))
         except ObjectNotFound:
             raise NotConfigured(
                 f"There is no deployment {FLOW}/{name}. `attachments setup` makes default and backfill."

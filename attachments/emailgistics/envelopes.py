@@ -63,12 +63,13 @@ def parse_envelope(body: bytes) -> ReportEnvelope:
     except (ValueError, RecursionError, KeyError, TypeError):
         raise BadAnswer("The answer about a report is not the documented JSON") from None
     result = _object(document.get("result"))
-    listed = result.get("data")
+    data = result.get("data")
     is_done = status == "done"
-    if is_done and not isinstance(listed, list):
+    if is_done and not isinstance(data, list):
         # Read as "no messages" it would lose them without a word.
         raise BadAnswer("A report that is done has no list of rows")
-    rows = tuple(_row(row) for row in listed) if is_done and isinstance(listed, list) else ()
+    listed = data if is_done and isinstance(data, list) else []
+    rows = tuple(_row(row) for row in listed)
     return ReportEnvelope(
         is_done=is_done,
         is_failed=status == "error",
@@ -76,7 +77,7 @@ def parse_envelope(body: bytes) -> ReportEnvelope:
         itself=_href(document, "self"),
         following=_href(document, "next"),
         rows=tuple(row for row in rows if row is not None),
-        unnamed=tuple(_known_by(row) for row, parsed in zip(listed or (), rows, strict=False) if parsed is None),
+        unnamed=tuple(_known_by(row) for row, parsed in zip(listed, rows, strict=True) if parsed is None),
         cutoff=_cutoff(result.get("dataCutoffTimestamp")),
     )
 

@@ -14,8 +14,9 @@ from attachments.emailgistics.errors import BadAnswer
 
 FILE_ATTACHMENT = "fileAttachment"
 """The one kind that can be downloaded."""
-_PLACEHOLDER = re.compile(r"\s*(safe attachments|atp) scan in progress\s*(\.[a-z]{3,4})?\s*", re.ASCII | re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"(safe attachments|atp) scan in progress(\s*\.[a-z]{3,4})?", re.ASCII | re.IGNORECASE)
 """What Microsoft Defender lists in place of an attachment that it still scans (Safe Attachments, Dynamic Delivery)."""
+_LONGEST_PLACEHOLDER = 200  # characters; a sender may give a file a name of millions
 
 
 def well_formed(text: str) -> str:
@@ -80,7 +81,7 @@ class Attachment(BaseModel):
     @property
     def is_placeholder(self) -> bool:
         """Whether it stands for an attachment that a scanner holds back, and that will be listed in its place."""
-        return _PLACEHOLDER.fullmatch(self.name) is not None
+        return len(self.name) <= _LONGEST_PLACEHOLDER and _PLACEHOLDER.fullmatch(self.name.strip()) is not None
 
 
 class _Listing(BaseModel):

@@ -184,7 +184,12 @@ class Manifest(_Record):
         None while nothing was. A purge is no news, and storing anew what was purged is.
         """
         stored = sorted(
-            (entry.attachment_key, entry.key or "", entry.sha256 or "", entry.stored_at and _iso(entry.stored_at))
+            (
+                entry.attachment_key,
+                entry.key or "",
+                entry.sha256 or "",
+                _iso(entry.stored_at) if entry.stored_at else "",
+            )
             for entry in self.attachments
             if entry.outcome in _WAS_STORED
         )

@@ -549,6 +549,14 @@ def test_rows_that_name_no_message_are_known_again() -> None:
     assert again.unnamed == (envelope.unnamed[0], envelope.unnamed[3])
 
 
+@pytest.mark.parametrize("data", [5, True, {"a": 1}, "rows", None])
+def test_what_is_no_list_has_no_rows_while_a_report_is_being_made(data: object) -> None:
+    """Its answer is not what was asked for yet, so it is asked again."""
+    envelope = parse_envelope(json.dumps({"status": "running", "result": {"data": data}}).encode())
+    assert not envelope.is_done
+    assert (envelope.rows, envelope.unnamed) == ((), ())
+
+
 def test_an_unknown_status_is_no_end() -> None:
     """Additive changes come unannounced: it is asked again."""
     envelope = parse_envelope(b'{"status": "queued", "_links": {"self": {"href": "/r/1"}}}')

@@ -32,6 +32,7 @@ from attachments.emailgistics import Delivery, EmailgisticsError, InvalidDeliver
 from attachments.emailgistics.content_disposition import HEADER_CHARACTERS, filename_of
 from attachments.emailgistics.envelopes import parse_envelope
 from attachments.emailgistics.errors import BadAnswer, NotFound
+from attachments.emailgistics.models import parse_listing
 from attachments.emailgistics.reports import ReceivedMessages
 from attachments.ids import IdsError, listed_ids, read_ids
 from attachments.receiver.app import MAX_BODY, build_app
@@ -326,6 +327,29 @@ def manifests() -> Sequence[bytes]:
     ]
 
 
+# --- Listed names: an input is the name that a sender gave an attachment
+
+
+def check_listed_name(data: bytes) -> str:
+    """Any text is a name and stays as it is; one that reads as a scanner's placeholder is short."""
+    name = data.decode("utf-8", "replace")
+    (listed,) = parse_listing(json.dumps({"attachments": [{"id": "a", "name": name}]}).encode())
+    assert listed.name == name
+    assert not listed.is_placeholder or len(name) <= 200
+    return "placeholder" if listed.is_placeholder else "name"
+
+
+def listed_names() -> Sequence[bytes]:
+    scan = b"ATP Scan In Progress"
+    return [
+        scan,
+        b"Safe Attachments Scan In Progress.eml",
+        scan + b" " * len(scan) + b"x",
+        b" " * 20 + scan + b" .",
+        b"",
+    ]
+
+
 # --- Report pages: an input is the answers one after the other, divided by a line of two dashes
 
 
@@ -384,6 +408,7 @@ def report_pages() -> Sequence[bytes]:
         pages[0],
         pages[1],
         json.dumps({**done, "status": "running"}).encode(),
+        json.dumps({**done, "status": "running", "result": {"data": 5}}).encode(),
         json.dumps({"status": "error", "error": {"code": 5}}).encode(),
         json.dumps({**last, "result": {"data": [], "dataCutoffTimestamp": "0001-01-01T00:00:00"}}).encode(),
         json.dumps({**last, "result": {"data": [], "dataCutoffTimestamp": "9999-12-31T23:59:59-14:00"}}).encode(),
@@ -647,6 +672,11 @@ READERS = {
         [b'"attachments"', b'"outcome"', b'"stored"', b'"failed"', b'"purged"', b'"filtered"', b'"unsupported"', b'"updated"',
          b'"complete"', b'"schema"', b'"computed"', b'"9999-12-31T23:59:59-14:00"', b'"0001-01-01T00:00:00+14:00"',
          b'"schema_"', b'"message_id"', *JSON_TOKENS],
+    ),
+    "listed-name": Reader(
+        check_listed_name,
+        listed_names,
+        [b" ", b"Safe Attachments ", b"ATP ", b"Scan In Progress", b".msg", b".", b"x", *TEXT_TOKENS],
     ),
     "report": Reader(
         check_report,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fuzz.engine import attempt, run
+from tests.fuzz.engine import attempt, probe_growth, run
 from tests.fuzz.readers import READERS
 
 each_reader = pytest.mark.parametrize("name", sorted(READERS))
@@ -13,6 +13,11 @@ def test_known_inputs_keep_every_promise(name: str) -> None:
     """The inputs that fuzzing begins with."""
     for data in READERS[name].seeds():
         attempt(READERS[name], data)
+
+
+def test_a_senders_name_takes_no_more_than_its_length_to_read() -> None:
+    """Also one that is all but a scanner's placeholder: blanks without end and then something else."""
+    assert probe_growth(READERS["listed-name"]) > 0
 
 
 @pytest.mark.soak

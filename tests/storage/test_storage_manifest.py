@@ -289,6 +289,13 @@ def test_the_same_stored_attachments_have_the_same_announcement() -> None:
     assert manifest(entry("a", "filtered"), announced=()).is_announced
 
 
+def test_an_attachment_that_is_listed_twice_has_an_announcement() -> None:
+    """A manifest may hold two entries of one attachment, one of which does not say when it was stored."""
+    undated = stored("a").model_copy(update={"stored_at": None})
+    assert manifest(stored("a"), undated).announcement == manifest(undated, stored("a")).announcement is not None
+    assert manifest(undated).announcement is not None
+
+
 def test_what_is_stored_besides_or_anew_is_announced_anew() -> None:
     """And so is a message that is complete now; that something was purged is no news."""
     first = manifest(stored("a"), entry("b", "failed"), announced=())
