@@ -1,5 +1,6 @@
 """What has to be in Prefect: `attachments setup` makes it, `attachments doctor` compares with it."""
 
+import json
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any, cast
@@ -34,6 +35,12 @@ def current_entrypoint(entrypoint: str) -> str:
 def declared_flow(spec: Mapping[str, Any]) -> Flow[..., Any]:
     """The flow of one of these deployments, as it is installed here."""
     return load_flow_from_entrypoint(spec["entrypoint"])
+
+
+def form_of(flow: Flow[..., Any]) -> dict[str, Any]:
+    """The schema of a flow's parameters, as Prefect keeps it with a deployment."""
+    schema = flow.parameters.model_dump(exclude_unset=True)
+    return cast("dict[str, Any]", json.loads(json.dumps(schema, default=str)))
 
 
 def as_deployed(flow: Flow[..., Any], name: str, **options: Any) -> RunnerDeployment:

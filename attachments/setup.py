@@ -38,6 +38,7 @@ from attachments.declared import (
     current_entrypoint,
     declared_deployments,
     declared_flow,
+    form_of,
 )
 from attachments.switching import Result, Tell, reporting_problem, switch_reconciliation
 from attachments.worker import WarmWorker
@@ -271,17 +272,25 @@ async def _automation(name: str, client: PrefectClient) -> Automation | None:
 
 
 async def _migrate(client: PrefectClient, tell: Tell) -> None:
-    """Point the deployments that users have made with an older version at where our flows are now."""
-    flows = FlowFilter(name=FlowFilterName(any_=sorted({declared_flow(spec).name for spec in declared_deployments()})))
+    """Bring the deployments that users have made with an older version to where our flows are now, and to their form.
+
+    By its form the receiver knows whether a run may have a parameter that is new: an older flow fails with it.
+    """
+    ours = {spec["entrypoint"]: declared_flow(spec) for spec in declared_deployments()}
+    flows = FlowFilter(name=FlowFilterName(any_=sorted({flow.name for flow in ours.values()})))
     offset = 0
     while page := await client.read_deployments(
         flow_filter=flows, sort=DeploymentSort.NAME_ASC, limit=PAGE, offset=offset
     ):
         for deployment in page:
-            entrypoint = deployment.entrypoint and current_entrypoint(deployment.entrypoint)
-            if entrypoint != deployment.entrypoint:
-                await client.update_deployment(deployment.id, DeploymentUpdate(entrypoint=entrypoint))
-                tell("updated", f"deployment {deployment.name}: its flow is now {entrypoint}")
+            entrypoint = current_entrypoint(deployment.entrypoint or "")
+            if entrypoint not in ours:
+                continue
+            flow = ours[entrypoint]
+            if (deployment.entrypoint, deployment.parameter_openapi_schema) != (entrypoint, form_of(flow)):
+                changed = {"entrypoint": entrypoint, "parameter_openapi_schema": form_of(flow)}
+                await client.update_deployment(deployment.id, DeploymentUpdate.model_validate(changed))
+                tell("updated", f"deployment {flow.name}/{deployment.name}: its flow is now {entrypoint}")
         offset += len(page)
 
 

@@ -35,7 +35,7 @@ import attachments.doctor as doctor_package
 from attachments import cancelling
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cli import main
-from attachments.declared import POOL_TYPE, QUEUES, as_deployed, declared_deployments, declared_flow
+from attachments.declared import POOL_TYPE, QUEUES, as_deployed, declared_deployments, declared_flow, form_of
 from attachments.doctor import examine, work
 from attachments.doctor import schedules as schedules_of_the_doctor
 from attachments.doctor.asking import Silent, asked, trouble, within
@@ -482,6 +482,27 @@ def test_a_deployment_is_what_the_installed_version_would_make(changed: dict[str
     found = list(look_at_deployments({name: cast("Any", SimpleNamespace(**{**fields, **changed}))}))
     assert said(found[0]).startswith(expected.format(f"deployment {name}"))
     assert {finding.status for finding in found[1:]} == {"failed"}  # the others are missing
+
+
+def test_a_users_deployment_of_an_older_version_is_found() -> None:
+    """By where it says that our flow is, or by its form; deployments of other code have forms of their own."""
+    spec = declared_deployments()[0]
+    flow = declared_flow(spec)
+
+    def found(entrypoint: str, form: dict[str, Any]) -> list[str]:
+        fields = {"entrypoint": entrypoint, "parameter_openapi_schema": form, "parameters": {}}
+        name = "download-attachments/invoices"
+        findings = look_at_deployments({name: cast("Any", SimpleNamespace(**fields))})
+        return [said(finding) for finding in findings if finding.subject == name]
+
+    assert found(spec["entrypoint"], form_of(flow)) == found("invoices.extract", {}) == []
+    (by_place,) = found("flows.download_attachments.download_attachments", form_of(flow))
+    assert by_place.startswith("FAILED   deployment download-attachments/invoices: It names its flow as an older")
+    (by_form,) = found(spec["entrypoint"], {"type": "object", "properties": {"message_id": {}}})
+    assert by_form == (
+        "FAILED   deployment download-attachments/invoices: Its parameters are those of another version. Stop the "
+        "workers on all hosts, install the same version on each, run `attachments setup`, and start the workers."
+    )
 
 
 def test_a_filter_that_no_run_takes_is_found() -> None:

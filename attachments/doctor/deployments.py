@@ -1,6 +1,5 @@
 """The deployments: whether they are what the installed version would make."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -11,7 +10,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import DeploymentSort
 from pydantic import ValidationError
 
-from attachments.declared import as_deployed, current_entrypoint, declared_deployments, declared_flow
+from attachments.declared import as_deployed, current_entrypoint, declared_deployments, declared_flow, form_of
 from attachments.doctor.asking import asked
 from attachments.doctor.findings import Finding, failed, ok, warning
 from attachments.selection import Filter, problem
@@ -19,7 +18,10 @@ from attachments.selection import Filter, problem
 DOWNLOAD = "download-attachments"
 RECONCILE = "reconcile-attachments"
 SETUP = "Run `attachments setup`."
-UPGRADE = "Run `attachments setup` of the installed version, and restart workers that are older than it."
+UPGRADE = (
+    "Stop the workers on all hosts, install the same version on each, run `attachments setup`, and start the workers."
+)
+OTHER_FORM = "Its parameters are those of another version."
 PAGE = 200
 
 Deployments = Mapping[str, DeploymentResponse]
@@ -44,12 +46,20 @@ def read_deployments(client: SyncPrefectClient) -> Deployments:
 
 
 def look_at_deployments(standing: Deployments) -> Iterator[Finding]:
-    """Each one that prefect.yaml declares, and any other that an older version left behind."""
+    """Each one that prefect.yaml declares, and any other of our flows that an older version left behind."""
+    forms: dict[str | None, dict[str, Any]] = {}
+    declared = set()
     for spec in declared_deployments():
+        flow = declared_flow(spec)
+        forms[spec["entrypoint"]] = form_of(flow)
+        declared.add(f"{flow.name}/{spec['name']}")
         yield _compared(spec, standing)
     for name, deployment in standing.items():
-        if deployment.entrypoint and current_entrypoint(deployment.entrypoint) != deployment.entrypoint:
+        entrypoint = deployment.entrypoint and current_entrypoint(deployment.entrypoint)
+        if entrypoint != deployment.entrypoint:
             yield failed("deployment", "It names its flow as an older version did.", UPGRADE, subject=name)
+        elif name not in declared and entrypoint in forms and deployment.parameter_openapi_schema != forms[entrypoint]:
+            yield failed("deployment", OTHER_FORM, UPGRADE, subject=name)
         if name.startswith(f"{DOWNLOAD}/"):
             yield from _mistakes(name, deployment.parameters.get("filter"))
 
@@ -84,12 +94,11 @@ def _compared(spec: Mapping[str, Any], standing: Deployments) -> Finding:
     if deployment is None:
         return failed("deployment", "There is none of this name.", SETUP, subject=name)
     expected = as_deployed(flow, spec["name"])
-    schema = json.loads(json.dumps(expected._parameter_openapi_schema.model_dump(exclude_unset=True), default=str))
     place = spec["work_pool"]
     lost = "another" if deployment.work_pool_name else "no"
     broken = (
         (deployment.entrypoint != expected.entrypoint, "It starts other code than the installed one.", UPGRADE),
-        (deployment.parameter_openapi_schema != schema, "Its parameters are those of another version.", UPGRADE),
+        (deployment.parameter_openapi_schema != form_of(flow), OTHER_FORM, UPGRADE),
         (
             deployment.work_pool_name != place["name"],
             f"It stands in {lost} work pool, so no worker of ours takes its runs.",

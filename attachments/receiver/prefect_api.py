@@ -32,7 +32,7 @@ ASK_AGAIN = 0.25  # seconds at the most between tries while Prefect's database i
 ATTEMPTS_END = 600.0  # seconds; the three attempts of a delivery take up to 100 each (webhooks/delivery)
 RUNS = 20  # runs of one message that are looked at, the newest ones
 NEW_PARAMETER = "has_attachments"
-"""The parameter that deployments of version 0.1 do not have."""
+"""The parameter that deployments of version 0.1 do not have. Prefect takes it for them, and then their flow fails."""
 DELIVERY = "attachments.delivery"
 """The label of a run that says which delivery made it: by the webhook's timestamp."""
 ENDED_BADLY = (StateType.FAILED, StateType.CRASHED)
@@ -78,10 +78,13 @@ class PrefectFlowRuns:
 
     def __init__(self, client: PrefectClient) -> None:
         self._client = client
+        self._takes_new: dict[str, bool] = {}
+        """By deployment id, as of the last look: whether its flow has `NEW_PARAMETER`."""
 
     async def deployments(self) -> dict[str, str]:
         """Name and id of every deployment of `download-attachments`."""
         found: dict[str, str] = {}
+        takes_new: dict[str, bool] = {}
         async with _translated():
             while True:
                 page = await self._client.read_deployments(
@@ -90,8 +93,12 @@ class PrefectFlowRuns:
                     limit=PAGE,
                     offset=len(found),
                 )
-                found.update({deployment.name: str(deployment.id) for deployment in page})
+                for deployment in page:
+                    found[deployment.name] = id_ = str(deployment.id)
+                    properties = (deployment.parameter_openapi_schema or {}).get("properties", {})
+                    takes_new[id_] = NEW_PARAMETER in properties
                 if len(page) < PAGE:
+                    self._takes_new = takes_new
                     return found
 
     async def create(self, entry: Entry, deployment_id: str) -> str:
@@ -101,6 +108,8 @@ class PrefectFlowRuns:
         wish to look again: it gets a run under a key derived from the newest one, unless that one serves it already.
         """
         key = f"{FLOW}/{entry.deployment}/{entry.message_key}"
+        if deployment_id not in self._takes_new:  # just started: the inbox remembers the deployment's id, not its form
+            await self.deployments()
         async with _translated():
             run = await self._make(entry, deployment_id, key)
             if not _serves(run, entry):
@@ -112,15 +121,8 @@ class PrefectFlowRuns:
     async def _make(self, entry: Entry, deployment_id: str, key: str) -> FlowRun:
         """The run under this key, which there may be already."""
         parameters = _parameters(entry)
-        try:
-            return await self._post(entry, deployment_id, key, parameters)
-        except PrefectHTTPStatusError as error:
-            if error.response.status_code not in THIS_RUN or parameters.pop(NEW_PARAMETER, None) is None:
-                raise
-        # The deployment may be older than this receiver, and not know it: `attachments setup` brings it up to date.
-        return await self._post(entry, deployment_id, key, parameters)
-
-    async def _post(self, entry: Entry, deployment_id: str, key: str, parameters: dict[str, Any]) -> FlowRun:
+        if not self._takes_new.get(deployment_id):  # older than this receiver, until `attachments setup` is run
+            parameters.pop(NEW_PARAMETER, None)
         return await self._client.create_flow_run_from_deployment(
             UUID(deployment_id),
             name=entry.message_key[:NAME_DIGITS],

@@ -1,7 +1,8 @@
 """A stand-in for Prefect's API on a real socket: the three calls that the receiver makes, and ways to fail at them.
 
-What it answers follows Prefect 3.9's `deployments.py`: a known idempotency key gets the run that it made, and
-parameters that the flow does not take are refused with 409. `tests/road` runs the receiver against the real server.
+What it answers follows Prefect 3.9's `deployments.py`: a known idempotency key gets the run that it made; a parameter
+whose value does not fit is refused with 409, while one that the deployment's schema does not have is taken.
+`tests/road` runs the receiver against the real server.
 """
 
 import json
@@ -94,7 +95,11 @@ class PrefectStub:
         if self.mood in simple:
             return simple[self.mood]
         if path == "/api/deployments/filter":
-            known = [{"id": id_, "name": name, "flow_id": str(uuid4())} for name, id_ in self.deployments.items()]
+            schema = {"type": "object", "properties": {name: {} for name in self.parameters}}
+            known = [
+                {"id": id_, "name": name, "flow_id": str(uuid4()), "parameter_openapi_schema": schema}
+                for name, id_ in self.deployments.items()
+            ]
             return 200, known[body["offset"] : body["offset"] + body["limit"]]
         if path == "/api/flow_runs/filter":
             asked = body["flow_runs"]
@@ -137,7 +142,7 @@ class PrefectStub:
             return None if self.mood == "forgetful" else (status, dict(run))
 
     def _fits(self, parameters: dict[str, Any]) -> bool:
-        if not parameters.keys() <= self.parameters or parameters["message_id"] in self.refused_ids:
+        if parameters["message_id"] in self.refused_ids:
             return False
         try:
             return datetime.fromisoformat(parameters.get("received", "2026-01-01T00:00:00Z")).tzinfo is not None

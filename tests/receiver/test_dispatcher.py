@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -113,20 +114,40 @@ def test_each_entry_becomes_a_run_and_leaves(play: Callable[[Story], None], pref
 
 
 def test_a_deployment_of_an_older_version_gets_its_runs(play: Callable[[Story], None], prefect: PrefectStub) -> None:
-    """Until `attachments setup` is run again it takes no new parameter; what got a 200 is processed all the same.
+    """Until `attachments setup` is run again its flow takes no new parameter: a run with one would fail.
 
-    A run that it takes in neither form stays in the inbox.
+    Also just after a start, when the deployments are those that the inbox remembers.
     """
     prefect.parameters = FIRST_PARAMETERS
-    prefect.refused_ids = {"b"}
 
     async def story(at: Desk) -> None:
-        await at.deliver("a", "b", has_attachments=True, mailbox="shared@example.com")
-        await at.until_depth(1)
+        await at.deliver("a", has_attachments=True, mailbox="shared@example.com")
+        await at.until_depth(0)
+
+    async def asked_at_once(url: str) -> str:
+        """As the dispatcher does with a deployment that the inbox remembers, before it has read the list."""
+        entry = Entry(1, "default", message_key("b"), "b", None, None, None, time.time(), has_attachments=True)
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}):
+            async with prefect_flow_runs() as flow_runs:
+                return await flow_runs.create(entry, prefect.deployments["default"])
 
     play(story)
-    (run,) = prefect.runs.values()
-    assert run["parameters"] == {"message_id": "a", "mailbox": "shared@example.com"}
+    asyncio.run(asked_at_once(prefect.url))
+    parameters = [run["parameters"] for run in prefect.runs.values()]
+    assert parameters == [{"message_id": "a", "mailbox": "shared@example.com"}, {"message_id": "b"}]
+
+
+def test_a_current_deployment_gets_to_know_whether_the_webhook_named_attachments(
+    play: Callable[[Story], None], prefect: PrefectStub
+) -> None:
+    """Its flow then reads an empty list again."""
+
+    async def story(at: Desk) -> None:
+        await at.deliver("a", has_attachments=True)
+        await at.until_depth(0)
+
+    play(story)
+    assert [run["parameters"] for run in prefect.runs.values()] == [{"message_id": "a", "has_attachments": True}]
 
 
 @pytest.mark.parametrize("received", ["not a date", "9999-99-99", "Subject canary", "2026-11-22T10:00:00", "12", None])

@@ -156,6 +156,9 @@ def test_a_users_flows_and_ours_deploy_and_run_side_by_side(running: Installatio
     assert ours["entrypoint"] == OURS
     fields = ("flow_id", "work_pool_name", "parameter_openapi_schema", "pull_steps")
     old = {field: ours[field] for field in fields} | {"name": "made-by-0.1", "entrypoint": AS_IN_VERSION_0_1}
+    form = ours["parameter_openapi_schema"]
+    known = {name: field for name, field in form["properties"].items() if name != "has_attachments"}
+    old["parameter_openapi_schema"] = {**form, "properties": known}
     running._post("deployments/", old)
 
     with project.worker():
@@ -171,4 +174,7 @@ def test_a_users_flows_and_ours_deploy_and_run_side_by_side(running: Installatio
             assert [file.read_text() for file in running.files(message)] == [name], message_key(message["id"])
 
     assert "All set." in project.run("attachments", "setup", "--schedules-off")
-    assert running.deployment("download-attachments/made-by-0.1")["entrypoint"] == OURS
+    migrated = running.deployment("download-attachments/made-by-0.1")
+    assert (migrated["entrypoint"], migrated["parameter_openapi_schema"]) == (OURS, form)
+    again = project.run("attachments", "setup", "--schedules-off")
+    assert "download-attachments/made-by-0.1" not in again  # nothing of it is left to change
