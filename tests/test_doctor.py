@@ -448,6 +448,31 @@ def test_the_expected_type_is_our_workers() -> None:
     assert WarmWorker.type == POOL_TYPE
 
 
+@pytest.mark.parametrize(
+    ("persister", "expected"),
+    [
+        ({"enabled": True, "batch_size": 20, "flush_interval": 1.0}, ["ok       persister: Events are written"]),
+        ({"enabled": True, "batch_size": 20, "flush_interval": 5}, ["warning  persister: A run ends only when"]),
+        ({"enabled": True, "batch_size": 200, "flush_interval": 1}, ["warning  persister: On SQLite, a server"]),
+        (
+            {"enabled": True, "batch_size": 21, "flush_interval": 5.0},
+            ["warning  persister: On SQLite, a server", "warning  persister: A run ends only when"],
+        ),
+        ({"enabled": False, "batch_size": 20, "flush_interval": 1.0}, ["warning  persister: The server writes no"]),
+        ({"enabled": "x", "batch_size": "20", "flush_interval": None}, []),
+        (None, []),
+    ],
+)
+def test_a_server_that_loses_events_or_writes_them_late_is_a_warning(persister: Any, expected: list[str]) -> None:
+    """As one that was set up for version 0.1 does, whose unit was not replaced with the installed version's."""
+    answer = {"server": {"services": {"event_persister": persister}}}
+    with answering({"/admin/settings": (200, answer)}) as address, Asked(address) as client:
+        lines = [said(finding) for finding in look_at_settings(client)]
+    found = [line for line in lines if "persister:" in line]
+    assert len(found) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
+
+
 # ---- deployments ----
 
 

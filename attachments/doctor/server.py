@@ -17,6 +17,9 @@ MEMORY = "prefect.server.concurrency.lease_storage.memory"
 FILES = "prefect.server.concurrency.lease_storage.filesystem"
 VARIABLE = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
 RECORDER = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER"
+PERSISTER = "PREFECT_SERVER_SERVICES_EVENT_PERSISTER"
+SAFE_BATCH = 20  # events; Prefect's default (docs/upstream/prefect-sqlite-events.md)
+PROMPT_FLUSH = 1.0  # seconds
 _duration: TypeAdapter[timedelta] = TypeAdapter(timedelta)
 
 
@@ -64,10 +67,40 @@ def look_at_settings(client: SyncPrefectClient) -> Iterator[Finding]:
         )
     elif isinstance(batch, int):
         yield ok("recorder", f"The server writes up to {batch} states of tasks at a time.")
+    yield from _persister(_within(settings, "services", "event_persister"))
     kept = _within(settings, "events", "retention_period")
     if isinstance(kept, str | int | float):
         days = _duration.validate_python(kept).total_seconds() / 86400
         yield ok("events", f"Prefect keeps events, which may hold message ids and mailboxes, for {days:g} days.")
+
+
+def _persister(persister: Any) -> Iterator[Finding]:
+    """Whether the server writes the events that runs wait for: at all, without losing some, and soon."""
+    told = persister if isinstance(persister, dict) else {}
+    enabled, batch, interval = (told.get(name) for name in ("enabled", "batch_size", "flush_interval"))
+    if enabled is False:
+        yield warning(
+            "persister",
+            "The server writes no events, so each run waits half a minute for its own, and what is stored may not be "
+            "announced.",
+            f"Set {PERSISTER}_ENABLED=true for the server, and restart it.",
+        )
+        return
+    if isinstance(batch, int) and batch > SAFE_BATCH:
+        yield warning(
+            "persister",
+            f"On SQLite, a server that writes up to {batch} events at a time loses some when it is restarted.",
+            f"Remove {PERSISTER}_BATCH_SIZE from the server's environment or systemd unit, and restart it. PostgreSQL "
+            "does not have that fault.",
+        )
+    if isinstance(interval, int | float) and interval > PROMPT_FLUSH:
+        yield warning(
+            "persister",
+            f"A run ends only when its event is written, and the server writes events every {interval:g} s.",
+            f"Set {PERSISTER}_FLUSH_INTERVAL=1 for the server, and restart it.",
+        )
+    elif isinstance(batch, int) and isinstance(interval, int | float) and batch <= SAFE_BATCH:
+        yield ok("persister", f"Events are written within {interval:g} s.")
 
 
 def _unless_unknown(client: SyncPrefectClient, path: str) -> Any:
