@@ -159,13 +159,16 @@ def _serves(run: FlowRun, entry: Entry) -> bool:
     """Whether a run does what a delivery asks for.
 
     One that was made since does, and one that has not ended. So does a completed one of the same delivery, whose
-    sender did not hear of its success; one that has failed does not. What somebody has cancelled stays cancelled.
+    sender did not hear of its success; one that has failed does not. What somebody has cancelled stays cancelled for as
+    long as a delivery may be an attempt of the one that made it; a later one is a wish to look again.
     """
     made = _made(run)
     if made >= entry.accepted:
         return True
     if run.state_type in ENDED_BADLY:
         return False
+    if run.state_type == StateType.CANCELLED and run.state is not None:
+        return entry.accepted - run.state.timestamp.timestamp() < ATTEMPTS_END
     if run.state_type != StateType.COMPLETED:
         return True
     is_same = entry.timestamp is not None and run.labels.get(DELIVERY) == entry.timestamp

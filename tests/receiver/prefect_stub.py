@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from uuid import uuid4
@@ -76,11 +76,18 @@ class PrefectStub:
             self._server.cut()
             self._server = None
 
-    def end(self, message_id: str, state: str, name: str | None = None, message: str = "") -> None:
-        """Have the newest run of a message end like this."""
+    def end(self, message_id: str, state: str, name: str | None = None, message: str = "", ago: float = 0.0) -> None:
+        """Have the newest run of a message end like this, some seconds ago."""
         newest = [run for run in self.runs.values() if run["parameters"]["message_id"] == message_id][-1]
         newest["state_type"] = state
-        newest["state"] = {"type": state, "name": name or state.title(), "message": message}
+        at = datetime.now(UTC) - timedelta(seconds=ago)
+        newest["created"] = min(newest["created"], at.isoformat())
+        newest["state"] = {
+            "type": state,
+            "name": name or state.title(),
+            "message": message,
+            "timestamp": at.isoformat(),
+        }
 
     # ---- the API ----
 

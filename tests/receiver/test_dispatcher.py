@@ -20,7 +20,13 @@ from attachments.receiver import dispatcher as figures
 from attachments.receiver.dispatcher import CONCURRENCY, Dispatcher
 from attachments.receiver.inbox import Entry, Inbox
 from attachments.receiver.metrics import Metrics
-from attachments.receiver.prefect_api import ASK_AGAIN, PrefectRefused, PrefectUnavailable, prefect_flow_runs
+from attachments.receiver.prefect_api import (
+    ASK_AGAIN,
+    ATTEMPTS_END,
+    PrefectRefused,
+    PrefectUnavailable,
+    prefect_flow_runs,
+)
 from attachments.storage import message_key
 
 from .prefect_stub import FIRST_PARAMETERS, Mood, PrefectStub
@@ -436,6 +442,24 @@ def test_a_redelivery_looks_again_once_the_run_has_ended_unless_somebody_cancell
     assert [run["idempotency_key"] for run in fresh] == [
         f"{first['idempotency_key']}/after/{first['id']}" for _ in fresh
     ]
+
+
+@pytest.mark.parametrize(("ago", "runs"), [(ATTEMPTS_END - 60, 1), (ATTEMPTS_END + 1, 2), (7 * 86400.0, 2)])
+def test_a_delivery_long_after_the_cancelling_is_a_wish_to_try_again(
+    play: Callable[[Story], None], prefect: PrefectStub, ago: float, runs: int
+) -> None:
+    """By then it is no attempt of the delivery whose run somebody has cancelled."""
+
+    async def story(at: Desk) -> None:
+        await at.deliver("a")
+        await at.until_depth(0)
+        prefect.end("a", "CANCELLED", ago=ago)
+        for _ in range(2):  # the second one finds the fresh run under way
+            await at.deliver("a")
+            await at.until_depth(0)
+
+    play(story)
+    assert prefect.message_ids == ["a"] * runs
 
 
 @pytest.mark.parametrize(
