@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import yaml
 from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import MissingFlowError
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.types.entrypoint import EntrypointType
 
@@ -35,6 +36,24 @@ def current_entrypoint(entrypoint: str) -> str:
 def declared_flow(spec: Mapping[str, Any]) -> Flow[..., Any]:
     """The flow of one of these deployments, as it is installed here."""
     return load_flow_from_entrypoint(spec["entrypoint"])
+
+
+def load_flow(entrypoint: str) -> Flow[..., Any]:
+    """The flow of a module path; one of ours where the path leads nowhere since an older version was replaced.
+
+    A user's project may have a module and a flow of the same names as ours had: these are the user's.
+    """
+    moved = current_entrypoint(entrypoint)
+    try:
+        return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+    except MissingFlowError:
+        if moved == entrypoint:
+            raise
+    except ModuleNotFoundError as error:
+        is_the_module = f"{entrypoint}.".startswith(f"{error.name}.")  # not one that it imports
+        if moved == entrypoint or not is_the_module:
+            raise
+    return load_flow_from_entrypoint(moved, use_placeholder_flow=False)
 
 
 def form_of(flow: Flow[..., Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from prefect.events.clients import PrefectEventsClient
 from prefect.events.worker import EventsWorker
 from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.flow_engine import run_flow
-from prefect.flows import Flow, load_flow_from_entrypoint, load_flow_from_flow_run
+from prefect.flows import Flow, load_flow_from_flow_run
 from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
 from prefect.states import Cancelled, Crashed, Pending, Scheduled
 from prefect.utilities.engine import propose_state
@@ -59,7 +59,7 @@ from prefect.workers.base import (
 )
 
 from attachments.cancelling import CURRENT, Cancellation
-from attachments.declared import current_entrypoint
+from attachments.declared import load_flow
 from attachments.numerals import counted
 from attachments.prefect_busy import make_patient
 from attachments.run_labels import DEATHS
@@ -197,9 +197,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             if deployment.pull_steps or not deployment.entrypoint or ":" in deployment.entrypoint:
                 self._flows[version] = await load_flow_from_flow_run(flow_run, use_placeholder_flow=False)
             else:
-                self._flows[version] = await asyncio.to_thread(
-                    load_flow_from_entrypoint, current_entrypoint(deployment.entrypoint), use_placeholder_flow=False
-                )
+                self._flows[version] = await asyncio.to_thread(load_flow, deployment.entrypoint)
         return self._flows[version]
 
     async def _heed_wishes(self) -> None:

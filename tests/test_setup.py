@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from attachments import setup
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
-from attachments.declared import current_entrypoint, declared_deployments, declared_flow
+from attachments.declared import current_entrypoint, declared_deployments, declared_flow, load_flow
 from attachments.demo.processes import free_port, surroundings
 
 ATTACHMENTS = str(Path(sys.executable).with_name("attachments"))
@@ -142,6 +142,37 @@ def test_entrypoints_of_an_older_version_are_known() -> None:
     assert current_entrypoint("flows.doctor.doctor") == "attachments.flows.doctor.doctor"
     for other in ("flows.invoices.extract", "flows/doctor.py:doctor", "attachments.flows.doctor.doctor"):
         assert current_entrypoint(other) == other
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        (None, "attachments.flows.doctor"),
+        ("", "attachments.flows.doctor"),
+        ("from prefect import flow\n\n@flow\ndef doctor() -> None: ...\n", "flows.doctor"),
+        ("import no_such_dependency\n", ModuleNotFoundError),
+        ("raise ValueError\n", ValueError),
+    ],
+    ids=["no module", "another flow's module", "a user's flow", "a user's flow without its dependency", "a broken one"],
+)
+def test_a_users_flow_that_is_called_as_ours_was_stays_the_users(
+    code: str | None, outcome: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker takes ours only where the entrypoint leads nowhere, as that of version 0.1 does."""
+    (tmp_path / "flows").mkdir()
+    if code is not None:
+        (tmp_path / "flows" / "doctor.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    checkout = Path(__file__).parents[1]
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if Path(folder).resolve() != checkout])
+    for name in ("flows", "flows.doctor"):  # set first: what the test imports is gone after it
+        monkeypatch.setitem(sys.modules, name, sys)
+        del sys.modules[name]
+    if isinstance(outcome, str):
+        assert load_flow("flows.doctor.doctor").fn.__module__ == outcome
+    else:
+        with pytest.raises(outcome):
+            load_flow("flows.doctor.doctor")
 
 
 def test_a_block_that_cannot_be_used_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
