@@ -54,30 +54,32 @@ def send(events: Iterable[Event]) -> None:
         patiently(lambda: get_client(sync_client=True).request("POST", "/events", json=body))
 
 
-def announce(events: Iterable[Event], *, look_first: bool = False) -> None:
+def announce(events: Iterable[Event], *, look_first: bool = False) -> bool:
     """Send events, and return once they stand in Prefect's database.
 
     With `look_first`, for what may have been sent before, those that stand there are not sent again. Where one does
     not come to stand there although Prefect takes it again and again, there is a warning: it has been taken, and
     automations have had it, but a Prefect that keeps no events cannot show it.
 
+    Returns whether all of them stand there.
+
     Raises:
         PrefectLost: Prefect has not answered for a long while.
     """
     left = {each.id: each for each in events}
     if not left:
-        return
+        return True
     client = get_client(sync_client=True)
     if client.server_type == ServerType.CLOUD:
         send(left.values())
-        return
+        return True
     pause = FIRST_PAUSE
     for look in range(LOOKS):
         if look or look_first:
             for known in _known(client, left):
                 del left[known]
         if not left:
-            return
+            return True
         if look % SEND_AGAIN == 0:
             send(left.values())
         cancelling.sleep(pause)
@@ -86,6 +88,7 @@ def announce(events: Iterable[Event], *, look_first: bool = False) -> None:
         "Prefect has taken %s, but does not show that. Is its event persister on, and its database writable?",
         counted(len(left), "event"),
     )
+    return False
 
 
 def _known(client: SyncPrefectClient, ids: Iterable[UUID]) -> set[UUID]:

@@ -289,17 +289,18 @@ def _download(
     outcomes = [Outcome(entry=entry) if entry is not None else next(fetched) for entry in decided]
 
     manifest = write_manifest(message, outcomes, store, _deployment(), not_final)
-    _announce(manifest, store)
+    # An earlier run, or this one before its worker died, may have sent it.
+    _announce(manifest, store, look_first=force or known is not None or runtime.flow_run.run_count > 1)
     return finish(Report(message_key=message.key, outcomes=outcomes, pending=not_final))
 
 
-def _announce(manifest: Manifest, store: AttachmentStore, *, look_first: bool = False) -> None:
+def _announce(manifest: Manifest, store: AttachmentStore, *, look_first: bool) -> None:
     """Send the event of what is stored unless Prefect has it. A run that died before it leaves that to the next one."""
     if manifest.is_announced or (announcement := manifest.announcement) is None:
         return
     url = store.store().manifest_url(manifest.message_key)
-    announce_stored(manifest, url, announcement, look_first=look_first)
-    record_announcement(manifest, announcement, store)
+    if announce_stored(manifest, url, announcement, look_first=look_first):
+        record_announcement(manifest, announcement, store)
 
 
 def _final_list(
@@ -307,15 +308,15 @@ def _final_list(
 ) -> tuple[Sequence[Attachment], Pending | None]:
     """What is on the message, and why that may not be all. A list that is not final is read again for half a minute.
 
-    Not in a backfill, whose mail is old; and with `force` it is taken as it is.
+    Not in a backfill, whose mail is old; and with `force` it is taken as it is in the end.
     """
-    pauses = iter(() if force or is_backlog() else FRESH_PAUSES)
+    pauses = iter(() if is_backlog() else FRESH_PAUSES)
     while True:
         listed = list_attachments(message, account)
-        why = None if force else why_not_final(listed, has_attachments=message.has_attachments)
+        why = why_not_final(listed, has_attachments=message.has_attachments)
         pause = next(pauses, None)
         if why is None or pause is None:
-            return without_placeholders(listed, force=force), why
+            return without_placeholders(listed, force=force), None if force else why
         cancelling.sleep(pause)
 
 

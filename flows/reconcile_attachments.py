@@ -135,9 +135,10 @@ def _reconcile(wish: _Wish, asked: list[str] | None) -> State[None]:
                 told = wish.lineage.go_on_later(stuck.counts, waiting=stuck.counts.unfinished)
                 message = f"No worker has a place for the runs that wait: this one gives its own up. {told}"
                 # The one that goes on sees the marks as they are now.
-                return Failed(message=f"{message} {_let_go(found)}") if found.passed else Completed(message=message)
+                told_once = _told_once(found)
+                return Failed(message=" ".join([message, *told_once])) if told_once else Completed(message=message)
             except ChildrenLeft as left:
-                return Cancelled(message=f"{left} {_let_go(found)}".rstrip())
+                return Cancelled(message=" ".join([str(left), *_told_once(found)]))
     except RunCancelled:
         raise
     except OUR_ERRORS as error:
@@ -208,7 +209,7 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
             found.unnamed += len(new)
             names = "row of the report names no message and was", "rows of the report name no message and were"
             logger.warning("%s left out.", counted(len(new), *names))
-            unnamed = (*new, *unnamed)
+            unnamed = (*reversed(new), *unnamed)
         now = datetime.now(UTC)
         covered = min(piece.end, rows.covered_until)
         hold = hold.looked(Span(piece.start, covered), now, is_held=became.is_held)
@@ -338,11 +339,7 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
     if found.lost:
         lost = counted(found.lost, "had failed before for good, and is", "had failed before for good, and are")
         told.append(f"{lost} not tried again automatically.")
-    if found.passed:
-        told.append(_let_go(found))
-    if found.unnamed:
-        unnamed = counted(found.unnamed, "row of the reports names", "rows of the reports name")
-        told.append(f"{unnamed} no message, so nothing can fetch theirs: ask Emailgistics.")
+    told += _told_once(found)
     failed = [(key, child) for key, child in missed if child.stage in {Stage.FAILED, Stage.CANCELLED}]
     if failed:
         named = ", ".join(f"{key} ({child.code or child.stage.value})" for key, child in failed[:MOST_NAMED])
@@ -363,14 +360,20 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
     return Completed(message=message)
 
 
-def _let_go(found: Found) -> str:
-    if not found.passed:
-        return ""
-    mailboxes = counted(len(found.passed), "mailbox", "mailboxes")
-    return (
-        f"In {mailboxes} what could not be fetched for {HELD_FOR.days} days, or waits in another run, holds the mark "
-        f"no longer: retry the failed runs with the tag {RECONCILE} when the cause is gone, and see why others wait."
-    )
+def _told_once(found: Found) -> list[str]:
+    """What no later reconciliation tells, for the marks have gone past it."""
+    told = []
+    if found.passed:
+        mailboxes = counted(len(found.passed), "mailbox", "mailboxes")
+        told.append(
+            f"In {mailboxes} what could not be fetched for {HELD_FOR.days} days, or waits in another run, holds the "
+            f"mark no longer: retry the failed runs with the tag {RECONCILE} when the cause is gone, and see why "
+            "others wait."
+        )
+    if found.unnamed:
+        unnamed = counted(found.unnamed, "row of the reports names", "rows of the reports name")
+        told.append(f"{unnamed} no message, so nothing can fetch theirs: ask Emailgistics.")
+    return told
 
 
 def _counts(found: Found, missed: int, stages: Counter[Stage]) -> str:

@@ -68,8 +68,8 @@ def already_stored(manifest: Manifest) -> State[None]:
     return Completed(message=f"Nothing to do: the manifest settles all. {_sentence(manifest.attachments)}.")
 
 
-def announce_stored(manifest: Manifest, manifest_url: str, announcement: UUID, *, look_first: bool) -> None:
-    """Tell other automations what of a message is in the store; returns once Prefect has the event.
+def announce_stored(manifest: Manifest, manifest_url: str, announcement: UUID, *, look_first: bool) -> bool:
+    """Tell other automations what of a message is in the store; returns whether Prefect shows the event.
 
     Raises:
         PrefectLost: Prefect has not answered for a long while.
@@ -87,7 +87,7 @@ def announce_stored(manifest: Manifest, manifest_url: str, announcement: UUID, *
             "bytes": _stored_bytes(manifest.attachments),
         },
     )
-    announce([stored], look_first=look_first)
+    return announce([stored], look_first=look_first)
 
 
 def finish(report: Report) -> State[None]:

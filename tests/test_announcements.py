@@ -99,7 +99,7 @@ def test_what_prefect_took_and_lost_is_sent_again(prefect: Prefect) -> None:
     """A server that is killed loses what it had not written; the same id makes it the same event."""
     prefect.loses = 2
     one = an_event()
-    announce([one])
+    assert announce([one])
     assert prefect.sent == [str(one.id)] * 3
     assert str(one.id) in prefect.kept
 
@@ -123,7 +123,7 @@ def test_many_events_are_looked_for_page_by_page(prefect: Prefect) -> None:
 def test_a_prefect_that_never_shows_an_event_does_not_hold_the_run_for_ever(prefect: Prefect) -> None:
     """Its persister may be off: it has taken the event several times, and the run goes on."""
     prefect.loses = 100
-    announce([an_event()])
+    assert not announce([an_event()])
     assert len(prefect.sent) == -(-announcements.LOOKS // announcements.SEND_AGAIN)
 
 

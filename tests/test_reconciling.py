@@ -3,17 +3,20 @@
 import itertools
 import json
 import logging
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta, tzinfo
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
 import pytest
+from prefect.client.schemas.objects import State
 
 from attachments.emailgistics import Mailbox, ReceivedMessage, ReportFailed
 from attachments.flows import marks as marking
 from attachments.flows import reconcile_attachments
 from attachments.flows.child_runs import WITHDRAWN, Child, Stage
+from attachments.flows.children import ChildrenLeft, NobodyStarts
 from attachments.flows.marks import Marks, UnreadableMark
 from attachments.flows.reconcile_attachments import Found, _chosen
 from attachments.progress import Counts
@@ -290,6 +293,41 @@ def test_rows_that_name_no_message_are_told_and_hold_nothing(monkeypatch: pytest
     ended = reconcile_attachments._ended(cast("Any", box.wish), found, None)
     assert ended.is_failed()
     assert "2 rows of the reports name no message" in (ended.message or "")
+
+
+def test_rows_that_name_no_message_are_told_by_a_reconciliation_that_steps_aside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its mark knows them already, so whoever goes on would not tell of them."""
+    stuck, left = NobodyStarts(Counts(seen=3)), ChildrenLeft("left")
+    lineage = SimpleNamespace(go_on_later=lambda *_, **__: "Another one goes on.")
+    wish = cast("Any", SimpleNamespace(lineage=lineage))
+    monkeypatch.setattr(reconcile_attachments, "contained", nullcontext)
+
+    def ended(error: Exception, unnamed: int) -> State[None]:
+        def look(_: Any, __: Any, found: Found) -> None:
+            found.unnamed = unnamed
+            raise error
+
+        monkeypatch.setattr(reconcile_attachments, "_look", look)
+        return reconcile_attachments._reconcile(wish, None)
+
+    for error, is_failed in ((stuck, True), (left, False)):
+        state = ended(error, 2)
+        assert "2 rows of the reports name no message" in (state.message or "")
+        assert state.is_failed() is is_failed
+        assert "name no message" not in (ended(error, 0).message or "")
+    assert ended(stuck, 0).is_completed()
+
+
+def test_a_mark_remembers_the_newest_of_the_rows_that_name_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest are the first to leave the overlap, so it is them that it may forget."""
+    box = OneMailbox(monkeypatch, overlap=2 * DAY)
+    box.reconcile(NOW)
+    box.unnamed = [f"{row:08x}" for row in range(150)]
+    assert box.reconcile(NOW + HOUR).unnamed == 150
+    box.unnamed = box.unnamed[50:]
+    assert box.reconcile(NOW + 2 * HOUR).unnamed == 0
 
 
 def test_a_row_that_names_no_message_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -339,14 +339,16 @@ def check_listed_name(data: bytes) -> str:
     return "placeholder" if listed.is_placeholder else "name"
 
 
+PADDED = b"ATP Scan In Progress" + b" " * 20 + b"x"
+"""The first one, in the middle of which tokens are repeated."""
+
+
 def listed_names() -> Sequence[bytes]:
-    scan = b"ATP Scan In Progress"
     return [
-        scan,
+        PADDED,
+        b"ATP Scan In Progress",
         b"Safe Attachments Scan In Progress.eml",
-        scan + b" " * len(scan) + b"x",
-        b" " * 20 + scan + b" .",
-        b"",
+        b" " * 20 + b"ATP scan in progress .",
     ]
 
 
