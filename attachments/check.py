@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from attachments.command_boundary import import_prefect
 from attachments.selection import Filter, problem
 from attachments.terminal import escaped
 
@@ -69,13 +71,14 @@ def _deployments(path: Path) -> Iterator[dict[Any, Any]]:
         raise CheckError(f"{path} is not YAML ({_reason(error)}).") from None
     listed = document.get("deployments") if isinstance(document, dict) else None
     found = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-    found = [each for each in found if FLOW in str(each.get("entrypoint"))]
+    found = [each for each in found if re.split("[.:]", str(each.get("entrypoint")))[-1] == FLOW]
     if not found:
         raise CheckError(f"{path} has no deployment of the flow {FLOW}. Is it the right file?")
     yield from found
 
 
 def _known_parameters() -> set[str]:
+    import_prefect()
     from attachments.flows.download_attachments import download_attachments  # noqa: PLC0415  Prefect takes seconds
 
     return set(download_attachments.parameters.properties)

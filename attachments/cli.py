@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attachments.command_boundary import FAILED, INTERRUPTED, CommandFailed, import_prefect, run_command
 from attachments.message_id import normalized
@@ -51,10 +51,15 @@ def _run(arguments: Sequence[str]) -> int:
     return command(options)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their whole names only: what `--cl` means may change with the next option, and it removes."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="attachments", description="Mail attachments, from Emailgistics into your storage."
-    )
+    parser = _Parser(prog="attachments", description="Mail attachments, from Emailgistics into your storage.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     setup = commands.add_parser(
@@ -146,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_views(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_views(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """The commands that only look."""
     preview = commands.add_parser("preview", help="say what a deployment would take of a message, without downloading")
     preview.add_argument("message_id", type=_message_id, help="the message's id, or its key of 32 hex digits")

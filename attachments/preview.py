@@ -31,6 +31,7 @@ from attachments.storage import (
     message_key,
 )
 from attachments.storage.errors import InvalidManifest
+from attachments.storage.keys import candidate_keys
 from attachments.storage.manifest import Outcome
 from attachments.terminal import escaped, printable
 
@@ -96,12 +97,14 @@ def preview(message_id: str, deployment: str) -> Preview:
     """List a message, and judge each attachment as a run of the deployment would. Raises `PreviewError`."""
     target = _target(deployment.removeprefix(f"{FLOW}/"))
     named = message_id
+    key = candidate_keys(named)[0]
     try:
         message_id = within(PATIENCE, lambda: target.store.store().message_id(named))
-        recorded = within(PATIENCE, lambda: read_record(target.store.store(), message_key(message_id)))
+        key = message_key(message_id)
+        recorded = within(PATIENCE, lambda: read_record(target.store.store(), key))
         listed = within(A_TURN, lambda: target.account.client().list_attachments(message_id))
     except (StoreError, EmailgisticsError, PacingError) as error:
-        raise PreviewError(f"Message {message_key(message_id)}: {error}") from None
+        raise PreviewError(f"Message {key}: {error}") from None
     except Silent:
         raise PreviewError(
             "There was no answer in time: the store or Emailgistics hangs, or all slots of the pacing limit are "

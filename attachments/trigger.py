@@ -40,6 +40,11 @@ def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) 
         answer = httpx.post(url, content=json.dumps(payload), headers=headers, timeout=TIMEOUT)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         raise TriggerError(f"{url} is no URL. It looks like http://127.0.0.1:8080/webhooks/default.") from None
+    except httpx.LocalProtocolError:  # before anything is sent; nothing else of what we send could be refused
+        raise TriggerError(
+            "EMAILGISTICS_WEBHOOK_SECRET holds a line break or another character that no HTTP header may hold. Set it "
+            "to the receiver's, in one line."
+        ) from None
     except httpx.HTTPError as error:
         raise TriggerError(
             f"No receiver answers at {url} ({type(error).__name__}). Is `attachments receive` running?"

@@ -76,6 +76,8 @@ def test_a_file_without_a_mistake(tmp_path: Path, parameters: str, capsys: pytes
         (b"\xff\xfe\xff", "is not YAML ("),
         (b"[]", "has no deployment of the flow download_attachments. Is it the right file?"),
         (b"deployments: [7, {name: x, entrypoint: y}]", "has no deployment of the flow"),
+        (b"deployments: [{entrypoint: my.py:download_attachments_report}]", "has no deployment of the flow"),
+        (b"deployments: [{entrypoint: download_attachments.py:other}]", "has no deployment of the flow"),
     ],
 )
 def test_a_file_that_cannot_be_checked(

@@ -324,6 +324,19 @@ def test_trigger_with_a_wrong_secret_says_where_to_set_it(
     assert "not-this-one" not in said
 
 
+def test_trigger_says_that_the_secret_cannot_be_sent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line break inside of it fits into no header; nothing is sent, and the receiver is not blamed."""
+    monkeypatch.setenv("EMAILGISTICS_WEBHOOK_SECRET", "first-half\nsecond-half")
+    with answering(200, b"{}") as (url, posted):
+        assert main(["trigger", MESSAGE, "--url", url]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("EMAILGISTICS_WEBHOOK_SECRET holds a line break")
+    assert "half" not in said
+    assert posted == []
+
+
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:9/x", "not a url", "http://[", "127.0.0.1:8080", "ftp://127.0.0.1/x", ""]
 )
@@ -430,7 +443,7 @@ def test_a_key_without_a_manifest_is_told_to_need_the_id(store: Path, capsys: py
     with answering(200, b"{}") as (url, posted):
         assert main(["trigger", key, "--url", url]) == 1
     assert posted == []
-    assert f"{key} is a message key, and the store has no manifest" in capsys.readouterr().err
+    assert f"{key} has the form of a message key, and the store has no manifest" in capsys.readouterr().err
     assert main(["locate", key]) == 1
     assert f"There is no manifest of message {key} in the store" in capsys.readouterr().err
 
@@ -546,10 +559,12 @@ def test_locate_fails_when_the_manifest_is_damaged(store: Path, capsys: pytest.C
         ["trigger", " "],
         ["receive", "--port", "x"],
         ["receive", "--port", "99999"],
+        ["verify", "--cl"],
+        ["status", "--js"],
     ],
 )
 def test_a_wrong_call_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """With argparse's usage line."""
+    """With argparse's usage line. Options have no short forms: they might mean another one tomorrow."""
     with pytest.raises(SystemExit) as raised:
         main(arguments)
     assert raised.value.code == 2

@@ -21,6 +21,7 @@ from attachments.demo.processes import surroundings
 
 ATTACHMENTS = str(Path(sys.executable).with_name("attachments"))
 MESSAGE = "AAMkAGI1/xyz="
+DEPLOYMENTS = Path(__file__).parents[1] / "attachments" / "prefect.yaml"
 ODD = ("", "\udcff日本\n\x1b[2J", "http://[", "{")
 """Values that suit no variable."""
 PREFECT = {"PREFECT_API_URL", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE"}
@@ -42,6 +43,8 @@ READ: dict[str, set[str]] = {
     "sandbox": SECRET,
 }
 """What each command reads. Each of these is tried by itself, and all the others at once."""
+SETTINGS_READ = ("setup", "receive", "preview", "doctor", "status", "check")
+"""The commands that import Prefect, which reads its settings then."""
 VARIABLES = {
     "EMAILGISTICS_API_KEY": (),
     "EMAILGISTICS_WEBHOOK_SECRET": (",",),
@@ -116,7 +119,7 @@ COMMANDS: dict[str, Callable[[Path, str], list[str]]] = {
     "decrypt": lambda folder, _port: ["decrypt", MESSAGE, "--identity", str(folder / "none"), "--to", str(folder)],
     "doctor": lambda _folder, _port: ["doctor"],
     "status": lambda _folder, _port: ["status", "--json"],
-    "check": lambda _folder, _port: ["check"],
+    "check": lambda _folder, _port: ["check", str(DEPLOYMENTS)],
     "demo": lambda folder, _port: ["demo", "--folder", str(folder)],
     "sandbox": lambda _folder, port: ["sandbox", "--port", port],
 }
@@ -131,16 +134,22 @@ def said(capsys: pytest.CaptureFixture[str], code: object) -> str:
     return out + err
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["some", "every"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_shows_a_traceback_whatever_a_variable_holds(
     command: str,
+    every: bool,
     prefect: str,
     taken: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """All variables; each command says something or does its work, and exits with 0, 1 or 2."""
+    """All variables; each command says something or does its work, and exits with 0, 1 or 2.
+
+    Each variable meets the values that suit it badly, and one of those that suit none, another in each command. That
+    every variable meets every value in every command takes a minute, and is left to the long tests.
+    """
     monkeypatch.setattr(setup, "STARTING", 0)
     foreign = tmp_path / "not the demo's"
     foreign.mkdir()
@@ -154,8 +163,13 @@ def test_no_command_shows_a_traceback_whatever_a_variable_holds(
         "NO_PROXY": "127.0.0.1",
     }
     unread = VARIABLES.keys() - READ[command]
-    cases = [{variable: value} for variable in READ[command] for value in (*ODD, *VARIABLES[variable])]
-    for case in [*cases, *(dict.fromkeys(unread, value) for value in ODD)]:
+    turn = list(COMMANDS).index(command)
+    cases: list[dict[str, str]] = []
+    for number, variable in enumerate(sorted(READ[command]), turn):
+        odd = ODD if every else [ODD[number % len(ODD)]]
+        cases += ({variable: value} for value in (*odd, *VARIABLES[variable]))
+    cases += (dict.fromkeys(unread, value) for value in (ODD if every else [ODD[turn % len(ODD)]]))
+    for case in cases:
         address = case.get("PREFECT_API_URL", prefect)
         if address == "http://[":
             address = prefect  # it fails while Prefect is imported; see below
@@ -175,22 +189,33 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env=ours, capture_output=True, text=True, check=False, timeout=120)
 
 
+URL_TOLD = "PREFECT_API_URL (it looks like http://127.0.0.1:4200/api) is not valid."
+PORT_TOLD = "PREFECT_SERVER_API_PORT is not valid."
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("command", "name", "value", "told"),
     [
-        ("PREFECT_API_URL", "http://[", "PREFECT_API_URL (it looks like http://127.0.0.1:4200/api) is not valid."),
-        ("PREFECT_CLIENT_MAX_RETRIES", "canary", "PREFECT_CLIENT_MAX_RETRIES is not valid."),
-        ("PREFECT_PROFILES_PATH", "broken.toml", "Prefect cannot be loaded as it is set up (TOMLDecodeError)."),
+        ("status", "PREFECT_API_URL", "http://[", URL_TOLD),
+        ("check", "PREFECT_API_URL", "http://[", URL_TOLD),
+        (
+            "status",
+            "PREFECT_PROFILES_PATH",
+            "broken.toml",
+            "Prefect cannot be loaded as it is set up (TOMLDecodeError).",
+        ),
+        *((command, "PREFECT_SERVER_API_PORT", "canary", PORT_TOLD) for command in SETTINGS_READ),
     ],
 )
 def test_a_setting_that_prefect_does_not_accept_is_told_by_its_name(
-    name: str, value: str, told: str, tmp_path: Path
+    command: str, name: str, value: str, told: str, tmp_path: Path, taken: str
 ) -> None:
     """Prefect fails while it is imported; its own traceback and the value are not shown."""
     if value == "broken.toml":
         value = str(tmp_path / value)
         Path(value).write_text("[[[")
-    found = run("status", **{name: value})
+    secret = {"EMAILGISTICS_WEBHOOK_SECRET": "s" * 20}  # without one the receiver says so, and looks no further
+    found = run(*COMMANDS[command](tmp_path, taken), **{**secret, name: value})
     assert found.returncode == 1
     assert found.stdout == ""
     assert found.stderr.startswith(told)

@@ -2,14 +2,17 @@
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from pydantic import SecretStr
 
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cli import main
 from attachments.emailgistics import Attachment
-from attachments.preview import Preview, Record, judged, shown
+from attachments.preview import Preview, Record, Target, judged, shown
 from attachments.selection import Filter
 from attachments.storage import Manifest, ManifestAttachment, StoredObject, attachment_key, message_key
 
@@ -123,6 +126,23 @@ def test_a_hostile_name_cannot_fool_the_terminal() -> None:
     document = json.dumps(found(listed).model_dump(mode="json"))
     assert document.isascii()
     assert document.isprintable()
+
+
+@pytest.mark.parametrize("named", [KEY, KEY.upper()])
+def test_a_key_without_a_manifest_is_told_as_it_is(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is the key that the person knows, not a key of the key."""
+    target = Target(
+        deployment="default",
+        filter=PICKY,
+        account=EmailgisticsAccount(api_key=SecretStr("k" * 20)),
+        store=AttachmentStore(url=tmp_path.as_uri()),
+    )
+    monkeypatch.setattr("attachments.preview._target", lambda _: target)
+    assert main(["preview", named]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"Message {KEY}: {KEY} has the form of a message key, and the store has no manifest")
 
 
 @pytest.mark.parametrize(

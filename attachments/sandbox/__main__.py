@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="attachments sandbox", description="A stand-in Emailgistics: its API, and a sender of webhooks."
+        prog="attachments sandbox",
+        description="A stand-in Emailgistics: its API, and a sender of webhooks.",
+        allow_abbrev=False,
     )
     parser.add_argument("--mail", type=Path, metavar="PATH", help=f"a file, or a folder of {FORMATS}")
     parser.add_argument("--host", default="127.0.0.1")

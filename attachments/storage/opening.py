@@ -52,7 +52,7 @@ def open_store(url: str, options: Mapping[str, Any] | None = None, encryption: E
     backend = getattr(import_module(f"attachments.storage.{module}"), name)
     try:
         return ObjectStore(backend.at(url, dict(options or {}), asked), seal=seal, suffix=suffix)
-    except ValueError:  # of the package's own parser; its text quotes the URL
+    except (ValueError, TypeError):  # of the package's own parser; its text quotes the URL
         raise UnsupportedStore("the store's URL can't be read; docs/stores.md shows how each is written") from None
 
 

@@ -110,16 +110,18 @@ _CHECKSUMS = (UnsupportedStore, _SET_CHECKSUMS)
 _UNUSABLE = (UnsupportedStore, "check the bucket's name and the store's options")
 _MEANINGS: Mapping[tuple[type[Any], str], str] = {
     _ACCESS: """
-        AccessDenied AllAccessDisabled AccountProblem ExpiredToken InvalidAccessKeyId InvalidToken InvalidSecurity
-        SignatureDoesNotMatch RequestTimeTooSkewed NotSignedUp TokenRefreshRequired AuthorizationHeaderMalformed
-        InvalidClientTokenId UnauthorizedAccess Forbidden Unauthorized MethodNotAllowed 401 403 405
+        AccessDenied AllAccessDisabled AccountProblem AuthFailure ExpiredToken ExpiredTokenException InvalidAccessKeyId
+        InvalidIdentityToken InvalidToken InvalidSecurity SignatureDoesNotMatch RequestTimeTooSkewed NotSignedUp
+        TokenRefreshRequired AuthorizationHeaderMalformed InvalidClientTokenId UnauthorizedAccess Forbidden Unauthorized
+        MethodNotAllowed 401 403 405
     """,
     _BUCKET: "NoSuchBucket 301 PermanentRedirect InvalidBucketName",
     _ROOM: "QuotaExceeded InsufficientStorage InsufficientCapacity StorageFull XMinioStorageFull 507",
     _TOO_LONG: "KeyTooLongError",
     # With a status that says otherwise: damaged on its way, too late, too fast, or parts that are gone.
     _PASSING: """
-        BadDigest IncompleteBody InvalidPart InvalidPartOrder PriorRequestNotComplete RequestTimeout
+        BadDigest IDPCommunicationError IncompleteBody InvalidPart InvalidPartOrder KMS.ThrottlingException
+        PriorRequestNotComplete RequestTimeout
         RequestLimitExceeded RequestThrottled RequestThrottledException SlowDown Throttling ThrottlingException
         ThrottledException TooManyRequestsException XAmzContentChecksumMismatch XAmzContentSHA256Mismatch
     """,
@@ -198,9 +200,12 @@ class S3Backend(Backend):
         if isinstance(error, ClientError):
             code = _code(error)
             status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-            known = _KMS if code.startswith("KMS") else _CODES.get(code) or _CODES.get(status)
-            if known is None:
-                known = self._refused(error, code) if is_permanent(int(status or 0)) else _PASSING
+            known = _CODES.get(code) or _CODES.get(status)
+            if known is None and not is_permanent(int(status or 0)):
+                known = _PASSING
+            if code.startswith("KMS") and known is not _PASSING:
+                known = _KMS
+            known = known or self._refused(error, code)
             return Failure(known[0], code if code.replace(".", "").isalnum() else status, known[1])
         if isinstance(error, _CREDENTIALS):
             advice = "give the worker credentials: environment, profile, role, or the store's options key and secret"
@@ -472,7 +477,7 @@ class _S3Upload(PartedUpload):
             try:
                 return await request()
             except ClientError as error:
-                if _CODES.get(_code(error)) is not _TOO_LONG:
+                if _CODES.get(_code(error)) is not _TOO_LONG and not _is_unexplained(error):
                     raise
                 refusal = refusal or error
         raise refusal or AssertionError("a name is tried at least once")
@@ -527,6 +532,11 @@ def _bucket_and_root(url: str) -> tuple[str, str]:
             "s3://arn:aws:s3:region:account:accesspoint/name/folder"
         )
     return found[0], path[found.end() + 1 :]
+
+
+def _is_unexplained(error: ClientError) -> bool:
+    """Whether a HEAD was refused: its answer has no body, so nothing tells a name that is too long from all else."""
+    return error.operation_name == "HeadObject" and _code(error) == "400"
 
 
 def _code(error: ClientError) -> str:

@@ -106,7 +106,7 @@ class Store(ABC):
         # Others may write to the store: an id that is not this message's is nothing that we could fetch for it.
         if manifest is None or message_key(manifest.message_id) != key:
             raise NothingStored(
-                f"{key} is a message key, and the store has no manifest that tells the message's id; "
+                f"{key} has the form of a message key, and the store has no manifest that tells the message's id; "
                 "give the id itself",
                 key=key,
             )

@@ -137,6 +137,12 @@ def test_what_is_no_place_to_write_to_is_refused(url: str) -> None:
         open_store(url)
 
 
+def test_a_file_system_that_opens_nothing_by_its_url_is_refused() -> None:
+    """fsspec's own: its constructor takes other things than a URL's parts."""
+    with pytest.raises(UnsupportedStore):
+        open_store("generic://x")
+
+
 def test_options_of_another_store_are_refused(root: Path) -> None:
     """Options left over from another store are a mistake; their names are told, their values are not."""
     with pytest.raises(UnsupportedStore, match="remove key, secret") as caught:

@@ -187,6 +187,22 @@ def test_a_service_on_a_file_system_with_short_names(places: Places, size: int) 
     assert place.open_uploads() == []
 
 
+def test_a_service_without_conditions_on_a_file_system_with_short_names(places: Places) -> None:
+    """It is first asked whether the object is there, and an answer to HEAD cannot say what is wrong."""
+    place = places.make("s3-moto")
+    assert place.server is not None
+    with Proxy(place.server.port) as proxy:
+        proxy.order(
+            "PUT", "", Answer(501, b"<Error><Code>NotImplemented</Code></Error>"), times=10_000, header="if-none-match"
+        )
+        proxy.order("HEAD", f"n{{{LIMIT}}}", Answer(400), times=100)
+        store = open_store(place.url, place.server.options(proxy.port))
+        written = store.write(MESSAGE, ATTACHMENT, LONG, [CONTENT])
+        assert written.key == f"{PLACE}/{SHORT}"
+        assert store.write(MESSAGE, ATTACHMENT, LONG, [CONTENT]) == written
+    assert place.sizes() == {written.key: len(CONTENT)}
+
+
 def test_no_name_of_the_store_s_own_is_longer_than_82_bytes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files on their way in, locks, manifests: whatever the attachment is called."""
     names: set[str] = set()
