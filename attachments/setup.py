@@ -40,6 +40,7 @@ from attachments.declared import (
     declared_flow,
     form_of,
 )
+from attachments.doctor.deployments import DOWNLOAD, filter_mistakes
 from attachments.switching import Result, Tell, reporting_problem, switch_reconciliation
 from attachments.worker import WarmWorker
 
@@ -274,15 +275,19 @@ async def _automation(name: str, client: PrefectClient) -> Automation | None:
 async def _migrate(client: PrefectClient, tell: Tell) -> None:
     """Bring the deployments that users have made with an older version to where our flows are now, and to their form.
 
-    By its form the receiver knows whether a run may have a parameter that is new: an older flow fails with it.
+    By its form the receiver knows whether a run may have a parameter that is new: an older flow fails with it. Filters
+    that no run takes are told; only their author can correct them.
     """
     ours = {spec["entrypoint"]: declared_flow(spec) for spec in declared_deployments()}
+    downloads = (await client.read_flow_by_name(DOWNLOAD)).id
     flows = FlowFilter(name=FlowFilterName(any_=sorted({flow.name for flow in ours.values()})))
     offset = 0
     while page := await client.read_deployments(
         flow_filter=flows, sort=DeploymentSort.NAME_ASC, limit=PAGE, offset=offset
     ):
         for deployment in page:
+            if deployment.flow_id == downloads:
+                _tell_mistakes(deployment, tell)
             entrypoint = current_entrypoint(deployment.entrypoint or "")
             if entrypoint not in ours:
                 continue
@@ -290,8 +295,16 @@ async def _migrate(client: PrefectClient, tell: Tell) -> None:
             if (deployment.entrypoint, deployment.parameter_openapi_schema) != (entrypoint, form_of(flow)):
                 changed = {"entrypoint": entrypoint, "parameter_openapi_schema": form_of(flow)}
                 await client.update_deployment(deployment.id, DeploymentUpdate.model_validate(changed))
-                tell("updated", f"deployment {flow.name}/{deployment.name}: its flow is now {entrypoint}")
+                tell(
+                    "updated", f"deployment {flow.name}/{deployment.name}: its parameters are now those of {entrypoint}"
+                )
         offset += len(page)
+
+
+def _tell_mistakes(deployment: DeploymentResponse, tell: Tell) -> None:
+    """A filter that an older version took, and that makes each run fail from now on."""
+    for finding in filter_mistakes(f"{DOWNLOAD}/{deployment.name}", deployment.parameters.get("filter")):
+        tell("WRONG", f"{finding.about}: {finding.text} {finding.remedy}")
 
 
 def _schedule(declared: dict[str, Any]) -> DeploymentScheduleCreate:

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from uuid import UUID, uuid4
 
 import pytest
 from pydantic import SecretStr
@@ -173,6 +174,47 @@ def test_a_users_flow_that_is_called_as_ours_was_stays_the_users(
     else:
         with pytest.raises(outcome):
             load_flow("flows.doctor.doctor")
+
+
+def test_filters_that_no_run_takes_are_told() -> None:
+    """As version 0.1 accepted them. Of downloads alone, and without the patterns, which may hold a customer's name."""
+    flow = declared_flow(declared_deployments()[0])
+    downloads, other = uuid4(), uuid4()
+
+    def deployment(name: str, flow_id: UUID, filter_: object) -> Any:
+        return SimpleNamespace(
+            id=uuid4(),
+            name=name,
+            flow_id=flow_id,
+            entrypoint="mine.flow",
+            parameter_openapi_schema={},
+            parameters={"filter": filter_},
+        )
+
+    bad = {"include": [{"names": ["canary/*"]}]}
+    standing = [
+        deployment("invoices", downloads, bad),
+        deployment("right", downloads, {"include": [{"names": ["*.pdf"]}]}),
+        deployment("none", downloads, None),
+        deployment("elsewhere", other, bad),
+    ]
+
+    async def read_flow_by_name(name: str) -> Any:
+        assert name == flow.name
+        return SimpleNamespace(id=downloads)
+
+    async def read_deployments(*, offset: int, **_: Any) -> Any:
+        return standing[offset:]
+
+    told: list[tuple[str, str]] = []
+    client = SimpleNamespace(read_flow_by_name=read_flow_by_name, read_deployments=read_deployments)
+    asyncio.run(setup._migrate(cast("Any", client), lambda result, subject: told.append((result, subject))))
+    ((result, subject),) = told
+    assert result == "WRONG"
+    assert subject == (
+        "filter download-attachments/invoices: Its filter is not valid, so each of its runs fails. Correct it in the "
+        "Prefect UI or in its prefect.yaml; `attachments check` names each mistake."
+    )
 
 
 def test_a_block_that_cannot_be_used_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,10 +61,10 @@ def look_at_deployments(standing: Deployments) -> Iterator[Finding]:
         elif name not in declared and entrypoint in forms and deployment.parameter_openapi_schema != forms[entrypoint]:
             yield failed("deployment", OTHER_FORM, UPGRADE, subject=name)
         if name.startswith(f"{DOWNLOAD}/"):
-            yield from _mistakes(name, deployment.parameters.get("filter"))
+            yield from filter_mistakes(name, deployment.parameters.get("filter"))
 
 
-def _mistakes(name: str, filter_: object) -> Iterator[Finding]:
+def filter_mistakes(name: str, filter_: object) -> Iterator[Finding]:
     """A filter that no run takes: mistyped in the UI, or accepted by an older version although nothing matched it."""
     try:
         Filter.model_validate(filter_ or {})
