@@ -1,7 +1,7 @@
 """Many messages: of a list, of a file, or of a mailbox and a span of time. A run again does only what is missing."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -25,6 +25,7 @@ from attachments.ids import IdsError, opener, protocol_of, read_ids
 from attachments.numerals import counted
 from attachments.pacing import backlog
 from attachments.progress import Counts
+from attachments.storage import StoreError
 
 # A text here, so that the message about a bare date is ours; a picker for date and time in the UI.
 Moment = Annotated[str | None, WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]})]
@@ -127,13 +128,20 @@ def _messages(order: Order, target: Target) -> Iterator[Messages]:
     """Which messages are meant. What can be wrong is looked at before anything is done: all ids, and the mailbox."""
     match order:
         case IdList(ids):
-            yield Messages((Wanted(message_id=id_) for id_ in ids), lambda _: len(ids))
+            yield Messages((named(id_, target) for id_ in ids), lambda _: len(ids))
         case IdFile(url, block):
             with closing(read_ids(opener(url, _options(url, block)))) as kept:
-                yield Messages((Wanted(message_id=id_) for id_ in kept), lambda _: len(kept))
+                yield Messages((named(id_, target) for id_ in kept), lambda _: len(kept))
         case Window():
             received = _Received(order, target.account.client())
             yield Messages(received, received.total, received.missing)
+
+
+def named(text: str, target: Target) -> Wanted:
+    """The message that a text names by its id, or by its key where the store has its manifest."""
+    with suppress(StoreError):  # its own run asks again, and says what is wrong
+        return Wanted(message_id=target.store.message_id(text))
+    return Wanted(message_id=text)
 
 
 def _options(url: str, block: str | None) -> dict[str, object]:

@@ -2,10 +2,14 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
-from attachments.blocks import AttachmentStore
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.flows.backfill_attachments import named as backfilled
+from attachments.flows.child_runs import Target
 from attachments.flows.download_attachments import Message, identified
-from attachments.storage import Manifest, message_key
+from attachments.selection import Filter
+from attachments.storage import Manifest, message_key, open_store
 
 ID = "AAMkAGI1/xyz="
 
@@ -24,6 +28,20 @@ def test_the_manifest_of_a_key_tells_the_id(tmp_path: Path) -> None:
     assert identified(named(ID), store) == named(ID)
     unknown = message_key("never seen")
     assert identified(named(unknown), store) == named(unknown)
+
+
+def test_a_backfill_takes_a_message_by_its_key(tmp_path: Path) -> None:
+    """It then knows its manifest, and skips what that settles; what no manifest knows is left to the message's run."""
+    store = open_store(tmp_path.as_uri())
+    key = message_key(ID)
+    manifest = Manifest(message_id=ID, message_key=key, updated=datetime.now(UTC))
+    store.update_manifest(key, lambda _: manifest)
+    account = EmailgisticsAccount.model_construct()
+    target = Target("backfill", uuid4(), None, None, Filter(), account, store)
+    for text in (ID, key, key.upper()):
+        assert backfilled(text, target).key == key
+    unknown = message_key("never seen")
+    assert backfilled(unknown, target).message_id == unknown
 
 
 def test_a_manifest_that_was_altered_sends_a_run_to_no_other_message(tmp_path: Path) -> None:
