@@ -151,7 +151,7 @@ def _addresses(mail: Mail, name: str) -> tuple[str, ...]:
         found = getaddresses([str(value) for value in mail.get_all(name, [])])
     except _MALFORMED:
         return ()
-    return tuple(_clean(formataddr((title, address))) for title, address in found if address.isascii() and address)
+    return tuple(formataddr((_clean(title), address)) for title, address in found if address.isascii() and address)
 
 
 def _received(mail: Mail) -> str:

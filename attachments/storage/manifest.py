@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from attachments.storage.errors import InvalidManifest, NewerManifest
+from attachments.storage.keys import KEY_LENGTH
 
 SCHEMA = 1
 """The version of the manifest's shape that this code writes."""
@@ -80,7 +81,8 @@ class ManifestAttachment(_Record):
     """One attachment, and what became of it. Sizes are in bytes."""
 
     id: str
-    attachment_key: str
+    attachment_key: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{KEY_LENGTH}}}$")]
+    """A key, as ours are; in a manifest that somebody else wrote it could otherwise hold any text, and it is shown."""
     name: str | None = None
     content_type: str | None = None
     listed_size: int | None = None

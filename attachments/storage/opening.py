@@ -75,6 +75,8 @@ def _local_path(url: str) -> str | None:
     """The path of a local store, None for a service."""
     if not url:
         raise UnsupportedStore("the store's URL is empty; set it to a path such as file:///srv/attachments")
+    if any("\ud800" <= character <= "\udfff" for character in url):  # no message and no block can hold them
+        raise UnsupportedStore("the store's URL holds bytes that are not UTF-8 text; type it again")
     # Not those of an IPv6 address, nor of the ARN of a multi-region access point.
     if "::" in re.sub(r"([/@])\[[0-9A-Fa-f:.]+\]|^s3a?://arn:[^/]*", r"\1", url):
         raise UnsupportedStore(

@@ -299,6 +299,12 @@ def test_a_header_that_the_standard_library_does_not_take_is_read_all_the_same(s
     assert content(message) == b"body"
 
 
+def test_a_name_in_no_known_charset_leaves_the_address(spool: Spool):
+    """Bytes that no charset explains are shown as such; the address beside them is read."""
+    message = parse_mail(b"From: \xff\xfe <a@example.com>\n\nbody", spool)
+    assert "a@example.com" in message.sender
+
+
 def test_parts_that_are_nested_without_end_leave_the_message_its_headers(spool: Spool):
     """The standard library's parser gives such a mail up; its headers are read."""
     nested = "".join(f'Content-Type: multipart/mixed; boundary="{level}"\n\n--{level}\n' for level in range(2000))

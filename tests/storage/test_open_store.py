@@ -50,6 +50,8 @@ RELATIVE = {
     "S3:/bucket": "write it as s3://bucket",
     "S3://bucket": "write it as s3:",
     "FILE:///srv/a": "write it as file:",
+    "file:///srv/\udcff": "not UTF-8 text",
+    "\udcff://srv/a": "not UTF-8 text",
     "gs:/bucket/x": "write it as gs://bucket/x",
     "abfs:/container@account.dfs.core.windows.net/x": "write it as abfs://…",
     f"sftp:/mail:{SECRET}@host/x": "write it as sftp://…",
