@@ -35,9 +35,10 @@ test: $(DEVELOPMENT) $(AZURITE) sshd
 	$(PYTEST) -m "not soak" -n 4 --dist loadgroup
 
 # What a busy machine was too slow for passes alone; a defect fails twice. More than three failures are no accident.
-# Behind an @ that no parameter holds stands the group of a test, which only the run of many processes knows.
+# Behind an @ that no parameter holds stands the group of a test, which only the run of many processes knows. The names
+# are sorted because pytest finds no fixtures of a folder that it comes back to after another one.
 test-again: $(DEVELOPMENT)
-	@$(BIN)/python -c 'import json, pathlib, re, sys; cache = pathlib.Path(".pytest_cache"); failed = json.loads((cache / "v/cache/lastfailed").read_text()); names = [re.sub(r"@[^@\]]*$$", "", name) for name in failed]; print(*names, sep="\n"); (cache / "again.txt").write_text("\n".join(names)); sys.exit(f"{len(failed)} tests failed: they are not run again." if not 1 <= len(failed) <= 3 else 0)'
+	@$(BIN)/python -c 'import json, pathlib, re, sys; cache = pathlib.Path(".pytest_cache"); failed = json.loads((cache / "v/cache/lastfailed").read_text()); names = sorted(re.sub(r"@[^@\]]*$$", "", name) for name in failed); print(*names, sep="\n"); (cache / "again.txt").write_text("\n".join(names)); sys.exit(f"{len(failed)} tests failed: they are not run again." if not 1 <= len(failed) <= 3 else 0)'
 	$(PYTEST) -m "not soak" @.pytest_cache/again.txt
 
 soak: $(DEVELOPMENT) $(AZURITE) sshd chromium
