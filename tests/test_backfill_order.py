@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -71,7 +72,8 @@ def test_a_file_is_needed_no_longer_once_it_was_checked(tmp_path: Path) -> None:
     """A backfill takes hours; and it keeps none of the ids when it ends before the last of them."""
     path = tmp_path / "ids.txt"
     path.write_text("messageId\na\nb\nc\n")
-    with _messages(IdFile(str(path)), cast("Target", None)) as messages:
+    target = cast("Target", SimpleNamespace(store=SimpleNamespace(message_id=str)))
+    with _messages(IdFile(str(path)), target) as messages:
         path.write_text("another\n")
         stream = iter(messages.stream)
         assert messages.total(Counts()) == 3

@@ -144,7 +144,7 @@ def test_a_deployment_that_is_gone_or_outdated_is_found(well: Installation, seen
 
     made = well._get("deployments/name/purge-attachments/default")
     with changed(well, f"deployments/{made['id']}", parameter_openapi_schema={"type": "object", "properties": {}}):
-        assert "Its parameters are those of another version. Run `attachments setup`" in line()
+        assert "Its parameters are those of another version. Stop the workers on all hosts" in line()
     well.remove(f"deployments/{made['id']}")
     assert "There is none of this name. Run `attachments setup`." in line()
     kept = ("name", "flow_id", "version", "entrypoint", "parameter_openapi_schema", "work_pool_name", "work_queue_name")
