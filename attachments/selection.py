@@ -150,7 +150,7 @@ def _patterns(value: Any) -> Any:
             if unicodedata.category(character) in {"Cc", "Cf"}:
                 raise ValueError(
                     f"a pattern begins or ends with an invisible character (U+{ord(character):04X}), "
-                    "perhaps pasted with it; type the pattern anew"
+                    "perhaps pasted with it; type the pattern again"
                 )
     return value
 

@@ -1,4 +1,4 @@
-"""What docs/upstream reports is still so, and what we do about it helps. When it is mended, remove that."""
+"""What docs/upstream reports is still so, and what we do about it helps. When it is fixed, remove that."""
 
 import re
 import subprocess

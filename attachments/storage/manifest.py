@@ -183,7 +183,7 @@ class Manifest(_Record):
     def announcement(self) -> UUID | None:
         """The id of the event that tells of what was stored: another one as soon as more was, or it is complete.
 
-        None while nothing was. A purge is no news, and storing anew what was purged is.
+        None while nothing was. A purge is no news, and storing again what was purged is.
         """
         stored = sorted(
             (

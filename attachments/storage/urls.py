@@ -15,11 +15,13 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(?::|(?=//))/*(.*)", re.DOTALL)
 def local_path(url: str, what: str) -> str | None:
     """The absolute path that a URL or a plain path names on this machine; None for a URL of another protocol.
 
-    ``file://localhost/srv/a`` and ``/srv/a`` are one folder (RFC 8089); ``~`` is the home of whoever runs this. Raises
-    ValueError for what would lead below the working directory, with what to write instead; `what` begins the sentence.
+    ``file://localhost/srv/a`` and ``/srv/a`` are one folder (RFC 8089); ``~`` is the home of the user who runs this.
+    Raises ValueError for what would lead below the working directory, with what to write instead; `what` begins the
+    sentence.
     """
-    protocol, _ = split_protocol(url)
-    if protocol is not None and protocol not in {"file", "local"}:
+    # fsspec takes all that comes before :// for the protocol, also in the middle of a path.
+    protocol = None if url.startswith(("/", "~")) or _LOCAL.match(url) else split_protocol(url)[0]
+    if protocol is not None:
         if protocol.lower() != protocol and protocol.lower() in available_protocols():
             raise ValueError(f"{what} begins with {protocol}:, in capital letters; write it as {protocol.lower()}:")
         return None

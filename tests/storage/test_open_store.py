@@ -26,6 +26,14 @@ def test_a_path_and_a_file_url_open_the_same_store(form: str, root: Path) -> Non
     assert store.manifest_url(MESSAGE) == f"file://{root}/{MESSAGE}/manifest.json"
 
 
+@pytest.mark.parametrize("form", ["{}/a://b", "file:{}/a://b", "file://{}/a://b"])
+def test_a_protocol_in_the_middle_of_a_path_is_a_part_of_it(form: str, root: Path) -> None:
+    """fsspec takes all that comes before it for the protocol, and the files would go elsewhere."""
+    store = open_store(form.format(root))
+    assert store.url == f"file://{root}/a:/b"
+    assert open_store(store.url).url == store.url
+
+
 @pytest.mark.parametrize("form", ["file://localhost{}", "file://LOCALHOST{}", "local://localhost{}", " {}\n"])
 def test_the_local_host_and_blanks_are_no_part_of_the_path(form: str, root: Path) -> None:
     """RFC 8089 writes this machine as no host or as localhost; blanks come with pasting."""
