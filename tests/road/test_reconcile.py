@@ -233,11 +233,12 @@ def test_a_mark_stays_while_most_messages_cannot_be_fetched(running: Installatio
     assert datetime.now(UTC) - datetime.fromisoformat(mark["until"]) < timedelta(minutes=20)
     ((_, tried),) = mark["tried"]
     assert datetime.fromisoformat(tried) > now, "of what was tried for days nothing is left to tell"
-    for fetch in running.tagged("reconcile"):  # as a person does in the UI, when the cause is gone
-        if fetch["parameters"].get("mailbox") == box:
-            running._post(f"flow_runs/{fetch['id']}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})
+    fetches = [run["id"] for run in running.tagged("reconcile") if run["parameters"].get("mailbox") == box]
+    for fetch in fetches:  # as a person does in the UI, when the cause is gone
+        running._post(f"flow_runs/{fetch}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})
     for message in messages:
         running.complete_manifest(message)
+    until(lambda: running.count(fetches, FINAL) == len(fetches), "the runs that fetch them to end")
     again = reconcile(running, box)
     assert again["state"]["message"] == "Of 4 messages in 1 mailbox 0 had been missed."
 
