@@ -10,6 +10,8 @@ from tests.road.installation import Installation, installation
 
 ONE_HALF = {"test_kills.py", "test_ways_in.py", "test_backfill.py", "test_leaks.py"}
 """They take as long as all others together."""
+LONGEST = "test_growth.py"
+"""In the soak it takes as long as all other tests, and has an installation of its own."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -17,7 +19,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             half = "one" if item.path.name in ONE_HALF else "other"
-            item.add_marker(pytest.mark.xdist_group(f"road-{half}"))
+            group = "growth" if item.path.name == LONGEST else f"road-{half}"
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
