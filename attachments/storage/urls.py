@@ -8,6 +8,7 @@ import re
 from fsspec import available_protocols
 from fsspec.core import split_protocol
 
+_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")  # RFC 3986; all that fsspec knows are such
 _LOCAL = re.compile(r"(file|local):(//)?(.*)", re.DOTALL)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(?::|(?=//))/*(.*)", re.DOTALL)
 
@@ -20,8 +21,8 @@ def local_path(url: str, what: str) -> str | None:
     sentence.
     """
     # fsspec takes all that comes before :// for the protocol, also in the middle of a path.
-    protocol = None if url.startswith(("/", "~")) or _LOCAL.match(url) else split_protocol(url)[0]
-    if protocol is not None:
+    protocol = None if _LOCAL.match(url) else split_protocol(url)[0]
+    if protocol is not None and _PROTOCOL.fullmatch(protocol):
         if protocol.lower() != protocol and protocol.lower() in available_protocols():
             raise ValueError(f"{what} begins with {protocol}:, in capital letters; write it as {protocol.lower()}:")
         return None

@@ -45,6 +45,8 @@ RELATIVE = {
     "file://localhost": "write it as file:///localhost",
     "file:srv/attachments": "write it as file:///srv/attachments",
     "srv/attachments": "write it as file:///srv/attachments",
+    "attachments/a://b": "relative to the working directory",
+    ":a://b": "relative to the working directory",
     "./attachments": "relative to the working directory",
     "../attachments": "relative to the working directory",
     ".": "relative to the working directory",
