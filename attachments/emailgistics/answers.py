@@ -19,10 +19,14 @@ from attachments.emailgistics.errors import (
     ServerError,
     UnexpectedStatus,
 )
+from attachments.emailgistics.models import capped
 
 ERROR_BODY_BYTES = 64 * 1024
 ERROR_BODY_SECONDS = 10.0
 """How much of an error's body is read, and for how long: it explains the status, it must not hide it."""
+
+MESSAGE_CHARACTERS = 2_000
+"""Of the vendor's explanation."""
 
 _LONGEST_RETRY_AFTER = 3_600
 _SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
@@ -101,7 +105,7 @@ def _explanation(body: bytes) -> tuple[str | None, str | None]:
     code, message = error.get("code"), error.get("message")
     if type(code) is int:
         code = str(code)
-    return code if isinstance(code, str) else None, message if isinstance(message, str) else None
+    return capped(code) or None, capped(message, MESSAGE_CHARACTERS) or None
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

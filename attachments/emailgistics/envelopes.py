@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from attachments.emailgistics.errors import BadAnswer
-from attachments.emailgistics.models import well_formed
+from attachments.emailgistics.models import ID_CHARACTERS, capped
 from attachments.message_id import normalized
 
 logger = logging.getLogger(__name__)
@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 FURTHEST_ZONE = timedelta(hours=14)
 """As far ahead of UTC as a zone can be."""
 ROW_DIGITS = 8
+HREF_CHARACTERS = 8_000
+"""As many as servers take at least of a URL (RFC 9110, section 4.1)."""
 RECEIVED = ("received", "receivedDateTime", "receivedAt")
 """Names under which a row may say when the message came in; none is documented."""
 
@@ -73,7 +75,7 @@ def parse_envelope(body: bytes) -> ReportEnvelope:
     return ReportEnvelope(
         is_done=is_done,
         is_failed=status == "error",
-        code=_text(_object(document.get("error")).get("code")),
+        code=capped(_object(document.get("error")).get("code")) or None,
         itself=_href(document, "self"),
         following=_href(document, "next"),
         rows=tuple(row for row in rows if row is not None),
@@ -84,35 +86,35 @@ def parse_envelope(body: bytes) -> ReportEnvelope:
 
 def _row(row: Any) -> ReceivedMessage | None:
     fields = _object(row)
-    message_id = normalized(_text(fields.get("messageId")) or "")
-    if not message_id:
+    # One character more than an id may have: such an id is none, and half an id would be another message's.
+    message_id = normalized(capped(fields.get("messageId"), ID_CHARACTERS + 1))
+    if not 0 < len(message_id) <= ID_CHARACTERS:
         return None
     told = fields.get("hasAttachments")
     return ReceivedMessage(
         message_id=message_id,
-        row_id=_text(fields.get("id")) or "",
+        row_id=capped(fields.get("id"), ID_CHARACTERS),
         received=next((moment for name in RECEIVED if (moment := _moment(fields.get(name)))), None),
-        conversation_id=_text(fields.get("conversationId")),
+        conversation_id=capped(fields.get("conversationId"), ID_CHARACTERS) or None,
         has_attachments=told if isinstance(told, bool) else None,
     )
 
 
 def _known_by(row: Any) -> str:
     """A row's own id where it has one, or all of it, as a digest: what it holds may be anything."""
-    own = _text(_object(row).get("id")) or json.dumps(row, sort_keys=True)
+    own = capped(_object(row).get("id"), ID_CHARACTERS) or json.dumps(row, sort_keys=True)
     return hashlib.sha256(own.encode()).hexdigest()[:ROW_DIGITS]
 
 
 def _href(document: Mapping[str, Any], name: str) -> str | None:
-    return _text(_object(_object(document.get("_links")).get(name)).get("href"))
+    href = _object(_object(document.get("_links")).get(name)).get("href")
+    if isinstance(href, str) and len(href) > HREF_CHARACTERS:
+        raise BadAnswer(f"A link in the answer about a report has more than {HREF_CHARACTERS} characters")
+    return capped(href, HREF_CHARACTERS) or None
 
 
 def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _text(value: Any) -> str | None:
-    return (well_formed(value) or None) if isinstance(value, str) else None
 
 
 def _cutoff(value: Any) -> datetime | None:

@@ -6,7 +6,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from attachments.emailgistics.errors import BadAnswer
-from attachments.emailgistics.models import Text
+from attachments.emailgistics.models import WORD_CHARACTERS, capped
+
+_ADDRESS_CHARACTERS = 320  # the longest address there is: 64 + 1 + 255 (RFC 5321, section 4.5.3.1)
 
 
 def _id(value: Any) -> Any:
@@ -21,11 +23,13 @@ class Mailbox(BaseModel):
         frozen=True, extra="ignore", validate_by_name=True, validate_by_alias=True, hide_input_in_errors=True
     )
 
-    id: Annotated[str, BeforeValidator(_id)] = Field(min_length=1, alias="mailboxId")
+    id: Annotated[str, BeforeValidator(_id)] = Field(min_length=1, max_length=WORD_CHARACTERS, alias="mailboxId")
     """What reports want."""
-    address: Text = Field(default="", alias="mailboxEmail", repr=False)
+    address: Annotated[str, BeforeValidator(lambda value: capped(value, _ADDRESS_CHARACTERS))] = Field(
+        default="", alias="mailboxEmail", repr=False
+    )
     """What webhooks carry."""
-    name: Text = Field(default="", alias="mailboxName", repr=False)
+    name: Annotated[str, BeforeValidator(capped)] = Field(default="", alias="mailboxName", repr=False)
     active: Annotated[bool, BeforeValidator(lambda value: value is not False)] = True
     """Unless the vendor says that it is not: one that is looked at in vain does no harm."""
 

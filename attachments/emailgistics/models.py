@@ -16,7 +16,16 @@ FILE_ATTACHMENT = "fileAttachment"
 """The one kind that can be downloaded."""
 _PLACEHOLDER = re.compile(r"(safe attachments|atp) scan in progress(\s*\.[a-z]{3,4})?", re.ASCII | re.IGNORECASE)
 """What Microsoft Defender lists in place of an attachment that it still scans (Safe Attachments, Dynamic Delivery)."""
-_LONGEST_PLACEHOLDER = 200  # characters; a sender may give a file a name of millions
+_LONGEST_PLACEHOLDER = 200  # characters
+
+ID_CHARACTERS = 2_048
+"""More than eight times what Microsoft Graph's ids have. A longer one makes the list a `BadAnswer`."""
+NAME_CHARACTERS = 2_048
+"""Far more than any file system's names have. Of a longer one the beginning and the end are kept."""
+WORD_CHARACTERS = 256
+"""Of a type or a kind; a registered type has at most 255 (RFC 6838, section 4.2). The rest is left out."""
+LARGEST_SIZE = 2**63 - 1
+"""Bytes; a larger size counts as unknown."""
 
 
 def well_formed(text: str) -> str:
@@ -24,26 +33,30 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _text(value: Any) -> Any:
-    return well_formed(value) if isinstance(value, str) else ""
+def capped(value: Any, most: int = WORD_CHARACTERS) -> str:
+    """The first `most` characters of a text, without blanks around them; empty for anything else."""
+    return well_formed(value.strip()[:most]) if isinstance(value, str) else ""
 
 
-def _content_type(value: Any) -> Any:
-    return _text(value).strip() or "application/octet-stream"
+def _name(value: Any) -> str:
+    if not isinstance(value, str):
+        return ""
+    half = NAME_CHARACTERS // 2
+    return well_formed(value if len(value) <= NAME_CHARACTERS else value[:half] + value[-half:])
+
+
+def _content_type(value: Any) -> str:
+    return capped(value) or "application/octet-stream"
 
 
 def _size(value: Any) -> int | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= LARGEST_SIZE else None
 
 
 def _kind(value: Any) -> str:
-    return _text(value) or FILE_ATTACHMENT
-
-
-Text = Annotated[str, BeforeValidator(_text)]
-"""Any text as the vendor sends it; empty for anything else."""
+    return capped(value) or FILE_ATTACHMENT
 
 
 class Attachment(BaseModel):
@@ -58,10 +71,10 @@ class Attachment(BaseModel):
         hide_input_in_errors=True,
     )
 
-    id: str = Field(min_length=1)
+    id: str = Field(min_length=1, max_length=ID_CHARACTERS)
     """An opaque Microsoft Graph id: case-sensitive, often 150 to 250 characters, may hold `/`."""
-    name: Annotated[str, BeforeValidator(_text)] = Field(default="", repr=False)
-    """The file's name as the sender gave it; any text at all, or empty."""
+    name: Annotated[str, BeforeValidator(_name)] = Field(default="", repr=False)
+    """The file's name as the sender gave it; any text of up to `NAME_CHARACTERS`, or empty."""
     content_type: Annotated[str, BeforeValidator(_content_type)] = Field(
         default="application/octet-stream", alias="contentType"
     )

@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, NotRequired, TypedDict
 from pydantic import BaseModel, ConfigDict, Field
 
 from attachments.emailgistics.errors import InvalidDelivery
+from attachments.emailgistics.models import ID_CHARACTERS
 from attachments.message_id import normalized
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
 RECEIVED = "received"
 """The one event that there is today."""
 
-ID_CHARACTERS = 2_048
 _MAILBOX_CHARACTERS = 320  # the longest address there is: 64 + 1 + 255 (RFC 5321, section 4.5.3.1)
 _WORD_CHARACTERS = 64
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from attachments.emailgistics import Attachment, BadAnswer
-from attachments.emailgistics.models import parse_listing
+from attachments.emailgistics.models import ID_CHARACTERS, NAME_CHARACTERS, WORD_CHARACTERS, parse_listing
 
 FULL = {
     "id": "AAMk/AD+Q=",
@@ -130,3 +130,17 @@ def test_an_attachment_is_a_value() -> None:
     assert pickle.loads(pickle.dumps(attachment)) == attachment
     assert Attachment.model_validate_json(attachment.model_dump_json()) == attachment
     assert len({attachment, listed()}) == 1
+
+
+def test_every_field_has_a_limit() -> None:
+    """A sender may give a file a name of millions of characters; it goes into manifests, filters and answers."""
+    attachment = listed(
+        name="a" * 5_000_000 + ".pdf", contentType="x" * 5_000_000, attachmentType="y" * 5_000_000, size=10**4000
+    )
+    assert len(attachment.name) == NAME_CHARACTERS
+    assert attachment.name.endswith("aaa.pdf")
+    assert len(attachment.content_type) == len(attachment.kind) == WORD_CHARACTERS
+    assert attachment.size is None
+    with pytest.raises(BadAnswer):
+        listed(id="A" * (ID_CHARACTERS + 1))
+    assert len(listed(id="A" * ID_CHARACTERS).id) == ID_CHARACTERS

@@ -28,6 +28,7 @@ from attachments.emailgistics import (
 )
 from attachments.emailgistics.envelopes import parse_envelope
 from attachments.emailgistics.mailboxes import parse_mailboxes
+from attachments.emailgistics.models import ID_CHARACTERS, WORD_CHARACTERS
 from attachments.sandbox.process import Sandbox, running_sandbox
 
 from .raw_server import RawServer, Script, head, ok, reset, sent
@@ -590,3 +591,28 @@ def _start(sandbox: Sandbox, box: str) -> None:
     headers = {"Authorization": f"Bearer {sandbox.key}"}
     url = f"{sandbox.base_url}/reports/receivedMessageDetail"
     httpx.post(url, json={"parameters": parameters}, headers=headers, trust_env=False).raise_for_status()
+
+
+def test_every_field_of_an_answer_has_a_limit() -> None:
+    """Half an id would be another message's, so a row with one that is too long names none."""
+    huge = "A" * 1_000_000
+    rows = [
+        {"messageId": "AAMk", "id": huge, "conversationId": huge},
+        {"messageId": huge, "id": "row"},
+        {"messageId": "B" * ID_CHARACTERS},
+    ]
+    document = {"status": "done", "result": {"data": rows}, "error": {"code": huge}}
+    envelope = parse_envelope(json.dumps(document).encode())
+    named, longest = envelope.rows
+    assert (named.message_id, longest.message_id) == ("AAMk", "B" * ID_CHARACTERS)
+    assert (len(named.row_id), len(named.conversation_id or "")) == (ID_CHARACTERS, ID_CHARACTERS)
+    assert len(envelope.unnamed) == 1
+    assert len(envelope.code or "") == WORD_CHARACTERS
+    with pytest.raises(BadAnswer):
+        parse_envelope(json.dumps({**document, "_links": {"next": {"href": huge}}}).encode())
+    (mailbox,) = parse_mailboxes(
+        json.dumps({"mailboxes": [{"mailboxId": 1, "mailboxEmail": huge, "mailboxName": huge}]}).encode()
+    )
+    assert len(mailbox.address) + len(mailbox.name) < 600
+    with pytest.raises(BadAnswer):
+        parse_mailboxes(json.dumps({"mailboxes": [{"mailboxId": huge}]}).encode())
