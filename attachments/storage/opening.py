@@ -47,13 +47,23 @@ def open_store(url: str, options: Mapping[str, Any] | None = None, encryption: E
         # Not at the top: this module is imported on Windows too, where the local store's imports fail.
         from attachments.storage.local import LocalStore  # noqa: PLC0415
 
-        return LocalStore(Path(path), seal=seal, suffix=suffix)
+        return _checked(LocalStore(Path(path), seal=seal, suffix=suffix))
     module, _, name = _BACKENDS.get(url.partition(":")[0], _OTHERS).partition(":")
     backend = getattr(import_module(f"attachments.storage.{module}"), name)
     try:
-        return ObjectStore(backend.at(url, dict(options or {}), asked), seal=seal, suffix=suffix)
+        return _checked(ObjectStore(backend.at(url, dict(options or {}), asked), seal=seal, suffix=suffix))
     except (ValueError, TypeError):  # of the package's own parser; its text quotes the URL
         raise UnsupportedStore("the store's URL can't be read; docs/stores.md shows how each is written") from None
+
+
+def _checked(store: Store) -> Store:
+    """The store, whose own URL leads to it again. Raises UnsupportedStore."""
+    if store.url != store.url.strip():
+        raise UnsupportedStore(
+            "the store's folder has a name that ends with a blank, which gets lost wherever its URL is copied; "
+            "give the folder a name without it"
+        )
+    return store
 
 
 def _refuse_for_local(options: Mapping[str, Any] | None, asked: Encryption) -> None:

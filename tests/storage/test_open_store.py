@@ -149,6 +149,13 @@ def test_what_is_no_place_to_write_to_is_refused(url: str) -> None:
         open_store(url)
 
 
+@pytest.mark.parametrize("url", ["file:///srv/a /", "/srv/\x1e/", "s3://bucket/a /", "sftp://host/a\u2028/"])
+def test_a_folder_whose_name_ends_with_a_blank_is_refused(url: str) -> None:
+    """Its URL, as `verify` and the doctor print it, would lead to another folder."""
+    with pytest.raises(UnsupportedStore, match="ends with a blank"):
+        open_store(url)
+
+
 def test_a_file_system_that_opens_nothing_by_its_url_is_refused() -> None:
     """fsspec's own: its constructor takes other things than a URL's parts."""
     with pytest.raises(UnsupportedStore):
