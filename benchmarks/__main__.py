@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import backfill, burst, growth, latency, live, memory, pacing, throughput
+from benchmarks import backfill, burst, growth, inputs, latency, live, memory, pacing, throughput
 from benchmarks.figures import Figure, keep, show
 
 PARTS: dict[str, Callable[[], list[Figure]]] = {
@@ -18,6 +18,7 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
     "memory": memory.measure,
     "growth": growth.measure,
     "backfill": backfill.measure,
+    "inputs": inputs.measure,
 }
 
 
