@@ -252,12 +252,12 @@ class Installation:
         self._asked("DELETE", path, None)
 
     def _asked(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        """Prefect's answer. Embedded SQLite says 503 now and then; a person would ask again."""
+        """Prefect's answer. On a busy machine it says 503 now and then, or 500; a person would ask again."""
         answer: list[httpx.Response] = []
 
         def taken() -> bool:
             answer[:] = [self.prefect.request(method, path, json=body)]
-            return answer[0].status_code != httpx.codes.SERVICE_UNAVAILABLE
+            return not answer[0].is_server_error
 
         wait_for(taken, f"Prefect's answer to {path}", every=LOOK)
         return answer[0].raise_for_status()
