@@ -41,12 +41,16 @@ from attachments.declared import (
     form_of,
 )
 from attachments.doctor.deployments import DOWNLOAD, filter_mistakes
+from attachments.numerals import counted
+from attachments.storage import StoreError
+from attachments.storage.recipients import parsed, split
 from attachments.switching import Result, Tell, reporting_problem, switch_reconciliation
 from attachments.worker import WarmWorker
 
 PAGE = 200  # deployments asked for at a time, the most that Prefect names
 # What Prefect writes anew with the same content, and what other programs write meanwhile.
 STORING = {"id", "created", "updated", "created_by", "updated_by", "version_id", "last_polled", "status"}
+RECIPIENTS = "ATTACHMENTS_AGE_RECIPIENTS"
 STARTING = 30.0  # seconds; a server needs 10 to 20 until it answers
 B = TypeVar("B", bound=Block)
 _triggers: TypeAdapter[DeploymentTriggerTypes] = TypeAdapter(DeploymentTriggerTypes)
@@ -140,7 +144,24 @@ async def _store(environment: Mapping[str, str], client: PrefectClient) -> Attac
             values["options"] = json.loads(options)
         except (ValueError, RecursionError):
             raise SetupError('ATTACHMENTS_STORAGE_OPTIONS is not JSON. Write an object: {"option": "value"}.') from None
-    return _valid(AttachmentStore, values, "ATTACHMENTS_URL and ATTACHMENTS_STORAGE_OPTIONS")
+    if RECIPIENTS in environment:
+        values["age_recipients"] = _recipients(environment[RECIPIENTS])
+    return _valid(AttachmentStore, values, f"ATTACHMENTS_URL, ATTACHMENTS_STORAGE_OPTIONS and {RECIPIENTS}")
+
+
+def _recipients(text: str) -> list[str]:
+    """The recipients that the variable names. None is an error: a variable that got lost must not end an encryption."""
+    found = split(text)
+    if not found:
+        raise SetupError(
+            f"{RECIPIENTS} is set, and empty. Write the public keys there, separated by commas or line breaks; or "
+            "remove the variable, which leaves the block's age recipients as they are."
+        )
+    try:
+        parsed(found)
+    except StoreError as error:
+        raise SetupError(f"{RECIPIENTS}: {error}.") from None
+    return found
 
 
 def _valid(block: type[B], values: dict[str, Any], variables: str) -> B:
@@ -170,13 +191,33 @@ async def _save(block: Block, name: str, client: PrefectClient, tell: Tell) -> N
     # What the UI shows beside a block's fields comes with the version, whether or not a value has changed.
     await type(block).aregister_type_and_schema(client=client)
     existing = await _existing(type(block), client)
-    place = f": {block.store().url}" if isinstance(block, AttachmentStore) else ""
+    place = f": {block.store().url}{_encryption(block)}" if isinstance(block, AttachmentStore) else ""
     subject = f"block {block._block_type_slug}/{name}{place}"
     if existing is not None and _revealed(existing) == _revealed(block):
         tell("was there", subject)
         return
     await block.asave(name, overwrite=True, client=client)
     tell("updated" if existing else "made", f"{subject}, from the environment")
+    if isinstance(block, AttachmentStore) and isinstance(existing, AttachmentStore):
+        _tell_removed(existing, block, tell)
+
+
+def _encryption(block: AttachmentStore) -> str:
+    if not block.age_recipients:
+        return ""
+    return f", encrypted to {counted(len(block.age_recipients), 'age recipient')}"
+
+
+def _tell_removed(before: AttachmentStore, after: AttachmentStore, tell: Tell) -> None:
+    """Whoever owns a key that is a recipient no more cannot decrypt what is stored from now on."""
+    removed = {text.strip() for text in before.age_recipients} - {text.strip() for text in after.age_recipients}
+    if removed:
+        were = counted(len(removed), "age recipient of the block was", "age recipients of the block were")
+        tell(
+            "REMOVED",
+            f"{were} not named in {RECIPIENTS}: what is stored from now on cannot be decrypted with their keys. To "
+            "keep them, name them there and run this again.",
+        )
 
 
 def _revealed(block: Block) -> dict[str, Any]:

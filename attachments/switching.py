@@ -16,7 +16,7 @@ from attachments.cancelling import CURRENT, Cancellation, RunCancelled
 from attachments.emailgistics import EmailgisticsError, Forbidden
 from attachments.pacing import PacingError
 
-Result = Literal["made", "updated", "was there", "WRONG"]
+Result = Literal["made", "updated", "was there", "WRONG", "REMOVED"]
 Tell = Callable[[Result, str], None]
 
 RECONCILIATION = "reconcile-attachments/default"

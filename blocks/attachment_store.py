@@ -74,7 +74,17 @@ class AttachmentStore(Block):
         description=(
             "Public keys (age1…, ssh-ed25519 …, ssh-rsa …): attachments are encrypted to all of them before they leave "
             "the worker, in any store. Keep the private keys elsewhere; the command attachments decrypt needs one. "
-            "File names and manifests are not encrypted."
+            "File names and manifests are not encrypted. A store that has encrypted once refuses attachments when this "
+            "is empty."
+        ),
+    )
+    allow_plaintext: bool = Field(
+        default=False,
+        title="Allow plaintext",
+        description=(
+            "Store attachments unencrypted although this store has encrypted before. Switch it on only to end the "
+            "encryption on purpose: without it, recipients that got lost are noticed, and nothing is stored. Of no "
+            "effect while there are age recipients."
         ),
     )
 
@@ -115,7 +125,8 @@ class AttachmentStore(Block):
             s3=self.s3_encryption,
             kms_key=self.kms_key,
             azure_scope=self.azure_encryption_scope,
-            age_recipients=tuple(recipient.strip() for recipient in self.age_recipients if recipient.strip()),
+            age_recipients=tuple(recipient.strip() for recipient in self.age_recipients),
+            allow_plaintext=self.allow_plaintext,
         )
 
 

@@ -179,6 +179,7 @@ def write_manifest(
             updated=datetime.now(UTC),
             announced=(),
             pending=pending,
+            encryption="age" if store.store().encrypts else "none",
             attachments=tuple(outcome.entry for outcome in outcomes),
         )
         return store.store().update_manifest(message.key, lambda known: known.merged_with(found) if known else found)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import prefect
+import pyrage
 import pytest
 from prefect.blocks.core import Block
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
@@ -13,6 +14,10 @@ from pydantic import SecretStr, ValidationError
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.blocks.logo import PATH
 from attachments.blocks.logo import logo as block_logo
+from attachments.blocks.problems import reasons
+from attachments.storage.errors import PlaintextRefused
+
+RECIPIENT = str(pyrage.x25519.Identity.generate().to_public())
 
 
 @pytest.mark.parametrize("block", [EmailgisticsAccount, AttachmentStore])
@@ -115,8 +120,8 @@ AGE = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
         ({"url": "s3://bucket/x", "azure_encryption_scope": "k"}, "nothing that S3 knows"),
         ({"url": "memory://x", "kms_key": "k"}, "use age recipients instead"),
         ({"url": "s3://bucket/x", "options": {"sekret": "very-secret"}}, "no option sekret"),
-        ({"url": "file:///srv/x", "age_recipients": ["very-secret"]}, "age recipient 1 can't be used"),
-        ({"url": "file:///srv/x", "age_recipients": [AGE, "age1very-secret"]}, "age recipient 2 can't be used"),
+        ({"url": "file:///srv/x", "age_recipients": ["very-secret"]}, "age recipient 1 is not a public key"),
+        ({"url": "file:///srv/x", "age_recipients": [AGE, "age1very-secret"]}, "age recipient 2 is mistyped"),
     ],
 )
 def test_encryption_that_the_store_cannot_do_is_refused(fields: dict[str, object], remedy: str) -> None:
@@ -127,11 +132,40 @@ def test_encryption_that_the_store_cannot_do_is_refused(fields: dict[str, object
     assert "very-secret" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("recipients", "said"),
+    [
+        ([""], "age recipient 1 is blank"),
+        ([" \n"], "age recipient 1 is blank"),
+        ([RECIPIENT, ""], "age recipient 2 is blank"),
+        ([RECIPIENT, RECIPIENT[:-1]], "age recipient 2 is mistyped or incomplete"),
+        (["age1" + "q" * 52 + "w5cu4q"], "age recipient 1 "),
+    ],
+    ids=["nothing", "blank", "second", "mistyped", "zeros"],
+)
+def test_a_recipient_that_cannot_be_used_is_refused_by_its_number(recipients: list[str], said: str) -> None:
+    """In the form, and by a run whose block was saved unchecked: nothing is stored then."""
+    with pytest.raises(ValidationError, match=said) as caught:
+        AttachmentStore(url="file:///srv/attachments", age_recipients=recipients)
+    assert reasons(caught.value).startswith("age recipient")
+
+
+def test_a_block_without_recipients_stores_nothing_where_they_have_been_lost(tmp_path: Path) -> None:
+    """Until plaintext is allowed explicitly; the process keeps one store for each of these."""
+    url, message, attachment = tmp_path.as_uri(), "0" * 32, "1" * 32
+    store = AttachmentStore(url=url, age_recipients=[f" {RECIPIENT} "]).store()
+    assert store.write(message, attachment, "a.pdf", [b"x"]).key.endswith(".age")
+    with pytest.raises(PlaintextRefused):
+        AttachmentStore(url=url).store().write(message, "2" * 32, "a.pdf", [b"x"])
+    allowed = AttachmentStore(url=url, allow_plaintext=True).store()
+    assert allowed.write(message, "2" * 32, "a.pdf", [b"x"]).key.endswith("a.pdf")
+
+
 def test_encryption_may_be_left_blank_in_the_form(tmp_path: Path) -> None:
     """A form sends an empty text for what was emptied: that is no encryption, not a wrong one."""
     block = AttachmentStore(url=str(tmp_path), s3_encryption="", kms_key=" ", azure_encryption_scope="")  # type: ignore[arg-type]
     assert (block.s3_encryption, block.kms_key, block.azure_encryption_scope) == (None, None, None)
-    assert AttachmentStore(url=str(tmp_path), age_recipients=[" ", AGE]).store() is not block.store()
+    assert AttachmentStore(url=str(tmp_path), age_recipients=[f" {AGE}"]).store() is not block.store()
 
 
 def test_a_client_and_a_store_are_made_once_for_a_configuration(tmp_path: Path) -> None:

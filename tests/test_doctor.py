@@ -22,6 +22,7 @@ from uuid import uuid4
 
 import httpx
 import prefect
+import pyrage
 import pytest
 import yaml
 from prefect.client.schemas.objects import Worker, WorkerStatus
@@ -800,8 +801,28 @@ def test_a_store_that_works_is_well_and_left_as_it_was(tmp_path: Path) -> None:
     )
     assert not root.exists()
     root.mkdir()
-    assert said(look_at_store(block, "default")) == f"ok       store default: {root.as_uri()} can be written and read."
+    encryption = "Attachments are stored without encryption of ours."
+    expected = f"ok       store default: {root.as_uri()} can be written and read. {encryption}"
+    assert said(look_at_store(block, "default")) == expected
     assert list(root.iterdir()) == []
+
+
+def test_whether_a_store_encrypts_is_said(tmp_path: Path) -> None:
+    """And where its recipients have been lost, which stores nothing; where that is meant, it is a warning."""
+    recipient = str(pyrage.x25519.Identity.generate().to_public())
+    url = tmp_path.as_uri()
+    block = AttachmentStore(url=url, age_recipients=[recipient])
+    assert said(look_at_store(block, "default")).endswith("Attachments are encrypted to 1 age recipient.")
+    assert list(tmp_path.iterdir()) == []
+    block.store().write("0" * 32, "1" * 32, "a.pdf", [b"x"])
+    assert said(look_at_store(block, "default")).startswith("ok ")
+    lost = said(look_at_store(AttachmentStore(url=url), "default"))
+    assert lost.startswith(f"FAILED   store default: {url} has encrypted attachments before, and its block has no age")
+    assert "Allow plaintext" in lost
+    allowed = said(look_at_store(AttachmentStore(url=url, allow_plaintext=True), "default"))
+    assert allowed.startswith(
+        f"warning  store default: {url} has encrypted attachments before, and stores them unencry"
+    )
 
 
 def test_a_store_that_may_not_be_written_is_a_failure(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+import pyrage
 import pytest
 from pydantic import SecretStr
 
@@ -92,10 +93,80 @@ def test_options_of_another_kind_of_store_are_left_behind(monkeypatch: pytest.Mo
     assert new == {"username": "u"}
 
 
+A, B = (str(pyrage.x25519.Identity.generate().to_public()) for _ in range(2))
+
+
+@pytest.mark.parametrize(
+    ("standing", "variable", "expected"),
+    [
+        (None, f"{A},{B}", [A, B]),
+        (None, None, []),
+        ([A], None, [A]),
+        ([A], f"{A}\n{B}\n", [A, B]),
+        ([A, B], B, [B]),
+    ],
+    ids=["made", "none", "kept", "added", "removed"],
+)
+def test_recipients_come_from_the_environment_or_stay(
+    monkeypatch: pytest.MonkeyPatch, standing: list[str] | None, variable: str | None, expected: list[str]
+) -> None:
+    """Those of the block stay where the variable is not set, also when the store moves elsewhere."""
+    block = AttachmentStore(url="s3://bucket/root", age_recipients=standing) if standing is not None else None
+
+    async def existing(*_: object) -> AttachmentStore | None:
+        return block
+
+    monkeypatch.setattr(setup, "_existing", existing)
+    environment = {"ATTACHMENTS_URL": "file:///srv/attachments"}
+    if variable is not None:
+        environment["ATTACHMENTS_AGE_RECIPIENTS"] = variable
+    assert asyncio.run(setup._store(environment, cast("Any", None))).age_recipients == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("", "ATTACHMENTS_AGE_RECIPIENTS is set, and empty."),
+        (" \n", "ATTACHMENTS_AGE_RECIPIENTS is set, and empty."),
+        (",", "ATTACHMENTS_AGE_RECIPIENTS: age recipient 1 is blank"),
+        (f"{A},,{B}", "ATTACHMENTS_AGE_RECIPIENTS: age recipient 2 is blank"),
+        (f"{A},{B[:-1]}", "ATTACHMENTS_AGE_RECIPIENTS: age recipient 2 is mistyped or incomplete"),
+    ],
+    ids=["empty", "blank", "comma", "two commas", "mistyped"],
+)
+def test_recipients_that_got_lost_on_their_way_are_told(
+    monkeypatch: pytest.MonkeyPatch, variable: str, said: str
+) -> None:
+    """An empty variable is no wish to store unencrypted: nothing is made then, and no block is changed."""
+
+    async def existing(*_: object) -> AttachmentStore:
+        return AttachmentStore(url="s3://bucket/root", age_recipients=[A])
+
+    monkeypatch.setattr(setup, "_existing", existing)
+    with pytest.raises(setup.SetupError) as caught:
+        asyncio.run(setup._store({"ATTACHMENTS_AGE_RECIPIENTS": variable}, cast("Any", None)))
+    assert str(caught.value).startswith(said)
+
+
+def test_recipients_that_are_removed_are_told() -> None:
+    """Their owners cannot decrypt what comes from now on; blanks around a key make no other one of it."""
+    told: list[tuple[str, str]] = []
+    before = AttachmentStore(url="s3://bucket/root", age_recipients=[f" {A}", B])
+    for after in ([A, B], [A], []):
+        block = AttachmentStore(url="s3://bucket/root", age_recipients=after)
+        setup._tell_removed(before, block, lambda result, subject: told.append((result, subject)))
+    assert [(result, subject.partition(" not named")[0]) for result, subject in told] == [
+        ("REMOVED", "1 age recipient of the block was"),
+        ("REMOVED", "2 age recipients of the block were"),
+    ]
+    assert all(A not in subject and B not in subject for _, subject in told)
+
+
 def test_the_location_of_the_store_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the URL was understood, whether something changed or not."""
     told: list[str] = []
     block = AttachmentStore(url="file://localhost/srv/attachments/")
+    sealed = AttachmentStore(url="file:///srv/attachments", age_recipients=[A, B])
 
     async def existing(*_: object) -> AttachmentStore:
         return block
@@ -107,6 +178,7 @@ def test_the_location_of_the_store_is_shown(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(AttachmentStore, "aregister_type_and_schema", registered)
     asyncio.run(setup._save(block, "default", cast("Any", None), lambda _, subject: told.append(subject)))
     assert told == ["block attachment-store/default: file:///srv/attachments"]
+    assert setup._encryption(sealed) == ", encrypted to 2 age recipients"
 
 
 def test_the_declared_deployments_are_module_paths() -> None:

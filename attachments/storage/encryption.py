@@ -20,6 +20,8 @@ class Encryption:
     """The encryption scope of Azure Blob Storage."""
     age_recipients: tuple[str, ...] = ()
     """Public keys to which every attachment is encrypted by us, with age."""
+    allow_plaintext: bool = False
+    """Store unencrypted although the store has encrypted before; of no effect with recipients."""
 
     @property
     def needs_service(self) -> str | None:

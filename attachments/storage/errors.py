@@ -10,6 +10,9 @@ StoreError
 ├── UnsupportedStore     no store of this kind, or the file system lacks something that a store must have
 ├── InvalidManifest      a manifest.json that can't be read: treat it as lost and rebuild it
 ├── NewerManifest        a manifest.json from a newer version of this project: never overwritten
+├── ManifestTooLarge     a manifest.json that would be larger than one may be: it is not written
+├── MalformedKey         (also a ValueError) a text that no message, attachment or object of ours can have as its key
+├── PlaintextRefused     the store has encrypted before, and its block has no recipients now: nothing is stored
 └── CannotDecrypt        what stands there is no age file for these identities, or it was cut or altered
 
 Their text holds keys, never a file name or a path: Prefect shows it to everybody who sees a run.
@@ -89,6 +92,24 @@ class NewerManifest(StoreError):
     """A manifest that a newer version wrote. Overwriting it would lose what that version recorded."""
 
     outcome_code = "newer-manifest"
+
+
+class ManifestTooLarge(StoreError):
+    """A manifest of more bytes than are ever read. The message has more attachments than a manifest can record."""
+
+    outcome_code = "manifest-too-large"
+
+
+class MalformedKey(StoreError, ValueError):
+    """What was given as a key is none. The text of the error does not repeat it: it may be an id or a file name."""
+
+    outcome_code = "malformed-key"
+
+
+class PlaintextRefused(StoreError):
+    """The store has encrypted before, and would now store plaintext. Recipients may have been lost."""
+
+    outcome_code = "plaintext-refused"
 
 
 class CannotDecrypt(StoreError):

@@ -5,6 +5,7 @@
 <root>/<message_key>/manifest.json
 <root>/.incoming/      files on their way in (incoming.py)
 <root>/.locks/         lock files (locks.py)
+<root>/.encryption/    the marker of a store that has encrypted (encryption_marker.py)
 ```
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from attachments.storage.backend import Residue
 from attachments.storage.committing import commit, proven, read_manifest, replace_manifest
 from attachments.storage.content import Seal, pour
+from attachments.storage.encryption_marker import is_marked, mark, plaintext_refused
 from attachments.storage.errors import InvalidManifest, NothingStored
 from attachments.storage.folders import Folder
 from attachments.storage.incoming import INCOMING, abandoned, incoming, sweep
@@ -38,17 +40,32 @@ from attachments.storage.store import Inventory, ManifestChange, Probe, Seen, St
 class LocalStore(Store):
     """Attachments in folders of this machine, or of a mount with POSIX semantics."""
 
-    def __init__(self, path: Path, *, seal: Seal | None = None, suffix: str = "") -> None:
-        """`seal` encrypts what is written, and `suffix` is then added to its name."""
+    def __init__(
+        self, path: Path, *, seal: Seal | None = None, suffix: str = "", allow_plaintext: bool = False
+    ) -> None:
+        """`seal` encrypts what is written, and `suffix` is then added to its name.
+
+        Without it, `allow_plaintext` decides whether a store that has encrypted before is written to.
+        """
         self._path = path
         self._seal = seal
         self._suffix = suffix
+        self._allow_plaintext = allow_plaintext
         self._root = Root(path)
         self._has_swept = False
 
     @property
     def url(self) -> str:
         return f"file://{self._path}"
+
+    @property
+    def encrypts(self) -> bool:
+        return self._seal is not None
+
+    def has_encrypted(self) -> bool:
+        with translated("look for the marker of encryption in the store"), ExitStack() as opened:
+            root = self._root.opened(opened)
+            return root is not None and is_marked(root)
 
     def location(self, key: str) -> str:
         return str(self._path / key)
@@ -110,6 +127,7 @@ class LocalStore(Store):
         with ExitStack() as opened:
             with translated(doing, key=place):
                 root = self._root.made(opened)
+                self._check_encryption(root, place)
                 self._sweep(root, stem)
                 name = made_safe(made_safe(safe_name) + self._suffix, most=root.longest_name())
                 file = opened.enter_context(incoming(root, stem))
@@ -228,6 +246,13 @@ class LocalStore(Store):
             root = self._root.opened(opened)
             if root is not None:
                 sweep(root, residue.path.removeprefix(f"{INCOMING}/"))
+
+    def _check_encryption(self, root: Folder, place: str) -> None:
+        """Looked at for each file, since it costs nothing here."""
+        if self._seal is not None:
+            mark(root)
+        elif not self._allow_plaintext and is_marked(root):
+            raise plaintext_refused(place)
 
     def _sweep(self, root: Folder, stem: str) -> None:
         """Removes what dead writers have left: all of it once, later what they left of this attachment."""

@@ -32,6 +32,9 @@ Outcome = Literal["stored", "filtered", "unsupported", "failed", "purged"]
 Pending = Literal["not-listed", "scan-in-progress"]
 """Why a list is not final: it is empty although the webhook named attachments, or has a scanner's placeholder."""
 
+Encryption = Literal["age", "none"]
+"""Whether the store encrypted attachments to age recipients when it was last written to."""
+
 _WAS_STORED = frozenset({"stored", "purged"})
 _DEEPEST = 100
 """Levels of lists and objects that a manifest may have. Ours have three; hundreds can be read, not written."""
@@ -167,6 +170,8 @@ class Manifest(_Record):
     """
     pending: str | None = None
     """Why the list was not final, as `Pending` has it, or as a later version may; None when it was."""
+    encryption: str | None = None
+    """As `Encryption` has it, or as a later version may; None was written by a version that did not record it."""
     attachments: tuple[ManifestAttachment, ...] = ()
 
     @computed_field  # type: ignore[prop-decorator]  # mypy has no decorated properties (python/mypy#1362)
@@ -237,8 +242,9 @@ class Manifest(_Record):
         complete = data.pop("complete")
         if self.announced is None:
             del data["announced"]
-        if data["pending"] is None:
-            del data["pending"]
+        for name in ("pending", "encryption"):
+            if data[name] is None:
+                del data[name]
         extra = {field: data.pop(field) for field in (self.model_extra or {})}
         whole = {**data, "complete": complete, "attachments": listed, **extra}
         return json.dumps(whole, ensure_ascii=False, indent=1).encode() + b"\n"

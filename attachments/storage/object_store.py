@@ -23,6 +23,7 @@ from datetime import UTC, datetime, timedelta
 
 from attachments.storage.backend import Backend, Conflict, Labels, Listed, Residue, Standing, Upload
 from attachments.storage.content import Content, Seal, pour
+from attachments.storage.encryption_marker import EncryptionMarker
 from attachments.storage.errors import (
     AccessDenied,
     AlreadyExists,
@@ -62,11 +63,18 @@ _CHANGES = 40
 class ObjectStore(Store):
     """Attachments and manifests in a backend."""
 
-    def __init__(self, backend: Backend, *, seal: Seal | None = None, suffix: str = "") -> None:
-        """`seal` encrypts what is written, and `suffix` is then added to its name."""
+    def __init__(
+        self, backend: Backend, *, seal: Seal | None = None, suffix: str = "", allow_plaintext: bool = False
+    ) -> None:
+        """`seal` encrypts what is written, and `suffix` is then added to its name.
+
+        Without it, `allow_plaintext` decides whether a store that has encrypted before is written to.
+        """
         self._backend = backend
         self._seal = seal
         self._suffix = suffix
+        self._allow_plaintext = allow_plaintext
+        self._marker = EncryptionMarker(backend)
         self._listings = Listings(self._list)
         self._turns = [threading.Lock() for _ in range(_TURNS)]
 
@@ -76,6 +84,14 @@ class ObjectStore(Store):
 
     def manifest_url(self, message_key: str) -> str:
         return f"{self._backend.url}/{manifest_path(message_key)}"
+
+    @property
+    def encrypts(self) -> bool:
+        return self._seal is not None
+
+    def has_encrypted(self) -> bool:
+        with self._translated("look for the marker of encryption in the store", None):
+            return self._marker.exists()
 
     def read_manifest(self, message_key: str) -> Manifest | None:
         path = manifest_path(message_key)
@@ -129,6 +145,7 @@ class ObjectStore(Store):
         path = attachment_path(message_key, attachment_key, name)
         place = f"{message_key}/{attachment_key}"
         doing = "store attachment"
+        self._check_encryption(place)
         with self._translated(doing, place):
             # Before a download is spent: a store that is away says so here, and the commit has one thing less to ask.
             self._listings.of(message_key)
@@ -231,6 +248,14 @@ class ObjectStore(Store):
     def clear(self, residue: Residue) -> None:
         with self._translated("clear", residue.key):
             self._backend.clear(residue)
+
+    def _check_encryption(self, place: str) -> None:
+        if self._seal is not None:
+            with self._translated("mark the store as encrypted", None):
+                self._marker.create()
+        elif not self._allow_plaintext:
+            with self._translated("look for the marker of encryption in the store", None):
+                self._marker.refuse_plaintext(place)
 
     def _sweep_clock(self, latest: datetime) -> None:
         """Removes what askers left that died."""

@@ -47,13 +47,15 @@ def open_store(url: str, options: Mapping[str, Any] | None = None, encryption: E
         # Not at the top: this module is imported on Windows too, where the local store's imports fail.
         from attachments.storage.local import LocalStore  # noqa: PLC0415
 
-        return _checked(LocalStore(Path(path), seal=seal, suffix=suffix))
+        local = LocalStore(Path(path), seal=seal, suffix=suffix, allow_plaintext=asked.allow_plaintext)
+        return _checked(local)
     module, _, name = _BACKENDS.get(url.partition(":")[0], _OTHERS).partition(":")
     backend = getattr(import_module(f"attachments.storage.{module}"), name)
     try:
-        return _checked(ObjectStore(backend.at(url, dict(options or {}), asked), seal=seal, suffix=suffix))
+        opened = backend.at(url, dict(options or {}), asked)
     except (ValueError, TypeError):  # of the package's own parser; its text quotes the URL
         raise UnsupportedStore("the store's URL can't be read; docs/stores.md shows how each is written") from None
+    return _checked(ObjectStore(opened, seal=seal, suffix=suffix, allow_plaintext=asked.allow_plaintext))
 
 
 def _checked(store: Store) -> Store:

@@ -13,7 +13,8 @@ from typing import Any
 import pyrage
 
 from attachments.storage.content import Seal, Write
-from attachments.storage.errors import CannotDecrypt, UnsupportedStore
+from attachments.storage.errors import CannotDecrypt, StoreError, UnsupportedStore
+from attachments.storage.recipients import parsed
 
 SUFFIX = ".age"
 """What the name of an encrypted object ends with."""
@@ -24,12 +25,21 @@ _IDENTITY = re.compile(r"AGE-SECRET-KEY-\S+", re.ASCII)
 def sealer(recipients: Sequence[str]) -> Seal:
     """What encrypts a stream to all of these: `age1…`, `ssh-ed25519 …` or `ssh-rsa …`.
 
-    Any one of their owners can decrypt it. Raises UnsupportedStore for what is no recipient.
+    Any one of their owners can decrypt it. Raises UnsupportedStore for what is no recipient, and for none at all. What
+    the sealer raises of its own is a StoreError.
     """
-    keys = [_recipient(text.strip(), number) for number, text in enumerate(recipients, 1)]
+    if not recipients:
+        raise UnsupportedStore("there is no age recipient to encrypt to; name one, or do not encrypt")
+    keys = parsed(recipients)
 
     def seal(chunks: Iterable[bytes], write: Write) -> None:
-        _through(pyrage.encrypt_io, chunks, write, keys)
+        try:
+            _through(pyrage.encrypt_io, chunks, write, keys)
+        except _Refused:
+            pass
+        else:
+            return
+        raise StoreError("age could not encrypt to the store's recipients; check each of them in the store's block")
 
     return seal
 
@@ -108,20 +118,16 @@ def _through(work: Any, chunks: Iterable[bytes], write: Write, keys: Sequence[An
         work(source, sink, keys)
     except (pyrage.EncryptError, pyrage.DecryptError, OSError):
         refused = True
+    except BaseException as error:
+        # A panic inside age is no Exception. It would end a worker's thread, and its text is none of ours.
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        refused = True
     own = source.error or sink.error
     if own is not None:
         raise own
     if refused:
         raise _Refused
-
-
-def _recipient(text: str, number: int) -> Any:
-    kinds = (pyrage.ssh.Recipient, pyrage.x25519.Recipient)
-    try:
-        return kinds[text.startswith("age1")].from_str(text)
-    except pyrage.RecipientError:
-        problem = f"age recipient {number} can't be used"
-    raise UnsupportedStore(f"{problem}; write a public key there: age1…, ssh-ed25519 … or ssh-rsa …")
 
 
 def _identities(text: str) -> list[Any]:

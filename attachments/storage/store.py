@@ -82,6 +82,15 @@ class Store(ABC):
     def url(self) -> str:
         """The root, as an fsspec URL, without credentials."""
 
+    @property
+    @abstractmethod
+    def encrypts(self) -> bool:
+        """Whether it encrypts attachments to age recipients before they leave this machine."""
+
+    @abstractmethod
+    def has_encrypted(self) -> bool:
+        """Whether anything was ever encrypted in it, by this process or another. Asks the store."""
+
     @abstractmethod
     def read_manifest(self, message_key: str) -> Manifest | None:
         """The message's manifest, None when there is none. Raises InvalidManifest for an unreadable one."""
@@ -149,7 +158,9 @@ class Store(ABC):
 
         Chunks of any size; memory does not grow with their sum. What `chunks` raises comes out as it is, with
         nothing left behind. When the attachment stands there already, whatever its file name, with the same
-        size and SHA-256, that is success; anything else there raises AlreadyExists and stays untouched.
+        size and SHA-256, that is success; anything else there raises AlreadyExists and stays untouched. A store that
+        has encrypted before, has no recipients now and does not allow plaintext raises PlaintextRefused before it reads
+        a chunk; what another process has begun to encrypt within the last minute may go unnoticed.
         """
 
     @abstractmethod

@@ -442,5 +442,5 @@ def test_one_listing_a_message(places: Places) -> None:
         listings = [request for request in proxy.requests if "list-type=2" in request]
         assert len(listings) == 1
         # And for each attachment a PUT and a look; the rest is asked once.
-        assert len(proxy.requests) <= 1 + 2 * 30 + 3
+        assert len(proxy.requests) <= 1 + 2 * 30 + 4
     assert len(place.visible()) == 30

@@ -137,7 +137,8 @@ def test_what_was_stored_before_encryption_began_is_recognised(sealed: Store, ro
     assert sealed.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT]) == first
     other = "0" * 32
     second = sealed.write(MESSAGE, other, "a.pdf", [CONTENT])
-    assert plain.write(MESSAGE, other, "a.pdf", [CONTENT]) == second
+    allowed = open_store(str(root), encryption=Encryption(allow_plaintext=True))
+    assert allowed.write(MESSAGE, other, "a.pdf", [CONTENT]) == second
 
 
 @pytest.mark.parametrize("text", ["", "x", "AGE-SECRET-KEY-1X", "age1x", "ssh-ed25519 x", str(OWNER)], ids=range(6))
