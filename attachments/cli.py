@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from attachments.command_boundary import FAILED, INTERRUPTED, CommandFailed, import_prefect, run_command
 from attachments.message_id import normalized
+from attachments.terminal import LogFormatter, bounded, printable, say, say_json
 
 if TYPE_CHECKING:
     from attachments.doctor import Finding
@@ -56,6 +57,10 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Quotes what it was given, which may have been pasted."""
+        super().error(bounded(message))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -233,7 +238,7 @@ def _setup(options: argparse.Namespace) -> int:
         untried = asyncio.run(
             set_up(
                 os.environ,
-                lambda result, subject: print(f"{result:<10}{subject}"),
+                lambda result, subject: say(f"{result:<10}{subject}"),
                 switch_on=not options.schedules_off,
             )
         )
@@ -243,9 +248,9 @@ def _setup(options: argparse.Namespace) -> int:
         what, remedy = trouble(error)
         return _fail(f"{what} {remedy} Then run this again: what is listed above has been made.")
     if untried:
-        print(f"Everything is made in Prefect, but the API key could not be tried: {untried}")
+        say(f"Everything is made in Prefect, but the API key could not be tried: {untried}")
     else:
-        print("All set. Next: `prefect worker start --pool attachments` and `attachments receive`.")
+        say("All set. Next: `prefect worker start --pool attachments` and `attachments receive`.")
     return 0
 
 
@@ -263,7 +268,9 @@ def _receive(options: argparse.Namespace) -> int:
     from attachments.receiver.inbox import InboxUnavailable  # noqa: PLC0415
     from attachments.receiver.server import CannotServe, ReceiverSettings, serve  # noqa: PLC0415
 
-    logging.basicConfig(format="%(asctime)s %(levelname)-8s %(name)s  %(message)s", level=logging.INFO)
+    log = logging.StreamHandler()
+    log.setFormatter(LogFormatter("%(asctime)s %(levelname)-8s %(name)s  %(message)s"))
+    logging.basicConfig(handlers=[log], level=logging.INFO)
     for noisy in ("httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if options.insecure:
@@ -305,7 +312,7 @@ def _trigger(options: argparse.Namespace) -> int:
         if len(candidate_keys(message_id)) > 1:  # a webhook names a message by its id, which a key's manifest knows
             store = store_of(os.environ)
             message_id = soon(lambda: store.message_id(options.message_id))
-        print(trigger(options.url, next(iter(_secrets()), None), message_id, options.mailbox))
+        say(trigger(options.url, next(iter(_secrets()), None), message_id, options.mailbox))
     except (TriggerError, StoreError, UpkeepError) as error:
         return _fail(str(error))
     return 0
@@ -314,7 +321,6 @@ def _trigger(options: argparse.Namespace) -> int:
 def _locate(options: argparse.Namespace) -> int:
     from attachments.storage import StoreError  # noqa: PLC0415
     from attachments.storage.keys import manifest_path  # noqa: PLC0415
-    from attachments.terminal import escaped  # noqa: PLC0415
     from attachments.upkeep import UpkeepError, soon, store_of  # noqa: PLC0415
 
     try:
@@ -325,15 +331,17 @@ def _locate(options: argparse.Namespace) -> int:
     if manifest is None:
         return _fail(f"There is no manifest of message {key} in the store: nothing of it has been stored yet.")
     if options.json:
-        # In ASCII: names are as their senders wrote them, and may hold what moves a cursor or turns a line round.
-        print(json.dumps(json.loads(manifest.to_bytes()), indent=1))
+        say_json(json.loads(manifest.to_bytes()))
         return 0
-    print(escaped(shlex.quote(store.location(manifest_path(key)))))
+    say(shlex.quote(store.location(manifest_path(key))))
     for entry in manifest.attachments:
         # Quoted as a shell needs it, where it needs it.
-        where = shlex.quote(store.location(entry.key)) if entry.key else entry.attachment_key
+        is_at_home = entry.is_at_home(key)
+        where = shlex.quote(store.location(entry.key or "")) if is_at_home else entry.attachment_key
         note = entry.rule or entry.code or (f"{entry.purged_at:%Y-%m-%d}" if entry.purged_at else "")
-        print(escaped(f"{entry.outcome:<12}{entry.bytes or 0:>14,}  {where}  {note}".rstrip()))
+        if entry.key is not None and not is_at_home:
+            note = "the manifest names a place that is not its own: it was altered; see `attachments verify`"
+        say(f"{entry.outcome:<12}{entry.bytes or 0:>14,}  {where}  {note}".rstrip())
     return 0
 
 
@@ -345,10 +353,9 @@ def _preview(options: argparse.Namespace) -> int:
     except PreviewError as error:
         return _fail(str(error))
     if options.json:
-        print(json.dumps(found.model_dump(mode="json"), indent=1))
+        say_json(found.model_dump(mode="json"))
         return 0
-    for line in shown(found):
-        print(line)
+    say(*shown(found))
     return 0
 
 
@@ -360,28 +367,27 @@ def _check(options: argparse.Namespace) -> int:
     except CheckError as error:
         return _fail(str(error))
     if mistakes:
-        return _fail("\n".join(mistakes))
-    print("No mistake found.")
+        return _fail(*mistakes)
+    say("No mistake found.")
     return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from attachments.doctor import by_urgency, examine, summary  # noqa: PLC0415  Prefect takes seconds to import
     from attachments.receiver.checks import look_at_inbox, look_at_receiver  # noqa: PLC0415
-    from attachments.terminal import printable  # noqa: PLC0415
 
     receiver = () if options.no_receiver else look_at_receiver(_secrets(), options.receiver)
     found = by_urgency(_watched(itertools.chain(examine(), receiver, look_at_inbox(_inbox(options)))))
     is_well = all(finding.status != "failed" for finding in found)
     if options.json:
-        print(json.dumps({"ok": is_well, "findings": [finding.model_dump(mode="json") for finding in found]}, indent=1))
+        say_json({"ok": is_well, "findings": [finding.model_dump(mode="json") for finding in found]})
         return 0 if is_well else FAILED
     for finding in found:
-        print(finding)
+        say(str(finding))
         if sys.stdout.isatty():  # who sends it into a log wants no addresses there
             for name in finding.names:
-                print(f"{'':<9}  {printable(name)}")
-    print(summary(found))
+                say(f"{'':<9}  {printable(name)}")
+    say(summary(found))
     return 0 if is_well else FAILED
 
 
@@ -396,7 +402,7 @@ def _watched(findings: Iterable["Finding"]) -> list["Finding"]:
     with Console(stderr=True).status("Looking at Prefect") as line:
         for finding in findings:
             found.append(finding)
-            line.update(Text(f"Looked at {finding.about}"))
+            line.update(Text(bounded(f"Looked at {finding.about}")))
     return found
 
 
@@ -405,10 +411,9 @@ def _status(options: argparse.Namespace) -> int:
 
     found = look(_inbox(options))
     if options.json:
-        print(json.dumps(found.model_dump(mode="json"), indent=1))
+        say_json(found.model_dump(mode="json"))
     else:
-        for line in shown(found):
-            print(line)
+        say(*shown(found))
     return FAILED if found.problems else 0
 
 
@@ -472,8 +477,8 @@ def _secrets() -> list[str]:
     return [whole, *parts] if len(parts) > 1 else parts
 
 
-def _fail(message: str) -> int:
-    print(message, file=sys.stderr)
+def _fail(*lines: str) -> int:
+    say(*lines, is_error=True)
     return FAILED
 
 

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from attachments.terminal import say
+
 FAILED = 1
 INTERRUPTED = 128 + signal.SIGINT
 UNREAD = 128 + 13
@@ -119,7 +121,7 @@ def import_prefect() -> None:
             f"Prefect cannot be loaded as it is set up ({type(error).__name__}). Check the variables that begin with "
             "PREFECT_, Prefect's profiles and prefect.toml."
         ) from None
-    sys.stderr.write(said.getvalue())
+    say(*said.getvalue().splitlines(), is_error=True)
 
 
 def _setting(error: ValidationError) -> str:
@@ -141,5 +143,5 @@ def _places(found: TracebackType | None) -> str:
 
 
 def _fail(message: str) -> int:
-    print(message, file=sys.stderr)
+    say(message, is_error=True)
     return FAILED

@@ -38,6 +38,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from attachments import cancelling
 from attachments.prefect_busy import Pauses, PrefectAway, PrefectBusy, make_patient
 from attachments.prefect_path import path_part
+from attachments.terminal import bounded
 
 logger = logging.getLogger("attachments.pacing")
 
@@ -185,7 +186,7 @@ class PrefectPacer:
     def _wait_as_told(self, status: int) -> None:
         """Wait before asking again, as long as the refusal asks for. Raises `PacingError` for one that will stay."""
         if status == httpx.codes.UNPROCESSABLE_ENTITY:
-            logger.warning("The limit %s is 0: no call is made until it is larger.", self.limit_name)
+            logger.warning("The limit %s is 0: no call is made until it is larger.", bounded(self.limit_name))
             cancelling.sleep(AWAY)
         elif status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
             self._wait_for_prefect(str(status))
@@ -334,7 +335,7 @@ class _Pause:
             logger.debug("Whether the fleet pauses cannot be read (%s).", type(error).__name__)
             return
         except (KeyError, TypeError, ValueError):
-            logger.warning("The Prefect Variable %s holds no pause; it is ignored. Delete it.", self._variable)
+            logger.warning("The Prefect Variable %s holds no pause; it is ignored. Delete it.", bounded(self._variable))
             return
         with self._lock:
             if until == self._acted_on:

@@ -23,11 +23,12 @@ from attachments.numerals import counted
 from attachments.storage import Store, open_store
 from attachments.storage.content import Seal
 from attachments.storage.errors import InvalidManifest, NothingStored
-from attachments.storage.keys import candidate_keys, is_attachment_path
+from attachments.storage.keys import candidate_keys
 from attachments.storage.manifest import ManifestAttachment
-from attachments.storage.names import shortened
+from attachments.storage.names import safe_name, shortened
 from attachments.storage.sealing import SUFFIX, opener
 from attachments.storage.verification import Checked, unsealed, verify
+from attachments.terminal import say
 from attachments.timed_call import PATIENCE, Silent, within
 
 T = TypeVar("T")
@@ -102,17 +103,17 @@ def verify_store(
         for checked in verify(store, count(keys), unseal=unseal, at_once=at_once, progress=advance):
             verdict.add(checked)
             for difference in checked.differences:
-                print(f"{difference.key}  {difference.problem}", flush=True)
+                say(f"{difference.key}  {difference.problem}")
             if checked.differences:
-                print(f"  {_download_again(store, checked.message_key, message_id)}", flush=True)
+                say(f"  {_download_again(store, checked.message_key, message_id)}")
     for residue in store.residue(older_than=older_than):
         if clean:
             store.clear(residue)
             verdict.cleared += 1
         else:
             verdict.left += 1
-        print(f"{residue.key}  {residue.what}{', removed' if clean else ''}", flush=True)
-    print(_summary(verdict, store.url))
+        say(f"{residue.key or 'unknown place'}  {residue.what}{', removed' if clean else ''}")
+    say(_summary(verdict, store.url))
     return verdict
 
 
@@ -160,25 +161,22 @@ def decrypt_message(store: Store, message_id: str, unseal: Seal, folder: Path) -
     sealed = [entry for entry in manifest.attachments if entry.outcome == "stored" and entry.stored_sha256]
     for entry in sealed:
         try:
-            print(_decrypted(store, entry, unseal, folder))
+            say(str(_decrypted(store, key, entry, unseal, folder)))
         except OSError as error:
             raise UpkeepError(f"Cannot write into {folder} ({error.strerror}).") from None
     return len(sealed)
 
 
-def _decrypted(store: Store, entry: ManifestAttachment, unseal: Seal, folder: Path) -> Path:
-    # The manifest is read from the store, where others may write.
-    if entry.key is None or not is_attachment_path(entry.key.removesuffix(SUFFIX)) or os.sep in entry.key.split("/")[2]:
-        raise UpkeepError(
-            f"The manifest names no place of the store for attachment {entry.attachment_key}: it was altered. "
-            "It is not decrypted; `attachments verify` says what else differs."
-        )
-    target = folder / entry.key.removesuffix(SUFFIX)
+def _decrypted(store: Store, message_key: str, entry: ManifestAttachment, unseal: Seal, folder: Path) -> Path:
+    # The manifest is read from the store, where others may write: its key is not believed, and `unsealed` refuses it
+    # unless it is this attachment's. What the file is called comes from its own name all the same.
+    name = (entry.key or "").rpartition("/")[2].removesuffix(SUFFIX)
+    target = folder / message_key / entry.attachment_key / safe_name(name)
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = target.parent / f".{secrets.token_hex(8)}"
     with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123  # a descriptor
         try:
-            unsealed(store, entry, unseal, file.write)
+            unsealed(store, message_key, entry, unseal, file.write)
             file.flush()
             os.fsync(file.fileno())
             target = _renamed(partial, target)

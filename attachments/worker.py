@@ -64,6 +64,7 @@ from attachments.numerals import counted
 from attachments.prefect_busy import make_patient
 from attachments.run_labels import DEATHS
 from attachments.suspending import heed, take_over
+from attachments.terminal import bounded
 
 BEAT = 4.0  # seconds between heartbeats
 SILENCE = 20.0  # seconds without a heartbeat after which a worker counts as dead
@@ -308,7 +309,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         try:
             state = await propose_state(self.client, Pending(message=f"{MINE}{self.name}"), flow_run_id=flow_run.id)
         except Abort as abort:
-            logger.info("Flow run %s is not started: %s", flow_run.id, abort)
+            logger.info("Flow run %s is not started: %s", flow_run.id, bounded(str(abort)))
             return False
         return state.is_pending()
 
@@ -430,7 +431,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
     async def _set_state(self, run: FlowRun, state: State[None]) -> None:
         with suppress(ObjectNotFound, Abort):
             await self.client.set_flow_run_state(run.id, state, force=True)
-            logger.warning("Flow run %s is now %s: %s", run.id, state.name, state.message)
+            logger.warning("Flow run %s is now %s: %s", run.id, state.name, bounded(state.message or ""))
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """Whether all that the product needs is there and right: what `attachments doctor` looks at, by a schedule."""
 
-import re
 from collections.abc import Sequence
 
 import httpx
@@ -14,8 +13,8 @@ from prefect.states import Completed, Failed
 from attachments.cancelling import RunCancelled
 from attachments.doctor import Finding, by_urgency, examine, summary
 from attachments.flows.failures import OUR_ERRORS, contained
+from attachments.terminal import markdown, markdown_with_code
 
-MARKUP = re.compile(r"[\\`*_\[\]<>|]")
 TOLD = 3
 """Failures whose remedies stand in the run's state; all of them stand in its artifact."""
 NEXT = "The artifact of this run, under Artifacts, says all of it."
@@ -45,7 +44,7 @@ def doctor() -> State[None]:
 def _show(found: Sequence[Finding]) -> None:
     """The artifact in the UI. A Prefect that cannot take it does not change what was found."""
     try:
-        create_markdown_artifact(key="doctor", description=summary(found), markdown=report(found))
+        create_markdown_artifact(key="doctor", description=markdown(summary(found)), markdown=report(found))
     except httpx.HTTPError as error:
         get_run_logger().warning("Prefect did not take the artifact of this run (%s).", type(error).__name__)
 
@@ -54,23 +53,26 @@ def report(found: Sequence[Finding]) -> str:
     """In Markdown, for the UI's table would cut off what to do: what failed first, and all of it in full."""
     parts = [_urgent("FAILED", finding) for finding in found if finding.status == "failed"]
     parts += [_urgent("Warning:", finding) for finding in found if finding.status == "warning"]
-    fine = [f"- {_plain(finding.about)}: {finding.text}" for finding in found if finding.status == "ok"]
+    fine = [
+        f"- {markdown(finding.about)}: {markdown_with_code(finding.text)}"
+        for finding in found
+        if finding.status == "ok"
+    ]
     if fine:
         parts += ["As it should be:", "\n".join(fine)]
     return "\n\n".join(parts)
 
 
+def _line_of(finding: Finding) -> str:
+    return f"- {markdown(finding.about)}: {markdown_with_code(finding.text)}"
+
+
 def _urgent(word: str, finding: Finding) -> str:
-    lines = [f"**{word} {_plain(finding.about)}**", "", f"- {finding.text}"]
+    lines = [f"**{word} {markdown(finding.about)}**", "", f"- {markdown_with_code(finding.text)}"]
     if finding.remedy:
-        lines.append(f"- What to do: {finding.remedy}")
+        lines.append(f"- What to do: {markdown_with_code(finding.remedy)}")
     return "\n".join(lines)
 
 
 def _line(finding: Finding) -> str:
     return f"{finding.about}: {finding.text} {finding.remedy}".rstrip()
-
-
-def _plain(name: str) -> str:
-    """A name that a user has chosen, without what Markdown would make of it."""
-    return MARKUP.sub(r"\\\g<0>", name)

@@ -37,6 +37,7 @@ NOT_FINAL: dict[Pending, str] = {
     "scan-in-progress": "A scanner's placeholder is listed, so an attachment is still to come.",
 }
 """Why a run that did all it could is not the last one."""
+CODE = re.compile(r"[a-z-]{1,40}", re.ASCII)
 MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]{1,100}", re.ASCII | re.IGNORECASE)
 
 
@@ -151,7 +152,7 @@ def _make_table(report: Report) -> None:
                 # What a narrow window cuts off comes last.
                 "attachment": outcome.entry.attachment_key,
                 "outcome": outcome.entry.outcome,
-                "code": outcome.entry.code,
+                "code": _plain_code(outcome.entry.code),
                 "type": _plain_type(outcome.entry.content_type),
                 "bytes": outcome.entry.bytes,
                 "seconds": round(outcome.seconds, 2) if outcome.seconds is not None else None,
@@ -159,6 +160,11 @@ def _make_table(report: Report) -> None:
             for outcome in report.outcomes
         ],
     )
+
+
+def _plain_code(code: str | None) -> str | None:
+    """One of our words. An earlier manifest's entry may hold any text: others may write to the store."""
+    return code if code is None or CODE.fullmatch(code) else "other"
 
 
 def _plain_type(content_type: str | None) -> str:

@@ -486,7 +486,7 @@ def test_locate_lets_no_sender_move_the_cursor(
 
     def renamed(known: Manifest | None) -> Manifest:
         assert known is not None
-        hostile = {"name": "\x9b2Jfdp.\u202eexe", "key": f"{known.attachments[0].key}\x1b[2J\u202e"}
+        hostile = {"name": "\x9b2Jfdp.\u202eexe", "rule": "a\x1b[2J\u202e\nstored"}
         return known.model_copy(update={"attachments": (known.attachments[0].model_copy(update=hostile),)})
 
     open_store(store.as_uri()).update_manifest(message_key(MESSAGE), renamed)

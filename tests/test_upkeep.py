@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyrage
@@ -15,6 +16,7 @@ from tests.storage.test_verification import record
 OWNER = pyrage.x25519.Identity.generate()
 MESSAGE_ID = "AAMkAGI1/xyz="
 MESSAGE = message_key(MESSAGE_ID)
+OTHER = message_key("another message")
 NAME = "-".join(("Kanarienvogel", "Gehalt")) + ".pdf"
 PLACE = f"{MESSAGE}/{attachment_key(NAME)}"
 
@@ -124,6 +126,48 @@ def test_decrypt_stays_in_its_folder(
     assert main(["decrypt", MESSAGE_ID, "--identity", str(identity), "--to", str(tmp_path / "out")]) == 1
     assert "it was altered" in capsys.readouterr().err
     assert list(tmp_path.rglob("evil*")) == []
+
+
+def test_decrypt_of_one_message_opens_no_other(
+    sealed: Path, identity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its manifest names another message's file, hash and all; nothing of that is read, and nothing written."""
+    store = open_store(str(sealed), encryption=Encryption(age_recipients=(str(OWNER.to_public()),)))
+    record(store, OTHER, "theirs.pdf")
+    theirs, path = store.read_manifest(OTHER), sealed / MESSAGE / "manifest.json"
+    assert theirs is not None
+    ours = json.loads(path.read_text())
+    stolen = json.loads(theirs.to_bytes())["attachments"][0]
+    for attachment in (stolen, {**stolen, "attachment_key": attachment_key(NAME)}):
+        path.write_text(json.dumps({**ours, "attachments": [attachment]}))
+        assert main(["decrypt", MESSAGE_ID, "--identity", str(identity), "--to", str(tmp_path / "out")]) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert "it was altered" in said.err
+        assert [found for found in (tmp_path / "out").rglob("*") if found.is_file()] == []
+        assert main(["verify"]) == 1
+        assert "the manifest names a place that is not its own" in capsys.readouterr().out
+        assert main(["locate", MESSAGE_ID]) == 0
+        assert OTHER not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", [f"{PLACE}/a\0.pdf.age", "", f"{PLACE}", "a/b", f"{PLACE}/a/b", "\0", "x" * 5000])
+@pytest.mark.parametrize("command", ["locate", "verify", "decrypt"])
+def test_a_malformed_key_is_told_and_is_no_traceback(
+    sealed: Path, identity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, key: str
+) -> None:
+    """Whatever the manifest holds in a key's place."""
+    path = sealed / MESSAGE / "manifest.json"
+    changed = json.loads(path.read_text())
+    changed["attachments"][0]["key"] = key
+    path.write_text(json.dumps(changed))
+    options = ["--identity", str(identity), "--to", str(tmp_path / "out")] if command == "decrypt" else []
+    status = main([command, MESSAGE_ID, *options])
+    out, err = capsys.readouterr()
+    assert status == (0 if command == "locate" and not err else 1)
+    assert "error of its own" not in out + err
+    assert "altered" in out + err or "damaged" in out + err
+    assert (out + err).replace("\n", "").isprintable()
 
 
 def test_verify_decrypts_when_it_is_given_the_identity(

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
@@ -26,6 +27,7 @@ from attachments.sandbox.server import serving
 from attachments.sandbox.window import SlidingWindow
 
 SECRET = "EMAILGISTICS_WEBHOOK_SECRET"  # noqa: S105  the variable's name
+_LONGEST_LINE = 2_000  # characters
 _CONNECT_SECONDS = 0.25
 """Between two attempts to connect to a receiver that does not listen yet."""
 _ADVICE = {
@@ -39,10 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     spool = Spool()
     try:
-        options.secret = options.secret or _secret()
-        return asyncio.run(_run(options, spool))
+        return asyncio.run(_run(options, _secret(), spool))
     except (OSError, argparse.ArgumentTypeError) as error:
-        print(
+        _say(
             f"sandbox: {error}; check --mail, --host, --port, --port-file, {SECRET} and {SECRET}_FILE", file=sys.stderr
         )
         return 1
@@ -66,10 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         "--deliver-to",
         type=_url,
         metavar="URL",
-        help="deliver a webhook for every message of --mail once, as soon as something listens there",
-    )
-    parser.add_argument(
-        "--secret", type=_header_value, help=f"the webhook's secret; by default the value of {SECRET} or {SECRET}_FILE"
+        help="deliver a webhook for every message of --mail once, as soon as something listens there; with the secret "
+        f"in {SECRET} or in the file that {SECRET}_FILE names",
     )
     parser.add_argument("--port-file", type=Path, metavar="PATH", help="write the port here once listening")
     return parser
@@ -113,7 +112,7 @@ def _secret() -> str:
     return _header_value(text.strip())
 
 
-async def _run(options: argparse.Namespace, spool: Spool) -> int:
+async def _run(options: argparse.Namespace, secret: str, spool: Spool) -> int:
     stop: asyncio.Future[int] = asyncio.Future()
     for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 128 + signal.SIGINT)):
         asyncio.get_running_loop().add_signal_handler(number, _stop, stop, status)
@@ -121,12 +120,12 @@ async def _run(options: argparse.Namespace, spool: Spool) -> int:
     if options.mail is not None:
         account.messages.add(await asyncio.to_thread(lambda: list(read_mail(options.mail, spool))))
         if not len(account.messages):
-            print(f"no mail found in {options.mail}; the sandbox reads {FORMATS}", flush=True)
+            _say(f"no mail found in {options.mail}; the sandbox reads {FORMATS}")
     async with serving(account, options.host, options.port) as address:
-        print(f"Emailgistics sandbox: {address}/api/v1 ({len(account.messages)} messages)", flush=True)
+        _say(f"Emailgistics sandbox: {address}/api/v1 ({len(account.messages)} messages)")
         if options.port_file is not None:
             _write_whole(options.port_file, address.rpartition(":")[2])
-        delivering = asyncio.create_task(_deliver_all(account, options.deliver_to, options.secret))
+        delivering = asyncio.create_task(_deliver_all(account, options.deliver_to, secret))
         status = await stop
         delivering.cancel()
         await asyncio.gather(delivering, return_exceptions=True)
@@ -153,12 +152,11 @@ async def _deliver_all(account: Account, url: SplitResult | None, secret: str) -
             await deliver(session, posting, delivery)
             key = hashlib.sha256(message.id.encode()).hexdigest()[:32]
             last, count = delivery.attempts[-1], len(delivery.attempts)
-            print(
+            _say(
                 f"message {key}: {delivery.outcome} after {count} attempt{'s' if count > 1 else ''},"
-                f" last response {last.status or last.error}",
-                flush=True,
+                f" last response {last.status or last.error}"
             )
-    print(_summary(deliveries), flush=True)
+    _say(_summary(deliveries))
 
 
 async def _wait_for_listener(url: SplitResult) -> None:
@@ -170,12 +168,19 @@ async def _wait_for_listener(url: SplitResult) -> None:
             _, writer = await asyncio.open_connection(host, port)
         except OSError:
             if not is_announced:
-                print(f"waiting for the receiver at {host}:{port}", flush=True)
+                _say(f"waiting for the receiver at {host}:{port}")
                 is_announced = True
             await asyncio.sleep(_CONNECT_SECONDS)
         else:
             writer.close()
             return
+
+
+def _say(line: str, *, file: TextIO | None = None) -> None:
+    """Prints a line. What a receiver or a file name says in it can neither move the cursor nor begin another line."""
+    # No code of the product's, not even for this.
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line[:_LONGEST_LINE])
+    print(shown, file=file or sys.stdout, flush=True)
 
 
 def _summary(deliveries: Sequence[Delivery]) -> str:

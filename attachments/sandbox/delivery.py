@@ -153,6 +153,6 @@ def envelope(attempt: Attempt) -> dict[str, object]:
     """The answer's JSON object; empty when it is none."""
     try:
         document = json.loads(attempt.body or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}

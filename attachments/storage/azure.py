@@ -66,6 +66,7 @@ from attachments.storage.errors import (
     StoreUnavailable,
     UnsupportedStore,
 )
+from attachments.storage.manifest import MOST_READ
 from attachments.storage.parts import PASSING_STATUS, PartedUpload, is_permanent, patiently, run
 
 _OURS = "attachments_"
@@ -242,7 +243,8 @@ class AzureBackend(Backend):
     def load(self, path: str) -> tuple[bytes, Version] | None:
         async def load() -> tuple[bytes, Version] | None:
             stream = await self._absent_is_none(self._blob(path).download_blob(**self._request))
-            return None if stream is None else (await stream.readall(), stream.properties.etag)
+            # The first request fetches 32 MiB at most, and `read` no more than it is asked for.
+            return None if stream is None else (await stream.read(MOST_READ), stream.properties.etag)
 
         return self._run(load)
 

@@ -8,6 +8,7 @@ store's own and no reader's.
 from __future__ import annotations
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from attachments.storage.errors import StoreError, UnsupportedStore
 
 Version = str
 """What tells one state of an object from the next: an ETag, a generation. Opaque."""
+
+
+_SYMBOL = re.compile(r"[A-Za-z0-9_.-]{1,60}", re.ASCII)
 
 
 class Conflict(Exception):
@@ -85,7 +89,9 @@ class Failure:
     def as_error(self, doing: str, key: str | None) -> StoreError:
         """As it is raised: what could not be done, to which key, and what to do next."""
         whole = f"{doing} {key}" if key else doing
-        return self.kind(f"could not {whole} ({self.symbol}): {self.advice}", key=key)
+        # A service sends it: whatever is no word of that kind could be a name, or hold what moves a cursor.
+        symbol = self.symbol if _SYMBOL.fullmatch(self.symbol) else "unknown"
+        return self.kind(f"could not {whole} ({symbol}): {self.advice}", key=key)
 
 
 class Upload(ABC):
@@ -156,7 +162,11 @@ class Backend(ABC):
 
     @abstractmethod
     def load(self, path: str) -> tuple[bytes, Version] | None:
-        """A small object as a whole, with the version that `save` can name; None when there is none."""
+        """A small object as a whole, with the version that `save` can name; None when there is none.
+
+        Of an object that is larger than a manifest may be, the first `MOST_READ` bytes: no reader takes these. Others
+        may write to the store, and no more than that may be held of what they put there.
+        """
 
     @abstractmethod
     def save(self, path: str, data: bytes, labels: Labels, *, replaces: Version | None) -> None:

@@ -10,7 +10,8 @@ from attachments.storage.content import Content
 from attachments.storage.errors import AlreadyExists
 from attachments.storage.folders import Folder
 from attachments.storage.incoming import IncomingFile, incoming, sweep
-from attachments.storage.keys import MANIFEST_NAME
+from attachments.storage.keys import MANIFEST_NAME, is_object_path
+from attachments.storage.manifest import MOST_READ
 from attachments.storage.names import shortened
 from attachments.storage.proofs import attach_proof, claimed, holds, written_at
 from attachments.storage.store import StoredObject
@@ -40,7 +41,7 @@ def commit(root: Folder, key: str, file: IncomingFile, content: Content) -> Stor
 
 def proven(folder: Folder, place: str) -> StoredObject | None:
     """What stands in an attachment's folder with a proof that holds."""
-    for name in folder.names():
+    for name in _possible(folder, place):
         with suppress(FileNotFoundError, FileExistsError), folder.opened(name, os.O_RDONLY) as fd:
             content = claimed(fd)
             if content and holds(fd, content):
@@ -49,10 +50,10 @@ def proven(folder: Folder, place: str) -> StoredObject | None:
 
 
 def read_manifest(root: Folder, message_key: str) -> bytes | None:
-    """The bytes of a message's manifest, None when it has none."""
+    """The bytes of a message's manifest, None when it has none; of a larger file those that are read of a manifest."""
     with suppress(FileNotFoundError), root.folder(message_key) as message:  # noqa: SIM117  # one line too long
         with message.opened(MANIFEST_NAME, os.O_RDONLY) as fd, os.fdopen(fd, "rb", closefd=False) as file:
-            return file.read()
+            return file.read(MOST_READ)
     return None
 
 
@@ -94,9 +95,14 @@ def _move(file: IncomingFile, name: str, folder: Folder) -> None:
         os.rename(file.name, name, **places)  # noqa: PTH104  # pathlib knows no descriptors
 
 
+def _possible(folder: Folder, place: str) -> list[str]:
+    """The names in an attachment's folder that an object of ours can have; no manifest could record another."""
+    return [name for name in folder.names() if is_object_path(f"{place}/{name}")]
+
+
 def _same(folder: Folder, content: Content, place: str) -> StoredObject:
     """What stands in the folder, when it is what we would have put there: a lost reply, or a race."""
-    for name in folder.names():
+    for name in _possible(folder, place):
         with suppress(FileNotFoundError, FileExistsError), folder.opened(name, os.O_RDONLY) as fd:
             # Ciphertext is recognised by its proof alone, which says what it decrypts to.
             expected = claimed(fd) or Content.plain(content.bytes, content.sha256)

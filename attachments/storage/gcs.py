@@ -51,6 +51,7 @@ from attachments.storage.backend import (
 )
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import AccessDenied, NotFound, StoreUnavailable, UnsupportedStore
+from attachments.storage.manifest import MOST_READ
 from attachments.storage.parts import PASSING_STATUS, PartedUpload, is_permanent, patiently, run
 from attachments.storage.sidecars import orphaned_proofs, proof_path, read_proof
 
@@ -85,7 +86,7 @@ class _Answer:
     def told(self) -> dict[str, Any]:
         try:
             return cast("dict[str, Any]", json.loads(self.body))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _Refused(self.status, "unreadable") from None
 
 
@@ -274,9 +275,12 @@ class GcsBackend(Backend):
         headers: Mapping[str, str] | None = None,
         data: bytes | memoryview = b"",
     ) -> _Answer:
-        """One request. Raises Conflict for 412, and _Refused for what else is no success (308 is one)."""
+        """One request. Raises Conflict for 412, and _Refused for what else is no success (308 is one).
+
+        Of a longer answer, the first `MOST_READ` bytes.
+        """
         async with self._asked(method, url, params, headers, data) as response:
-            body = await response.read()
+            body = await _beginning(response)
             if response.status == _CHANGED:
                 raise Conflict
             if response.status >= _MULTIPLE and response.status != _RESUME:
@@ -535,6 +539,14 @@ class _GcsUpload(PartedUpload):
         return base64.b64encode(self._sum.digest()).decode()
 
 
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """The body, as far as any reader takes it."""
+    body = bytearray()
+    while len(body) < MOST_READ and (block := await response.content.read(min(_BLOCK, MOST_READ - len(body)))):
+        body += block
+    return bytes(body)
+
+
 def _ours(told: Mapping[str, Any]) -> dict[str, str]:
     """What we said of an object, by Google's resource."""
     metadata = told.get("metadata", {})
@@ -584,6 +596,6 @@ def _reason(body: bytes) -> str:
         return _DAMAGED
     try:
         reason = json.loads(body)["error"]["errors"][0]["reason"]
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError):
         return ""
     return reason if isinstance(reason, str) and reason.isalnum() else ""

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
+from collections.abc import Sequence
 
 from attachments.message_id import normalized
+from attachments.storage.errors import MalformedKey
 
 KEY_LENGTH = 32
 """Hex digits in a key: 128 bits of SHA-256."""
@@ -24,8 +27,10 @@ _KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
 
 
 _PARTS = 3
-_NEVER_IN_A_NAME = frozenset("\\\0")
-"""Safe names have neither; some servers take a backslash for a slash."""
+_TURNS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+"""What turns the direction of a line (Unicode Standard Annex 9)."""
+LONGEST_PATH = 1024
+"""Characters of an object's path; ours have 321 at most, in UTF-8 as well."""
 
 
 def message_key(message_id: str) -> str:
@@ -48,12 +53,12 @@ def attachment_key(attachment_id: str) -> str:
 
 
 def attachment_path(message_key: str, attachment_key: str, safe_name: str) -> str:
-    """The key of an attachment's object, from the store's root. Raises ValueError for what is no key."""
+    """The key of an attachment's object, from the store's root. Raises MalformedKey for what is no key."""
     return f"{checked_key(message_key)}/{checked_key(attachment_key)}/{safe_name}"
 
 
 def manifest_path(message_key: str) -> str:
-    """The key of a message's manifest, from the store's root. Raises ValueError for what is no key."""
+    """The key of a message's manifest, from the store's root. Raises MalformedKey for what is no key."""
     return f"{checked_key(message_key)}/{MANIFEST_NAME}"
 
 
@@ -66,16 +71,32 @@ def is_attachment_path(path: str) -> bool:
 def is_object_path(path: str) -> bool:
     """Whether an object of ours can stand under it: no hidden file, and no name that a store might take for a path.
 
-    It is asked of what a manifest says before anything is removed: others may write to the store.
+    It is asked of what a manifest says before anything is read or removed: others may write to the store.
     """
     name = path.rpartition("/")[2]
-    return is_attachment_path(path) and not name.startswith(".") and not _NEVER_IN_A_NAME & set(name)
+    return is_attachment_path(path) and is_possible(path) and not name.startswith(".") and "\\" not in name
+
+
+def is_possible(path: str) -> bool:
+    """Whether the text can be an object's path: safe names hold nothing that controls a line, and are not that long."""
+    return len(path) <= LONGEST_PATH and all(
+        unicodedata.category(character) != "Cc" and unicodedata.bidirectional(character) not in _TURNS
+        for character in path
+    )
+
+
+def is_place_of(path: str | None, message_key: str, attachment_key: str) -> bool:
+    """Whether an object of ours can stand under the path, and is this attachment's of this message.
+
+    Whoever can write to the store can write into a message's manifest that its files are another message's.
+    """
+    return path is not None and is_object_path(path) and path.split("/")[:2] == [message_key, attachment_key]
 
 
 def checked_object_path(path: str) -> str:
-    """The path as it is. Raises ValueError for what no object of ours can stand under."""
+    """The path as it is. Raises MalformedKey for what no object of ours can stand under."""
     if not is_object_path(path):
-        raise ValueError("not an attachment's path: expected two keys and a file name")
+        raise MalformedKey("not an attachment's path: expected two keys and a file name")
     return path
 
 
@@ -84,15 +105,20 @@ def is_hold(name: str) -> bool:
     return name.partition(".")[0].lower() == HOLD
 
 
+def known_place(parts: Sequence[str]) -> str:
+    """Where something stands that a writer left: those of the first two parts of its name that are keys."""
+    return "/".join(filter(is_key, parts[:2]))
+
+
 def is_key(text: str) -> bool:
     """Whether the text has the form of a message key or an attachment key."""
     return _KEY.fullmatch(text) is not None
 
 
 def checked_key(text: str) -> str:
-    """The key as it is. Raises ValueError for anything else: an id could lead out of the root."""
+    """The key as it is. Raises MalformedKey for anything else: an id could lead out of the root."""
     if not is_key(text):
-        raise ValueError(f"not a key: expected {KEY_LENGTH} hex digits, as message_key() and attachment_key() make")
+        raise MalformedKey(f"not a key: expected {KEY_LENGTH} hex digits, as message_key() and attachment_key() make")
     return text
 
 

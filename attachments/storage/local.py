@@ -26,7 +26,15 @@ from attachments.storage.encryption_marker import is_marked, mark, plaintext_ref
 from attachments.storage.errors import InvalidManifest, NothingStored
 from attachments.storage.folders import Folder
 from attachments.storage.incoming import INCOMING, abandoned, incoming, sweep
-from attachments.storage.keys import attachment_path, checked_key, checked_object_path, is_hold, is_key, manifest_path
+from attachments.storage.keys import (
+    attachment_path,
+    checked_key,
+    checked_object_path,
+    is_hold,
+    is_key,
+    known_place,
+    manifest_path,
+)
 from attachments.storage.local_errors import translated
 from attachments.storage.locks import claim, locked
 from attachments.storage.manifest import Manifest
@@ -208,8 +216,8 @@ class LocalStore(Store):
             return written_at(file.fd)
 
     def read(self, key: str) -> Iterator[bytes]:
-        message, attachment, name = key.split("/")
-        place = f"{checked_key(message)}/{checked_key(attachment)}"
+        message, attachment, name = checked_object_path(key).split("/")
+        place = f"{message}/{attachment}"
         with translated("read attachment", key=place), ExitStack() as opened:
             root = self._root.opened(opened)
             try:
@@ -227,7 +235,7 @@ class LocalStore(Store):
             root = self._root.opened(opened)
             for name, begun in abandoned(root) if root else ():
                 if begun <= datetime.now(UTC) - older_than:
-                    yield Residue("temporary file", "/".join(name.split(".")[:2]), f"{INCOMING}/{name}", begun)
+                    yield Residue("temporary file", known_place(name.split(".")), f"{INCOMING}/{name}", begun)
 
     def probe(self) -> Probe:
         with translated("probe the store"), ExitStack() as opened:

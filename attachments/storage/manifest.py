@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -21,11 +24,20 @@ from pydantic import (
     model_validator,
 )
 
-from attachments.storage.errors import InvalidManifest, NewerManifest
-from attachments.storage.keys import KEY_LENGTH
+from attachments.storage.errors import InvalidManifest, ManifestTooLarge, NewerManifest
+from attachments.storage.keys import KEY_LENGTH, is_place_of, is_possible
 
 SCHEMA = 1
 """The version of the manifest's shape that this code writes."""
+
+LARGEST = 32 * 1024 * 1024
+"""Bytes of a manifest. Ten thousand attachments with ids of 250 characters and names of 255 bytes need 20 MB."""
+MOST_READ = LARGEST + 1
+"""Bytes that are read of what should be a manifest: one more tells that it is none."""
+MOST_VALUES = 500_000
+"""Lists, objects and their items in a manifest, by its punctuation: one byte of hostile JSON can cost 24 of memory."""
+_SMALL = 1024 * 1024
+"""Bytes of a manifest up to which any number are parsed at a time."""
 
 Outcome = Literal["stored", "filtered", "unsupported", "failed", "purged"]
 
@@ -38,6 +50,8 @@ Encryption = Literal["age", "none"]
 _WAS_STORED = frozenset({"stored", "purged"})
 _DEEPEST = 100
 """Levels of lists and objects that a manifest may have. Ours have three; hundreds can be read, not written."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_one_at_a_time = threading.Lock()
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -50,6 +64,12 @@ def _in_utc(moment: datetime) -> datetime:
 
 def _iso(moment: datetime) -> str:
     return moment.isoformat().replace("+00:00", "Z")
+
+
+def _possible(path: str | None) -> str | None:
+    if path is not None and not is_possible(path):
+        raise ValueError("no path of an object")
+    return path
 
 
 Moment = Annotated[datetime, AfterValidator(_in_utc), PlainSerializer(_iso, return_type=str)]
@@ -93,8 +113,8 @@ class ManifestAttachment(_Record):
     kind: str = "fileAttachment"
     """The vendor's `attachmentType`, which may be one that is not known yet."""
     outcome: Outcome
-    key: str | None = None
-    """Where the object stands, from the store's root."""
+    key: Annotated[str | None, AfterValidator(_possible)] = None
+    """Where the object stands, from the store's root. Not to be read or removed unless `is_at_home`."""
     bytes: int | None = None
     sha256: str | None = None
     stored_at: Moment | None = None
@@ -119,6 +139,10 @@ class ManifestAttachment(_Record):
     def is_settled(self) -> bool:
         """Whether no run can do more for it: it is stored, was stored and purged, or can't be downloaded."""
         return self.outcome in _WAS_STORED or self.outcome == "unsupported"
+
+    def is_at_home(self, message_key: str) -> bool:
+        """Whether its key is a place of this attachment in this message: others may write to the store."""
+        return is_place_of(self.key, message_key, self.attachment_key)
 
     def replaced_by(self, newer: ManifestAttachment) -> ManifestAttachment:
         """What is known once a later run has recorded `newer` of the same attachment.
@@ -236,7 +260,10 @@ class Manifest(_Record):
         return self.model_copy(update={**known, "pending": newer.pending, "attachments": tuple(merged.values())})
 
     def to_bytes(self) -> bytes:
-        """As it is written: UTF-8 JSON, its names in the order that the documentation gives."""
+        """As it is written: UTF-8 JSON, its names in the order that the documentation gives.
+
+        Raises ManifestTooLarge for what `from_bytes` would refuse for its size.
+        """
         data = self.model_dump(mode="json", by_alias=True)
         listed = [_without_blanks(entry) for entry in data.pop("attachments")]
         complete = data.pop("complete")
@@ -247,26 +274,35 @@ class Manifest(_Record):
                 del data[name]
         extra = {field: data.pop(field) for field in (self.model_extra or {})}
         whole = {**data, "complete": complete, "attachments": listed, **extra}
-        return json.dumps(whole, ensure_ascii=False, indent=1).encode() + b"\n"
+        written = json.dumps(whole, ensure_ascii=False, indent=1).encode() + b"\n"
+        if _is_too_large(written):
+            raise ManifestTooLarge(
+                f"the manifest of message {self.message_key} would have {len(written):,} bytes for "
+                f"{len(self.attachments):,} attachments, more than is read of one ({LARGEST:,} bytes, {MOST_VALUES:,} "
+                "values); store less of the message with a filter",
+                key=self.message_key,
+            )
+        return written
 
     @classmethod
     def from_bytes(cls, data: bytes, *, message_key: str) -> Self:
-        """The manifest of this message. Raises InvalidManifest, or NewerManifest for a later schema."""
-        try:
-            found = json.loads(data, parse_constant=_finite, parse_float=_finite)
-        except (ValueError, RecursionError):
-            found = None
-        version = found.get("schema") if isinstance(found, dict) else None
-        if isinstance(version, int) and version > SCHEMA:
-            raise NewerManifest(
-                f"the manifest of message {message_key} has schema {version}, this version writes {SCHEMA}: "
-                "a newer version of this project uses the same store; update this one",
-                key=message_key,
-            )
-        manifest = None if _is_too_deep(found) else cls._parsed(found)
+        """The manifest of this message. Raises InvalidManifest, or NewerManifest for a later schema.
+
+        One that is too large is invalid. Large ones are parsed one at a time, which takes a multiple of their size.
+        """
+        with nullcontext() if len(data) <= _SMALL else _one_at_a_time:
+            found = None if _is_too_large(data) else _json(data)
+            version = found.get("schema") if isinstance(found, dict) else None
+            if isinstance(version, int) and version > SCHEMA:
+                raise NewerManifest(
+                    f"the manifest of message {message_key} has a newer schema; this version writes {SCHEMA}: "
+                    "a newer version of this project uses the same store; update this one",
+                    key=message_key,
+                )
+            manifest = None if _is_too_deep(found) else cls._parsed(found)
         if manifest is None or manifest.message_key != message_key:
             raise InvalidManifest(
-                f"the manifest of message {message_key} is damaged or another message's; "
+                f"the manifest of message {message_key} is damaged, too large or another message's; "
                 "run its download again to rebuild it",
                 key=message_key,
             )
@@ -302,6 +338,18 @@ def _without_blanks(entry: dict[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in entry.items() if value is not None or field not in _SOMETIMES}
 
 
+def _is_too_large(data: bytes) -> bool:
+    return len(data) > LARGEST or sum(data.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES
+
+
+def _json(data: bytes) -> Any:
+    """What the bytes hold; None when that is no JSON."""
+    try:
+        return json.loads(data, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _finite(text: str) -> float:
     """The number. Raises ValueError for NaN and infinity, which could be read and then not be written as JSON."""
     number = float(text)
@@ -324,6 +372,8 @@ def _is_too_deep(value: object) -> bool:
 def _without_surrogates(value: Any) -> Any:
     """The same value with U+FFFD for each half of a surrogate pair in its texts."""
     if isinstance(value, str):
+        if not _SURROGATE.search(value):
+            return value
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
         return {_without_surrogates(name): _without_surrogates(item) for name, item in value.items()}

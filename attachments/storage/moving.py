@@ -33,6 +33,7 @@ from attachments.storage.backend import Backend, Conflict, Failure, Labels, List
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import StoreError, UnsupportedStore
 from attachments.storage.local_errors import failure_of
+from attachments.storage.manifest import MOST_READ
 from attachments.storage.names import shortened
 from attachments.storage.sidecars import PROOFS, proven
 
@@ -120,7 +121,8 @@ class MovingBackend(Backend):
 
     def load(self, path: str) -> tuple[bytes, Version] | None:
         try:
-            data: bytes = self._fs.cat_file(self._path(path))
+            with self._fs.open(self._path(path), "rb") as file:
+                data: bytes = file.read(MOST_READ)
         except FileNotFoundError:
             return None
         return data, hashlib.sha256(data).hexdigest()

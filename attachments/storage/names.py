@@ -33,6 +33,8 @@ from collections.abc import Iterator
 
 from pathvalidate import FileNameValidator
 
+from attachments.terminal import INVISIBLE
+
 MAX_BYTES = 255
 """The longest name, in bytes of UTF-8: the limit of ext4, XFS and APFS, and of NTFS in characters."""
 
@@ -56,8 +58,6 @@ _REPLACED = str.maketrans({**dict.fromkeys('<>:"|?*#%', "_"), "[": "(", "]": ")"
 
 # Format characters that print: the number and verse signs of Arabic, Syriac and Kaithi scripts.
 _VISIBLE_FORMATS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
-# Letters and marks that do not print: fillers, the grapheme joiner, Khmer's inherent vowels, blank braille.
-_INVISIBLE_OTHERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2065\u2800\u3164\uffa0")
 _JOINERS = frozenset("\u200c\u200d")
 _LINE_CONTROLS = frozenset("\t\n\v\f\r\x85\u2028\u2029")
 _SKIN_TONES = frozenset("\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff")
@@ -131,7 +131,7 @@ def _printable(name: str) -> str:
         elif char in _JOINERS:
             if _joins(name[at - 1 : at], name[at + 1 : at + 2]):
                 kept.append(char)
-        elif char in _INVISIBLE_OTHERS or (category == "Cf" and char not in _VISIBLE_FORMATS):
+        elif char in INVISIBLE or (category == "Cf" and char not in _VISIBLE_FORMATS):
             continue
         else:
             kept.append(char)

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from attachments.storage.backend import Backend, Conflict, Labels, Listed, Residue, Standing, Upload
@@ -39,6 +40,8 @@ from attachments.storage.keys import (
     is_attachment_path,
     is_hold,
     is_key,
+    is_object_path,
+    known_place,
     manifest_path,
 )
 from attachments.storage.labels import labels_for
@@ -125,7 +128,7 @@ class ObjectStore(Store):
         found: dict[str, StoredObject] = {}
         with self._translated("list message", message_key):
             for key, paths in self._listings.anew(message_key).items():
-                for path in paths:
+                for path in filter(is_object_path, paths):  # another name was not given by us
                     standing = self._backend.look(path)
                     content = standing and _claimed(standing)
                     if standing and content and (self._backend.metadata_is_proof or self._holds(path, content)):
@@ -224,8 +227,7 @@ class ObjectStore(Store):
         return written.modified
 
     def read(self, key: str) -> Iterator[bytes]:
-        place = _place(key)
-        checked_key(place.partition("/")[0])
+        place = _place(checked_object_path(key))
         with self._translated("read attachment", place):
             if self._backend.look(key) is None:
                 raise NothingStored(f"nothing stands under attachment {place}", key=place)
@@ -239,7 +241,8 @@ class ObjectStore(Store):
                 if not left.path.startswith(".") and not is_attachment_path(left.path):
                     continue
                 if left.begun is None or left.begun <= latest:
-                    yield left
+                    # Others may write there: of its key only what is one is shown.
+                    yield replace(left, key=known_place(left.key.split("/")))
 
     def probe(self) -> Probe:
         with self._translated("probe the store", None):
@@ -312,6 +315,8 @@ class ObjectStore(Store):
             if standing is None:
                 continue
             gone = False
+            if not is_object_path(other):  # no manifest could record it
+                continue
             claimed = _claimed(standing)
             # Without a claim it can only be recognised when it stands there unencrypted.
             expected = claimed or Content.plain(content.bytes, content.sha256)

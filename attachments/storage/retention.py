@@ -31,7 +31,7 @@ from attachments.storage.errors import (
     StoreUnavailable,
     UnsupportedStore,
 )
-from attachments.storage.keys import is_key, is_object_path
+from attachments.storage.keys import is_key
 from attachments.storage.keys import message_key as key_of
 from attachments.storage.manifest import Manifest, ManifestAttachment
 from attachments.storage.store import Inventory, Store
@@ -162,11 +162,11 @@ def purge_message(store: Store, message_key: str, policy: Policy, budget: Budget
     looked = Looked(message_key, due=len(due), unrecorded=len(standing.objects.keys() - recorded))
     if is_listed or standing.is_held:
         return replace(looked, is_held=True)
-    ours = [entry for entry in due if _is_at_home(entry, message_key)]
+    ours = [entry for entry in due if entry.is_at_home(message_key)]
     old = [entry for entry in ours if _is_old(entry, standing, policy)]
     looked = replace(
         looked,
-        refused=tuple(_place(entry, message_key) for entry in due if not _is_at_home(entry, message_key)),
+        refused=tuple(_place(entry, message_key) for entry in due if not entry.is_at_home(message_key)),
         younger=len(ours) - len(old),
     )
     return _removed(store, manifest, old, standing, policy, budget, looked)
@@ -256,12 +256,6 @@ def _is_old(entry: ManifestAttachment, standing: Inventory, policy: Policy) -> b
     """By the store. What is gone already has no age: its manifest's word counts."""
     seen = standing.objects.get(entry.key or "")
     return seen is None or seen.modified < policy.stored_before
-
-
-def _is_at_home(entry: ManifestAttachment, message_key: str) -> bool:
-    """Whether its key is that of this attachment of this message: others may write to the store."""
-    key = entry.key or ""
-    return is_object_path(key) and key.split("/")[:2] == [message_key, entry.attachment_key]
 
 
 def _is_over(manifest: Manifest, policy: Policy) -> bool:

@@ -69,6 +69,7 @@ from attachments.storage.errors import (
     StoreUnavailable,
     UnsupportedStore,
 )
+from attachments.storage.manifest import MOST_READ
 from attachments.storage.names import shortened
 from attachments.storage.parts import PartedUpload, is_permanent, run
 from attachments.storage.sidecars import orphaned_proofs, proof_path, read_proof
@@ -383,8 +384,12 @@ class S3Backend(Backend):
 
     async def _load(self, path: str) -> tuple[bytes, Version]:
         answer = await self._call("get_object", Key=self._root + path)
+        data = bytearray()
         async with answer["Body"] as body:
-            return await body.read(), answer["ETag"]
+            # Not all at once: the size that the service names is no promise.
+            while len(data) < MOST_READ and (block := await body.read(min(_BLOCK, MOST_READ - len(data)))):
+                data += block
+        return bytes(data), answer["ETag"]
 
     def _absent_is_none(self, request: Any) -> Any:
         try:

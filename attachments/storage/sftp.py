@@ -46,6 +46,7 @@ from attachments.storage.errors import AccessDenied, NotFound, StoreUnavailable,
 from attachments.storage.folders import FOLDER_MODE
 from attachments.storage.keys import is_hold, is_key
 from attachments.storage.local_errors import failure_of
+from attachments.storage.manifest import MOST_READ
 from attachments.storage.names import shortened
 from attachments.storage.sftp_client import (
     ANSWERED,
@@ -66,6 +67,7 @@ INCOMING = ".incoming"
 LOCKS = ".locks"
 PROOF = ".proof"
 _PROOF_BYTES = 64 * 1024
+_LOCK_BYTES = 1024
 _NEW = SFTP_FLAG_WRITE | SFTP_FLAG_CREATE | SFTP_FLAG_EXCL
 
 
@@ -173,7 +175,7 @@ class SftpBackend(Backend):
 
     def load(self, path: str) -> tuple[bytes, Version] | None:
         with self._session() as sftp:
-            data = sftp.bytes_of(self._path(path))
+            data = sftp.bytes_of(self._path(path), MOST_READ)
             if data is None:
                 self._look_at_root(sftp)
                 return None
@@ -181,7 +183,7 @@ class SftpBackend(Backend):
 
     def save(self, path: str, data: bytes, labels: Labels, *, replaces: Version | None) -> None:  # noqa: ARG002  files keep no labels
         with self._session() as sftp, self._locked(sftp, path) as still_ours:
-            standing = sftp.bytes_of(self._path(path))
+            standing = sftp.bytes_of(self._path(path), MOST_READ)
             if (None if standing is None else hashlib.sha256(standing).hexdigest()) != replaces:
                 raise Conflict
             temporary = self._path(f"{INCOMING}/{path.replace('/', '.')}.{secrets.token_hex(8)}")
@@ -307,10 +309,10 @@ class SftpBackend(Backend):
         token = secrets.token_hex(16).encode()
         self._take_lock(sftp, lock, token)
         try:
-            yield lambda: sftp.bytes_of(lock) == token
+            yield lambda: sftp.bytes_of(lock, _LOCK_BYTES) == token
         finally:
             with suppress(*self.errors):
-                if sftp.bytes_of(lock) == token:
+                if sftp.bytes_of(lock, _LOCK_BYTES) == token:
                     sftp.remove(lock)
 
     def _take_lock(self, sftp: SftpClient, lock: str, token: bytes) -> None:
@@ -333,7 +335,7 @@ class SftpBackend(Backend):
                         sftp.remove(lock)
                     raise
                 return
-            holder = sftp.bytes_of(lock)
+            holder = sftp.bytes_of(lock, _LOCK_BYTES)
             now = time.monotonic()
             if holder is None:
                 # Given back just now. If nobody ever holds it, it is something else that keeps us from making it.

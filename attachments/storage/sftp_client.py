@@ -148,8 +148,8 @@ class SftpClient(paramiko.SFTPClient):  # type: ignore[misc]  # paramiko ships n
             return None
         return mode
 
-    def bytes_of(self, path: str, most: int | None = None) -> bytes | None:
-        """A small file as a whole, None when there is none, empty when it is larger than it may be."""
+    def bytes_of(self, path: str, most: int) -> bytes | None:
+        """A small file as a whole, None when there is none; of a larger file the first `most` bytes."""
         try:
             file = RemoteFile(self, path, SFTP_FLAG_READ)
         except FileNotFoundError:
@@ -284,10 +284,10 @@ class RemoteFile:
             self._sftp._request(CMD_CLOSE, self._handle)
 
     def blocks(self, most: int | None = None) -> Iterator[bytes]:
-        """What is in it; nothing when that is more than `most`."""
+        """What is in it; of more than `most` bytes the first ones."""
         size = self._sftp_size()
-        if most is not None and size > most:
-            return
+        if most is not None:
+            size = min(size, most)
         at = asked = 0
         while at < size:
             while asked < size and len(self._under_way) < _UNDER_WAY:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import cast
 
 from attachments.storage.backend import Backend, Residue
 
 PROOFS = ".proofs"
+LARGEST = 64 * 1024
+"""Bytes of a proof; ours have 300."""
 
 
 def proof_path(path: str, proof: str) -> str:
@@ -28,12 +29,12 @@ def read_proof(backend: Backend, path: str, proof: str) -> Mapping[str, str]:
 
 
 def proven(data: bytes) -> Mapping[str, str]:
-    """What a proof says; nothing when it is damaged."""
+    """What a proof says; nothing when it is damaged, or larger than any of ours."""
     try:
-        told = json.loads(data)
-    except ValueError:
+        told = json.loads(data) if len(data) <= LARGEST else None
+    except (ValueError, RecursionError):
         return {}
-    return cast("dict[str, str]", told) if isinstance(told, dict) else {}
+    return {name: text for name, text in told.items() if isinstance(text, str)} if isinstance(told, dict) else {}
 
 
 def orphaned_proofs(backend: Backend, named: Callable[[str], str | None]) -> Iterator[Residue]:

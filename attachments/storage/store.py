@@ -93,7 +93,10 @@ class Store(ABC):
 
     @abstractmethod
     def read_manifest(self, message_key: str) -> Manifest | None:
-        """The message's manifest, None when there is none. Raises InvalidManifest for an unreadable one."""
+        """The message's manifest, None when there is none. Raises InvalidManifest for an unreadable one.
+
+        Reads no more bytes than a manifest may have, whatever stands there.
+        """
 
     def find(self, named: str) -> tuple[str, Manifest | None]:
         """The key of the message that a person names by its id or its key, and its manifest.
@@ -126,7 +129,8 @@ class Store(ABC):
         """Replaces the manifest by what `change` makes of it, and hands back the new one.
 
         No other writer gets in between. `change` may be called more than once, and must not call the store.
-        Raises NewerManifest rather than overwrite what a newer version wrote.
+        Raises NewerManifest rather than overwrite what a newer version wrote, and ManifestTooLarge rather than write
+        what nobody would read.
         """
 
     @abstractmethod
@@ -185,7 +189,7 @@ class Store(ABC):
 
         False when what stands there came to the store at that moment or later, by the store's clock, and stays; with
         services, what is stored within the one request of the removal is not seen. Whoever listed the store afterwards
-        does not see it, whatever dies. Raises ValueError for a key that no object of ours can have: a manifest, a
+        does not see it, whatever dies. Raises MalformedKey for a key that no object of ours can have: a manifest, a
         hidden file, a way out of the root.
         """
 
@@ -205,7 +209,7 @@ class Store(ABC):
     def read(self, key: str) -> Iterator[bytes]:
         """What stands under the key of an object, in blocks, as it is: ciphertext where it was encrypted.
 
-        Raises NothingStored when nothing does.
+        Raises NothingStored when nothing does, and MalformedKey for a key that no object of ours can have.
         """
 
     @abstractmethod

@@ -9,7 +9,7 @@ from enum import StrEnum
 from itertools import islice
 
 from attachments.storage.content import Content, Seal, pour
-from attachments.storage.errors import CannotDecrypt, InvalidManifest, NothingStored
+from attachments.storage.errors import CannotDecrypt, InvalidManifest, MalformedKey, NothingStored
 from attachments.storage.manifest import Manifest, ManifestAttachment
 from attachments.storage.store import Store
 
@@ -26,6 +26,7 @@ class Problem(StrEnum):
     SEALED = "cannot be decrypted with this identity, or decrypts to something else than recorded"
     PURGED = "recorded as purged, but something stands there; move it away, and run its download again if it is wanted"
     UNRECORDED = "stands there, but no manifest names it; run its download again"
+    FOREIGN = "the manifest names a place that is not its own: it was altered; run its download again with force"
     MANIFEST = "the manifest is damaged; run its download again to rebuild it"
 
 
@@ -91,10 +92,11 @@ def verify_message(
     found: list[Difference] = []
     read = 0
     for key, entry in recorded.items():
-        problem = _checked(store, key, entry, standing.get(key), unseal, progress)
+        is_at_home = entry.is_at_home(message_key)
+        problem = _checked(store, key, entry, standing.get(key), unseal, progress) if is_at_home else Problem.FOREIGN
         if problem is not None:
             found.append(Difference(f"{message_key}/{entry.attachment_key}", problem))
-        read += standing.get(key, 0)
+        read += standing.get(key, 0) if is_at_home else 0
     purged = {entry.key for entry in manifest.attachments if entry.outcome == "purged"} if manifest else set()
     for key in standing.keys() - recorded.keys():
         problem = Problem.PURGED if key in purged else Problem.UNRECORDED
@@ -102,16 +104,26 @@ def verify_message(
     return Checked(message_key, len(recorded), read, tuple(found))
 
 
-def unsealed(store: Store, entry: ManifestAttachment, unseal: Seal, write: Callable[[bytes], object]) -> Content:
-    """Decrypts an attachment, writes it, and says what was read and written, as the manifest has it.
+def unsealed(
+    store: Store, message_key: str, entry: ManifestAttachment, unseal: Seal, write: Callable[[bytes], object]
+) -> Content:
+    """Decrypts an attachment of this message, writes it, and says what was read and written, as the manifest has it.
 
-    Raises CannotDecrypt when that is not what is recorded; what was written until then must be thrown away.
+    Raises CannotDecrypt when that is not what is recorded; what was written until then must be thrown away. Raises
+    MalformedKey when the manifest names a place that is not the attachment's: another message's files stay closed.
     """
+    place = f"{message_key}/{entry.attachment_key}"
     if entry.key is None:
-        raise NothingStored(f"attachment {entry.attachment_key} is not stored", key=entry.attachment_key)
+        raise NothingStored(f"attachment {place} is not stored", key=place)
+    if not entry.is_at_home(message_key):
+        raise MalformedKey(
+            f"the manifest names a place for attachment {place} that is not its own: it was altered. It is not "
+            "decrypted; `attachments verify` says what else differs",
+            key=place,
+        )
     came = pour(store.read(entry.key), write, unseal)
     if (came.stored_bytes, came.stored_sha256) != (entry.bytes, entry.sha256):
-        raise CannotDecrypt(f"attachment {entry.attachment_key} decrypts to something else than recorded")
+        raise CannotDecrypt(f"attachment {place} decrypts to something else than recorded")
     return Content(came.stored_bytes, came.stored_sha256, came.bytes, came.sha256)
 
 
@@ -151,7 +163,7 @@ def _compared(
         return Problem.SIZE
     try:
         if entry.stored_sha256 is not None and unseal is not None:
-            content = unsealed(store, entry, unseal, lambda block: progress(len(block)))
+            content = unsealed(store, key.partition("/")[0], entry, unseal, lambda block: progress(len(block)))
         else:
             content = pour(store.read(key), lambda block: progress(len(block)))
     except NothingStored:

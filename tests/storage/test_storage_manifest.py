@@ -8,11 +8,13 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from attachments.storage import Manifest, ManifestAttachment, attachment_key
-from attachments.storage.errors import InvalidManifest, NewerManifest
+from attachments.storage.errors import InvalidManifest, ManifestTooLarge, NewerManifest
+from attachments.storage.manifest import LARGEST, MOST_VALUES
 
-from .samples import ATTACHMENT, CANARY, MESSAGE, MESSAGE_ID, PLACE, entry, manifest
+from .samples import ATTACHMENT, ATTACHMENT_ID, CANARY, MESSAGE, MESSAGE_ID, PLACE, entry, manifest
 
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+OTHER = attachment_key("another")
 
 
 def written(record: Manifest) -> dict[str, object]:
@@ -106,6 +108,95 @@ def test_what_a_later_version_added_is_handed_on() -> None:
     assert after["attachments"][0]["hold"] is True  # type: ignore[index]
     assert after["attachments"][1]["tries"] == 3  # type: ignore[index]
     assert after["attachments"][1]["outcome"] == "stored"  # type: ignore[index]
+
+
+def test_it_says_whether_the_store_encrypts() -> None:
+    """As it did when the message was last worked on; what an older version wrote does not say."""
+    assert "encryption" not in written(manifest())
+    record = manifest(encryption="none").merged_with(manifest(encryption="age"))
+    assert written(record)["encryption"] == "age"
+    assert written(record.merged_with(manifest()))["encryption"] == "age"
+    assert Manifest.from_bytes(manifest(encryption="something newer").to_bytes(), message_key=MESSAGE)
+
+
+NAMED = "\u65e5" * 80 + ".pdf"
+"""A name of 244 bytes."""
+
+
+def many(count: int) -> Manifest:
+    """A manifest of so many stored attachments, each field as long as it gets."""
+    entries = (
+        entry(
+            NAMED,
+            id=f"{number:0250}",
+            content_type="application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+            listed_size=10**9,
+            key=f"{MESSAGE}/{attachment_key(f'{number:0250}')}/{NAMED}.age",
+            bytes=10**9,
+            sha256="a" * 64,
+            stored_at=NOON,
+            stored_bytes=10**9,
+            stored_sha256="b" * 64,
+            purged_at=NOON,
+            deployment="download-attachments/default",
+        )
+        for number in range(count)
+    )
+    return manifest(*entries)
+
+
+def test_ten_thousand_attachments_fit_into_a_manifest() -> None:
+    """By bytes and by values, of a hundred of them."""
+    data = many(100).to_bytes()
+    assert 100 * len(data) < LARGEST
+    assert 100 * sum(map(data.count, (b",", b"[", b"{"))) < MOST_VALUES / 2
+
+
+@pytest.mark.parametrize(
+    "extra",
+    ['"' + "x" * LARGEST + '"', "[" + "[]," * MOST_VALUES + "[]]", "[" + "{}," * MOST_VALUES + "{}]"],
+    ids=["bytes", "lists", "objects"],
+)
+def test_a_manifest_that_is_too_large_is_neither_read_nor_written(extra: str) -> None:
+    """One byte of hostile JSON can cost 24 bytes of memory: what it holds counts as well as its size."""
+    data = manifest().to_bytes().rstrip()[:-1] + f', "extra": {extra}}}'.encode()
+    with pytest.raises(InvalidManifest, match="too large") as caught:
+        Manifest.from_bytes(data, message_key=MESSAGE)
+    assert len(str(caught.value)) < 200
+    with pytest.raises(ManifestTooLarge, match="store less of the message with a filter"):
+        manifest(extra=json.loads(extra)).to_bytes()
+
+
+@pytest.mark.parametrize(
+    "key", [f"{PLACE}/a\0.pdf", f"{PLACE}/a\n.pdf", f"{PLACE}/\x1b[2J", f"{PLACE}/\u202eexe", "x" * 1025]
+)
+def test_a_manifest_with_a_malformed_key_is_damaged(key: str) -> None:
+    """No path of ours holds what controls a line or a file system; whoever wrote it was somebody else."""
+    data = json.loads(manifest(entry("a")).to_bytes())
+    data["attachments"][0]["key"] = key
+    with pytest.raises(InvalidManifest) as caught:
+        Manifest.from_bytes(json.dumps(data).encode(), message_key=MESSAGE)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("key", "is_at_home"),
+    [
+        (f"{PLACE}/a.pdf", True),
+        (f"{PLACE}/a.pdf.age", True),
+        (f"{OTHER}/{attachment_key('a')}/a.pdf", False),
+        (f"{MESSAGE}/{OTHER}/a.pdf", False),
+        (f"{PLACE}/../a.pdf", False),
+        (f"{PLACE}/.proof", False),
+        (f"{PLACE}/a/b", False),
+        (PLACE, False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_an_entry_is_asked_whether_its_place_is_its_own(key: str | None, is_at_home: bool) -> None:
+    """Of this message and of this attachment: whoever can write to the store can write anything there."""
+    assert entry("a", id=ATTACHMENT_ID, key=key).is_at_home(MESSAGE) is is_at_home
 
 
 def nested(levels: int, innermost: str = "[]") -> bytes:
