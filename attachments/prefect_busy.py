@@ -154,6 +154,6 @@ class Pauses:
 
     def next(self) -> float:
         """Seconds to wait before asking again, however long it has lasted."""
-        pause = self._next * random.uniform(0.5, 1)  # noqa: S311  jitter
+        pause = self._next * random.uniform(0.5, 1)  # noqa: S311  jitter, no secret
         self._next = min(self._longest, self._next * 1.5)
         return pause

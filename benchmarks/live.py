@@ -33,7 +33,7 @@ def measure() -> list[Figure]:
         before = _stored(everything, backlog)
         seconds = []
         for message in everything.messages(LIVE, SIZE):
-            time.sleep(random.uniform(3, 6))
+            time.sleep(random.uniform(3, 6))  # noqa: S311  no secret
             started = time.perf_counter()
             everything.deliver(client, message)
             seconds.append(wait_for_file(everything.file(message)) - started)

@@ -19,7 +19,8 @@ JOB_SECONDS = 1800.0
 def serving(module: str, *arguments: object) -> Iterator[int]:
     """The port of a server of ours (`end_with_parent`), which listens until the block ends."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:  # noqa: S603  our own command
         assert process.stdin
         assert process.stdout
         try:
@@ -44,6 +45,7 @@ def announce(port: int) -> None:
 def measured(module: str, *arguments: object) -> dict[str, Any]:
     """What a job printed as JSON, run in a fresh process."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=JOB_SECONDS, check=True)
+    pipe = subprocess.PIPE
+    done = subprocess.run(command, stdout=pipe, timeout=JOB_SECONDS, check=True)  # noqa: S603  our own command
     result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -27,7 +27,9 @@ def ours(port: int, size: int, folder: Path) -> int:
 def handler(port: int, size: int, folder: Path) -> int:
     """What one writes without much thought: no hash, and a file that is there before it is whole."""
     file = folder / "large.bin"
-    with requests.get(download_url(port, size), headers={"Authorization": "Bearer key"}, stream=True) as answer:
+    with requests.get(  # noqa: S113  as one writes it without much thought
+        download_url(port, size), headers={"Authorization": "Bearer key"}, stream=True
+    ) as answer:
         answer.raise_for_status()
         with file.open("wb") as sink:
             for chunk in answer.iter_content(64 * 1024):

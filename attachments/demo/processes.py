@@ -105,7 +105,7 @@ class Process:
     @property
     def pid(self) -> int:
         """Its process id."""
-        assert self._running is not None, f"{self.name} was not started"  # noqa: S101
+        assert self._running is not None, f"{self.name} was not started"  # noqa: S101  a mistake of the caller
         return self._running.pid
 
     @property
@@ -121,12 +121,12 @@ class Process:
     def kill(self) -> None:
         """`kill -9`, and wait for its end."""
         self.signal(signal.SIGKILL)
-        assert self._running is not None  # noqa: S101
+        assert self._running is not None  # noqa: S101  a mistake of the caller
         self._running.wait()
 
     def stop(self) -> int:
         """SIGTERM to the process itself, `kill -9` when it does not end. Returns its exit status."""
-        assert self._running is not None, f"{self.name} was not started"  # noqa: S101
+        assert self._running is not None, f"{self.name} was not started"  # noqa: S101  a mistake of the caller
         if self.code is None:
             self.signal(signal.SIGCONT)
             self._running.terminate()

@@ -174,7 +174,7 @@ class Dispatcher:
             )  # fmt: skip
         except (PrefectUnavailable, TimeoutError) as error:
             self._failures += 1
-            pause = min(LONGEST_PAUSE, 0.5 * 2 ** min(self._failures, 6)) * random.uniform(0.5, 1)  # noqa: S311
+            pause = min(LONGEST_PAUSE, 0.5 * 2 ** min(self._failures, 6)) * random.uniform(0.5, 1)  # noqa: S311  no secret
             self._rest(entry, pause)
             logger.warning(
                 "Prefect is away (%s); message %s stays in the inbox, next try in %.0f s.",
