@@ -1,34 +1,41 @@
-"""Message ids as people hand them over: a list, or a file at any fsspec URL.
+"""Message ids as people hand them over: a list, or a file (`ids_source` says from where).
 
 A file has one id a line, or is CSV with a column `messageId`, or JSON lines with that name. Which one it is shows in
 its first line. It is read once, as a stream, and its ids wait in a file on the local disk until they are used: its
 length does not matter, nor what becomes of it or its storage meanwhile. Nothing that a file holds gets into an error's
-text: what stands in the wrong place may be anything. Knows no Prefect.
+text: what stands in the wrong place may be anything. Nor does it get any further: only what can be an id of Microsoft
+Graph's, or a message key, is taken from it. Knows no Prefect.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
+import re
 import tempfile
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import IO, Any, BinaryIO, cast
 
-import fsspec
-from fsspec.core import split_protocol
-
 from attachments import cancelling
 from attachments.message_id import normalized
-from attachments.storage.urls import local_path
+from attachments.storage.errors import StoreError
 
 COLUMN = "messageId"
 LONGEST = 1024  # characters of an id; Microsoft Graph's have up to 250
 LONGEST_LINE = 1024 * 1024  # bytes
+MOST_IDS = 2_000_000  # a backfill works on them for 46 days
+MOST_LINES = 10_000_000
+MOST_BYTES = 1024 * 1024 * 1024  # of a file, and of what it unpacks to
+MOST_RATIO = 100  # bytes for each packed one; ids of one mailbox, which share most of their letters, reach 15
+RATIO_FROM = 1024 * 1024  # bytes that are unpacked before the ratio counts
+MOST_MEMBERS = 100_000  # of a packed file, one behind the other; bgzip makes one for each 64 KiB
 READ = 1024 * 1024  # bytes at a time
+PACKED = 64 * 1024  # the same of what is packed
+GRAPH_ID = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
+"""base64, in either alphabet (api/messages/list-attachments)."""
 DELIMITERS = ",;\t|"
 HEADINGS = frozenset({"id", "ids", "message", "message_id", "message-id", "message id", "internetmessageid", "key"})
 """First lines that are no ids, but the heading of a column with another name."""
@@ -45,6 +52,7 @@ NEVER = {
 """What stands in a file of another form, and in no id: Microsoft Graph's are base64."""
 RULE = frozenset("-=_+|:*~# \t")
 NOT_UTF8 = "The file of ids is UTF-16. Save it as UTF-8."
+NOT_THERE = "There is no file of ids at that URL, or what holds it does not answer the worker. Check host and path."
 ONE_A_LINE = f"Give the file one id a line, or a heading with {COLUMN}."
 
 
@@ -58,31 +66,6 @@ Open = Callable[[], BinaryIO]
 def listed_ids(ids: Iterable[str]) -> tuple[str, ...]:
     """The ids of a list, without blanks around them. Raises IdsError."""
     return tuple(_checked(normalized(one), f"Number {n} of the message ids") for n, one in enumerate(ids, 1))
-
-
-def opener(url: str, options: Mapping[str, Any] | None = None) -> Open:
-    """Opens the file at an fsspec URL, or at an absolute path, from its beginning. Raises IdsError, now and then."""
-    url = url.strip()
-    if not url:
-        raise IdsError("The URL of the file of ids is empty. Write one, such as file:///srv/ids.txt.")
-    try:
-        path = local_path(url, "The URL of the file of ids")
-    except ValueError as error:
-        raise IdsError(f"{error}.") from None
-
-    def opened() -> BinaryIO:
-        with _readable():
-            # fsspec would keep a file system, with its connections and credentials, for each thread that calls it.
-            asked = {**(options or {}), "skip_instance_cache": True}
-            return cast("BinaryIO", fsspec.open(path or url, "rb", **asked).open())
-
-    return opened
-
-
-def protocol_of(url: str) -> str:
-    """The kind of storage that a URL is for: `s3`, `file`."""
-    protocol, _ = split_protocol(url.strip())
-    return protocol or "file"
 
 
 class Ids:
@@ -112,7 +95,8 @@ def read_ids(open_file: Open) -> Ids:
     """Reads and checks all of a file. To be closed by the caller.
 
     Raises:
-        IdsError: The first line that is wrong, a file that cannot be read, or no room for its ids.
+        IdsError: The first line that is wrong, a file that cannot be read or is too large, or no room for its ids.
+        StoreError: The store that holds it does not hand it out.
         RunCancelled: The run was cancelled meanwhile.
     """
     try:
@@ -123,6 +107,10 @@ def read_ids(open_file: Open) -> Ids:
                 cancelling.go_on()
                 file.write(f"{id_}\n".encode())
                 count += 1
+                if count > MOST_IDS:
+                    raise IdsError(
+                        f"The file holds more than {MOST_IDS:,} ids. Split it, and start a backfill for each."
+                    )
             if not count:
                 raise IdsError("The file of ids has a heading and no ids.")
             file.seek(0)
@@ -223,7 +211,13 @@ def _of_line(text: str, number: int) -> str:
         raise IdsError(f"Line {number} is no message id: it is a rule, as of a table. {ONE_A_LINE}")
     if not id_.isascii():
         raise IdsError(f"Line {number} is no message id: it holds a character that is not ASCII. {ONE_A_LINE}")
-    return _checked(id_, f"Line {number}")
+    checked = _checked(id_, f"Line {number}")
+    if not GRAPH_ID.fullmatch(checked):
+        raise IdsError(
+            f"Line {number} is no message id: that is letters and digits, with + / - _ among them and = at most at its "
+            f"end. {ONE_A_LINE}"
+        )
+    return checked
 
 
 def _checked(id_: str, where: str) -> str:
@@ -254,15 +248,17 @@ class _Lines(Iterator[str]):
         if start.startswith(UTF16):
             raise IdsError(NOT_UTF8)
         # By content and not by name: some web servers unpack what they send.
-        self._file = (
-            cast("BinaryIO", io.BufferedReader(gzip.GzipFile(fileobj=whole), READ))
-            if (start.startswith(GZIP))
-            else whole
-        )
+        if start.startswith(GZIP):
+            whole = cast("BinaryIO", io.BufferedReader(_Unpacked(whole), READ))
+        self._file = whole
 
     def __next__(self) -> str:
         while raw := self._file.readline(LONGEST_LINE):
             self.number += 1
+            if self.number > MOST_LINES:
+                raise IdsError(
+                    f"The file of ids has more than {MOST_LINES:,} lines. Split it, or leave blank ones out."
+                )
             if not self._is_begun and b"\0" in raw:
                 raise IdsError(NOT_UTF8)
             # The first line alone: a later one of a CSV may have it in a quoted cell.
@@ -283,12 +279,13 @@ class _Lines(Iterator[str]):
 
 
 class _Rest(io.RawIOBase):
-    """A file of which the start has been read already, whole again."""
+    """A file of which the start has been read already, whole again, up to so many bytes."""
 
     def __init__(self, start: bytes, file: BinaryIO) -> None:
         super().__init__()
         self._start = start
         self._file = file
+        self._bytes = 0
 
     def readable(self) -> bool:
         return True
@@ -297,7 +294,70 @@ class _Rest(io.RawIOBase):
         data = self._start or self._file.read(len(buffer))
         self._start = b""
         buffer[: len(data)] = data
+        self._bytes += len(data)
+        if self._bytes > MOST_BYTES:
+            raise IdsError(f"The file of ids is larger than {MOST_BYTES >> 30} GiB. Split it.")
         return len(data)
+
+
+class _Unpacked(io.RawIOBase):
+    """What a file unpacks to that gzip has packed, once or several times one behind the other.
+
+    Not by Python's `gzip`, which does not tell how much of the file it has used up for what it gives.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self._packed = b""
+        self._member = zlib.decompressobj(zlib.MAX_WBITS | 16)  # gzip's header and check sum
+        self._members = 1
+        self._used = 0
+        self._bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Raises EOFError when the file is cut, and zlib.error when it is damaged."""
+        while True:
+            self._packed = self._packed or self._file.read(PACKED)
+            if self._member.eof and not self._next_member():
+                return 0
+            is_all = not self._packed
+            data = self._member.decompress(self._packed, len(buffer))
+            rest = self._member.unconsumed_tail or self._member.unused_data
+            self._used += len(self._packed) - len(rest)
+            self._packed = rest
+            if data:
+                self._bytes += len(data)
+                self._check()
+                buffer[: len(data)] = data
+                return len(data)
+            if is_all and not self._member.eof:
+                raise EOFError
+
+    def _next_member(self) -> bool:
+        """Whether another one follows; zeros after the last one are padding."""
+        while self._packed and not self._packed.lstrip(b"\0"):
+            self._packed = self._file.read(PACKED)
+        self._packed = self._packed.lstrip(b"\0")
+        if not self._packed:
+            return False
+        self._member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        self._members += 1
+        if self._members > MOST_MEMBERS:
+            raise IdsError(f"The file of ids is packed in more than {MOST_MEMBERS:,} pieces. Pack it as one.")
+        return True
+
+    def _check(self) -> None:
+        if self._bytes > MOST_BYTES:
+            raise IdsError(f"The file of ids unpacks to more than {MOST_BYTES >> 30} GiB. Split it.")
+        if self._bytes > max(RATIO_FROM, MOST_RATIO * self._used):
+            raise IdsError(
+                f"The file of ids unpacks to more than {MOST_RATIO} times its size, which lists of ids do not. Look "
+                "what is in it; if it is right, give it unpacked."
+            )
 
 
 @contextmanager
@@ -305,18 +365,16 @@ def _readable() -> Iterator[None]:
     """One error for whatever a storage, its library or a damaged file raises. Their texts may quote a password."""
     try:
         yield
-    except (IdsError, GeneratorExit):
+    except (IdsError, StoreError, GeneratorExit):
         raise
     except ImportError:
         raise IdsError("Nothing here reads such a URL of ids: a Python package for its storage is missing.") from None
     except FileNotFoundError:
-        raise IdsError(
-            "There is no file of ids at that URL, or what holds it does not answer the worker. Check host and path."
-        ) from None
-    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise IdsError(NOT_THERE) from None
+    except (EOFError, zlib.error):
         raise IdsError("The file of ids is damaged: it cannot be unpacked to its end. Make it again.") from None
     except Exception as error:  # noqa: BLE001  every fsspec library has errors of its own
         raise IdsError(
             f"The file of ids cannot be read ({type(error).__name__}). "
-            "Check the URL, the rights, and the storage's options (ids_block)."
+            "Check the URL, and the rights of the worker's user."
         ) from None

@@ -53,7 +53,7 @@ def _at_once(everything: Installation) -> None:
 
 def _child_runs(everything: Installation, messages: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
     """Seconds for all, and the worker's size after a tenth and in the end."""
-    ids = everything.road.folder / "ids.txt"
+    ids = everything.road.ids / "ids.txt"
     ids.write_text("".join(f"{message['id']}\n" for message in messages))
     started = time.monotonic()
     run = _run(everything, "backfill-attachments/default", {"ids_url": ids.as_uri()})

@@ -21,7 +21,8 @@ from attachments.flows.configured import load_store
 from attachments.flows.continuing import Lineage
 from attachments.flows.failures import OUR_ERRORS, NotConfigured, contained
 from attachments.flows.report import gave_up
-from attachments.ids import IdsError, opener, protocol_of, read_ids
+from attachments.ids import IdsError, read_ids
+from attachments.ids_source import BlockFolder, opener
 from attachments.numerals import counted
 from attachments.pacing import backlog
 from attachments.progress import Counts
@@ -60,9 +61,10 @@ def backfill_attachments(
 
     Args:
         message_ids: The messages' ids. For more than some thousands use a file.
-        ids_url: The URL of a file of ids, such as s3://bucket/ids.csv or file:///srv/ids.txt (read by the worker).
-            One id a line, or CSV with a column messageId, or JSON lines with messageId; also packed as .gz.
-        ids_block: The name of an Attachment Store block whose options are for ids_url, when that needs some.
+        ids_url: The URL of a file of ids, such as file:///srv/attachments-ids/ids.txt, which the worker may read, or
+            s3://bucket/folder/ids.csv, in the folder of ids_block. One id a line, or CSV with a column messageId, or
+            JSON lines with messageId; also packed as .gz.
+        ids_block: The name of an Attachment Store block in whose folder ids_url is; its options are used to read it.
         mailbox: The address or the id of a shared mailbox; set start and end with it.
         start: Messages received from this moment on, with its zone, such as 2026-01-31T00:00:00Z.
         end: Messages received before this moment, with its zone.
@@ -130,7 +132,7 @@ def _messages(order: Order, target: Target) -> Iterator[Messages]:
         case IdList(ids):
             yield Messages((named(id_, target) for id_ in ids), lambda _: len(ids))
         case IdFile(url, block):
-            with closing(read_ids(opener(url, _options(url, block)))) as kept:
+            with closing(read_ids(opener(url, _folder(block)))) as kept:
                 yield Messages((named(id_, target) for id_ in kept), lambda _: len(kept))
         case Window():
             received = _Received(order, target.account.client())
@@ -144,15 +146,12 @@ def named(text: str, target: Target) -> Wanted:
     return Wanted(message_id=text)
 
 
-def _options(url: str, block: str | None) -> dict[str, object]:
-    """The storage's options for a file of ids. Those for another kind of storage are not sent to it."""
+def _folder(block: str | None) -> BlockFolder | None:
+    """The folder of the block that a file of ids is in."""
     if block is None:
-        return {}
-    store = load_store(block)
-    if protocol_of(store.url) != protocol_of(url):
-        raise IdsError(f"The block attachment-store/{block} is for another kind of storage than ids_url.")
-    options: dict[str, object] = store.options.get_secret_value()
-    return options
+        return None
+    found = load_store(block)
+    return BlockFolder(f"attachment-store/{block}", found.url, found.store())
 
 
 class _Received:

@@ -11,6 +11,7 @@ import pytest
 from attachments.backfill import IdFile, IdList, OrderError, Window, checked_order, moment
 from attachments.flows.backfill_attachments import _messages
 from attachments.flows.children import Target
+from attachments.ids_source import ALLOWED
 from attachments.progress import Counts, Pace, Tally
 
 NOTHING: Mapping[str, None] = dict.fromkeys(("message_ids", "ids_url", "ids_block", "mailbox", "start", "end"))
@@ -68,8 +69,9 @@ def test_a_moment_is_taken_in_any_zone(text: str) -> None:
     assert moment(text, "start") == datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
-def test_a_file_is_needed_no_longer_once_it_was_checked(tmp_path: Path) -> None:
+def test_a_file_is_needed_no_longer_once_it_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backfill takes hours; and it keeps none of the ids when it ends before the last of them."""
+    monkeypatch.setenv(ALLOWED, tmp_path.as_uri())
     path = tmp_path / "ids.txt"
     path.write_text("messageId\na\nb\nc\n")
     target = cast("Target", SimpleNamespace(store=SimpleNamespace(message_id=str)))

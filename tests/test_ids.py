@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
-import fsspec
 import pytest
 
+from attachments import ids as reading
 from attachments.cancelling import CURRENT, Cancellation, RunCancelled
-from attachments.ids import LONGEST, LONGEST_LINE, Ids, IdsError, Open, listed_ids, opener, protocol_of, read_ids
+from attachments.ids import LONGEST, LONGEST_LINE, MOST_RATIO, RATIO_FROM, Ids, IdsError, Open, listed_ids, read_ids
 
 A, B = "AAMkAGI1/a+b_c-d==", "AAMkAGI2-B="
 CANARY = "canary-7f3a91c2"
@@ -73,10 +73,10 @@ def test_order_and_duplicates_are_kept() -> None:
 
 
 def test_ids_that_look_odd_are_ids() -> None:
-    """They are opaque: case and length count. What a file may not hold, a list may."""
-    odd = ["a", "A", "x" * LONGEST, "a@b", "a'b", "#1", "-a", "a/b+c_d=", "%2F"]
+    """They are opaque: case and length count; a message's key is one, too. What a file may not hold, a list may."""
+    odd = ["a", "A", "x" * LONGEST, "-a", "a/b+c_d=", "a==", "0123456789abcdef" * 2]
     assert read("\n".join(odd).encode()) == odd
-    odder = [*odd, "日本語", '"a"', "b,c", "b;c", "{d}"]
+    odder = [*odd, "a@b", "a'b", "#1", "%2F", "a=b", "日本語", '"a"', "b,c", "b;c", "{d}"]
     assert listed_ids(odder) == tuple(odder)
 
 
@@ -136,7 +136,15 @@ def test_ids_that_look_odd_are_ids() -> None:
         (b"PK\x03\x04" + CANARY.encode(), "is a workbook or an archive"),
         (f"{A}\n".encode() + b"x" * LONGEST_LINE, "Line 2 is longer than"),
         (gzip.compress(f"{A}\n".encode() * 1000, mtime=0)[:-10], "cannot be unpacked to its end"),
+        (gzip.compress(f"{A}\n".encode(), mtime=0) + CANARY.encode(), "cannot be unpacked to its end"),
+        (gzip.compress(f"{A}\n".encode(), mtime=0)[:-1] + b"x", "cannot be unpacked to its end"),
         (b"\x1f\x8b" + CANARY.encode() * 9, "cannot be unpacked"),
+        (f"API_KEY={CANARY}\n".encode(), "Line 1 is no message id: that is letters and digits, with + / - _ among"),
+        (f"{A}\n{CANARY}===\n".encode(), "Line 2 is no message id: that is letters"),
+        (f"{A}\n{CANARY}@b\n".encode(), "Line 2 is no message id: that is letters"),
+        (f"{A}\n${CANARY}\n".encode(), "Line 2 is no message id: that is letters"),
+        (f'{{"messageId": "{CANARY}:x:0"}}\n'.encode(), "Line 1 is no message id: that is letters"),
+        (f"messageId\n{CANARY}=x\n".encode(), "Line 2 is no message id: that is letters"),
     ],
 )
 def test_what_is_wrong_is_named_by_line_and_not_quoted(content: bytes, said: str) -> None:
@@ -191,40 +199,6 @@ def test_a_list_is_checked_likewise() -> None:
         with pytest.raises(IdsError, match="Number 2 of the message ids") as caught:
             listed_ids([A, wrong])
         assert CANARY not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        ("", "is empty. Write one"),
-        ("file:///nowhere/ids.txt", "There is no file of ids"),
-        ("nowhere/ids.txt", "relative to the working directory; write it as file:///nowhere/ids.txt"),
-        ("file://nowhere/ids.txt", "write it as file:///nowhere/ids.txt"),
-        ("s3:/bucket/ids.csv", "write it as s3://bucket/ids.csv"),
-        (f"sftp:/user:{CANARY}@host/ids.txt", "write it as sftp://…"),
-        (f"nosuch://user:{CANARY}@host/ids.txt", "cannot be read (ValueError)"),
-        (f"sftp://user:{CANARY}@127.0.0.1:1/ids.txt", "cannot be read"),
-        (f"http://user:{CANARY}@127.0.0.1:1/ids.txt", "There is no file of ids"),
-        ("/", "cannot be read (IsADirectoryError)"),
-    ],
-)
-def test_a_url_that_cannot_be_read_is_said_without_it(url: str, said: str) -> None:
-    """A wrong path, host, kind or password; the URL may hold credentials."""
-    with pytest.raises(IdsError) as caught:
-        read_ids(opener(url))
-    assert said in str(caught.value)
-    assert CANARY not in str(caught.value)
-    assert url in {"", "/"} or "write it as" in said or url not in str(caught.value)
-
-
-def test_any_fsspec_url_is_read(tmp_path: Path) -> None:
-    """A plain path, a URL, and whatever storage fsspec knows."""
-    path = tmp_path / "ids.csv.gz"
-    path.write_bytes(gzip.compress(f"messageId\n{A}\n".encode()))
-    fsspec.filesystem("memory").pipe("/ids.txt", f"{A}\n".encode())
-    for url in (str(path), path.as_uri(), f"file://localhost{path}", "memory://ids.txt"):
-        assert list(read_ids(opener(url))) == [A]
-    assert [protocol_of(url) for url in (str(path), path.as_uri(), "s3://b/k")] == ["file", "file", "s3"]
 
 
 def test_a_file_is_read_once_and_closed_before_its_ids_are_used() -> None:
@@ -336,16 +310,130 @@ def many(path: Path, count: int) -> Path:
 
 def test_a_million_lines_are_streamed(tmp_path: Path) -> None:
     """In seconds, and in memory that does not grow with them."""
-    few = opener(str(many(tmp_path / "few.txt", 100_000)))
+    few = partial(many(tmp_path / "few.txt", 100_000).open, "rb")
     tracemalloc.start()
     assert sum(1 for _ in read_ids(few)) == 100_000
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8_000_000
-    million = opener(str(many(tmp_path / "ids.txt", 1_000_000)))
+    million = partial(many(tmp_path / "ids.txt", 1_000_000).open, "rb")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     ids = read_ids(million)
     assert len(ids) == sum(1 for _ in ids) == 1_000_000
     print(f"a million ids in {time.perf_counter() - started:.1f} s")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
+
+
+@pytest.mark.parametrize("times", [1, 2, 700])
+@pytest.mark.parametrize("padding", [0, 1, 200_000])
+def test_a_file_that_was_packed_in_pieces_is_read_whole(times: int, padding: int) -> None:
+    """As pigz, bgzip and `cat a.gz b.gz` make them; tape drives add zeros."""
+    piece = gzip.compress(f"{A}\n{B}\n".encode() * 100)
+    assert read(piece * times + bytes(padding)) == [A, B] * 100 * times
+
+
+def test_a_packed_file_is_read_in_bounded_memory() -> None:
+    """However large the pieces are that it unpacks to."""
+    packed = gzip.compress("".join(f"{number:032x}\n" for number in range(50_000)).encode())
+    tracemalloc.start()
+    with closing(read_ids(held(packed))) as ids:
+        assert len(ids) == 50_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8_000_000
+
+
+@pytest.mark.parametrize("pieces", [1, 40])
+def test_a_bomb_is_not_unpacked(pieces: int) -> None:
+    """97 KB that hold 50 million lines: after the first MiB it is plain that nobody has listed ids there."""
+    bomb = gzip.compress(b"a\n" * (50_000_000 // pieces), 6) * pieces
+    assert len(bomb) < 150_000
+    started = time.process_time()
+    with pytest.raises(IdsError) as caught:
+        read(bomb)
+    took = time.process_time() - started
+    print(f"{len(bomb):,} bytes, {took:.2f} s")
+    assert str(caught.value) == (
+        "The file of ids unpacks to more than 100 times its size, which lists of ids do not. Look what is in it; if it "
+        "is right, give it unpacked."
+    )
+    assert took < 10  # all of it would take minutes
+
+
+def test_what_packs_well_is_no_bomb() -> None:
+    """Ids of one mailbox share most of their letters, and a small file may be as uniform as it likes."""
+    alike = "".join(f"{'A' * 120}{number * 2654435761 % 2**40:020x}AAA=\n" for number in range(20_000))
+    packed = gzip.compress(alike.encode(), 9)
+    assert 10 < len(alike) / len(packed) < MOST_RATIO / 4
+    assert len(read(packed)) == 20_000
+    uniform = f"{A}\n" * 40_000
+    assert len(uniform) < RATIO_FROM
+    assert len(gzip.compress(uniform.encode())) < len(uniform) / MOST_RATIO
+    assert len(read(gzip.compress(uniform.encode()))) == 40_000
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "content", "said"),
+    [
+        ("MOST_IDS", 3, b"a\n" * 4, "holds more than 3 ids. Split it"),
+        ("MOST_IDS", 3, b"messageId,x\n" + b"a,1\n" * 4, "holds more than 3 ids"),
+        ("MOST_LINES", 3, b"a\n\n\n\n", "has more than 3 lines"),
+        ("MOST_LINES", 3, b'messageId,x\na,"1\n2\n3"\n', "has more than 3 lines"),
+        ("MOST_BYTES", 2 << 30, b"", "is empty"),
+        ("MOST_BYTES", 1000, b"a\n" * 501, "is larger than 0 GiB. Split it."),
+        ("MOST_BYTES", 1000, gzip.compress(b"a\n" * 501), "unpacks to more than 0 GiB. Split it."),
+        ("MOST_MEMBERS", 3, gzip.compress(b"a\n") * 4, "is packed in more than 3 pieces. Pack it as one."),
+    ],
+)
+def test_what_is_above_a_limit_is_refused(
+    limit: str, most: int, content: bytes, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is just below it is not."""
+    monkeypatch.setattr(reading, limit, most)
+    with pytest.raises(IdsError) as caught:
+        read(content)
+    assert said in str(caught.value)
+    if most == 3:
+        monkeypatch.setattr(reading, limit, most + 1)
+        assert read(content)
+
+
+FORMS: dict[str, Callable[[int], bytes]] = {
+    "lines": lambda count: b"".join(b"AAMk%040d=\n" % number for number in range(count)),
+    "packed": lambda count: gzip.compress(b"".join(b"AAMk%040d=\n" % number for number in range(count))),
+    "CSV": lambda count: b"subject,messageId\n" + b"".join(b'"a, b",AAMk%040d=\n' % number for number in range(count)),
+    "JSON lines": lambda count: b"".join(b'{"messageId": "AAMk%040d="}\n' % number for number in range(count)),
+    "blank lines": lambda count: b"\n" * count * 4 + b"a\n",
+    "a quoted cell of lines": lambda count: b'messageId,x\na,"' + b"\n" * min(count, 100_000) + b'"\n',
+    "long lines": lambda count: (b"a" * (LONGEST_LINE - 2) + b"\n") * (count // 500),
+    "cells": lambda count: b"messageId" + b",x" * (count * 4) + b"\na\n",
+    "JSON": lambda count: b'{"messageId": "a", "x": [' + b"1," * (count * 4) + b"1]}\n",
+    "pieces": lambda count: gzip.compress(b"a\n") * (count // 2),
+}
+
+
+def read_or_refuse(content: bytes) -> None:
+    with suppress(IdsError):
+        read_ids(held(content)).close()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_time_and_memory_grow_with_the_file_at_most(form: str) -> None:
+    """Whatever is in it: eight times as much takes no more than some eight times as long, and no more memory."""
+    figures = []
+    for times in (1, 2, 4, 8):
+        content = FORMS[form](2_000 * times)
+        took = []
+        for _ in range(3):
+            started = time.process_time()
+            read_or_refuse(content)
+            took.append(time.process_time() - started)
+        figures.append((len(content), min(took)))
+    tracemalloc.start()
+    read_or_refuse(content)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    print(form, *(f"{size / 1000:,.0f} kB {took * 1000:.1f} ms," for size, took in figures), f"{peak / 1e6:.1f} MB")
+    assert figures[-1][1] < 2.5 * 8 * figures[0][1] + 0.02
+    assert peak < 25_000_000

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import pytest
 from fsspec import AbstractFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import (
@@ -35,7 +36,8 @@ from attachments.flows import reconcile_attachments as reconciling
 from attachments.flows.backfill_progress import progress
 from attachments.flows.children import Target, process
 from attachments.flows.reconcile_attachments import Found
-from attachments.ids import opener, read_ids
+from attachments.ids import read_ids
+from attachments.ids_source import ALLOWED, opener
 from attachments.prefect_busy import make_patient, own_client
 from attachments.progress import Counts
 from attachments.selection import Filter
@@ -212,13 +214,19 @@ def test_no_thread_leaves_a_file_system_behind(tmp_path: Path) -> None:
 
     ids = tmp_path / "ids.txt"
     ids.write_text("an-id\n")
+    MemoryFileSystem().pipe("/ids/a.txt", b"an-id\n")
     together = threading.Barrier(20, timeout=30)  # threads that follow each other may have the same number
 
-    def run() -> None:
+    def read() -> None:
         AttachmentStore(url=tmp_path.as_uri()).store()
-        read_ids(opener(ids.as_uri(), {"auto_mkdir": False})).close()
+        for url in (ids.as_uri(), "memory://ids/a.txt"):
+            read_ids(opener(url, environment={ALLOWED: f"{tmp_path.as_uri()},memory://ids"})).close()
+
+    def run() -> None:
+        read()
         together.wait()
 
+    read()  # the one of a folder that is allowed stays, as a store's does
     before = file_systems()
     with ThreadPoolExecutor(together.parties) as pool:
         for done in [pool.submit(run) for _ in range(together.parties)]:

@@ -155,6 +155,11 @@ class Road:
         return self.folder / "attachments"
 
     @property
+    def ids(self) -> Path:
+        """Where files of ids may be read from."""
+        return self.folder / "ids"
+
+    @property
     def inbox(self) -> Path:
         """The receiver's inbox."""
         return self.folder / "inbox.sqlite"
@@ -189,7 +194,7 @@ def road(
     folder: Path, base_url: str, api_key: str, *, worker_options: tuple[str, ...] = (), database: str | None = None
 ) -> Road:
     """A road whose files are under `folder`; nothing is started yet. Prefect's `database` is an SQLite of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ids").mkdir(parents=True, exist_ok=True)
     prefect_port, receiver_port = free_port(), free_port()
     api_url = f"http://{LOOPBACK}:{prefect_port}/api"
     secret = "demo-webhook-secret"  # noqa: S105  for loopback alone
@@ -211,6 +216,7 @@ def road(
         "EMAILGISTICS_WEBHOOK_SECRET": secret,
         "ATTACHMENTS_URL": (folder / "attachments").as_uri(),
         "ATTACHMENTS_INBOX": str(folder / "inbox.sqlite"),
+        "ATTACHMENTS_IDS_ALLOWED": (folder / "ids").as_uri(),
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
     }

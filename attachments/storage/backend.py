@@ -156,6 +156,10 @@ class Backend(ABC):
     def look(self, path: str) -> Standing | None:
         """What stands there; None when nothing does."""
 
+    def is_file(self, path: str) -> bool:
+        """Whether a file stands there, of whatever making, that no link leads to."""
+        return self.look(path) is not None
+
     @abstractmethod
     def read(self, path: str) -> Iterator[bytes]:
         """The bytes that stand there, in blocks of at most some MiB. Closing the iterator ends the transfer."""

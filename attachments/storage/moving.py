@@ -28,6 +28,8 @@ from typing import Any, cast
 
 from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.asyn import AsyncFileSystem
+from fsspec.generic import GenericFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
 
 from attachments.storage.backend import Backend, Conflict, Failure, Labels, Listed, Residue, Standing, Upload, Version
 from attachments.storage.encryption import Encryption
@@ -42,6 +44,7 @@ _BLOCK = 1024 * 1024
 _LOOKED_AT = 10_000  # tries, a millisecond apart
 _TOO_LONG = {"ENAMETOOLONG", "553"}
 _FTP_REFUSED = "550"
+_INDIRECT = (DirFileSystem, GenericFileSystem)
 _SETTLING = 20  # looks at an object that several writers have moved to
 
 
@@ -75,6 +78,11 @@ class MovingBackend(Backend):
                 f"no store for {protocol}: URLs; either fsspec knows none, or the package that it needs is not "
                 "installed. Set the store's URL to one of file:, s3:, abfs:, gs:, sftp:"
             ) from None
+        if issubclass(kind, _INDIRECT):
+            raise UnsupportedStore(
+                f"a {protocol}: store only passes everything on to another one, which its options or its path name. "
+                "Set the store's URL to that one's"
+            )
         if not _moves(kind):
             raise UnsupportedStore(
                 f"a {protocol}: store can neither move nor copy, so nothing could be written to it atomically. "

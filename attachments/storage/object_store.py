@@ -233,6 +233,16 @@ class ObjectStore(Store):
                 raise NothingStored(f"nothing stands under attachment {place}", key=place)
             yield from self._backend.read(key)
 
+    def file(self, path: str, what: str) -> Iterator[bytes]:
+        """What somebody else has put below the root, in blocks; `what` names it in errors.
+
+        Raises NothingStored where no file stands: a folder is none, nor is a link or what one leads to.
+        """
+        with self._translated(f"read {what}", None):
+            if not self._backend.is_file(path):
+                raise NothingStored(f"could not read {what}: nothing stands there")
+            yield from self._backend.read(path)
+
     def residue(self, *, older_than: timedelta) -> Iterator[Residue]:
         latest = datetime.now(UTC) - older_than
         with self._translated("look for what writers left in the store", None):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -14,7 +13,7 @@ from attachments.storage.errors import UnsupportedStore
 from attachments.storage.object_store import ObjectStore
 from attachments.storage.sealing import SUFFIX, sealer
 from attachments.storage.store import Store
-from attachments.storage.urls import local_path
+from attachments.storage.urls import is_chained, local_path
 
 _BACKENDS = {
     "s3": "s3:S3Backend",
@@ -89,8 +88,7 @@ def _local_path(url: str) -> str | None:
         raise UnsupportedStore("the store's URL is empty; set it to a path such as file:///srv/attachments")
     if any("\ud800" <= character <= "\udfff" for character in url):  # no message and no block can hold them
         raise UnsupportedStore("the store's URL holds bytes that are not UTF-8 text; type it again")
-    # Not those of an IPv6 address, nor of the ARN of a multi-region access point.
-    if "::" in re.sub(r"([/@])\[[0-9A-Fa-f:.]+\]|^s3a?://arn:[^/]*", r"\1", url):
+    if is_chained(url):
         raise UnsupportedStore(
             "the store's URL chains file systems with '::', which can't be written to atomically; "
             "set it to a single one, such as s3://bucket/attachments or file:///srv/attachments"

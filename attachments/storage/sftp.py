@@ -167,6 +167,15 @@ class SftpBackend(Backend):
         size = told.st_size or 0
         return Standing(size, _moment(told), proof.metadata if (proof.name, proof.bytes) == (name, size) else {})
 
+    def is_file(self, path: str) -> bool:
+        ends = [end for end, letter in enumerate(f"{path}/") if letter == "/"]
+        with self._session() as sftp:
+            try:
+                modes = [sftp.lstat(self._path(path[:end])).st_mode or 0 for end in ends]
+            except FileNotFoundError:
+                return False
+        return all(map(stat.S_ISDIR, modes[:-1])) and stat.S_ISREG(modes[-1])
+
     def read(self, path: str) -> Iterator[bytes]:
         with self._session() as sftp:
             file = RemoteFile(sftp, self._path(path), SFTP_FLAG_READ)

@@ -13,6 +13,12 @@ _LOCAL = re.compile(r"(file|local):(//)?(.*)", re.DOTALL)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(?::|(?=//))/*(.*)", re.DOTALL)
 
 
+def is_chained(url: str) -> bool:
+    """Whether a URL leads through one file system into another, as ``simplecache::s3://…`` does."""
+    # Not the colons of an IPv6 address, nor of the ARN of a multi-region access point.
+    return "::" in re.sub(r"([/@])\[[0-9A-Fa-f:.]+\]|^s3a?://arn:[^/]*", r"\1", url)
+
+
 def local_path(url: str, what: str) -> str | None:
     """The absolute path that a URL or a plain path names on this machine; None for a URL of another protocol.
 

@@ -38,13 +38,13 @@ def count_done(running: Installation, messages: list[dict[str, Any]]) -> int:
     return sum((running.road.store / message_key(one["id"]) / "manifest.json").exists() for one in messages)
 
 
-def test_kills_of_worker_and_server_during_a_long_backfill(unpaced: Installation, tmp_path: Path) -> None:
+def test_kills_of_worker_and_server_during_a_long_backfill(unpaced: Installation) -> None:
     """Must show 1: `kill -9` of both at five random moments; all complete, and nothing is fetched that stands."""
     seed = int(os.environ.get("KILL_SEED", random.randrange(10**6)))
     print(f"seed {seed}; repeat with KILL_SEED={seed}")
     chance = random.Random(seed)
     messages = added(unpaced, MESSAGES)
-    file = tmp_path / "ids.csv"
+    file = unpaced.road.ids / "ids.csv"
     file.write_text("messageId\n" + "".join(f"{message['id']}\n" for message in messages))
     started = time.monotonic()
     run = unpaced.start_deployment(flow=FLOW, ids_url=file.as_uri())
