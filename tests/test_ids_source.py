@@ -146,9 +146,10 @@ def stranger() -> Iterator[Stranger]:
 def test_a_blocks_password_goes_to_no_other_host(url: str, stranger: Stranger, blocks: Blocks) -> None:
     """Whichever way it is written; nobody even knocks there."""
     blocks("corp", "sftp://files.corp.example/in", {"username": "mail", "password": PASSWORD})
-    assert "is not in the folder of the block attachment-store/corp" in refusal(url.format(port=stranger.port), "corp")
+    said = refusal(url.format(port=stranger.port), "corp")
     assert stranger.logins == []
     assert stranger.connections == 0
+    assert "is not in the folder of the block attachment-store/corp" in said
 
 
 def test_a_password_goes_to_no_host_with_another_key(stranger: Stranger, blocks: Blocks) -> None:
@@ -160,12 +161,12 @@ def test_a_password_goes_to_no_host_with_another_key(stranger: Stranger, blocks:
     blocks("unknown", url, {**login, "known_hosts": "/dev/null"})
     for block in ("changed", "unknown"):
         said = refusal(f"{url}/ids.txt", block)
+        assert stranger.logins == []
         assert said == (
             "could not read the file of ids (HostKey): the host's key is not a known one; find out why, then set the "
             "option host_key or known_hosts"
         )
     assert stranger.connections == 2
-    assert stranger.logins == []
 
 
 @pytest.mark.parametrize(
