@@ -73,6 +73,12 @@ _OURS = "attachments_"
 _RUBBISH = {"attachments_rubbish": "uncommitted"}
 _BLOCK = 4 * 1024 * 1024
 _CONTAINER = re.compile(r"(?!.*--)[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+_ACCOUNT = re.compile(r"[a-z0-9][a-z0-9-]*")  # whatever else stands there would become a part of the host's name
+# https://learn.microsoft.com/azure/storage/common/storage-account-overview#storage-account-endpoints, and other clouds
+_MICROSOFT = re.compile(
+    r"[a-z0-9.-]+\.(blob|dfs)\.(core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)|storage\.azure\.net)(:443)?"
+)
+_OWN_CREDENTIALS = ("account_key", "sas_token", "connection_string")
 _BLOCK_ID = re.compile(r"([0-9a-f]{8})[0-9a-f]{16}-\d{6}")
 
 # Five tries with our pauses end within 40 s when nobody answers.
@@ -164,6 +170,15 @@ class AzureBackend(Backend):
             raise UnsupportedStore(
                 "the host in the store's URL is not of account.dfs.core.windows.net; for another cloud set the options "
                 "account_name and account_host"
+            )
+        known |= options
+        if not _ACCOUNT.fullmatch(str(known.get("account_name") or "none")):
+            raise UnsupportedStore("the option account_name is none: an account has letters, digits and hyphens alone")
+        host = str(known.get("account_host") or "")
+        if host and not (_MICROSOFT.fullmatch(host) or any(known.get(name) for name in _OWN_CREDENTIALS)):
+            raise UnsupportedStore(
+                "the option account_host is not a host of Azure's, and would get the worker's own credentials; set one "
+                f"of the options {', '.join(_OWN_CREDENTIALS)}"
             )
         if encryption.s3 or encryption.kms_key:
             raise UnsupportedStore("SSE-S3, SSE-KMS and KMS keys are nothing that Azure knows; use an encryption scope")

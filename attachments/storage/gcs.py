@@ -62,6 +62,7 @@ _REQUEST = aiohttp.ClientTimeout(total=120, sock_connect=10, sock_read=60)  # fi
 _TRANSFER = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
 _ABSENT, _GONE, _CHANGED, _GIVEN_UP, _MULTIPLE, _RESUME = 404, 410, 412, 499, 300, 308
 _NO_BUCKET, _NO_OBJECT, _DAMAGED = "no bucket", "no object", "damaged on its way"
+_GOOGLE = re.compile(r"https://[a-z0-9.-]+\.googleapis\.com(:443)?/?")
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 T = TypeVar("T")
@@ -113,6 +114,12 @@ class GcsBackend(Backend):
         check_options(GCSFileSystem, options, "gcsfs")
         if "asynchronous" in options or "loop" in options:
             raise UnsupportedStore("gcsfs's options asynchronous and loop can't be set here; remove them")
+        brings_own = options.get("token") == "anon" or isinstance(options.get("token"), Mapping)
+        if (endpoint := options.get("endpoint_url")) and not (_GOOGLE.fullmatch(str(endpoint)) or brings_own):
+            raise UnsupportedStore(
+                "the option endpoint_url leads to a host that is not Google's, which would get the worker's own "
+                "credentials; set the option token to anon, or to the key of a service account as a JSON object"
+            )
         if encryption.s3 or encryption.azure_scope:
             raise UnsupportedStore(
                 "SSE-S3, SSE-KMS and encryption scopes are nothing that Google knows; set the KMS key alone"

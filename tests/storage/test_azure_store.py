@@ -706,6 +706,11 @@ def test_an_answer_that_was_damaged_on_its_way_is_sent_again(place: Place, betwe
             {"account_name": "acc", "account_host": "acc.blob.core.chinacloudapi.cn"},
             "abfs://mail@acc.blob.core.chinacloudapi.cn/in",
         ),
+        (
+            "abfs://mail/in",
+            {"account_name": "acc", "account_host": "azure.corp.example", "account_key": "c2VjcmV0"},
+            "abfs://mail@azure.corp.example/in",
+        ),
     ],
 )
 def test_opening_asks_nobody(url: str, options: dict[str, Any], told: str) -> None:
@@ -727,6 +732,19 @@ def test_opening_asks_nobody(url: str, options: dict[str, Any], told: str) -> No
         ("abfs://mail@acc.dfs.core.chinacloudapi.cn/x", {}, Encryption(), "account_host"),
         ("abfs://mail/x?sig=secret", {}, Encryption(), "query"),
         ("abfs://mail:secret@acc.dfs.core.windows.net/x", {}, Encryption(), "password"),
+        ("abfs://mail/x", {"account_name": "thief.example/"}, Encryption(), "the option account_name is none"),
+        ("abfs://mail/x", {"account_name": "thief.example"}, Encryption(), "the option account_name is none"),
+        *(
+            ("abfs://mail/x", {"account_name": "acc", "account_host": host}, Encryption(), "would get the worker's own")
+            for host in (
+                "thief.example",
+                "127.0.0.1:10000",
+                "thief.example/x.blob.core.windows.net",
+                "x.blob.core.windows.net@thief.example",
+                "x.blob.core.windows.net.thief.example",
+                "x.blob.core.windows.net:444",
+            )
+        ),
         ("abfs://mail/x", {"acount_key": "secret"}, Encryption(), "acount_key"),
         ("abfs://mail/x", {"asynchronous": "secret"}, Encryption(), "asynchronous"),
         ("abfs://mail/x", {}, Encryption(s3="SSE-S3"), "encryption scope"),

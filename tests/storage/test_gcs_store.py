@@ -925,21 +925,19 @@ def test_an_answer_that_is_no_json_is_unavailable(strict: StandIn) -> None:
         strict.open().stored(MESSAGE)
 
 
-def test_no_credentials_are_no_access(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, strict: StandIn) -> None:
+def test_no_credentials_are_no_access(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """gcsfs would go on without any, which only a public bucket takes."""
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-    options: dict[str, Any] = {"endpoint_url": strict.options()["endpoint_url"]}
-    store = open_store("gs://strict/root", options)
+    store = open_store("gs://strict/root")
     with pytest.raises(AccessDenied, match="credentials"):
         store.stored(MESSAGE)
     secret = tmp_path / "key.json"
     secret.write_text('{"type": "authorized_user", "refresh_token": ')
-    store = open_store("gs://strict/root", {**options, "token": str(secret)})
+    store = open_store("gs://strict/root", {"token": str(secret)})
     with pytest.raises(AccessDenied, match="credentials"):
         store.stored(MESSAGE)
-    assert strict.requests == []
 
 
 def test_credentials_that_cannot_be_renewed_tell_why(strict: StandIn) -> None:
@@ -957,8 +955,31 @@ def test_credentials_that_cannot_be_renewed_tell_why(strict: StandIn) -> None:
 
 def test_opening_asks_nobody(strict: StandIn) -> None:
     """No credentials are looked for, and nothing is sent; a token that is no token is noticed at the first call."""
-    store = open_store("gcs://strict/root/", {**strict.options(), "token": "/nowhere.json"})
-    assert store.url == "gs://strict/root"
+    for options in ({**strict.options()}, {"token": "/nowhere.json"}):
+        assert open_store("gcs://strict/root/", options).url == "gs://strict/root"
+    assert strict.requests == []
+
+
+@pytest.mark.parametrize(
+    "token", [None, "google_default", "cloud", "cache", "/etc/attachments/key.json", "ya29.secret"]
+)
+def test_the_workers_own_credentials_go_to_google_alone(token: str | None, strict: StandIn) -> None:
+    """A block's option names the host, and would get them as they are; one that brings its own may name any."""
+    told = {} if token is None else {"token": token}
+    endpoints = [
+        strict.options()["endpoint_url"],
+        "https://storage.googleapis.com.thief.example",
+        "https://thief.example/storage.googleapis.com",
+        "https://storage.googleapis.com@thief.example",
+        "http://storage.googleapis.com",
+    ]
+    for endpoint in endpoints:
+        with pytest.raises(UnsupportedStore, match="would get the worker's own credentials") as caught:
+            open_store("gs://bucket/x", {**told, "endpoint_url": endpoint})
+        assert "secret" not in str(caught.value)
+        for own in ("anon", {"type": "service_account"}):
+            open_store("gs://bucket/x", {"token": own, "endpoint_url": endpoint})
+    open_store("gs://bucket/x", {**told, "endpoint_url": "https://storage-psc.p.googleapis.com"})
     assert strict.requests == []
 
 
