@@ -22,7 +22,8 @@ import pytest
 
 from attachments.storage import Encryption, Store, StoreError, attachment_key
 from attachments.storage.content import pour
-from attachments.storage.errors import AccessDenied, CannotDecrypt, NotFound, StoreUnavailable
+from attachments.storage.errors import AccessDenied, CannotDecrypt, NotFound, NothingStored, StoreUnavailable
+from attachments.storage.object_store import ObjectStore
 from attachments.storage.parts import PART_BYTES
 from attachments.storage.sealing import opener
 from attachments.storage.verification import Problem, verify_message
@@ -444,3 +445,22 @@ def test_one_listing_a_message(places: Places) -> None:
         # And for each attachment a PUT and a look; the rest is asked once.
         assert len(proxy.requests) <= 1 + 2 * 30 + 4
     assert len(place.visible()) == 30
+
+
+@pytest.mark.parametrize("kind", kinds(kind for kind in KINDS if kind != "local"))
+def test_what_somebody_else_has_put_below_the_root_is_read(kind: str, places: Places) -> None:
+    """A file of ids, say: all of it, in blocks. Nothing, and a folder, are said without their names."""
+    place = places.make(kind)
+    content = noise(2 * MIB + 7)
+    place.plant(f"in/{CANARY}", content)
+    place.plant("empty", b"")
+    store = place.open()
+    assert isinstance(store, ObjectStore)
+    blocks = list(store.file(f"in/{CANARY}", "the file of ids"))
+    assert b"".join(blocks) == content
+    assert max(map(len, blocks)) <= 4 * MIB
+    assert b"".join(store.file("empty", "the file of ids")) == b""
+    for path in (f"{CANARY}/x", "in", f"in/{CANARY}/x"):
+        with pytest.raises(NothingStored, match="could not read the file of ids") as caught:
+            list(store.file(path, "the file of ids"))
+        assert CANARY not in str(caught.value)
