@@ -215,7 +215,7 @@ def _answer(url: str) -> Generator[bytes]:
         target = httpx.URL(url)  # for its percent-encoding
     except httpx.InvalidURL:
         raise IdsError(f"{_URL} cannot be read. Compare it with one that a browser opens.") from None
-    headers = {"Accept-Encoding": "identity", "User-Agent": "emailgistics-attachments"}
+    headers = [("Accept-Encoding", "identity"), ("User-Agent", "emailgistics-attachments")]
     asked = httpcore.URL(scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path)
     context = httpx.create_ssl_context(trust_env=False) if target.scheme == "https" else None
     with (
