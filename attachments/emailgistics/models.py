@@ -35,7 +35,7 @@ def well_formed(text: str) -> str:
 
 def capped(value: Any, most: int = WORD_CHARACTERS) -> str:
     """The first `most` characters of a text, without blanks around them; empty for anything else."""
-    return well_formed(value.strip()[:most]) if isinstance(value, str) else ""
+    return well_formed(value.strip()[:most].rstrip()) if isinstance(value, str) else ""
 
 
 def _name(value: Any) -> str:

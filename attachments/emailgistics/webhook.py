@@ -151,5 +151,5 @@ def _message_id(value: object) -> str:
 def _optional(value: object, longest: int) -> str | None:
     if not isinstance(value, str):
         return None
-    text = value.strip()[:longest]
+    text = value.strip()[:longest].rstrip()
     return text if text and _plain(text) else None

@@ -90,6 +90,7 @@ def test_optional_text_is_trimmed_and_capped() -> None:
     assert delivery.conversation_id is not None
     assert len(delivery.conversation_id) == 2048
     assert len(delivery.event or "") == 64
+    assert delivered(event="e" * 63 + " and more").event == "e" * 63, "also where it is cut"
 
 
 @pytest.mark.parametrize("message_id", ["x", "x" * 2048, "日本", "a b", "a/b+c="])
