@@ -57,7 +57,7 @@ _KNOWN_HOSTS = ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts")
 _TIMEOUTS = ("timeout", "banner_timeout", "auth_timeout", "channel_timeout")
 _LOGIN = frozenset(
     {"username", "password", "key_filename", "passphrase", "pkey", "look_for_keys", "allow_agent"}
-    | {"compress", "disabled_algorithms", "gss_auth", "gss_kex", "gss_deleg_creds", "gss_host"}
+    | {"compress", "disabled_algorithms"}
 )
 OPTIONS = _LOGIN | {"host", "port", "known_hosts", "host_key", *_TIMEOUTS}
 _CHECK_HOST = "the host's key is not a known one; find out why, then set the option host_key or known_hosts"
