@@ -58,6 +58,7 @@ from prefect.workers.base import (
     BaseWorkerResult,
 )
 
+from attachments.allowed_flows import NO_DEPLOYMENT, VARIABLE, FlowNotAllowed, check_allowed
 from attachments.cancelling import CURRENT, Cancellation
 from attachments.declared import load_flow
 from attachments.numerals import counted
@@ -115,6 +116,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
     ) -> None:
         unique = f"{name or 'warm'} {socket.gethostname()} {os.getpid()} {uuid4().hex[:6]}"
         super().__init__(work_pool_name, name=unique, limit=limit or LIMIT, **options)
+        self._allowed_flows = os.environ.get(VARIABLE, "")
         self._clients = _Clients(self.name)
         self._under_way: dict[UUID, _UnderWay] = {}
         self._flows: dict[str, Flow[..., Any]] = {}
@@ -190,6 +192,8 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         await under_way.run(flow, at_end=lambda: self._forget(under_way))
 
     async def _flow_of(self, flow_run: FlowRun, deployment: DeploymentResponse) -> Flow[..., Any]:
+        """The flow that a deployment names. Raises `FlowNotAllowed`, and whatever the flow's code raises."""
+        check_allowed(deployment.entrypoint, has_pull_steps=bool(deployment.pull_steps), allowed=self._allowed_flows)
         # Not `updated`, which changes whenever a worker has asked for runs.
         version = repr((deployment.id, deployment.version_id, deployment.entrypoint, deployment.pull_steps))
         if version not in self._flows:
@@ -283,7 +287,9 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
 
     async def _taken(self, flow_run: FlowRun) -> Flow[..., Any] | None:
         """The flow of a run that is this worker's now; None when the run is not to be started."""
-        assert flow_run.deployment_id is not None  # noqa: S101  a work pool's runs come from deployments
+        if flow_run.deployment_id is None:
+            await self._propose_crashed_state(flow_run, NO_DEPLOYMENT)
+            return None
         try:
             deployment = await self.client.read_deployment(flow_run.deployment_id)
             if not await self._propose_pending_state(flow_run):
@@ -299,6 +305,9 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             return await self._flow_of(flow_run, deployment)
         except httpx.TransportError as error:
             logger.warning("Flow run %s could not be started yet (%s).", flow_run.id, type(error).__name__)
+        except FlowNotAllowed as refusal:
+            logger.warning("Flow run %s is not started: its deployment's code is not allowed here.", flow_run.id)
+            await self._propose_crashed_state(flow_run, str(refusal))
         except Exception as error:  # whatever the flow's code raises when it is loaded
             logger.exception("Flow run %s cannot be run.", flow_run.id)
             await self._propose_crashed_state(flow_run, f"The flow cannot be loaded: {type(error).__name__}: {error}")

@@ -118,7 +118,9 @@ def installation(
         sandbox = stack.enter_context(running_sandbox(limit=limit))
         everything = before(road(folder, sandbox.base_url, sandbox.key, database=address))
         stack.enter_context(running(everything))
-        prefect = stack.enter_context(httpx.Client(base_url=f"{everything.api_url}/", trust_env=False, timeout=60))
+        auth = everything.prefect_password
+        client = httpx.Client(base_url=f"{everything.api_url}/", auth=auth, trust_env=False, timeout=60)
+        prefect = stack.enter_context(client)
         found = Installation(everything, sandbox, prefect)
         stack.callback(lambda: [worker.stop() for worker in found.workers])
         wait_for(

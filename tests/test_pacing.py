@@ -60,7 +60,9 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 @pytest.fixture
 def api(prefect: Process) -> Iterator[httpx.Client]:
     """Prefect's API with an empty limit of five slots."""
-    with httpx.Client(base_url=prefect.environment["PREFECT_API_URL"], trust_env=False, timeout=60) as client:
+    url, auth = (prefect.environment[f"PREFECT_API_{name}"] for name in ("URL", "AUTH_STRING"))
+    user, _, password = auth.partition(":")
+    with httpx.Client(base_url=url, auth=(user, password), trust_env=False, timeout=60) as client:
         _make_limit(client, "test-limit", LIMIT)
         yield client
 

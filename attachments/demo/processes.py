@@ -5,6 +5,7 @@ are ended, by their id.
 """
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -148,6 +149,8 @@ class Road:
     api_url: str
     receiver_url: str
     secret: str
+    prefect_password: tuple[str, str]
+    """User and password of Prefect's API, for a client's `auth`."""
 
     @property
     def store(self) -> Path:
@@ -198,10 +201,14 @@ def road(
     prefect_port, receiver_port = free_port(), free_port()
     api_url = f"http://{LOOPBACK}:{prefect_port}/api"
     secret = "demo-webhook-secret"  # noqa: S105  for loopback alone
+    password = ("demo", secrets.token_hex(12))
     environment = {
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_PROFILES_PATH": str(folder / "prefect" / "profiles.toml"),
         "PREFECT_API_URL": api_url,
+        "PREFECT_API_AUTH_STRING": ":".join(password),
+        "PREFECT_SERVER_API_AUTH_STRING": ":".join(password),
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{LOOPBACK}:{prefect_port},http://localhost:{prefect_port}",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database
         or f"sqlite+aiosqlite:///{folder / 'prefect' / 'prefect.db'}",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -223,7 +230,7 @@ def road(
     receiver_url = f"http://{LOOPBACK}:{receiver_port}"
     worker = Process(
         "worker",
-        [_script("prefect"), "worker", "start", "--pool", "attachments", *worker_options],
+        [_script("prefect"), "worker", "start", "--pool", "attachments", "--type", "warm", *worker_options],
         environment,
         folder / "worker.log",
         lambda: "started!" in worker.printed(),
@@ -249,6 +256,7 @@ def road(
         api_url=api_url,
         receiver_url=receiver_url,
         secret=secret,
+        prefect_password=password,
     )
 
 

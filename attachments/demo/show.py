@@ -149,7 +149,8 @@ def _deliver(control: Control, stack: Road, originals: Mapping[str, Original]) -
 def _watch_runs(stack: Road, delivered: Sequence[Delivered], screen: Screen, stop: Stop) -> None:
     """Tell of each run that has ended, until all have. Raises `NotReady` when one takes too long."""
     waiting = {message.id: message for message in delivered if message.has_attachments}
-    with httpx.Client(base_url=f"{stack.api_url}/", trust_env=False, timeout=30) as prefect:
+    auth = stack.prefect_password
+    with httpx.Client(base_url=f"{stack.api_url}/", auth=auth, trust_env=False, timeout=30) as prefect:
 
         def all_ended() -> bool:
             stop.check()
@@ -195,7 +196,7 @@ def _keep(stack: Road, base_url: str, screen: Screen, stop: Stop) -> None:
     )
     screen.say(
         f"\nEverything is still running:\n"
-        f"  Prefect UI  {prefect}\n"
+        f"  Prefect UI  {prefect}   (it asks for {':'.join(stack.prefect_password)})\n"
         f"  receiver    {stack.receiver_url}   (/health, /ready, /metrics; webhooks go to /webhooks/default)\n"
         f"  sandbox     {base_url}\n"
         f"To try commands against it, set in another terminal:\n{settings}\n"

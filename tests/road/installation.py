@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
 from attachments.demo.processes import NotReady, Road, road, running, wait_for
 from attachments.sandbox.process import Sandbox, running_sandbox
@@ -21,11 +22,12 @@ FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 LOOK = 0.25  # seconds between looks at Prefect, which needs the processors for the runs
 FAST = 100_000  # slots of the pacing limits, so that tests do not wait for the minute
 
-# Mounts that the worker alone sees: a disk of 1 MiB, and one that may not be written.
+# Mounts that the worker alone sees: a disk of 1 MiB, and one that may not be written. It works where systemd puts it.
 MOUNTS = """
 mkdir -p "$0/small" "$0/readonly"
 mount -t tmpfs -o size=1m none "$0/small"
 mount -t tmpfs -o ro none "$0/readonly"
+cd /
 exec "$@"
 """
 
@@ -39,6 +41,11 @@ class Installation:
     prefect: httpx.Client
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
     """When the test began: what ran before is not its own, and costs Prefect much to name again and again."""
+
+    @property
+    def prefect_settings(self) -> dict[Any, str]:
+        """With them, the test's own process uses this Prefect."""
+        return {PREFECT_API_URL: self.road.api_url, PREFECT_API_AUTH_STRING: ":".join(self.road.prefect_password)}
 
     def send(self, message: dict[str, Any], deployment: str = "default", **options: Any) -> list[dict[str, Any]]:
         """Have the sandbox deliver a message's webhook; every delivery must succeed."""
@@ -278,14 +285,23 @@ async def emit(event):
 
 
 @contextmanager
-def installation(folder: Path, *, slots: int = FAST, limit: int | None = None) -> Iterator[Installation]:
-    """Start everything; `slots` is the size of the pacing limits, `limit` the sandbox's calls in 60 s."""
+def installation(
+    folder: Path, *, slots: int = FAST, limit: int | None = None, worker_flows: str = ""
+) -> Iterator[Installation]:
+    """Start everything.
+
+    `slots` is the size of the pacing limits, `limit` the sandbox's calls in 60 s, `worker_flows` what the worker runs
+    besides our own flows.
+    """
     with running_sandbox(limit=limit) as sandbox:
         stack = road(folder, sandbox.base_url, sandbox.key)
         namespace = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
+        stack.worker.environment = {**stack.environment, "ATTACHMENTS_WORKER_FLOWS": worker_flows}
         stack.worker.command[:0] = [*namespace, "sh", "-ec", MOUNTS, str(folder)]
         limits = httpx.Limits(max_keepalive_connections=0)  # one that is kept may be closed just as it is used again
-        prefect = httpx.Client(base_url=f"{stack.api_url}/", trust_env=False, timeout=60, limits=limits)
+        prefect = httpx.Client(
+            base_url=f"{stack.api_url}/", auth=stack.prefect_password, trust_env=False, timeout=60, limits=limits
+        )
         with running(stack), prefect:
             everything = Installation(stack, sandbox, prefect)
             for name in ("emailgistics-api", "emailgistics-backfill"):

@@ -14,7 +14,7 @@ from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import temporary_settings
 from pydantic import SecretStr
 
 from attachments import cancelling
@@ -56,7 +56,7 @@ class Bench:
         return [Wanted(message_id=f"{self.prefix}-{name}") for name in names]
 
     def process(self, wanted: Sequence[Wanted], prefix: str = "", **options: Any) -> Counts:
-        with temporary_settings({PREFECT_API_URL: self.running.road.api_url}):
+        with temporary_settings(self.running.prefect_settings):
             return process(wanted, self.target, key_prefix=prefix or self.prefix, tags=self.tags, **options)
 
     def runs(self) -> dict[str, dict[str, Any]]:

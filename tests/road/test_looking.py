@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import temporary_settings
 
 from attachments.blocks import AttachmentStore
 from attachments.cli import main
@@ -38,7 +38,7 @@ def well(running: Installation) -> Iterator[Installation]:
         running.change(f"v2/concurrency_limits/{name}", {"limit": size})
     running.sandbox.control.add_message(mailbox=f"{CANARY}@example.com", attachments=[{"name": f"{CANARY}.pdf"}])
     running.road.store.mkdir(exist_ok=True)
-    with temporary_settings({PREFECT_API_URL: running.road.api_url}):
+    with temporary_settings(running.prefect_settings):
         yield running
     running.sandbox.control.settings(keys=keys)
     for name, size in limits.items():
@@ -89,6 +89,7 @@ def test_all_is_well_and_nothing_is_left_behind(well: Installation) -> None:
         "reconciliation"
     }
     known = {finding["check"] for finding in document["findings"]}
+    assert known >= {"password", "origins"}
     assert known >= {"prefect", "leases", "work-pool", "worker", "queue", "deployment", "block", "limit", "api-key"}
     assert known >= {"scope", "mailboxes", "store", "reconciliation", "receiver", "ready", "inbox"}
     assert [call["endpoint"] for call in well.sandbox.control.requests()] == ["mailboxes", "list", "download"]

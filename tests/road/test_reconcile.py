@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import temporary_settings
 from pydantic import SecretStr
 
 from attachments.blocks import EmailgisticsAccount
@@ -375,7 +375,7 @@ def test_setup_switches_the_schedule_by_the_scopes_of_the_key(running: Installat
                 )
 
         told: list[str] = []
-        with temporary_settings({PREFECT_API_URL: running.road.api_url}):
+        with temporary_settings(running.prefect_settings):
             asyncio.run(ask())
         (said,) = told
         return said
@@ -419,7 +419,7 @@ def test_marks_are_read_page_by_page(running: Installation, monkeypatch: pytest.
     monkeypatch.setattr(marking, "PAGE", 2)
     account = f"many-{uuid4().hex[:8]}"
     now = datetime.now(UTC)
-    with temporary_settings({PREFECT_API_URL: running.road.api_url}), get_client(sync_client=True) as client:
+    with temporary_settings(running.prefect_settings), get_client(sync_client=True) as client:
         mine = marking.Marks(client, account, "default")
         for number in range(5):
             mine.move(f"box-{number}", now - timedelta(days=number))

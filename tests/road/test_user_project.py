@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,11 +77,12 @@ class Project:
         return done.stdout
 
     @contextmanager
-    def worker(self) -> Iterator[None]:
-        """A worker that serves the user's pool, started in the user's folder."""
+    def worker(self, flows: str) -> Iterator[None]:
+        """A worker that serves the user's pool, started in the user's folder, and runs these flows besides ours."""
         script = f'cd "{self.folder}" && exec "{self.python.with_name("prefect")}" worker start --pool {POOL}'
         log = self.folder / "worker.log"
-        worker = Process("worker", ["sh", "-c", script], self.environment, log, lambda: "started!" in worker.printed())
+        environment = {**self.environment, "ATTACHMENTS_WORKER_FLOWS": flows}
+        worker = Process("worker", ["sh", "-c", script], environment, log, lambda: "started!" in worker.printed())
         try:
             worker.start()
             yield
@@ -161,12 +163,16 @@ def test_a_users_flows_and_ours_deploy_and_run_side_by_side(running: Installatio
     old["parameter_openapi_schema"] = {**form, "properties": known}
     running._post("deployments/", old)
 
-    with project.worker():
-        for name in ("by-module", "by-file"):
-            written = project.folder / name
-            run = running.run_deployment(name, flow="count-invoices", to=str(written))
-            assert run["state_type"] == "COMPLETED", run["state"]
-            assert written.read_text() == f"counted in {project.folder}"
+    def count(name: str) -> dict[str, Any]:
+        return running.run_deployment(name, flow="count-invoices", to=str(project.folder / name))
+
+    with project.worker("*"):
+        assert count("by-file")["state_type"] == "COMPLETED"
+        assert (project.folder / "by-file").read_text() == f"counted in {project.folder}"
+    with project.worker("flows"):
+        assert count("by-module")["state_type"] == "COMPLETED"
+        assert (project.folder / "by-module").read_text() == f"counted in {project.folder}"
+        assert "the deployment has pull steps" in count("by-file")["state"]["message"]
         for name in (POOL, "made-by-0.1"):
             message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": name}])
             run = running.run_deployment(name, message_id=message["id"])
