@@ -29,7 +29,12 @@ from prefect.client.schemas.objects import Worker, WorkerStatus
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED,
+    temporary_settings,
+)
 from pydantic import SecretStr
 
 import attachments.doctor as doctor_package
@@ -40,13 +45,14 @@ from attachments.declared import POOL_TYPE, QUEUES, as_deployed, declared_deploy
 from attachments.doctor import examine, work
 from attachments.doctor import schedules as schedules_of_the_doctor
 from attachments.doctor.asking import Silent, asked, trouble, within
+from attachments.doctor.asking import prefect as asking_prefect
 from attachments.doctor.deployments import look_at_deployments
 from attachments.doctor.examination import _Examination
 from attachments.doctor.findings import Finding, by_urgency, failed, ok, summary, warning
 from attachments.doctor.limits import Room, look_at_limits, room_in
 from attachments.doctor.reconciliation import look_at_reconciliation
 from attachments.doctor.schedules import look_at_schedules
-from attachments.doctor.server import FILES, MEMORY, TESTED, look_at_server, look_at_settings
+from attachments.doctor.server import FILES, MEMORY, TESTED, look_at_access, look_at_server, look_at_settings
 from attachments.doctor.stores import look_at_store
 from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading
 from attachments.doctor.work import _queue, look_at_workers
@@ -252,6 +258,48 @@ def test_a_server_that_writes_each_state_of_a_task_alone_is_a_warning(batch: Any
     found = [line for line in lines if "recorder:" in line]
     assert len(found) == len(expected)
     assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("password", "allowed", "expected"),
+    [
+        (None, "*", ["warning  password: Prefect's API answers without", "warning  origins: Prefect's API lets pages"]),
+        ("user:pass", "*", ["ok       password: ", "warning  origins: "]),
+        ("user:pass", None, ["ok       password: ", "ok       origins: "]),
+        (None, "http://127.0.0.1:4200", ["warning  password: ", "ok       origins: "]),
+        (None, "{origin}", ["warning  password: ", "warning  origins: "]),
+    ],
+)
+def test_a_prefect_that_answers_strangers_is_a_warning(
+    password: str | None, allowed: str | None, expected: list[str]
+) -> None:
+    """A request without our own password, from a page of an origin that nobody knows. Prefect's defaults are open."""
+    seen: list[str | None] = []
+
+    class Prefect(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_response(401 if password else 200)
+            if allowed:
+                self.send_header("Access-Control-Allow-Origin", allowed.format(origin=self.headers["Origin"]))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing to print."""
+
+    with HTTPServer(("127.0.0.1", 0), Prefect) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        settings = {
+            PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api",
+            PREFECT_API_AUTH_STRING: password,
+            PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False,
+        }
+        with temporary_settings(settings), asking_prefect() as client:
+            lines = [said(finding) for finding in look_at_access(client)]
+        server.shutdown()
+    assert [line.startswith(start) for line, start in zip(lines, expected, strict=True)] == [True, True], lines
+    assert set(seen) == {None}
 
 
 def test_another_version_of_prefect_is_a_warning() -> None:

@@ -27,7 +27,7 @@ from attachments.doctor.findings import Finding, failed, warning
 from attachments.doctor.limits import Room, is_paused, look_at_limits, read_limit, room_in
 from attachments.doctor.reconciliation import look_at_reconciliation
 from attachments.doctor.schedules import look_at_schedules
-from attachments.doctor.server import look_at_server, look_at_settings
+from attachments.doctor.server import look_at_access, look_at_server, look_at_settings
 from attachments.doctor.stores import look_at_store
 from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading, sentences
 from attachments.doctor.work import look_at_pool, look_at_queues, look_at_workers
@@ -69,6 +69,7 @@ class _Examination:
         if any(finding.status == "failed" for finding in server):
             yield _unseen()
             return
+        yield from self._all("password", lambda: look_at_access(self._client))
         yield from self._all("leases", lambda: look_at_settings(self._client))
         yield from self._all("work-pool", lambda: look_at_pool(self._client))
         yield from self._all("worker", lambda: look_at_workers(self._client))

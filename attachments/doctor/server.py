@@ -1,4 +1,4 @@
-"""Prefect's server: whether it answers, which one it is, and how it is set up."""
+"""Prefect's server: whether it answers, which one it is, whom it answers, and how it is set up."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,8 +16,10 @@ TESTED = "3.9.1"
 MEMORY = "prefect.server.concurrency.lease_storage.memory"
 FILES = "prefect.server.concurrency.lease_storage.filesystem"
 VARIABLE = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 RECORDER = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER"
 PERSISTER = "PREFECT_SERVER_SERVICES_EVENT_PERSISTER"
+ANOTHER_ORIGIN = "https://another-origin.invalid"
 SAFE_BATCH = 20  # events; Prefect's default (docs/upstream/prefect-sqlite-events.md)
 PROMPT_FLUSH = 1.0  # seconds
 _duration: TypeAdapter[timedelta] = TypeAdapter(timedelta)
@@ -37,6 +39,39 @@ def look_at_server(client: SyncPrefectClient) -> Iterator[Finding]:
             f"The server has version {version} and this installation {installed.__version__}; tested is {TESTED}.",
             "If something is odd, install the tested version on both sides.",
         )
+
+
+def look_at_access(client: SyncPrefectClient) -> Iterator[Finding]:
+    """Whether the API answers a request without a password, and pages of other origins in a browser."""
+    response = _without_password(client)
+    if response.is_success:
+        yield warning(
+            "password",
+            "Prefect's API answers without a password: whoever reaches it reads the blocks with their secrets, changes "
+            "them, and starts runs.",
+            "Set PREFECT_SERVER_API_AUTH_STRING for the server, and the same text as PREFECT_API_AUTH_STRING for "
+            "everything that uses it, and restart them.",
+        )
+    elif response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        yield ok("password", "Prefect's API answers nothing without a password.")
+    if response.headers.get("access-control-allow-origin") in ("*", ANOTHER_ORIGIN):
+        yield warning(
+            "origins",
+            "Prefect's API lets pages of every origin read its answers, in any browser that reaches it.",
+            f"Set {ORIGINS} for the server to the addresses at which people open its UI, and restart it.",
+        )
+    else:
+        yield ok("origins", "Prefect's API lets no page of another origin read its answers.")
+
+
+def _without_password(client: SyncPrefectClient) -> httpx.Response:
+    """The answer to a request that only Prefect's own programs and people should get one to."""
+    request = client._client.build_request("GET", "/admin/version", headers={"Origin": ANOTHER_ORIGIN})
+    request.headers.pop("Authorization", None)
+    try:
+        return client._client.send(request)
+    except httpx.HTTPStatusError as error:
+        return error.response
 
 
 def look_at_settings(client: SyncPrefectClient) -> Iterator[Finding]:
