@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from attachments.command_boundary import FAILED, INTERRUPTED, CommandFailed, import_prefect, run_command
 from attachments.message_id import normalized
+from attachments.secret_files import read_secret_files
 from attachments.terminal import LogFormatter, bounded, printable, say, say_json
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def _run(arguments: Sequence[str]) -> int:
         return _sandbox(list(arguments[1:]))
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
+    if command not in {_check, _demo}:
+        read_secret_files(os.environ)
     if command in {_setup, _receive, _preview, _doctor, _status}:
         import_prefect()
     return command(options)
