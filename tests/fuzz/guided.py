@@ -20,7 +20,9 @@ def main() -> None:
         atheris.instrument_func(function)
     with atheris.instrument_imports(include=MODULES):
         readers = import_module("tests.fuzz.readers")
-    check = readers.READERS[name].check
+        check = readers.READERS[name].check
+        for data in readers.READERS[name].seeds():
+            check(data)  # imports what is imported late: that takes longer than an input may
 
     def attempt(data: bytes) -> None:
         check(data)
