@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyrage
 import pytest
 
-from attachments.storage import Manifest
+from attachments.blocks import AttachmentStore
+from attachments.cli import main
+from attachments.doctor.stores import look_at_store
+from attachments.storage import Manifest, open_store
 from attachments.storage.errors import InvalidManifest, MalformedKey
 from attachments.storage.manifest import LARGEST
+from attachments.storage.retention import Budget, Pace, Policy, purge
 from tests.storage.places import KINDS, Place, Places, kinds
 
-from .samples import MESSAGE, PLACE, manifest
+from .samples import MESSAGE, MESSAGE_ID, PLACE, manifest
 
 
 @pytest.fixture(params=kinds(KINDS))
@@ -46,3 +57,40 @@ def test_a_malformed_key_is_a_store_error(place: Place, key: str) -> None:
     for act in (lambda: list(place.open().read(key)), lambda: place.open().remove(key)):
         with pytest.raises(MalformedKey):
             act()
+
+
+def test_every_reader_of_a_huge_manifest_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a gigabyte, each takes what a manifest may have and a byte more: commands, the purge, the doctor and a run."""
+    monkeypatch.setenv("ATTACHMENTS_URL", str(tmp_path / "root"))
+    store = open_store(str(tmp_path / "root"))
+    store.update_manifest(MESSAGE, lambda _: manifest())
+    path, identity = tmp_path / "root" / MESSAGE / "manifest.json", tmp_path / "identity"
+    identity.write_text(str(pyrage.x25519.Identity.generate()))
+
+    def read() -> None:
+        with pytest.raises(InvalidManifest):
+            store.read_manifest(MESSAGE)
+
+    readers: list[Callable[[], object]] = [
+        lambda: main(["locate", MESSAGE_ID]),
+        lambda: main(["verify"]),
+        lambda: main(["verify", MESSAGE_ID]),
+        lambda: main(["decrypt", MESSAGE_ID, "--identity", str(identity), "--to", str(tmp_path)]),
+        lambda: purge(store, Policy(datetime.now(UTC)), Budget(), Pace()),
+        lambda: look_at_store(AttachmentStore(url=(tmp_path / "root").as_uri()), "default"),
+        read,
+        lambda: store.update_manifest(MESSAGE, lambda _: manifest()),
+    ]
+    for reader in readers:
+        os.truncate(path, 2**30)  # sparse: it takes no disk
+        tracemalloc.start()
+        try:
+            reader()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 3 * LARGEST, reader
+    assert store.read_manifest(MESSAGE) is not None
+    assert "Traceback" not in "".join(capsys.readouterr())
