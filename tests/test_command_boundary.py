@@ -29,7 +29,7 @@ STORE = {"ATTACHMENTS_URL", "ATTACHMENTS_STORAGE_OPTIONS", "ATTACHMENTS_STORAGE_
 ACCOUNT = {"EMAILGISTICS_API_KEY", "EMAILGISTICS_BASE_URL", "EMAILGISTICS_API_KEY_FILE"}
 SECRET = {"EMAILGISTICS_WEBHOOK_SECRET", "EMAILGISTICS_WEBHOOK_SECRET_FILE"}
 READ: dict[str, set[str]] = {
-    "setup": {*PREFECT, *STORE, *ACCOUNT},
+    "setup": {*PREFECT, *STORE, *ACCOUNT, "ATTACHMENTS_AGE_RECIPIENTS"},
     "receive": {"PREFECT_API_URL", *SECRET, "ATTACHMENTS_INBOX"},
     "trigger": {*SECRET, "HTTP_PROXY", "SSL_CERT_FILE"},
     "locate": STORE,
@@ -60,7 +60,7 @@ VARIABLES = {
     ),
     "ATTACHMENTS_STORAGE_OPTIONS": ("[]", "null", "1", '{"no-such": 1}', "[" * 10_000),
     "ATTACHMENTS_INBOX": ("/", ".", "/dev/null", "/dev/null/x", "/proc/none/x", "~nobody-of-this-name/x"),
-    "ATTACHMENTS_AGE_RECIPIENTS": (),
+    "ATTACHMENTS_AGE_RECIPIENTS": (",", "age1nonsense", "# none"),
     "EMAILGISTICS_API_KEY_FILE": ("/", "/none"),
     "EMAILGISTICS_WEBHOOK_SECRET_FILE": ("/", "/none"),
     "ATTACHMENTS_STORAGE_OPTIONS_FILE": ("/", "/none"),
