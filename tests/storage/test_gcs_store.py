@@ -815,11 +815,11 @@ def test_requester_pays_is_told_with_every_request(strict: StandIn) -> None:
 
 
 def test_an_attachment_costs_few_requests(strict: StandIn) -> None:
-    """Of a message: one listing. Of an attachment: made, and looked at."""
+    """Of a minute: a look for the marker of encryption. Of a message: one listing. Of an attachment: made, looked at."""
     store = strict.open()
     for number in range(3):
         store.write(MESSAGE, attachment_key(str(number)), "a.pdf", [CONTENT])
-    assert [each.method for each in strict.requests] == ["GET", *["POST", "GET"] * 3]
+    assert [each.method for each in strict.requests] == ["GET", "GET", *["POST", "GET"] * 3]
     strict.requests.clear()
     store.write(MESSAGE, attachment_key("large"), "a.pdf", [LARGE])
     assert [each.method for each in strict.requests] == ["POST", "PUT", "PUT", "POST", "PUT", "GET", "GET"]
