@@ -815,7 +815,7 @@ def test_requester_pays_is_told_with_every_request(strict: StandIn) -> None:
 
 
 def test_an_attachment_costs_few_requests(strict: StandIn) -> None:
-    """Of a minute: a look for the marker of encryption. Of a message: one listing. Of an attachment: made, looked at."""
+    """Of a minute: a look for the marker of encryption. Of a message: a listing. Of an attachment: made, looked at."""
     store = strict.open()
     for number in range(3):
         store.write(MESSAGE, attachment_key(str(number)), "a.pdf", [CONTENT])
