@@ -154,6 +154,10 @@ _MAY_PASS = (
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 
 
+_BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
+"""What botocore takes for the name of a bucket. A URL with a password in front of its host is none."""
+
+
 class S3Backend(Backend):
     """A bucket, or a part of one."""
 
@@ -174,8 +178,14 @@ class S3Backend(Backend):
     @classmethod
     def at(cls, url: str, options: Mapping[str, Any], encryption: Encryption) -> S3Backend:
         """The backend at ``s3://bucket/root``; the options are s3fs's. Raises UnsupportedStore."""
-        if not _bucket_and_root(url)[0]:
+        bucket, _ = _bucket_and_root(url)
+        if not bucket:
             raise UnsupportedStore("the store's URL names no bucket; write it as s3://bucket/folder")
+        if not bucket.startswith("arn:") and not _BUCKET_NAME.fullmatch(bucket):
+            raise UnsupportedStore(
+                "the store's URL names no bucket that S3 can have; write it as s3://bucket/folder, with credentials and "
+                "the endpoint as options: key, secret, endpoint_url"
+            )
         check_options(S3FileSystem, options, "s3fs", _SESSION_OPTIONS)
         for name in ("client_kwargs", "config_kwargs", "s3_additional_kwargs"):
             if not isinstance(options.get(name) or {}, Mapping):

@@ -149,6 +149,14 @@ def test_what_is_no_place_to_write_to_is_refused(url: str) -> None:
         open_store(url)
 
 
+@pytest.mark.parametrize("url", ["s3://key:{}@bucket/folder", "s3a://key:{}@host:9000/bucket", "s3://a b/{}"])
+def test_what_can_be_no_bucket_is_refused_and_not_repeated(url: str) -> None:
+    """S3 has no URLs with a password; the whole would be the bucket's name, and be shown."""
+    with pytest.raises(UnsupportedStore, match="as options: key, secret") as caught:
+        open_store(url.format(SECRET))
+    assert SECRET not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["file:///srv/a /", "/srv/\x1e/", "s3://bucket/a /", "sftp://host/a\u2028/"])
 def test_a_folder_whose_name_ends_with_a_blank_is_refused(url: str) -> None:
     """Its URL, as `verify` and the doctor print it, would lead to another folder."""
