@@ -183,8 +183,8 @@ class S3Backend(Backend):
             raise UnsupportedStore("the store's URL names no bucket; write it as s3://bucket/folder")
         if not bucket.startswith("arn:") and not _BUCKET_NAME.fullmatch(bucket):
             raise UnsupportedStore(
-                "the store's URL names no bucket that S3 can have; write it as s3://bucket/folder, with credentials and "
-                "the endpoint as options: key, secret, endpoint_url"
+                "the store's URL names no bucket that S3 can have; write it as s3://bucket/folder, with credentials "
+                "and the endpoint as options: key, secret, endpoint_url"
             )
         check_options(S3FileSystem, options, "s3fs", _SESSION_OPTIONS)
         for name in ("client_kwargs", "config_kwargs", "s3_additional_kwargs"):
