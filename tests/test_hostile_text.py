@@ -170,12 +170,13 @@ def test_left_overs_and_strange_objects_are_harmless(root: Path, said: Any) -> N
     said("verify", "--older-than", "0", "--clean", shows="removed")
 
 
-def test_a_services_word_for_its_error_is_one_word_or_none() -> None:
+def test_a_services_word_for_its_error_is_plain_or_left_out() -> None:
     """It becomes part of an error, of a run's state and of a log."""
-    for symbol in (HOSTILE, LONG, "two words", ""):
+    for symbol in (HOSTILE, LONG, "403 <b>", "x" * 61, "a\n", ""):
         error = Failure(StoreUnavailable, symbol, "look at it").as_error("read attachment", MESSAGE)
         assert str(error) == f"could not read attachment {MESSAGE} (unknown): look at it"
-    assert "(KMS.Throttling-1_x)" in str(Failure(StoreUnavailable, "KMS.Throttling-1_x", "a").as_error("b", None))
+    for symbol in ("KMS.Throttling-1_x", "403 forbidden"):
+        assert f"({symbol})" in str(Failure(StoreUnavailable, symbol, "a").as_error("b", None))
 
 
 # ---- the network ----

@@ -22,7 +22,7 @@ Version = str
 """What tells one state of an object from the next: an ETag, a generation. Opaque."""
 
 
-_SYMBOL = re.compile(r"[A-Za-z0-9_.-]{1,60}", re.ASCII)
+_SYMBOL = re.compile(r"(?=.{1,60}\Z)[A-Za-z0-9_.-]+(?: [A-Za-z0-9_.-]+)*", re.ASCII)
 
 
 class Conflict(Exception):

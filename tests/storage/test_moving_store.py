@@ -75,7 +75,7 @@ class Answerless(MemoryFileSystem):
 
     def mv(self, path1: str, path2: str, **_: Any) -> None:
         super().mv(path1, path2)
-        if self.is_lost and ".incoming" not in path2:
+        if self.is_lost and "/root/." not in path2:
             type(self).is_lost = False
             raise TimeoutError(errno.ETIMEDOUT, "no answer")
 
@@ -129,11 +129,11 @@ def test_what_is_permanent_is_not_tried_again(
 ) -> None:
     """By FTP's number and by the system's; 550 says too many things to be one of them."""
 
-    def failing(self: Any, path: str, **_: Any) -> None:
+    def failing(self: Any, path: str, *_: Any, **__: Any) -> None:
         raise error
 
     store = open_store(f"memory:{root}")
-    monkeypatch.setattr(MemoryFileSystem, "cat_file", failing)
+    monkeypatch.setattr(MemoryFileSystem, "open", failing)
     with pytest.raises(StoreError, match=symbol) as caught:
         store.read_manifest(MESSAGE)
     assert type(caught.value) is kind
