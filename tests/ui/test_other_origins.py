@@ -86,7 +86,7 @@ def documented(folder: Path, port: int, *, is_closed: bool) -> str:
     )
     text = "\n".join(lines).replace(":4200", f":{port}").replace("~/", f"{folder}/")
     text = text.replace("prefect server start", f"exec prefect server start --port {port}")
-    if not is_closed:  # as it was documented up to version 0.2
+    if not is_closed:  # as it was documented in version 0.1
         text = re.sub(r"^(?=.*(?:AUTH_STRING|CORS|\[ -s )).*$", "", text, flags=re.MULTILINE)
     return text
 
