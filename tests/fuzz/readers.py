@@ -525,7 +525,9 @@ def check_store_url(data: bytes) -> str:
             AttachmentStore(url=url, options=options)
         except ValidationError as error:
             said.append(str(error))
-    if "CANARY" not in _PASSWORD.sub("", url, count=1):  # it may be the name of a host or a folder as well
+    # It may be the name of a host, a folder or an option as well: these are told.
+    names = "".join(options) if isinstance(options, dict) else ""
+    if "CANARY" not in _PASSWORD.sub("", url, count=1) + names:
         assert "CANARY" not in "".join(said), "a password is shown"
     return " ".join(text[:20] for text in said)
 
