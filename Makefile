@@ -11,8 +11,9 @@ PYTEST := $(BIN)/pytest
 AZURITE := build/azurite/.installed
 SSHD := /usr/sbin/sshd
 CHROMIUM := /usr/bin/chromium
+SYSTEMD_ANALYZE := /usr/bin/systemd-analyze
 
-.PHONY: install demo sshd chromium test test-again soak images bench check format lock clean
+.PHONY: install demo sshd systemd chromium test test-again soak images bench check format lock clean
 
 install: $(INSTALLED)
 
@@ -31,7 +32,7 @@ demo: install
 	$(BIN)/attachments demo
 
 # Four processes: two for the tests of the road, which wait for Prefect most of the time, and two for all others.
-test: $(DEVELOPMENT) $(AZURITE) sshd
+test: $(DEVELOPMENT) $(AZURITE) sshd systemd
 	$(PYTEST) -m "not soak" -n 4 --dist loadgroup
 
 # What a busy machine was too slow for passes alone; a defect fails twice. More than three failures are no accident.
@@ -42,7 +43,7 @@ test-again: $(DEVELOPMENT)
 	$(PYTEST) -m "not soak" @.pytest_cache/again.txt
 
 # Three processes: one for the test of growth, which takes as long as all others, and two for those.
-soak: $(DEVELOPMENT) $(AZURITE) sshd chromium
+soak: $(DEVELOPMENT) $(AZURITE) sshd systemd chromium
 	$(PYTEST) -m soak -n 3 --dist loadgroup
 
 # The pictures in docs/images, taken of a running installation.
@@ -66,6 +67,12 @@ sshd:
 	@test -x $(SSHD) || { test "$$(id -u)" = 0 && test ! -d /run/systemd/system \
 	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends openssh-server; } \
 	  || { echo "$(SSHD) is missing, and the tests of SFTP need it. Install your system's OpenSSH server."; exit 1; }
+
+# Reads the units of deploy/systemd, for their tests. Nothing of systemd is started.
+systemd:
+	@test -x $(SYSTEMD_ANALYZE) || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends systemd; } \
+	  || { echo "$(SYSTEMD_ANALYZE) is missing, and the tests of the units need it. Install your system's systemd."; exit 1; }
 
 # A browser, for the tests of the Prefect UI's forms.
 chromium:
