@@ -324,15 +324,13 @@ def _trigger(options: argparse.Namespace) -> int:
 def _locate(options: argparse.Namespace) -> int:
     from attachments.storage import StoreError  # noqa: PLC0415
     from attachments.storage.keys import manifest_path  # noqa: PLC0415
-    from attachments.upkeep import UpkeepError, soon, store_of  # noqa: PLC0415
+    from attachments.upkeep import UpkeepError, found_manifest, store_of  # noqa: PLC0415
 
     try:
         store = store_of(os.environ)
-        key, manifest = soon(lambda: store.find(options.message_id))
+        key, manifest = found_manifest(store, options.message_id)
     except (StoreError, UpkeepError) as error:
         return _fail(str(error))
-    if manifest is None:
-        return _fail(f"There is no manifest of message {key} in the store: nothing of it has been stored yet.")
     if options.json:
         say_json(json.loads(manifest.to_bytes()))
         return 0

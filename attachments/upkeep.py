@@ -9,7 +9,7 @@ import secrets
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
@@ -20,16 +20,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from attachments.numerals import counted
-from attachments.storage import Store, open_store
+from attachments.storage import Store, StoreError, open_store
 from attachments.storage.content import Seal
-from attachments.storage.errors import InvalidManifest, NothingStored
+from attachments.storage.errors import CannotDecrypt, InvalidManifest, NothingStored
 from attachments.storage.keys import candidate_keys
-from attachments.storage.manifest import ManifestAttachment
+from attachments.storage.manifest import Manifest, ManifestAttachment
 from attachments.storage.names import safe_name, shortened
 from attachments.storage.sealing import SUFFIX, opener
 from attachments.storage.verification import Checked, unsealed, verify
-from attachments.terminal import say
+from attachments.terminal import escaped, say
 from attachments.timed_call import PATIENCE, Silent, within
+
+DEFAULT = "download-attachments/default"
+LONGEST_NAME = 400
+"""Characters of a deployment's name with its flow's, as a command to paste may hold it."""
+NEVER_IN_NAMES = frozenset("/%&<>")
+"""What Prefect allows in no name."""
 
 T = TypeVar("T")
 
@@ -104,8 +110,8 @@ def verify_store(
             verdict.add(checked)
             for difference in checked.differences:
                 say(f"{difference.key}  {difference.problem}")
-            if checked.differences:
-                say(f"  {_download_again(store, checked.message_key, message_id)}")
+            for deployment in checked.to_run:
+                say(f"  {_download_again(store, checked.message_key, message_id, deployment)}")
     for residue in store.residue(older_than=older_than):
         if clean:
             store.clear(residue)
@@ -117,9 +123,17 @@ def verify_store(
     return verdict
 
 
-def _download_again(store: Store, key: str, named: str | None) -> str:
-    """The command that runs a message's download again, as it can be pasted; a message is fetched by its id."""
-    deployment = "download-attachments/default"
+def _download_again(store: Store, key: str, named: str | None, deployment: str | None) -> str:
+    """The command that runs a message's download again, as it can be pasted; a message is fetched by its id.
+
+    By the deployment that has recorded it: another one may store elsewhere, or take something else of the message.
+    """
+    deployment = deployment or DEFAULT
+    if not _is_deployment(deployment):  # others may write to the store, and a person pastes what is printed
+        return (
+            "The manifest names a deployment that cannot be one: it was altered. Run the message's download again with "
+            f"the deployment that stores into this store, with force: {key}"
+        )
     if named is not None and len(candidate_keys(named)) == 1:
         message_id = named
     else:
@@ -129,6 +143,17 @@ def _download_again(store: Store, key: str, named: str | None) -> str:
             return f"To run its download again, its id is needed, which only its manifest would tell: {key}"
     arguments = ("--param", f"message_id={json.dumps(message_id)}", "--param", "force=true")
     return shlex.join(("prefect", "deployment", "run", deployment, *arguments))
+
+
+def _is_deployment(name: str) -> bool:
+    flow, _, deployment = name.partition("/")
+    parts = (flow.strip(), deployment.strip())
+    return (
+        len(name) <= LONGEST_NAME
+        and escaped(name) == name
+        and not any(character in NEVER_IN_NAMES for character in flow + deployment)
+        and all(part and not part.startswith("-") for part in parts)
+    )
 
 
 def _all_keys(store: Store) -> Iterator[str]:
@@ -146,7 +171,27 @@ def _known_key(store: Store, named: str) -> str:
             known = True
         if known or store.objects(key):
             return key
-    raise UpkeepError(f"There is nothing of message {keys[0]} in the store: nothing of it has been stored yet.")
+    raise _unknown(store, f"There is nothing of message {keys[0]}")
+
+
+def found_manifest(store: Store, named: str) -> tuple[str, Manifest]:
+    """The key of the message that a person names, and its manifest. Raises UpkeepError when there is none."""
+    key, manifest = soon(lambda: store.find(named))
+    if manifest is None:
+        raise _unknown(store, f"There is no manifest of message {key}")
+    return key, manifest
+
+
+def _unknown(store: Store, what: str) -> UpkeepError:
+    """What to tell of a message that the store does not have: perhaps it is the wrong store, or none."""
+    is_used = True
+    with suppress(StoreError):  # what may not be listed is told as it is
+        is_used = soon(lambda: next(iter(store.message_keys()), None)) is not None
+    return UpkeepError(f"{what} in {store.url}: nothing of it has been stored yet." if is_used else _empty(store.url))
+
+
+def _empty(url: str) -> str:
+    return f"No message is stored in {url}. If there should be: is ATTACHMENTS_URL right, is the disk mounted?"
 
 
 def decrypt_message(store: Store, message_id: str, unseal: Seal, folder: Path) -> int:
@@ -155,13 +200,16 @@ def decrypt_message(store: Store, message_id: str, unseal: Seal, folder: Path) -
     A file has its name only when all of it is there and has the hash that is recorded. Returns how many there are.
     Raises StoreError, UpkeepError.
     """
-    key, manifest = soon(lambda: store.find(message_id))
-    if manifest is None:
-        raise UpkeepError(f"There is no manifest of message {key} in the store: nothing of it has been stored yet.")
+    key, manifest = found_manifest(store, message_id)
     sealed = [entry for entry in manifest.attachments if entry.outcome == "stored" and entry.stored_sha256]
     for entry in sealed:
         try:
             say(str(_decrypted(store, key, entry, unseal, folder)))
+        except CannotDecrypt:
+            raise UpkeepError(
+                f"Attachment {key}/{entry.attachment_key} cannot be decrypted: it was encrypted to other keys, or it "
+                f"was cut or altered. `attachments verify {key} --identity FILE` tells which."
+            ) from None
         except OSError as error:
             raise UpkeepError(f"Cannot write into {folder} ({error.strerror}).") from None
     return len(sealed)
@@ -202,7 +250,7 @@ def _summary(verdict: Verdict, url: str) -> str:
         f"{counted(verdict.bytes, 'byte')}"
     )
     if not verdict.messages:
-        parts = [f"No message is stored in {url}. If there should be: is ATTACHMENTS_URL right, is the disk mounted?"]
+        parts = [_empty(url)]
     elif verdict.differences:
         parts = [f"Checked {what}: {counted(verdict.differences, 'differs', 'differ')}, see above."]
     else:

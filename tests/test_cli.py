@@ -445,7 +445,7 @@ def test_a_key_without_a_manifest_is_told_to_need_the_id(store: Path, capsys: py
     assert posted == []
     assert f"{key} has the form of a message key, and the store has no manifest" in capsys.readouterr().err
     assert main(["locate", key]) == 1
-    assert f"There is no manifest of message {key} in the store" in capsys.readouterr().err
+    assert f"There is no manifest of message {key} in {store.as_uri()}: nothing of it" in capsys.readouterr().err
 
 
 def test_an_id_that_looks_like_a_key_is_an_id(store: Path) -> None:

@@ -66,15 +66,97 @@ def test_verify_names_what_differs_by_key(filled: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [([], "No message is stored in file://"), (["other"], "There is nothing of message")]
+    "arguments",
+    [
+        ["verify"],
+        ["verify", "other"],
+        ["locate", "other"],
+        ["decrypt", "other", "--identity", "IDENTITY", "--to", "out"],
+    ],
 )
-def test_verify_of_nothing_is_no_success(
-    arguments: list[str], said: str, root: Path, capsys: pytest.CaptureFixture[str]
+def test_a_store_that_is_not_there_is_told_with_its_url(
+    arguments: list[str], root: Path, identity: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A mistyped URL or id, or a disk that is not mounted, is not taken for a store that is in order."""
-    assert main(["verify", *arguments]) == 1
-    assert said in "".join(capsys.readouterr())
+    """A mistyped URL, or a disk that is not mounted, is taken neither for a store in order nor for an unknown id."""
+    assert main([str(identity) if argument == "IDENTITY" else argument for argument in arguments]) == 1
+    assert "".join(capsys.readouterr()) == (
+        f"No message is stored in {root.as_uri()}. If there should be: is ATTACHMENTS_URL right, is the disk mounted?\n"
+    )
     assert not root.exists()
+
+
+@pytest.mark.parametrize("command", ["verify", "locate"])
+def test_a_message_that_a_store_does_not_have_is_told_with_its_url(
+    command: str, filled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Perhaps it is in another one."""
+    assert main([command, "other"]) == 1
+    said = capsys.readouterr().err
+    assert f"of message {message_key('other')} in {filled.as_uri()}: nothing of it has been stored yet." in said
+
+
+def changed_manifest(root: Path, change: dict[str, object], entry: dict[str, object]) -> None:
+    path = root / MESSAGE / "manifest.json"
+    manifest = json.loads(path.read_text()) | change
+    manifest["attachments"][0] |= entry
+    path.write_text(json.dumps(manifest))
+
+
+def repairs(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What verify prints below a message's differences, without its margin."""
+    return [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "entry", "deployment"),
+    [
+        (None, None, "download-attachments/default"),
+        ("download-attachments/invoices", None, "download-attachments/invoices"),
+        ("download-attachments/default", "download-attachments/invoices", "download-attachments/invoices"),
+        (None, "download-attachments/our invoices; rm x", "'download-attachments/our invoices; rm x'"),
+    ],
+)
+def test_verify_names_the_deployment_that_recorded_what_differs(
+    filled: Path, capsys: pytest.CaptureFixture[str], manifest: str | None, entry: str | None, deployment: str
+) -> None:
+    """Another one stores elsewhere, and takes something else of the message."""
+    changed_manifest(filled, {"deployment": manifest}, {"deployment": entry})
+    (filled / PLACE / NAME).unlink()
+    assert main(["verify", MESSAGE_ID]) == 1
+    assert repairs(capsys) == [
+        f"prefect deployment run {deployment} --param 'message_id=\"{MESSAGE_ID}\"' --param force=true"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "default",
+        "a/b/c",
+        "/default",
+        "-p/x",
+        "a/--x",
+        "a/\x1b[2J",
+        "a/b\nrm x",
+        "a/\u202ex",
+        "a/<x>",
+        f"a/{'x' * 500}",
+    ],
+)
+def test_verify_prints_no_command_with_what_cannot_be_a_deployment(
+    filled: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Others may write to the store, and what is printed is pasted. An empty name is none."""
+    changed_manifest(filled, {}, {"deployment": name})
+    (filled / PLACE / NAME).unlink()
+    assert main(["verify", MESSAGE_ID]) == 1
+    (line,) = repairs(capsys)
+    if name:
+        assert line.startswith("The manifest names a deployment that cannot be one: it was altered.")
+        assert "prefect deployment run" not in line
+    else:
+        assert "download-attachments/default" in line
 
 
 def test_verify_tells_of_left_overs_and_removes_them(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +193,8 @@ def test_decrypt_leaves_nothing_of_what_was_altered(
     path.write_bytes(path.read_bytes()[:-1])
     assert main(["decrypt", MESSAGE_ID, "--identity", str(identity), "--to", str(tmp_path / "out")]) == 1
     told = capsys.readouterr()
-    assert "it was cut or altered" in told.err
+    assert f"Attachment {PLACE} cannot be decrypted: it was encrypted to other keys, or it was cut or" in told.err
+    assert f"`attachments verify {MESSAGE} --identity FILE` tells which." in told.err
     assert NAME not in told.err
     assert [found for found in (tmp_path / "out").rglob("*") if found.is_file()] == []
 
@@ -177,7 +260,31 @@ def test_verify_decrypts_when_it_is_given_the_identity(
     assert main(["verify", "--identity", str(identity)]) == 0
     identity.write_text(str(pyrage.x25519.Identity.generate()))
     assert main(["verify", "--identity", str(identity)]) == 1
-    assert f"{PLACE}  cannot be decrypted" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{PLACE}  cannot be decrypted with this identity, and is as it was stored; give another identity." in told
+    assert "prefect deployment run" not in told, "a run leaves alone what stands"
+
+
+def test_verify_tells_an_altered_file_from_a_wrong_identity(
+    sealed: Path, identity: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the README says of `cannot-decrypt`: with the identity it tells which."""
+    path = sealed / PLACE / f"{NAME}.age"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert main(["verify", "--identity", str(identity)]) == 1
+    told = capsys.readouterr().out
+    assert f"{PLACE}  has other bytes than recorded; move it away" in told
+    assert "cannot be decrypted" not in told
+
+
+def test_verify_finds_what_decrypts_to_something_else(
+    sealed: Path, identity: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its hash as it stands is recorded, and another one of the attachment."""
+    changed_manifest(sealed, {}, {"sha256": "0" * 64})
+    assert main(["verify", "--identity", str(identity)]) == 1
+    assert f"{PLACE}  decrypts to other bytes than recorded; move it away" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

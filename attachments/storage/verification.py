@@ -23,7 +23,11 @@ class Problem(StrEnum):
     MISSING = "recorded as stored, but nothing stands there; run its download again with force"
     SIZE = "has another size than recorded; move it away, then run its download again with force"
     CONTENT = "has other bytes than recorded; move it away, then run its download again with force"
-    SEALED = "cannot be decrypted with this identity, or decrypts to something else than recorded"
+    SEALED = (
+        "cannot be decrypted with this identity, and is as it was stored; give another identity. If there is none, "
+        "move it away, then run its download again with force"
+    )
+    UNSEALED = "decrypts to other bytes than recorded; move it away, then run its download again with force"
     PURGED = "recorded as purged, but something stands there; move it away, and run its download again if it is wanted"
     UNRECORDED = "stands there, but no manifest names it; run its download again"
     FOREIGN = "the manifest names a place that is not its own: it was altered; run its download again with force"
@@ -36,6 +40,8 @@ class Difference:
 
     key: str
     problem: Problem
+    deployment: str | None = None
+    """Who recorded it, as the manifest says, which others may have altered."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,16 @@ class Checked:
     objects: int
     bytes: int
     differences: tuple[Difference, ...]
+
+    @property
+    def to_run(self) -> tuple[str | None, ...]:
+        """The deployments whose run may help, each once; None where it is not recorded.
+
+        None of them for what a wrong identity explains: a run leaves alone what stands.
+        """
+        return tuple(
+            dict.fromkeys(found.deployment for found in self.differences if found.problem is not Problem.SEALED)
+        )
 
 
 def verify(
@@ -95,12 +111,12 @@ def verify_message(
         is_at_home = entry.is_at_home(message_key)
         problem = _checked(store, key, entry, standing.get(key), unseal, progress) if is_at_home else Problem.FOREIGN
         if problem is not None:
-            found.append(Difference(f"{message_key}/{entry.attachment_key}", problem))
+            found.append(Difference(f"{message_key}/{entry.attachment_key}", problem, _recorder(manifest, entry)))
         read += standing.get(key, 0) if is_at_home else 0
-    purged = {entry.key for entry in manifest.attachments if entry.outcome == "purged"} if manifest else set()
+    purged = {entry.key: entry for entry in manifest.attachments if entry.outcome == "purged"} if manifest else {}
     for key in standing.keys() - recorded.keys():
         problem = Problem.PURGED if key in purged else Problem.UNRECORDED
-        found.append(Difference(key.rpartition("/")[0], problem))
+        found.append(Difference(key.rpartition("/")[0], problem, _recorder(manifest, purged.get(key))))
     return Checked(message_key, len(recorded), read, tuple(found))
 
 
@@ -112,6 +128,16 @@ def unsealed(
     Raises CannotDecrypt when that is not what is recorded; what was written until then must be thrown away. Raises
     MalformedKey when the manifest names a place that is not the attachment's: another message's files stay closed.
     """
+    content = _opened(store, message_key, entry, unseal, write)
+    if not _is_recorded(entry, content):
+        raise CannotDecrypt(f"attachment {message_key}/{entry.attachment_key} decrypts to something else than recorded")
+    return content
+
+
+def _opened(
+    store: Store, message_key: str, entry: ManifestAttachment, unseal: Seal, write: Callable[[bytes], object]
+) -> Content:
+    """The same without the comparison."""
     place = f"{message_key}/{entry.attachment_key}"
     if entry.key is None:
         raise NothingStored(f"attachment {place} is not stored", key=place)
@@ -122,9 +148,15 @@ def unsealed(
             key=place,
         )
     came = pour(store.read(entry.key), write, unseal)
-    if (came.stored_bytes, came.stored_sha256) != (entry.bytes, entry.sha256):
-        raise CannotDecrypt(f"attachment {place} decrypts to something else than recorded")
     return Content(came.stored_bytes, came.stored_sha256, came.bytes, came.sha256)
+
+
+def _is_recorded(entry: ManifestAttachment, content: Content) -> bool:
+    return (content.bytes, content.sha256) == (entry.bytes, entry.sha256)
+
+
+def _recorder(manifest: Manifest | None, entry: ManifestAttachment | None) -> str | None:
+    return (entry.deployment if entry else None) or (manifest.deployment if manifest else None)
 
 
 def _stored_entries(manifest: Manifest | None) -> Iterator[tuple[str, ManifestAttachment]]:
@@ -161,14 +193,30 @@ def _compared(
         return Problem.MISSING
     if size != (entry.bytes if entry.stored_bytes is None else entry.stored_bytes):
         return Problem.SIZE
+
+    def count(block: bytes) -> object:
+        return progress(len(block))
+
     try:
-        if entry.stored_sha256 is not None and unseal is not None:
-            content = unsealed(store, key.partition("/")[0], entry, unseal, lambda block: progress(len(block)))
-        else:
-            content = pour(store.read(key), lambda block: progress(len(block)))
+        if entry.stored_sha256 is None or unseal is None:
+            return _read_again(store, key, entry, count)
+        return _unsealed_again(store, key, entry, unseal, count)
     except NothingStored:
         return Problem.MISSING
-    except CannotDecrypt:
-        return Problem.SEALED
-    same = content.stored_sha256 == (entry.stored_sha256 or entry.sha256)
-    return None if same else Problem.CONTENT
+
+
+def _unsealed_again(
+    store: Store, key: str, entry: ManifestAttachment, unseal: Seal, write: Callable[[bytes], object]
+) -> Problem | None:
+    try:
+        content = _opened(store, key.partition("/")[0], entry, unseal, write)
+    except CannotDecrypt:  # because of the identity, or of what stands there
+        return _read_again(store, key, entry, write) or Problem.SEALED
+    if content.stored_sha256 != entry.stored_sha256:
+        return Problem.CONTENT
+    return None if _is_recorded(entry, content) else Problem.UNSEALED
+
+
+def _read_again(store: Store, key: str, entry: ManifestAttachment, write: Callable[[bytes], object]) -> Problem | None:
+    content = pour(store.read(key), write)
+    return None if content.stored_sha256 == (entry.stored_sha256 or entry.sha256) else Problem.CONTENT
