@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
-from attachments.doctor.asking import PATIENCE, PREFECT_ERRORS, Silent, prefect, trouble, within
+from attachments.doctor.asking import PATIENCE, PREFECT_ERRORS, Silent, asked, prefect, trouble, within
 from attachments.doctor.blocks import load_blocks
 from attachments.emailgistics import Attachment, EmailgisticsError
 from attachments.numerals import counted
@@ -212,6 +212,7 @@ def _loaded(name: str) -> Target:
         try:
             deployment = client.read_deployment_by_name(f"{FLOW}/{path_part(name)}")
         except ObjectNotFound:
+            asked(client, "GET", "/health")  # else it is not Prefect's API that knows no such deployment
             raise PreviewError(
                 f"There is no deployment {FLOW}/{printable(name)[1:-1]}. `prefect deployment ls` names those that "
                 "there are; `attachments setup` makes the default one."

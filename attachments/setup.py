@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
+import httpx
 from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import (
@@ -40,6 +41,7 @@ from attachments.declared import (
     declared_flow,
     form_of,
 )
+from attachments.doctor.asking import trouble
 from attachments.doctor.deployments import DOWNLOAD, filter_mistakes
 from attachments.numerals import counted
 from attachments.storage import StoreError
@@ -77,10 +79,12 @@ async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool 
         )
     async with get_client() as client:
         problem = await _answering(client)
-        if problem is not None:
+        if isinstance(problem, httpx.TransportError):
             raise SetupError(
                 f"Prefect does not answer at {PREFECT_API_URL.value()} ({type(problem).__name__}). Is it running?"
             )
+        if problem is not None:
+            raise SetupError(" ".join(trouble(problem)))
         account = await _account(environment, client)
         store = await _store(environment, client)
         await _save(account, "default", client, tell)
@@ -107,6 +111,8 @@ async def _answering(client: PrefectClient) -> Exception | None:
     """What is wrong with Prefect, None when it answers. A server that was started just now gets `STARTING` seconds."""
     end = time.monotonic() + STARTING
     while (problem := await client.api_healthcheck()) is not None and time.monotonic() < end:
+        if isinstance(problem, httpx.HTTPStatusError) and problem.response.is_client_error:
+            break  # whoever answers so has started
         await asyncio.sleep(0.5)
     return problem
 

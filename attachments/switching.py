@@ -71,7 +71,7 @@ async def switch_reconciliation(problem: Problem | None, client: PrefectClient, 
         if problem is None and schedule.active:
             await _remember(client)  # whoever switched it on, or died here: off by hand stays off
         state = "every hour" if schedule.active else "off"
-        tell("was there", f"{subject}: {state}.{f' {problem.told}' if problem else ''}")
+        tell("was there", f"{subject}: {state}.{f' {problem.told}' if problem and problem.lacks_scope else ''}")
 
 
 async def _remember(client: PrefectClient) -> None:

@@ -223,6 +223,39 @@ def test_a_setting_that_prefect_does_not_accept_is_told_by_its_name(
     assert "canary" not in found.stderr
 
 
+@pytest.mark.parametrize("status", [404, 405])
+def test_an_address_without_api_is_told(
+    status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What Prefect's server answers beside its API, at once and by every command that asks it."""
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(status)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    monkeypatch.setenv("EMAILGISTICS_API_KEY", "k" * 20)
+    monkeypatch.setenv("ATTACHMENTS_URL", tmp_path.as_uri())
+    monkeypatch.setenv("NO_PROXY", "*")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}"}):
+            for command in (["setup"], ["doctor"], ["status"], ["preview", MESSAGE]):
+                assert main(command) == 1
+                told = "".join(capsys.readouterr())
+                assert f"What answers at PREFECT_API_URL is not Prefect's API ({status})." in told, command
+                assert "Correct it: a server's ends with /api, such as http://127.0.0.1:4200/api." in told, command
+        server.shutdown()
+
+
 def test_an_error_that_nobody_foresaw_is_one_line_without_its_text(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from attachments import setup
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.declared import current_entrypoint, declared_deployments, declared_flow, load_flow
 from attachments.demo.processes import free_port, surroundings
+from attachments.switching import Problem, switch_reconciliation
 
 ATTACHMENTS = str(Path(sys.executable).with_name("attachments"))
 
@@ -304,3 +305,21 @@ def test_a_block_that_cannot_be_used_is_named_with_what_to_do(monkeypatch: pytes
     with pytest.raises(setup.SetupError, match="The block emailgistics-account/default cannot be used") as caught:
         asyncio.run(setup._account({"EMAILGISTICS_BASE_URL": "https://c1.example.com/api/v1"}, client))
     assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("is_active", [True, False])
+def test_why_a_key_does_not_work_is_told_once(is_active: bool) -> None:
+    """`setup` ends with it; the line about the schedule leaves it out."""
+    told: list[str] = []
+    schedule = SimpleNamespace(slug="hourly", active=is_active)
+
+    async def deployment(_: str) -> Any:
+        return SimpleNamespace(schedules=[schedule])
+
+    async def none(_: str) -> None:
+        return None
+
+    client = cast("Any", SimpleNamespace(read_deployment_by_name=deployment, read_variable_by_name=none))
+    for problem in (Problem("The key is wrong.", is_lasting=True), Problem("It was not reached.")):
+        asyncio.run(switch_reconciliation(problem, client, lambda _, subject: told.append(subject)))
+    assert told == [f"schedule of reconcile-attachments/default: {'every hour' if is_active else 'off'}."] * 2

@@ -29,6 +29,10 @@ PREFECT_ERRORS = (
     AssertionError,
 )
 
+ELSEWHERE = (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED)
+"""What other paths of Prefect's server than its API answer, and other servers."""
+CORRECT_URL = "Correct it: a server's ends with /api, such as http://127.0.0.1:4200/api."
+
 
 @contextmanager
 def prefect(seconds: float = PATIENCE) -> Iterator[SyncPrefectClient]:
@@ -86,7 +90,7 @@ def trouble(error: Exception) -> tuple[str, str]:
             f"Prefect refuses us ({status}).",
             "Compare PREFECT_API_KEY or PREFECT_API_AUTH_STRING with the server's.",
         )
-    if status is not None:
+    if status is not None and status not in ELSEWHERE:
         return f"Prefect's API answers {status}.", "Look at the log of the Prefect server."
     if isinstance(error, httpx.TransportError):
         return (
@@ -96,8 +100,5 @@ def trouble(error: Exception) -> tuple[str, str]:
     if is_not_importable(error):
         return not_importable(error)
     if isinstance(error, httpx.InvalidURL):
-        return "PREFECT_API_URL is no address.", "Correct it: it looks like http://127.0.0.1:4200/api."
-    return (
-        f"What answers at PREFECT_API_URL is not Prefect's API ({type(error).__name__}).",
-        "Correct it: it looks like http://127.0.0.1:4200/api.",
-    )
+        return "PREFECT_API_URL is no address.", CORRECT_URL
+    return f"What answers at PREFECT_API_URL is not Prefect's API ({status or type(error).__name__}).", CORRECT_URL

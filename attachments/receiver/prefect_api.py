@@ -85,7 +85,7 @@ class PrefectFlowRuns:
         """Name and id of every deployment of `download-attachments`."""
         found: dict[str, str] = {}
         takes_new: dict[str, bool] = {}
-        async with _translated():
+        async with _translated(), _of_prefect():
             while True:
                 page = await self._client.read_deployments(
                     flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
@@ -222,6 +222,20 @@ async def _translated() -> AsyncIterator[None]:
     # Whatever else answers at Prefect's address (a proxy's page, another version) makes its client raise any of these.
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         raise PrefectUnavailable(f"what answers at PREFECT_API_URL is not its API: {type(error).__name__}") from None
+
+
+@asynccontextmanager
+async def _of_prefect() -> AsyncIterator[None]:
+    """A list that any Prefect has is missing only where something else answers, such as its UI without /api."""
+    try:
+        yield
+    except PrefectHTTPStatusError as error:
+        status = error.response.status_code
+        if status in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
+            raise PrefectUnavailable(
+                f"what answers at PREFECT_API_URL is not its API: {status}; a server's ends with /api"
+            ) from None
+        raise
 
 
 def _refusal(status: int) -> Exception:

@@ -383,7 +383,7 @@ def test_setup_switches_the_schedule_by_the_scopes_of_the_key(running: Installat
     control.settings(keys=[{"key": key, "scopes": ["messages:read", "messages:content"]}])
     try:
         assert "off. The API key lacks the scope reporting" in switched()
-        assert "The API key is malformed, expired or deleted" in switched("wrong")
+        assert switched("wrong").endswith("off.")  # `attachments setup` says why, once
         assert "off." in switched(base_url=f"http://127.0.0.1:{free_port()}/api/v1")
         assert schedules() == {"hourly": False}
         control.settings(keys=[{"key": key}])
