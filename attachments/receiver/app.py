@@ -28,6 +28,7 @@ from attachments.receiver.inbox import Depth, Inbox, InboxUnavailable
 from attachments.receiver.metrics import Metrics
 from attachments.receiver.prefect_api import FLOW
 from attachments.storage import message_key
+from attachments.terminal import printable
 
 logger = logging.getLogger("attachments.receiver")
 
@@ -188,7 +189,7 @@ class _Receiver:
 
     async def deliver(self, request: Request) -> Response:
         """One webhook delivery."""
-        deployment = self._known_deployment(request.path_params["deployment"])
+        deployment = await self._known_deployment(request.path_params["deployment"])
         delivery = _parsed(await _body(request))
         if not (delivery.is_received if self._list_all else delivery.wants_download):
             return self._answer("nothing-to-do", "Nothing to do: no attachments to download.")
@@ -270,13 +271,13 @@ class _Receiver:
             logger.error("The inbox's depth cannot be read; its gauges keep their last values.")
             return None
 
-    def _known_deployment(self, name: str) -> str:
-        known = self._dispatcher.deployments
-        if name == "default" or name in known:
+    async def _known_deployment(self, name: str) -> str:
+        if name == "default" or await self._dispatcher.knows(name):
             return name
         if not self._dispatcher.synced:
             raise _Refused(503, "The list of deployments is not known yet. Please try again.", "not-synced")
-        raise _Refused(404, f"There is no deployment of that name of {FLOW}.", "unknown-deployment")
+        message = f"Prefect has no deployment {FLOW}/{printable(name)[1:-1]}. Deploy it, or correct the webhook's URL."
+        raise _Refused(404, message, "unknown-deployment")
 
     def _answer(self, outcome: str, message: str, actions: Sequence[Action] = ()) -> Response:
         self._metrics.deliveries.labels(outcome).inc()

@@ -23,6 +23,8 @@ logger = logging.getLogger("attachments.dispatcher")
 CONCURRENCY = 2
 REFRESH = 10.0  # seconds between looks at the list of deployments
 REFRESH_WHILE_AWAY = 2.0  # seconds
+LOOK_AGAIN = 1.0  # seconds at least between looks for a name that is asked for and not on the list
+LOOK_DEADLINE = 5.0  # seconds for such a look: a sender waits
 REMINDER = 60.0  # seconds between complaints about entries whose deployment does not exist
 LONGEST_PAUSE = 8.0  # seconds between tries while Prefect is away
 REFUSED_PAUSE = 60.0  # seconds before an entry that Prefect refused is offered again; longer each time
@@ -47,11 +49,25 @@ class Dispatcher:
         self._busy: set[int] = set()
         self._failures = 0
         self._reminded = -REMINDER
+        self._looking = asyncio.Lock()
+        self._looked = -LOOK_AGAIN
+        self._is_away = False
 
     @property
     def deployments(self) -> dict[str, str]:
         """The deployments that webhooks may name."""
         return self._deployments
+
+    async def knows(self, name: str) -> bool:
+        """Whether Prefect has a deployment of that name: by the list, or by a new one, which is read once a second."""
+        if name not in self._deployments:
+            try:
+                async with asyncio.timeout(LOOK_DEADLINE), self._looking:
+                    if time.monotonic() - self._looked >= LOOK_AGAIN:
+                        await self._look()
+            except TimeoutError:
+                self.synced = False
+        return name in self._deployments
 
     def wake(self) -> None:
         """Look at the inbox now."""
@@ -77,28 +93,40 @@ class Dispatcher:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep_deployments(self) -> None:
-        is_away = False
         while True:
+            async with self._looking:
+                await self._look()
+            if self.synced:
+                try:
+                    await self._remind_of_strays()
+                except InboxUnavailable as error:
+                    logger.error("%s What waits for a deployment that does not exist is not known.", error)
+            await asyncio.sleep(REFRESH if self.synced else REFRESH_WHILE_AWAY)
+
+    async def _look(self) -> None:
+        """Read the list of deployments; where that fails, the last one stays, and is known to be old."""
+        try:
+            async with asyncio.timeout(ANSWER_DEADLINE):
+                found = dict(await self._flow_runs.deployments())
+        except (PrefectUnavailable, PrefectRefused, TimeoutError) as error:
+            self.synced = False  # a name that is not known may have been made since
+            if not self._is_away:  # once for each absence
+                logger.warning(
+                    "Prefect's list of deployments cannot be read (%s); the last known one is used.", _said(error)
+                )
+            self._is_away = True
+            return
+        finally:
+            self._looked = time.monotonic()
+        self._is_away = False
+        changed = found != self._deployments
+        self._deployments, self.synced = found, True
+        if changed:
+            self.wake()
             try:
-                async with asyncio.timeout(ANSWER_DEADLINE):
-                    found = dict(await self._flow_runs.deployments())
-                is_away = False
-                changed = found != self._deployments
-                self._deployments, self.synced = found, True
-                if changed:
-                    self.wake()
-                    await self._inbox.remember_deployments(found)
-                await self._remind_of_strays()
-            except (PrefectUnavailable, PrefectRefused, TimeoutError) as error:
-                self.synced = False  # a name that is not known may have been made since
-                if not is_away:  # once for each absence
-                    logger.warning(
-                        "Prefect's list of deployments cannot be read (%s); the last known one is used.", _said(error)
-                    )
-                is_away = True
+                await self._inbox.remember_deployments(found)
             except InboxUnavailable as error:
                 logger.error("%s The list of deployments is not kept for the next start.", error)
-            await asyncio.sleep(REFRESH_WHILE_AWAY if is_away else REFRESH)
 
     async def _remind_of_strays(self) -> None:
         """Say aloud what waits for a deployment that does not exist."""

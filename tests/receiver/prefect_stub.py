@@ -38,6 +38,7 @@ class PrefectStub:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)  # by idempotency key, in the order they were made
     posts: int = 0
     looks: int = 0
+    lists: int = 0
     questions: int = 0
     most_at_once: int = 0
     delay: float = 0.0
@@ -102,6 +103,7 @@ class PrefectStub:
         if self.mood in simple:
             return simple[self.mood]
         if path == "/api/deployments/filter":
+            self.lists += 1
             schema = {"type": "object", "properties": {name: {} for name in self.parameters}}
             known = [
                 {"id": id_, "name": name, "flow_id": str(uuid4()), "parameter_openapi_schema": schema}

@@ -218,6 +218,7 @@ def test_an_unknown_deployment_is_404(shared: Receiver) -> None:
     """A name that Prefect does not know under the flow."""
     for name in ("no-such", "a%2Fb", "%00", "%F0%9F%93%8E", "x" * 4000, "DEFAULT"):
         check(shared.deliver(fresh_id(), name), 404, "error")
+    check(shared.deliver(fresh_id(), "no-such"), 404, "error", "no deployment download-attachments/no-such.")
 
 
 @pytest.mark.parametrize(

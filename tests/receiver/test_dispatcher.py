@@ -371,6 +371,40 @@ def test_while_prefect_is_away_the_list_counts_as_old(
     play(story)
 
 
+def test_a_deployment_that_was_made_just_now_is_known(play: Callable[[Story], None], prefect: PrefectStub) -> None:
+    """`prefect deploy` and a webhook right after it: the list is read again, at most once a second in all."""
+
+    async def story(at: Desk) -> None:
+        await at.until(lambda: at.dispatcher.synced)
+        await asyncio.sleep(figures.LOOK_AGAIN)
+        prefect.deployments["invoices"] = str(uuid4())
+        assert await at.dispatcher.knows("invoices")
+        lists = prefect.lists
+        start = time.monotonic()
+        assert not any(await asyncio.gather(*(at.dispatcher.knows(f"no-such-{number}") for number in range(100))))
+        assert prefect.lists - lists <= 1 + (time.monotonic() - start) / figures.LOOK_AGAIN
+
+    play(story)
+
+
+def test_an_unknown_name_waits_for_a_hanging_prefect_only_shortly(
+    play: Callable[[Story], None], prefect: PrefectStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the list counts as old, so that the sender gets a 503 and tries again."""
+    monkeypatch.setattr(figures, "LOOK_DEADLINE", 0.3)
+    monkeypatch.setattr(figures, "LOOK_AGAIN", 0.0)
+
+    async def story(at: Desk) -> None:
+        await at.until(lambda: at.dispatcher.synced)
+        prefect.mood = "hung"
+        assert not await at.dispatcher.knows("no-such")
+        assert not at.dispatcher.synced
+        assert await at.dispatcher.knows("default")
+        prefect.mood = "well"
+
+    play(story)
+
+
 def test_hundreds_of_deployments_are_all_known(play: Callable[[Story], None], prefect: PrefectStub) -> None:
     """Prefect lists 200 at a time."""
     prefect.deployments = {f"number-{number:03}": str(uuid4()) for number in range(450)}
