@@ -14,6 +14,7 @@ comes first gives the runs of silent workers back to the queue.
 import asyncio
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -48,7 +49,7 @@ from prefect.events.worker import EventsWorker
 from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.flow_engine import run_flow
 from prefect.flows import Flow, load_flow_from_flow_run
-from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_WORKER_QUERY_SECONDS, temporary_settings
 from prefect.states import Cancelled, Crashed, Pending, Scheduled
 from prefect.utilities.engine import propose_state
 from prefect.workers.base import (
@@ -65,7 +66,7 @@ from attachments.numerals import counted
 from attachments.prefect_busy import make_patient
 from attachments.run_labels import DEATHS
 from attachments.suspending import heed, take_over
-from attachments.terminal import bounded
+from attachments.terminal import bounded, say
 
 BEAT = 4.0  # seconds between heartbeats
 SILENCE = 20.0  # seconds without a heartbeat after which a worker counts as dead
@@ -83,6 +84,12 @@ UNCONFIRMED = 8  # events that are sent again after a connection broke; Prefect'
 FLOWS_KEPT = 64  # deployment versions whose code stays loaded
 MINE = "By worker "  # how the message of a state begins that names the worker
 PAGE = 200
+
+SIGINT_IS_IGNORED = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+"""As a script's `&` starts its children. Prefect's command answers SIGTERM with SIGINT, which then ends nothing.
+
+Looked at when this is imported: Prefect's command does that before it sets handlers of its own.
+"""
 
 logger = logging.getLogger("prefect.attachments.worker")
 
@@ -125,6 +132,16 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
 
     async def start(self, *args: Any, **options: Any) -> None:
         """Poll until told to stop. Looks for runs twice a second unless the setting was set by hand."""
+        if not PREFECT_API_URL.value():
+            # Prefect's command would print two tracebacks.
+            say(
+                "PREFECT_API_URL is not set, so this worker does not know its Prefect server. Set it, for example to "
+                "http://127.0.0.1:4200/api, and start the worker again.",
+                is_error=True,
+            )
+            raise SystemExit(1)
+        if SIGINT_IS_IGNORED:
+            _stop_on_sigterm()
         settings = {} if "PREFECT_WORKER_QUERY_SECONDS" in os.environ else {PREFECT_WORKER_QUERY_SECONDS: POLL}
         with temporary_settings(settings):
             await super().start(*args, **options)
@@ -539,6 +556,18 @@ class _Clients:
         make_patient(context.client)
         _sign(context.client, self._worker)
         return context
+
+
+def _stop_on_sigterm() -> None:
+    """Let the first SIGTERM stop the calling task, as SIGINT does in a terminal. A second one ends the process."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101  a coroutine runs in one
+
+    def stop() -> None:
+        loop.remove_signal_handler(signal.SIGTERM)
+        task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
 
 
 def _run(flow: Flow[..., Any], flow_run: FlowRun, clients: _Clients) -> None:

@@ -1,11 +1,14 @@
 """What the warm worker decides by itself; tests/road runs it against a real Prefect."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -27,8 +30,9 @@ from prefect.states import Cancelling, Pending, Running
 from prefect.workers.base import BaseWorker
 
 from attachments import worker as figures
+from attachments.demo.processes import Process, _script, wait_for
 from attachments.run_labels import DEATHS
-from attachments.worker import MINE, WarmWorker, _UnderWay, _Watch
+from attachments.worker import MINE, WarmWorker, _stop_on_sigterm, _UnderWay, _Watch
 
 ELSEWHERE = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}
 """Settings for a Prefect that is not there, and is not asked."""
@@ -472,3 +476,54 @@ def test_a_stop_does_not_wait_for_a_prefect_that_is_away(
     with pytest.raises(Ended):
         asyncio.run(stop())
     assert "another worker takes up what was under way" in caplog.text
+
+
+def test_a_worker_that_does_not_know_its_server_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a sentence and with status 1, where Prefect's command would print tracebacks."""
+    with temporary_settings({PREFECT_API_URL: None}), pytest.raises(SystemExit) as ended:
+        asyncio.run(WarmWorker("pool").start())
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("PREFECT_API_URL is not set")
+
+
+def test_sigterm_stops_the_task_once() -> None:
+    """The second one ends the process, whatever the first one still waits for."""
+
+    async def work() -> None:
+        _stop_on_sigterm()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        asyncio.run(work())
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.soak
+def test_sigterm_stops_a_worker_whose_parent_ignores_sigint(tmp_path: Path) -> None:
+    """As a script's `&` and nohup start it: Prefect's command answers SIGTERM with SIGINT, which is ignored then."""
+    log = tmp_path / "worker.log"
+    process = Process(
+        "worker",
+        ["sh", "-c", "trap '' INT; exec \"$0\" worker start --pool pool --type warm", _script("prefect")],
+        {
+            "PREFECT_API_URL": "http://127.0.0.1:9/api",
+            "PREFECT_HOME": str(tmp_path),
+            "PREFECT_CLIENT_MAX_RETRIES": "0",
+            "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+        },
+        log,
+        lambda: "started!" in process.printed(),
+    )
+    process.start()
+    try:
+        process.signal(signal.SIGTERM)
+        wait_for(lambda: process.code is not None, "the worker's end", 60)
+    finally:
+        process.kill()
+    assert process.code == 0
+    assert "Traceback" not in process.printed()
