@@ -5,6 +5,7 @@ import asyncio
 import itertools
 import json
 import logging
+import math
 import os
 import shlex
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from attachments.command_boundary import FAILED, INTERRUPTED, CommandFailed, import_prefect, run_command
-from attachments.message_id import normalized
+from attachments.message_id import mistake_in, normalized
 from attachments.secret_files import read_secret_files
 from attachments.terminal import LogFormatter, bounded, printable, say, say_json
 
@@ -193,16 +194,27 @@ def _add_views(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _wait(text: str) -> float:
-    seconds = float(text)
+    seconds = _number(text)
     if not 0 <= seconds <= 95:  # noqa: PLR2004  receiver.answers.LONGEST_WAIT, which takes a second to import
         raise argparse.ArgumentTypeError("say 0 to 95 seconds: Emailgistics waits for an answer for 100")
     return seconds
+
+
+def _number(text: str) -> float:
+    """The number, NaN for what is none: no range holds it."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _message_id(text: str) -> str:
     message_id = normalized(text)  # or the message's key
     if not message_id:
         raise argparse.ArgumentTypeError("the message's id is empty; is the variable set that should hold it?")
+    mistake = mistake_in(message_id)
+    if mistake is not None:
+        raise argparse.ArgumentTypeError(f"this is no message id: {mistake}; copy the whole id")
     return message_id
 
 
@@ -213,24 +225,24 @@ def _path(text: str) -> Path:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= HIGHEST_PORT:  # the resolver would take 99999 for another port
+    port = _number(text)
+    if not 0 <= port <= HIGHEST_PORT or port != int(port):  # the resolver would take 99999 for another port
         raise argparse.ArgumentTypeError(f"a port is a number from 0 to {HIGHEST_PORT}")
-    return port
+    return int(port)
 
 
 def _hours(text: str) -> timedelta:
-    hours = float(text)
+    hours = _number(text)
     if not 0 <= hours < 24 * 365 * 100:  # neither NaN nor what no date can hold
-        raise argparse.ArgumentTypeError("write a number of hours, 0 or more")
+        raise argparse.ArgumentTypeError("write a number of hours without a unit, such as 24 or 0.5")
     return timedelta(hours=hours)
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= MOST_AT_ONCE:
-        raise argparse.ArgumentTypeError(f"write a number from 1 to {MOST_AT_ONCE}")
-    return count
+    count = _number(text)
+    if not 1 <= count <= MOST_AT_ONCE or count != int(count):
+        raise argparse.ArgumentTypeError(f"write a whole number from 1 to {MOST_AT_ONCE}")
+    return int(count)
 
 
 def _setup(options: argparse.Namespace) -> int:
@@ -266,6 +278,8 @@ def _receive(options: argparse.Namespace) -> int:
         )
     if options.tls_key and not options.tls_certificate:
         return _fail("--tls-key is of no use without --tls-certificate.")
+    if options.tls_certificate and not options.tls_key:
+        return _fail("--tls-certificate needs the certificate's key: name its file with --tls-key.")
 
     from attachments.receiver.answers import AnswersInvalid, load_answers  # noqa: PLC0415  Prefect takes seconds
     from attachments.receiver.inbox import InboxUnavailable  # noqa: PLC0415

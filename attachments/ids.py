@@ -20,7 +20,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import IO, Any, BinaryIO, cast
 
 from attachments import cancelling
-from attachments.message_id import normalized
+from attachments.message_id import mistake_in, normalized
 from attachments.storage.errors import StoreError
 
 COLUMN = "messageId"
@@ -230,8 +230,9 @@ def _checked(id_: str, where: str) -> str:
         raise IdsError(f"{where} has no {COLUMN}. Write one, or remove it.")
     if len(id_) > LONGEST:
         raise IdsError(f"{where} is no message id: it has over {LONGEST:,} characters.")
-    if any(letter.isspace() or not letter.isprintable() for letter in id_):
-        raise IdsError(f"{where} is no message id: it has a blank or a control character in it.")
+    mistake = mistake_in(id_)
+    if mistake is not None:
+        raise IdsError(f"{where} is no message id: {mistake}.")
     return id_
 
 

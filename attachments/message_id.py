@@ -16,3 +16,15 @@ def normalized(message_id: str) -> str:
     Every way in uses this one, and so does `message_key`: the same message must not get two keys.
     """
     return message_id.strip(_BLANKS)
+
+
+def mistake_in(message_id: str) -> str | None:
+    """What an id holds that no id of Microsoft Graph's does, as text that was shortened or badly copied; else None.
+
+    Of an id that is already `normalized`. Webhooks and reports are taken as they come; a message's run tells.
+    """
+    if any(letter.isspace() or not letter.isprintable() for letter in message_id):
+        return "it has a blank or a control character in it"
+    if not message_id.isascii():
+        return "it holds a character that is not ASCII"
+    return None

@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 
 import httpx
 
+from attachments.certificate_problem import certificate_problem
+
 TIMEOUT = 100.0  # seconds, as the vendor's (webhooks/delivery)
 UNAUTHENTICATED = (
     "The receiver wants a secret, and none was sent. Set EMAILGISTICS_WEBHOOK_SECRET here to the receiver's."
@@ -46,6 +48,8 @@ def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) 
             "to the receiver's, in one line."
         ) from None
     except httpx.HTTPError as error:
+        if (problem := certificate_problem(error)) is not None:
+            raise TriggerError(f"{url}: {' '.join(problem)}") from None
         raise TriggerError(
             f"No receiver answers at {url} ({type(error).__name__}). Is `attachments receive` running?"
         ) from None

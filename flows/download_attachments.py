@@ -19,7 +19,7 @@ from attachments import cancelling
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cancelling import RunCancelled
 from attachments.emailgistics import Attachment
-from attachments.emailgistics.errors import NotFound
+from attachments.emailgistics.errors import InvalidArgument, NotFound
 from attachments.flows.configured import load_account, load_store
 from attachments.flows.failures import (
     FRESH_PAUSES,
@@ -33,7 +33,7 @@ from attachments.flows.failures import (
     patiently,
 )
 from attachments.flows.report import Report, already_stored, announce_stored, finish, gave_up
-from attachments.message_id import normalized
+from attachments.message_id import mistake_in, normalized
 from attachments.pacing import backlog, is_backlog
 from attachments.plan import (
     is_settled,
@@ -247,6 +247,8 @@ def download_attachments(
         has_attachments=has_attachments,
     )
     try:
+        if (mistake := mistake_in(message.id)) is not None:
+            raise InvalidArgument(f"message_id is no message id: {mistake}. Copy the whole id")
         with contained(), backlog() if BACKFILL in runtime.flow_run.tags else nullcontext():
             return _download(message, filter or Filter(), load_account(account), load_store(store), force=force)
     except RunCancelled:

@@ -5,6 +5,7 @@ import os
 import shlex
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from attachments.cli import main
 from attachments.receiver.inbox import Inbox
 from attachments.storage import Manifest, ManifestAttachment, attachment_key, message_key, open_store
+from tests.servers.certificates import make_certificate
 
 COMMAND = str(Path(sys.executable).with_name("attachments"))
 SECRET = "cli-canary-secret"
@@ -168,11 +170,16 @@ def test_receive_tells_of_a_certificate_that_it_cannot_read(receive: Callable[..
     rubbish = tmp_path / "rubbish.pem"
     rubbish.write_text("no certificate")
     for options in (
-        ("--tls-certificate", str(tmp_path / "none.pem")),
-        ("--tls-certificate", str(rubbish)),
+        ("--tls-certificate", str(tmp_path / "none.pem"), "--tls-key", str(rubbish)),
+        ("--tls-certificate", str(rubbish), "--tls-key", str(rubbish)),
         ("--tls-key", str(rubbish)),
     ):
         assert "certificate" in receive("--port", "0", *options)
+
+
+def test_receive_tells_of_a_certificate_without_its_key(receive: Callable[..., str]) -> None:
+    """It names the option that is missing."""
+    assert "name its file with --tls-key" in receive("--tls-certificate", "cert.pem")
 
 
 def test_insecure_needs_to_be_said_and_is_told(environment: dict[str, str]) -> None:
@@ -356,12 +363,64 @@ def test_blanks_around_a_pasted_id_are_left_out(store: Path, capsys: pytest.Capt
     assert main(["locate", f"{around}{MESSAGE}{around}"]) == 0
 
 
-def test_trigger_takes_any_id(capsys: pytest.CaptureFixture[str]) -> None:
-    """Also one that the terminal's encoding has mangled: the receiver decides."""
-    with answering(200, b'{"status": "success", "message": "\xe2\x9c\x93"}') as (url, posted):
-        assert main(["trigger", "\udcff日本", "--url", url]) == 0
-    assert posted[0]["document"]["id"] == "\udcff日本"
-    assert capsys.readouterr().out == "✓\n"
+@pytest.mark.parametrize("command", ["trigger", "locate", "verify", "preview", "decrypt"])
+@pytest.mark.parametrize(
+    ("message_id", "mistake"),
+    [("AAMkAGI1\u2026", "not ASCII"), ("AAMk AGI1", "a blank"), ("AAMk\u200bAGI1", "a blank"), ("\udcff", "a blank")],
+)
+def test_an_id_that_was_badly_copied_is_a_wrong_call(
+    capsys: pytest.CaptureFixture[str], command: str, message_id: str, mistake: str
+) -> None:
+    """Shortened with dots, or broken by a terminal: no message has it, and nothing is asked."""
+    options = ["--identity", "x", "--to", "x"] if command == "decrypt" else []
+    with pytest.raises(SystemExit) as ended:
+        main([command, message_id, *options])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "this is no message id" in said
+    assert mistake in said
+
+
+@pytest.mark.parametrize(("trusted", "said"), [(False, "set SSL_CERT_FILE to a PEM file"), (True, "HTTP 501")])
+def test_trigger_tells_of_a_certificate_that_it_does_not_trust(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trusted: bool,
+    said: str,
+) -> None:
+    """And the way that it names helps."""
+    certificate = make_certificate(tmp_path / "self-signed.pem")
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with HTTPServer(("127.0.0.1", 0), Silent) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            assert main(["trigger", MESSAGE, "--url", f"https://127.0.0.1:{server.server_port}/webhooks/default"]) == 1
+        finally:
+            server.shutdown()
+            thread.join()
+    told = capsys.readouterr().err
+    assert said in told
+    assert ("The server's certificate is not accepted here (self-signed certificate)" in told) is not trusted
+
+
+class Silent(BaseHTTPRequestHandler):
+    """Answers 501 to everything, and prints nothing."""
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing to print."""
+
+
+def test_trigger_tells_of_a_port_that_speaks_plain_http(capsys: pytest.CaptureFixture[str]) -> None:
+    """No certificate helps there."""
+    with answering(200, b"{}") as (url, _):
+        assert main(["trigger", MESSAGE, "--url", url.replace("http:", "https:")]) == 1
+    assert "if it is plain HTTP, begin the URL with http://" in capsys.readouterr().err
 
 
 # ---- locate ----
@@ -533,7 +592,7 @@ def test_an_empty_id_is_a_wrong_call(capsys: pytest.CaptureFixture[str], command
     assert "id is empty" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("message_id", ["never-seen", "\udcff", "x" * 5000])
+@pytest.mark.parametrize("message_id", ["never-seen", "x" * 5000])
 def test_locate_fails_for_a_message_that_it_does_not_know(
     store: Path, capsys: pytest.CaptureFixture[str], message_id: str
 ) -> None:
@@ -559,6 +618,7 @@ def test_locate_fails_when_the_manifest_is_damaged(store: Path, capsys: pytest.C
         ["trigger", " "],
         ["receive", "--port", "x"],
         ["receive", "--port", "99999"],
+        ["receive", "--port", "80.5"],
         ["verify", "--cl"],
         ["status", "--js"],
     ],
@@ -569,6 +629,28 @@ def test_a_wrong_call_is_2(arguments: list[str], capsys: pytest.CaptureFixture[s
         main(arguments)
     assert raised.value.code == 2
     assert "usage: attachments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["verify", "--older-than", "24h"], "such as 24 or 0.5"),
+        (["verify", "--older-than", "abc"], "such as 24 or 0.5"),
+        (["verify", "--at-once", "x"], "a whole number from 1 to 64"),
+        (["receive", "--port", "http"], "a number from 0 to 65535"),
+        (["receive", "--wait", "long"], "say 0 to 95 seconds"),
+    ],
+)
+def test_an_option_that_is_no_number_is_told_what_to_write(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    """Not the name of a function of ours."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "invalid _" not in told
 
 
 def test_the_sandbox_reads_its_own_options(environment: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -16,10 +17,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from attachments.demo import processes
 from attachments.demo.comparison import Verdict, compare
 from attachments.demo.make_mail import LARGE, SHIPPED, SMALL, write_all
 from attachments.demo.originals import File, Original, read_originals
-from attachments.demo.processes import wait_for
+from attachments.demo.processes import NotReady, Process, wait_for
 from attachments.demo.show import leave_out_settings
 from attachments.demo.stopping import Stopped, stop_on_signals
 from attachments.demo.workspace import MARKER, NotOurs, fresh
@@ -204,6 +206,29 @@ def test_two_demos_do_not_share_a_folder(tmp_path: Path) -> None:
         with pytest.raises(NotOurs, match="Another demo is running"), fresh(folder):
             pass
         assert (folder / "mail").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["sleep", "60"], "The thing was still starting after 0 s: this machine is slow or busy. Try again"),
+        (["false"], "The thing ended while it was starting, with exit status 1."),
+    ],
+)
+def test_a_process_that_does_not_get_ready_says_whether_it_still_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], said: str
+) -> None:
+    """A busy machine needs another try, a process that has ended needs a look at its log."""
+    process = Process("thing", command, {}, tmp_path / "thing.log", bool)
+    process.start(wait=False)
+    try:
+        if command == ["false"]:
+            wait_for(lambda: process.code is not None, "its end")
+        monkeypatch.setattr(processes, "READY", 0.0)
+        with pytest.raises(NotReady, match=re.escape(said)):
+            process.wait_until_ready()
+    finally:
+        process.kill()
 
 
 def test_the_users_own_settings_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
+
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.flows.backfill_attachments import named as backfilled
 from attachments.flows.child_runs import Target
-from attachments.flows.download_attachments import Message, identified
+from attachments.flows.download_attachments import Message, download_attachments, identified
 from attachments.selection import Filter
 from attachments.storage import Manifest, message_key, open_store
 
@@ -51,3 +53,11 @@ def test_a_manifest_that_was_altered_sends_a_run_to_no_other_message(tmp_path: P
     manifest = Manifest(message_id="another", message_key=key, updated=datetime.now(UTC))
     store.store().update_manifest(key, lambda _: manifest)
     assert identified(named(key), store) == named(key)
+
+
+@pytest.mark.parametrize("text", ["AAMkAGI1\u2026", "AAMk AGI1", "AAMk\nAGI1"])
+def test_an_id_that_was_badly_copied_is_refused_before_anything_is_asked(text: str) -> None:
+    """Emailgistics would answer 404, and a new message's run asks it again for half a minute."""
+    state = download_attachments.fn(text)
+    assert state.is_failed()
+    assert (state.message or "").startswith("message_id is no message id: it h")

@@ -99,8 +99,14 @@ class Process:
         end = time.monotonic() + READY
         while not self.is_ready():
             if self.code is not None or time.monotonic() > end:
+                state = (
+                    f"was still starting after {READY:.0f} s: this machine is slow or busy. Try again when it has less "
+                    "to do"
+                    if self.code is None
+                    else f"ended while it was starting, with exit status {self.code}"
+                )
                 tail = self.log.read_text("utf-8", "replace")[-2000:]
-                raise NotReady(f"{self.name} did not get ready (exit status {self.code}). End of {self.log}:\n{tail}")
+                raise NotReady(f"The {self.name} {state}. End of {self.log}:\n{tail}")
             time.sleep(0.05)
 
     @property

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 
+from attachments.certificate_problem import certificate_problem
 from attachments.doctor.asking import PATIENCE, Silent, within
 from attachments.doctor.findings import Finding, failed, ok, warning
 from attachments.numerals import counted
@@ -36,6 +37,9 @@ def look_at_receiver(secrets: Sequence[str], url: str | None) -> Iterator[Findin
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         yield failed("receiver", "--receiver is no URL.", "It looks like http://127.0.0.1:8080.")
     except httpx.HTTPError as error:
+        if (problem := certificate_problem(error)) is not None:
+            yield failed("receiver", *problem)
+            return
         text = f"Nothing answers at the address of --receiver ({type(error).__name__})."
         yield failed("receiver", text, "Start `attachments receive` there, or correct the address.")
 

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import TextIO
@@ -36,16 +37,29 @@ _ADVICE = {
 }
 
 
+class _CannotStart(Exception):
+    """The text names the option or variable that is wrong."""
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Lets an error of the system be told with the option or variable that it comes from."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror or type(error).__name__
+        raise _CannotStart(f"{what} ({reason})") from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the sandbox until SIGTERM (0) or Ctrl-C (130); 1 when it could not start."""
     options = _parser().parse_args(argv)
     spool = Spool()
     try:
         return asyncio.run(_run(options, _secret(), spool))
-    except (OSError, argparse.ArgumentTypeError) as error:
-        _say(
-            f"sandbox: {error}; check --mail, --host, --port, --port-file, {SECRET} and {SECRET}_FILE", file=sys.stderr
-        )
+    except (_CannotStart, OSError) as error:
+        _say(f"sandbox: {error}", file=sys.stderr)
         return 1
     finally:
         spool.close()
@@ -62,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=_port, default=0, help="0 lets the system choose")
     parser.add_argument("--key", default="sandbox-key", help="API key with every scope and mailbox")
     parser.add_argument("--limit", type=_limit, default=100, help="calls a window for the account, or 'off'")
-    parser.add_argument("--window", type=float, default=60.0, metavar="SECONDS")
+    parser.add_argument("--window", type=_seconds, default=60.0, metavar="SECONDS")
     parser.add_argument(
         "--deliver-to",
         type=_url,
@@ -75,7 +89,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _limit(text: str) -> int | None:
+    if text != "off" and not text.isdecimal():
+        raise argparse.ArgumentTypeError("give a number of calls, or 'off'")
     return None if text == "off" else int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("give a number of seconds, such as 60") from None
 
 
 def _port(text: str) -> int:
@@ -95,21 +118,20 @@ def _url(text: str) -> SplitResult:
     return url
 
 
-def _header_value(text: str) -> str:
-    if not text.isprintable():
-        raise argparse.ArgumentTypeError("a secret cannot hold a line break or another control character")
-    return text.strip()
-
-
 def _secret() -> str:
     """The secret of the environment, whole: a comma may be part of it.
 
-    Raises OSError when its file cannot be read, ArgumentTypeError when no header can carry it.
+    Raises _CannotStart when its file cannot be read, or no header can carry it.
     """
     text = os.environ.get(SECRET) or ""
     if not text.strip() and (file := os.environ.get(f"{SECRET}_FILE")):
-        text = Path(file).read_text("utf-8", "surrogateescape")
-    return _header_value(text.strip())
+        with _named(f"{SECRET}_FILE: cannot read {file}"):
+            text = Path(file).read_text("utf-8", "surrogateescape")
+    if not text.strip().isprintable():
+        raise _CannotStart(
+            f"a secret cannot hold a line break or another control character: check {SECRET} and {SECRET}_FILE"
+        )
+    return text.strip()
 
 
 async def _run(options: argparse.Namespace, secret: str, spool: Spool) -> int:
@@ -118,13 +140,17 @@ async def _run(options: argparse.Namespace, secret: str, spool: Spool) -> int:
         asyncio.get_running_loop().add_signal_handler(number, _stop, stop, status)
     account = Account(KeyRing([Key(options.key)]), SlidingWindow(options.limit, options.window), Messages())
     if options.mail is not None:
-        account.messages.add(await asyncio.to_thread(lambda: list(read_mail(options.mail, spool))))
+        with _named(f"--mail: cannot read {options.mail}"):
+            account.messages.add(await asyncio.to_thread(lambda: list(read_mail(options.mail, spool))))
         if not len(account.messages):
             _say(f"no mail found in {options.mail}; the sandbox reads {FORMATS}")
-    async with serving(account, options.host, options.port) as address:
+    async with AsyncExitStack() as until_end:
+        with _named(f"cannot listen on {options.host}, port {options.port}: choose others with --host and --port"):
+            address = await until_end.enter_async_context(serving(account, options.host, options.port))
         _say(f"Emailgistics sandbox: {address}/api/v1 ({len(account.messages)} messages)")
         if options.port_file is not None:
-            _write_whole(options.port_file, address.rpartition(":")[2])
+            with _named(f"--port-file: cannot write {options.port_file}"):
+                _write_whole(options.port_file, address.rpartition(":")[2])
         delivering = asyncio.create_task(_deliver_all(account, options.deliver_to, secret))
         status = await stop
         delivering.cancel()

@@ -49,7 +49,19 @@ def test_a_taken_port_is_told(capsys: pytest.CaptureFixture[str]):
     with running_sandbox() as sandbox:
         port = sandbox.base_url.split(":")[2].split("/")[0]
         assert main(["--port", port]) == 1
-    assert "Address already in use" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said == (
+        f"sandbox: cannot listen on 127.0.0.1, port {port}: choose others with --host and --port (Address already in "
+        "use)\n"
+    )
+
+
+def test_only_the_option_that_is_wrong_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """With what it holds, and the reason."""
+    assert main(["--mail", str(tmp_path / "no-such")]) == 1
+    assert capsys.readouterr().err == f"sandbox: --mail: cannot read {tmp_path}/no-such (No such file or directory)\n"
+    assert main(["--port-file", str(tmp_path / "no-such" / "port")]) == 1
+    assert capsys.readouterr().err.startswith(f"sandbox: --port-file: cannot write {tmp_path}/no-such/port (")
 
 
 @pytest.mark.parametrize(("ending", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -180,6 +192,8 @@ def test_the_secret_comes_from_the_environment(
         (["--deliver-to", "http://x:99999/"], "http://127.0.0.1:8080/webhooks/default"),
         (["--deliver-to", "http://a..b/"], "http://127.0.0.1:8080/webhooks/default"),
         (["--port", "70000"], "0 to 65535"),
+        (["--limit", "many"], "give a number of calls"),
+        (["--window", "long"], "give a number of seconds"),
         (["--secret", "s3"], "unrecognized arguments"),  # a list of processes would show it
     ],
 )
