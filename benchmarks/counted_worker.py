@@ -49,7 +49,7 @@ def instrument() -> None:
         make(self)
         for client in (self.client, self.asking):
             patience: Any = client._client._transport
-            patience._inner = Counting(patience._inner)
+            patience.inner = Counting(patience.inner)
 
     @contextmanager
     def called(self: PrefectPacer) -> Iterator[None]:
