@@ -9,6 +9,11 @@ from attachments.selection import Filter
 from attachments.storage import Manifest, ManifestAttachment, StoredObject, attachment_key, is_nameless, safe_name
 from attachments.storage.manifest import Pending
 
+NOT_FINAL: dict[Pending, str] = {
+    "not-listed": "The webhook says that there are attachments, and Emailgistics lists none yet.",
+    "scan-in-progress": "A scanner's placeholder is listed, so an attachment is still to come.",
+}
+"""Why a run that did all it could is not the last one."""
 
 def is_settled(
     known: Manifest | None, wanted: Filter, *, force: bool = False, has_attachments: bool | None = None

@@ -18,7 +18,7 @@ from attachments.doctor.blocks import load_blocks
 from attachments.emailgistics import Attachment, EmailgisticsError
 from attachments.numerals import counted
 from attachments.pacing import PacingError
-from attachments.plan import is_settled, settled_entry, without_placeholders
+from attachments.plan import NOT_FINAL, is_settled, settled_entry, why_not_final, without_placeholders
 from attachments.prefect_path import path_part
 from attachments.selection import Filter, problem
 from attachments.storage import (
@@ -32,7 +32,7 @@ from attachments.storage import (
 )
 from attachments.storage.errors import InvalidManifest
 from attachments.storage.keys import candidate_keys
-from attachments.storage.manifest import Outcome
+from attachments.storage.manifest import Outcome, Pending
 from attachments.terminal import escaped, printable
 
 FLOW = "download-attachments"
@@ -76,6 +76,8 @@ class Preview(BaseModel):
     """Whether the deployment's runs do again what the manifest says is done."""
     nothing_to_do: bool
     """Whether the manifest settles all for this filter, so that a run would not even list the message."""
+    pending: Pending | None = None
+    """Why the list is not final, so that a run would read it again; None when it is."""
     attachments: tuple["Previewed", ...]
 
 
@@ -144,6 +146,8 @@ def judged(
     known = manifest if isinstance(manifest, Manifest) else None
     state: Literal["none", "unreadable", "incomplete", "complete"]
     state = manifest if not isinstance(manifest, Manifest) else "complete" if manifest.complete else "incomplete"
+    # Whoever recorded that the list was not final knew of attachments.
+    why = why_not_final(listed, has_attachments=known is not None and known.pending is not None)
     once = {attachment.id: attachment for attachment in without_placeholders(listed, force=force)}.values()
     return Preview(
         message_key=message_key(message_id),
@@ -151,6 +155,7 @@ def judged(
         manifest=state,
         force=force,
         nothing_to_do=is_settled(known, wanted, force=force),
+        pending=None if force else why,
         attachments=tuple(
             _previewed(attachment, settled_entry(attachment, wanted, known, recorded.existing, force=force))
             for attachment in once
@@ -170,9 +175,14 @@ def shown(found: Preview) -> Iterator[str]:
     counts = Counter(one.action for one in found.attachments)
     parts = [f"{counts[action]} {words}" for action, words in WORDS.items() if counts[action]]
     listed = counted(len(found.attachments), "attachment")
-    yield f"Of {listed}: {', '.join(parts)}." if parts else "It has no attachments."
+    if parts:
+        yield f"Of {listed}: {', '.join(parts)}."
+    elif found.pending is None:
+        yield "It has no attachments."
     if found.nothing_to_do:
         yield "A run would do nothing: the manifest settles all that this filter wants."
+    elif found.pending is not None:
+        yield f"{NOT_FINAL[found.pending]} Look again in a minute."
 
 
 _ACTIONS: dict[Outcome, Action] = {

@@ -292,8 +292,9 @@ def _download(
     outcomes = [Outcome(entry=entry) if entry is not None else next(fetched) for entry in decided]
 
     manifest = write_manifest(message, outcomes, store, _deployment(), not_final)
-    # An earlier run, or this one before its worker died, may have sent it.
-    _announce(manifest, store, look_first=force or known is not None or runtime.flow_run.run_count > 1)
+    # An earlier run, whose manifest may be lost since, or this one before its worker died, may have sent it.
+    may_be_sent = force or known is not None or bool(existing) or runtime.flow_run.run_count > 1
+    _announce(manifest, store, look_first=may_be_sent)
     return finish(Report(message_key=message.key, outcomes=outcomes, pending=not_final))
 
 

@@ -18,6 +18,7 @@ from attachments.flows.announcements import announce, event
 from attachments.flows.endings import UNKNOWN, coded
 from attachments.flows.failures import OurError, code_of, is_retryable
 from attachments.numerals import counted
+from attachments.plan import NOT_FINAL
 from attachments.reconciling import LOST
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage.manifest import Outcome, Pending
@@ -30,13 +31,6 @@ WORDS: dict[Outcome, str] = {
     "purged": "purged earlier",
     "failed": "failed",
 }
-
-
-NOT_FINAL: dict[Pending, str] = {
-    "not-listed": "The webhook says that there are attachments, and Emailgistics lists none yet.",
-    "scan-in-progress": "A scanner's placeholder is listed, so an attachment is still to come.",
-}
-"""Why a run that did all it could is not the last one."""
 CODE = re.compile(r"[a-z-]{1,40}", re.ASCII)
 MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]{1,100}", re.ASCII | re.IGNORECASE)
 

@@ -4,6 +4,8 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,9 +14,15 @@ from prefect.events import Event
 from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from attachments.flows import announcements
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.emailgistics import Attachment
+from attachments.flows import announcements, download_attachments, report
 from attachments.flows.announcements import announce, event, send
+from attachments.flows.download_attachments import Message, Outcome
 from attachments.numerals import counted
+from attachments.plan import stored_entry
+from attachments.selection import Filter
+from attachments.storage import attachment_key, message_key
 
 
 class Prefect(ThreadingHTTPServer):
@@ -125,6 +133,34 @@ def test_a_prefect_that_never_shows_an_event_does_not_hold_the_run_for_ever(pref
     prefect.loses = 100
     assert not announce([an_event()])
     assert len(prefect.sent) == -(-announcements.LOOKS // announcements.SEND_AGAIN)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda manifest: manifest.write_text("{")], ids=["lost", "damaged"])
+def test_what_a_lost_manifest_had_announced_is_looked_for_first(
+    prefect: Prefect, damage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored still proves what was announced: the manifest is rebuilt, and no automation starts again."""
+    store = AttachmentStore(url=tmp_path.as_uri())
+    message = Message(id="m", key=message_key("m"))
+    listed = (Attachment(id="1", name="a.txt", size=1),)
+
+    def fetched(missing: list[Attachment], *_: object) -> list[Outcome]:
+        stored = (store.store().write(message.key, attachment_key(one.id), "a.txt", [b"a"]) for one in missing)
+        return [Outcome(entry=stored_entry(*pair)) for pair in zip(missing, stored, strict=True)]
+
+    for task in ("read_manifest", "write_manifest", "record_announcement"):
+        monkeypatch.setattr(download_attachments, task, getattr(download_attachments, task).fn)
+    monkeypatch.setattr(download_attachments, "list_attachments", lambda *_: listed)
+    monkeypatch.setattr(download_attachments, "download_attachment", SimpleNamespace(map=fetched))
+    monkeypatch.setattr(download_attachments, "_outcome", lambda _, outcome: outcome)
+    monkeypatch.setattr(report, "_show", lambda _: None)
+    account = EmailgisticsAccount.model_construct()
+    for _ in range(2):
+        state = download_attachments._download(message, Filter(), account, store, force=False)
+        assert state.is_completed()
+        damage(tmp_path / message.key / "manifest.json")
+    assert len(prefect.kept) == 1
+    assert len(prefect.sent) == 1
 
 
 def test_nothing_is_sent_of_nothing(prefect: Prefect) -> None:

@@ -595,6 +595,19 @@ def test_a_filter_that_no_run_takes_is_found() -> None:
 
 
 FAR = datetime.now(UTC).replace(microsecond=0) + timedelta(days=200)
+PAST = FAR - timedelta(days=230)
+
+
+def unplanned(*schedules: Any) -> str:
+    """What the doctor says of a deployment with these schedules, of which Prefect plans no run."""
+    active = [SimpleNamespace(active=True, schedule=one, updated=None) for one in schedules]
+    deployment = SimpleNamespace(id="1", paused=False, schedules=active)
+    no_runs = httpx.Response(200, json=0, request=httpx.Request("POST", "http://prefect"))
+    client = SimpleNamespace(_client=SimpleNamespace(request=lambda *_, **__: no_runs))
+    with pytest.MonkeyPatch.context() as hasty:
+        hasty.setattr(schedules_of_the_doctor, "LOOK_AGAIN", 0.0)
+        (finding,) = look_at_schedules(cast("Any", client), cast("Any", {"purge/yearly": deployment}))
+    return str(finding)
 
 
 @pytest.mark.parametrize(
@@ -608,23 +621,31 @@ FAR = datetime.now(UTC).replace(microsecond=0) + timedelta(days=200)
 )
 def test_a_schedule_of_which_the_next_date_is_months_ahead_is_well(schedule: Any) -> None:
     """Prefect plans no run of it yet: it looks 100 days ahead. One that is due sooner and has none is broken."""
-
-    def line(*schedules: Any) -> str:
-        active = [SimpleNamespace(active=True, schedule=one, updated=None) for one in schedules]
-        deployment = SimpleNamespace(id="1", paused=False, schedules=active)
-        no_runs = httpx.Response(200, json=0, request=httpx.Request("POST", "http://prefect"))
-        client = SimpleNamespace(_client=SimpleNamespace(request=lambda *_, **__: no_runs))
-        with pytest.MonkeyPatch.context() as hasty:
-            hasty.setattr(schedules_of_the_doctor, "LOOK_AGAIN", 0.0)
-            (finding,) = look_at_schedules(cast("Any", client), cast("Any", {"purge/yearly": deployment}))
-        return str(finding)
-
-    assert line(schedule) == (
+    assert unplanned(schedule) == (
         f"ok       schedule purge/yearly: Its next run is due on {FAR:%Y-%m-%d}; Prefect plans runs 100 days ahead."
     )
-    assert line(schedule, IntervalSchedule(interval=timedelta(hours=1))).startswith(
+    assert unplanned(schedule, IntervalSchedule(interval=timedelta(hours=1))).startswith(
         "FAILED   schedule purge/yearly: It is switched on"
     )
+
+
+@pytest.mark.parametrize("end", ["COUNT=1", f"UNTIL={PAST + timedelta(days=3):%Y%m%dT%H%M%S}"])
+def test_a_schedule_that_has_ended_is_told_as_that(end: str) -> None:
+    """Nothing is wrong with Prefect's scheduler: no date is left. Another schedule that goes on counts as ever."""
+    ended = RRuleSchedule(rrule=f"DTSTART:{PAST:%Y%m%dT%H%M%S}\nRRULE:FREQ=DAILY;{end}")
+    assert unplanned(ended) == (
+        "warning  schedule purge/yearly: Its schedule has ended: it does not run by itself any more. If it should, give "
+        "the schedule a later end in the Prefect UI, or a new one; else switch the schedule off."
+    )
+    yearly = CronSchedule(cron=f"0 0 {FAR.day} {FAR.month} *")
+    assert unplanned(ended, yearly).startswith("ok       schedule purge/yearly: Its next run is due on")
+    hourly = IntervalSchedule(interval=timedelta(hours=1))
+    assert unplanned(ended, hourly).startswith("FAILED   schedule purge/yearly: It is switched on")
+
+
+def test_a_schedule_without_any_date_is_no_ended_one() -> None:
+    """Prefect takes the 30th of February, and plans nothing; the UI shows the schedule."""
+    assert unplanned(CronSchedule(cron="0 0 30 2 *")).startswith("FAILED   schedule purge/yearly: It is switched on")
 
 
 def scheduled(*, active: bool, **parameters: Any) -> Any:

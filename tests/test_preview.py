@@ -79,6 +79,32 @@ def test_an_object_that_exists_without_a_manifest_is_stored() -> None:
     assert (preview.manifest, preview.nothing_to_do) == ("none", False)
 
 
+SCAN = "Safe Attachments Scan In Progress"
+
+
+def test_a_message_that_a_scanner_holds_back_is_not_said_to_have_no_attachments() -> None:
+    """Its placeholder is none, and tells that there are some: a run would wait, and end without all of them."""
+    alone = found([attachment("1", name=SCAN, size=1)])
+    assert (alone.pending, alone.attachments) == ("scan-in-progress", ())
+    wait = "A scanner's placeholder is listed, so an attachment is still to come. Look again in a minute."
+    assert list(shown(alone))[1:] == [wait]
+    beside = found([attachment("a.pdf"), attachment("1", name=SCAN, size=1)])
+    assert list(shown(beside))[2:] == ["Of 1 attachment: 1 to take.", wait]
+    forced = found([attachment("1", name=SCAN, size=1)], force=True)
+    assert (forced.pending, list(shown(forced))[-1]) == (None, "Of 1 attachment: 1 to take.")
+
+
+def test_an_empty_list_that_contradicts_what_a_run_was_told_is_not_final() -> None:
+    """A manifest says that the list was not final: a run would read an empty one again."""
+    unfinished = manifest().model_copy(update={"pending": "not-listed"})
+    preview = found([], unfinished)
+    assert preview.pending == "not-listed"
+    assert list(shown(preview))[1:] == [
+        "The webhook says that there are attachments, and Emailgistics lists none yet. Look again in a minute."
+    ]
+    assert list(shown(found([])))[1:] == ["It has no attachments."]
+
+
 def test_a_deployment_that_forces_takes_what_is_stored_and_what_was_purged() -> None:
     """And never has nothing to do. The filter still counts."""
     listed = [attachment("a"), attachment("b"), attachment("logo", contentType="image/png", size=300)]

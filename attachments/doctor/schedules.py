@@ -41,10 +41,18 @@ def look_at_schedules(client: SyncPrefectClient, standing: Deployments) -> Itera
         if name not in missing:
             yield ok("schedule", "Its next run is planned.", subject=name)
             continue
-        due = _next_date(deployment)
-        if due is not None and due > datetime.now(UTC) + HORIZON:
-            text = f"Its next run is due on {due:%Y-%m-%d}; Prefect plans runs {HORIZON.days + 1} days ahead."
+        due = _next_dates(deployment)
+        if due and due[0] > datetime.now(UTC) + HORIZON:
+            text = f"Its next run is due on {due[0]:%Y-%m-%d}; Prefect plans runs {HORIZON.days + 1} days ahead."
             yield ok("schedule", text, subject=name)
+        elif due == []:
+            yield warning(
+                "schedule",
+                "Its schedule has ended: it does not run by itself any more.",
+                "If it should, give the schedule a later end in the Prefect UI, or a new one; else switch the schedule "
+                "off.",
+                subject=name,
+            )
         elif _is_new(deployment):
             text = "It was changed just now, and Prefect has planned no run yet."
             yield warning("schedule", text, "Look again in some minutes.", subject=name)
@@ -71,11 +79,14 @@ def _missing(client: SyncPrefectClient, deployments: Deployments) -> Deployments
     return missing
 
 
-def _next_date(deployment: DeploymentResponse) -> datetime | None:
-    """The next date of any of its schedules that are on, by Prefect's own reckoning; None when there is none."""
+def _next_dates(deployment: DeploymentResponse) -> list[datetime] | None:
+    """The next date of each of its schedules that are on and have one, the earliest first, by Prefect's own reckoning.
+
+    None when Prefect cannot reckon one of them.
+    """
     active = [scheduled.schedule for scheduled in deployment.schedules if scheduled.active]
     try:
-        return min((date for one in active for date in asyncio.run(_server_side(one).get_dates(1))), default=None)
+        return sorted(date for one in active for date in asyncio.run(_server_side(one).get_dates(1)))
     except ValueError:
         return None  # Prefect 3.9.1 cannot reckon with whenever 0.10 before Python 3.13, and then plans nothing
 
