@@ -28,6 +28,7 @@ FINISHING = (["setup"], ["receive"], ["sandbox"], ["decrypt"])
 """Commands that go on when their output is not read any more: they change something, or serve others."""
 HIGHEST_PORT = 65535
 MOST_AT_ONCE = 64
+MESSAGE = "the message's id, its key of 32 hex digits, or a path or address with the key in it"
 SHORT_SECRET = 16  # characters, below which a webhook's secret can be guessed
 
 
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     receive.set_defaults(command=_receive)
 
     trigger = commands.add_parser("trigger", help="send a webhook as Emailgistics would, to try an installation")
-    trigger.add_argument("message_id", type=_message_id, help="the message's id, or its key of 32 hex digits")
+    trigger.add_argument("message_id", type=_message_id, help=MESSAGE)
     trigger.add_argument(
         "--url", default="http://127.0.0.1:8080/webhooks/default", help="the receiver (default: %(default)s)"
     )
@@ -121,16 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     trigger.set_defaults(command=_trigger)
 
     locate = commands.add_parser("locate", help="say where a message's files are")
-    locate.add_argument("message_id", type=_message_id, help="the message's id, or its key of 32 hex digits")
+    locate.add_argument("message_id", type=_message_id, help=MESSAGE)
     locate.add_argument("--json", action="store_true", help="print the manifest as JSON")
     locate.set_defaults(command=_locate)
 
     _add_views(commands)
 
     verify = commands.add_parser("verify", help="read what is stored again, and compare it with what is recorded")
-    verify.add_argument(
-        "message_id", type=_message_id, nargs="?", help="one message's id or key (default: all messages)"
-    )
+    verify.add_argument("message_id", type=_message_id, nargs="?", help=f"{MESSAGE} (default: all messages)")
     verify.add_argument(
         "--identity", type=_path, metavar="FILE", help="an age identity: decrypt as well, and compare what comes out"
     )
@@ -146,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
 
     decrypt = commands.add_parser("decrypt", help="decrypt a message's attachments into a folder")
-    decrypt.add_argument("message_id", type=_message_id, help="the message's id, or its key of 32 hex digits")
+    decrypt.add_argument("message_id", type=_message_id, help=MESSAGE)
     decrypt.add_argument("--identity", type=_path, metavar="FILE", required=True, help="the age identity's file")
     decrypt.add_argument("--to", type=_path, metavar="FOLDER", required=True, help="where the files go")
     decrypt.set_defaults(command=_decrypt)
@@ -163,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_views(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """The commands that only look."""
     preview = commands.add_parser("preview", help="say what a deployment would take of a message, without downloading")
-    preview.add_argument("message_id", type=_message_id, help="the message's id, or its key of 32 hex digits")
+    preview.add_argument("message_id", type=_message_id, help=MESSAGE)
     preview.add_argument(
         "--deployment", default="default", metavar="NAME", help="whose filter counts (default: %(default)s)"
     )
@@ -320,13 +319,13 @@ def _receive(options: argparse.Namespace) -> int:
 
 def _trigger(options: argparse.Namespace) -> int:
     from attachments.storage import StoreError  # noqa: PLC0415
-    from attachments.storage.keys import candidate_keys  # noqa: PLC0415
+    from attachments.storage.keys import may_name_key  # noqa: PLC0415
     from attachments.trigger import TriggerError, trigger  # noqa: PLC0415
     from attachments.upkeep import UpkeepError, soon, store_of  # noqa: PLC0415
 
     message_id = options.message_id
     try:
-        if len(candidate_keys(message_id)) > 1:  # a webhook names a message by its id, which a key's manifest knows
+        if may_name_key(message_id):  # a webhook names a message by its id, which a key's manifest knows
             store = store_of(os.environ)
             message_id = soon(lambda: store.message_id(options.message_id))
         say(trigger(options.url, next(iter(_secrets()), None), message_id, options.mailbox))

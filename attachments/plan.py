@@ -15,6 +15,7 @@ NOT_FINAL: dict[Pending, str] = {
 }
 """Why a run that did all it could is not the last one."""
 
+
 def is_settled(
     known: Manifest | None, wanted: Filter, *, force: bool = False, has_attachments: bool | None = None
 ) -> bool:

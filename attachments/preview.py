@@ -30,7 +30,7 @@ from attachments.storage import (
     attachment_key,
     message_key,
 )
-from attachments.storage.errors import InvalidManifest
+from attachments.storage.errors import InvalidManifest, NothingStored
 from attachments.storage.keys import candidate_keys
 from attachments.storage.manifest import Outcome, Pending
 from attachments.terminal import escaped, printable
@@ -105,6 +105,8 @@ def preview(message_id: str, deployment: str) -> Preview:
         key = message_key(message_id)
         recorded = within(PATIENCE, lambda: read_record(target.store.store(), key))
         listed = within(A_TURN, lambda: target.account.client().list_attachments(message_id))
+    except NothingStored as error:  # it says itself which key has no manifest
+        raise PreviewError(str(error)) from None
     except (StoreError, EmailgisticsError, PacingError) as error:
         raise PreviewError(f"Message {key}: {error}") from None
     except Silent:

@@ -23,10 +23,11 @@ from attachments.numerals import counted
 from attachments.storage import Store, StoreError, open_store
 from attachments.storage.content import Seal
 from attachments.storage.errors import CannotDecrypt, InvalidManifest, NothingStored
-from attachments.storage.keys import candidate_keys
+from attachments.storage.keys import candidate_keys, may_name_key
 from attachments.storage.manifest import Manifest, ManifestAttachment
 from attachments.storage.names import safe_name, shortened
 from attachments.storage.sealing import SUFFIX, opener
+from attachments.storage.store import short_key
 from attachments.storage.verification import Checked, unsealed, verify
 from attachments.terminal import escaped, say
 from attachments.timed_call import PATIENCE, Silent, within
@@ -134,7 +135,7 @@ def _download_again(store: Store, key: str, named: str | None, deployment: str |
             "The manifest names a deployment that cannot be one: it was altered. Run the message's download again with "
             f"the deployment that stores into this store, with force: {key}"
         )
-    if named is not None and len(candidate_keys(named)) == 1:
+    if named is not None and not may_name_key(named):
         message_id = named
     else:
         try:
@@ -171,19 +172,21 @@ def _known_key(store: Store, named: str) -> str:
             known = True
         if known or store.objects(key):
             return key
-    raise _unknown(store, f"There is nothing of message {keys[0]}")
+    raise _unknown(store, named, f"There is nothing of message {keys[0]}")
 
 
 def found_manifest(store: Store, named: str) -> tuple[str, Manifest]:
     """The key of the message that a person names, and its manifest. Raises UpkeepError when there is none."""
     key, manifest = soon(lambda: store.find(named))
     if manifest is None:
-        raise _unknown(store, f"There is no manifest of message {key}")
+        raise _unknown(store, named, f"There is no manifest of message {key}")
     return key, manifest
 
 
-def _unknown(store: Store, what: str) -> UpkeepError:
+def _unknown(store: Store, named: str, what: str) -> UpkeepError:
     """What to tell of a message that the store does not have: perhaps it is the wrong store, or none."""
+    if told := short_key(named):
+        return UpkeepError(told)
     is_used = True
     with suppress(StoreError):  # what may not be listed is told as it is
         is_used = soon(lambda: next(iter(store.message_keys()), None)) is not None

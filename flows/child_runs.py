@@ -42,12 +42,12 @@ from attachments.prefect_busy import PrefectAway, own_client
 from attachments.prefect_path import path_part
 from attachments.selection import Filter
 from attachments.storage import Store, message_key
+from attachments.storage.keys import SHORT_KEY_LENGTH
 
 FLOW = "download-attachments"
 BACKFILL = "backfill"
 """The tag of runs that let live mail go first, and the work queue that they wait in."""
 DEFAULT_QUEUE = "default"
-NAME_DIGITS = 12
 ANSWER_TIMEOUT = 30.0  # seconds for Prefect to answer
 BUSY = 0.1  # seconds to begin with before a question is asked again that a busy SQLite has not answered
 THIS_RUN = (httpx.codes.BAD_REQUEST, httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY)
@@ -201,7 +201,7 @@ class ChildRuns:
         def make() -> Child:
             run = self._client.create_flow_run_from_deployment(
                 self._target.deployment_id,
-                name=wanted.key[:NAME_DIGITS],
+                name=wanted.key[:SHORT_KEY_LENGTH],
                 parameters=parameters,
                 tags=self._tags,
                 idempotency_key=f"{self._key_prefix}/{wanted.key}{f'/after/{after}' if after else ''}",
@@ -259,7 +259,7 @@ class ChildRuns:
         found = answered(
             lambda: self._client.read_flow_runs(
                 deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[self._target.deployment_id])),
-                flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[wanted.key[:NAME_DIGITS]])),
+                flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[wanted.key[:SHORT_KEY_LENGTH]])),
                 sort=FlowRunSort.EXPECTED_START_TIME_DESC,
                 limit=RUNS,
             )

@@ -54,8 +54,9 @@ from attachments.storage import (
     safe_name,
 )
 from attachments.storage.errors import InvalidManifest, NothingStored
-from attachments.storage.keys import candidate_keys
+from attachments.storage.keys import candidate_keys, may_name_key
 from attachments.storage.manifest import Pending
+from attachments.storage.store import short_key
 
 DOWNLOADS_AT_ONCE = 4
 BACKFILL = "backfill"
@@ -254,10 +255,12 @@ def download_attachments(
     except RunCancelled:
         raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
     except OUR_ERRORS as error:
-        if isinstance(error, NotFound) and len(candidate_keys(message_id)) > 1:
+        if isinstance(error, NotFound) and may_name_key(message_id):
+            key = candidate_keys(message_id)[0]
             error = NothingStored(
-                f"{message.id} looks like a message key, but the store has no manifest of it that tells the message's "
-                "id, and Emailgistics knows no such id; give the id itself"
+                short_key(message_id)
+                or f"{key} looks like a message key, but the store has no manifest of it that tells the message's id, "
+                "and Emailgistics knows no such id; give the id itself"
             )
         return gave_up(error)
 

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyrage
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -505,6 +506,49 @@ def test_a_key_without_a_manifest_is_told_to_need_the_id(store: Path, capsys: py
     assert f"{key} has the form of a message key, and the store has no manifest" in capsys.readouterr().err
     assert main(["locate", key]) == 1
     assert f"There is no manifest of message {key} in {store.as_uri()}: nothing of it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["{store}/{key}/manifest.json", "emailgistics.message.{key}"])
+def test_what_a_command_or_prefect_shows_names_its_message(
+    store: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    """The path that `locate` prints, and the resource of an event; `trigger` then posts the message's id."""
+    named = form.format(store=store, key=message_key(MESSAGE))
+    assert main(["locate", named]) == 0
+    place = shlex.split(capsys.readouterr().out.splitlines()[0])
+    assert main(["locate", *place]) == 0
+    assert shlex.split(capsys.readouterr().out.splitlines()[0]) == place
+    with answering(200, b'{"status": "success", "message": "Accepted"}') as (url, posted):
+        assert main(["trigger", named, "--url", url]) == 0
+    assert posted[0]["document"]["id"] == MESSAGE
+
+
+@pytest.mark.parametrize("command", ["locate", "verify", "decrypt", "trigger"])
+def test_the_name_of_a_run_is_told_to_be_a_short_key(
+    store: Path, capsys: pytest.CaptureFixture[str], command: str, tmp_path: Path
+) -> None:
+    """It is the beginning of the key, and is not taken for an id of which nothing is stored."""
+    identity = tmp_path / "identity"
+    identity.write_text(str(pyrage.x25519.Identity.generate()))
+    short = message_key(MESSAGE)[:12]
+    with answering(200, b"{}") as (url, posted):
+        more = {"decrypt": ["--identity", str(identity), "--to", str(tmp_path)], "trigger": ["--url", url]}
+        assert main([command, short, *more.get(command, [])]) == 1
+    assert posted == []
+    assert capsys.readouterr().err == (
+        f"{short} is the beginning of a message key, as a run's name has it; give the whole key of 32 hex digits, or "
+        "the message's id: in the Prefect UI the run's parameters have the id, and its artifact and event the key\n"
+    )
+
+
+def test_a_short_key_may_be_an_id(store: Path) -> None:
+    """Ids are opaque: what has a manifest as an id is one."""
+    odd = "0123456789ab"
+    manifest = Manifest(message_id=odd, message_key=message_key(odd), updated=datetime(2026, 11, 22, tzinfo=UTC))
+    opened = open_store(store.as_uri())
+    opened.update_manifest(message_key(odd), lambda _: manifest)
+    assert main(["locate", odd]) == 0
+    assert opened.message_id(odd) == odd
 
 
 def test_an_id_that_looks_like_a_key_is_an_id(store: Path) -> None:

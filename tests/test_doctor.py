@@ -634,8 +634,8 @@ def test_a_schedule_that_has_ended_is_told_as_that(end: str) -> None:
     """Nothing is wrong with Prefect's scheduler: no date is left. Another schedule that goes on counts as ever."""
     ended = RRuleSchedule(rrule=f"DTSTART:{PAST:%Y%m%dT%H%M%S}\nRRULE:FREQ=DAILY;{end}")
     assert unplanned(ended) == (
-        "warning  schedule purge/yearly: Its schedule has ended: it does not run by itself any more. If it should, give "
-        "the schedule a later end in the Prefect UI, or a new one; else switch the schedule off."
+        "warning  schedule purge/yearly: Its schedule has ended: it does not run by itself any more. If it should, "
+        "give the schedule a later end in the Prefect UI, or a new one; else switch the schedule off."
     )
     yearly = CronSchedule(cron=f"0 0 {FAR.day} {FAR.month} *")
     assert unplanned(ended, yearly).startswith("ok       schedule purge/yearly: Its next run is due on")

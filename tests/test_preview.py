@@ -168,7 +168,9 @@ def test_a_key_without_a_manifest_is_told_as_it_is(
     monkeypatch.setattr("attachments.preview._target", lambda _: target)
     assert main(["preview", named]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"Message {KEY}: {KEY} has the form of a message key, and the store has no manifest")
+    assert line.startswith(f"{KEY} has the form of a message key, and the store has no manifest")
+    assert main(["preview", named[:12]]) == 1
+    assert capsys.readouterr().err.startswith(f"{KEY[:12]} is the beginning of a message key")
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from attachments.flows.endings import FAILED_FOR_NOW, stored_count
 from attachments.prefect_busy import make_patient
 from attachments.receiver.inbox import Entry
+from attachments.storage.keys import SHORT_KEY_LENGTH
 
 FLOW = "download-attachments"
 PAGE = 200
-NAME_DIGITS = 12
 ASK_AGAIN = 0.25  # seconds at the most between tries while Prefect's database is locked: somebody's mail waits
 ATTEMPTS_END = 600.0  # seconds; the three attempts of a delivery take up to 100 each (webhooks/delivery)
 RUNS = 20  # runs of one message that are looked at, the newest ones
@@ -125,7 +125,7 @@ class PrefectFlowRuns:
             parameters.pop(NEW_PARAMETER, None)
         return await self._client.create_flow_run_from_deployment(
             UUID(deployment_id),
-            name=entry.message_key[:NAME_DIGITS],
+            name=entry.message_key[:SHORT_KEY_LENGTH],
             parameters=parameters,
             idempotency_key=key,
             labels={DELIVERY: entry.timestamp} if entry.timestamp else {},
@@ -135,7 +135,7 @@ class PrefectFlowRuns:
         """The newest of the message's runs that deliveries have made: the last of their chain, however long it is."""
         found = await self._client.read_flow_runs(
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[UUID(deployment_id)])),
-            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[entry.message_key[:NAME_DIGITS]])),
+            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[entry.message_key[:SHORT_KEY_LENGTH]])),
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
             limit=RUNS,
         )

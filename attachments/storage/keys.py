@@ -23,7 +23,13 @@ MANIFEST_NAME = "manifest.json"
 HOLD = "hold"
 """The name of a file beside the manifest that keeps the message from being purged."""
 
+SHORT_KEY_LENGTH = 12
+"""Hex digits of a key that are enough to recognise a message in a list, as the names of runs have them."""
+
 _KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
+_SHORT_KEY = re.compile(rf"[0-9a-f]{{{SHORT_KEY_LENGTH}}}")
+_AROUND = re.compile(r"[/\\.]")
+"""What stands around a key: in a path or an address, and in the resource of an event."""
 
 
 _PARTS = 3
@@ -39,12 +45,23 @@ def message_key(message_id: str) -> str:
 
 
 def candidate_keys(named: str) -> tuple[str, ...]:
-    """The keys that a message may have which a person names by its id or its key, the likeliest first.
+    """The keys that a message may have which a person names, the likeliest first.
 
-    A text of 32 hex digits is its key, in logs, run names, events and folders; but ids are opaque, and may look so too.
+    That is by its id, by its key, or by what shows the key: a path or an address below the store, or the resource of an
+    event. A text of 32 hex digits is a key; but ids are opaque, and may look so too.
     """
-    key = normalized(named).lower()
-    return (key, message_key(named)) if is_key(key) else (message_key(named),)
+    shown = filter(is_key, _AROUND.split(normalized(named).lower()))
+    return tuple(dict.fromkeys((*shown, message_key(named))))
+
+
+def is_short_key(named: str) -> bool:
+    """Whether it looks like the beginning of a key, as the names of runs have it."""
+    return _SHORT_KEY.fullmatch(normalized(named).lower()) is not None
+
+
+def may_name_key(named: str) -> bool:
+    """Whether a message is named by its key or the beginning of that, as far as the text's form tells."""
+    return len(candidate_keys(named)) > 1 or is_short_key(named)
 
 
 def attachment_key(attachment_id: str) -> str:

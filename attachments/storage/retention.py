@@ -31,8 +31,7 @@ from attachments.storage.errors import (
     StoreUnavailable,
     UnsupportedStore,
 )
-from attachments.storage.keys import is_key
-from attachments.storage.keys import message_key as key_of
+from attachments.storage.keys import candidate_keys, is_key
 from attachments.storage.manifest import Manifest, ManifestAttachment
 from attachments.storage.store import Inventory, Store
 
@@ -57,9 +56,7 @@ class Holds:
         self._met: set[int] = set()
         self._count = 0
         for text in filter(None, map(str.strip, texts)):
-            # It may be a path or an address that somebody has copied. And who knows that no id looks like a key?
-            parts = text.lower().replace("\\", "/").split("/")
-            for key in {key_of(text), *filter(is_key, parts)}:
+            for key in candidate_keys(text):  # each of them: who knows that no id looks like a key?
                 self._names.setdefault(key, set()).add(self._count)
             self._count += 1
 

@@ -12,7 +12,7 @@ from attachments.message_id import normalized
 from attachments.storage.backend import Residue
 from attachments.storage.content import Content
 from attachments.storage.errors import NothingStored
-from attachments.storage.keys import candidate_keys, message_key
+from attachments.storage.keys import KEY_LENGTH, candidate_keys, is_short_key, may_name_key, message_key
 from attachments.storage.manifest import Manifest
 
 Probe = Literal["works", "kept", "not made yet"]
@@ -71,6 +71,17 @@ class Inventory:
         return f"Inventory(objects={len(self.objects)}, is_held={self.is_held})"
 
 
+def short_key(named: str) -> str | None:
+    """What to say of the beginning of a key; None for anything else."""
+    if not is_short_key(named):
+        return None
+    return (
+        f"{normalized(named)} is the beginning of a message key, as a run's name has it; give the whole key of "
+        f"{KEY_LENGTH} hex digits, or the message's id: in the Prefect UI the run's parameters have the id, and its "
+        "artifact and event the key"
+    )
+
+
 class Store(ABC):
     """Holds attachments and their manifests, for several threads, processes and machines at once.
 
@@ -112,13 +123,14 @@ class Store(ABC):
 
         Raises NothingStored when there is none, for then only the id helps.
         """
-        if len(candidate_keys(named)) == 1:
+        if not may_name_key(named):
             return normalized(named)
         key, manifest = self.find(named)
         # Others may write to the store: an id that is not this message's is nothing that we could fetch for it.
         if manifest is None or message_key(manifest.message_id) != key:
             raise NothingStored(
-                f"{key} has the form of a message key, and the store has no manifest that tells the message's id; "
+                short_key(named)
+                or f"{key} has the form of a message key, and the store has no manifest that tells the message's id; "
                 "give the id itself",
                 key=key,
             )

@@ -287,8 +287,9 @@ def test_a_refusal_repeats_nothing_that_a_manifest_says(store: Store) -> None:
         f"/srv/attachments/{MESSAGE}",
         f"s3://bucket/root/{MESSAGE}/manifest.json",
         f"D:\\attachments\\{MESSAGE}\\hold",
+        f"emailgistics.message.{MESSAGE}",
     ],
-    ids=["id", "id with blanks", "key", "capitals", "key and more", "path", "address", "Windows path"],
+    ids=["id", "id with blanks", "key", "capitals", "key and more", "path", "address", "Windows path", "resource"],
 )
 def test_a_message_is_held_by_id_or_key(store: Store, text: str) -> None:
     """As people copy them; the others go."""
