@@ -39,13 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     finishes = arguments[:1] in FINISHING or "--clean" in arguments
-    status = run_command(lambda: _run(arguments), finishes=finishes)
-    if argv is None and status == INTERRUPTED:
+    is_process = argv is None
+    status = run_command(lambda: _run(arguments, is_process=is_process), finishes=finishes)
+    if is_process and status == INTERRUPTED:
         os._exit(status)  # a thread that waits for a store or a server would hold the process up
     return status
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str], *, is_process: bool) -> int:
+    if is_process and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `attachments.console`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if arguments[:1] == ["sandbox"]:
         return _sandbox(list(arguments[1:]))
     options = _parser().parse_args(arguments)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
-
 from attachments.terminal import say
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 FAILED = 1
 INTERRUPTED = 128 + signal.SIGINT
@@ -108,6 +109,10 @@ def _opened(stream: TextIO | None, original: TextIO | None, *, finishes: bool) -
 
 def import_prefect() -> None:
     """Import what reads Prefect's settings: a wrong one makes that fail. Raises `CommandFailed`."""
+    from pydantic import ValidationError  # noqa: PLC0415  takes a while, and not every command needs it
+
+    from attachments.connection_settings import settings_problem  # noqa: PLC0415
+
     said = io.StringIO()
     try:
         with redirect_stderr(said):  # it also prints a few lines, with the value in them
@@ -118,13 +123,15 @@ def import_prefect() -> None:
         ) from None
     except Exception as error:  # noqa: BLE001  whatever a profile or a file of settings makes of it
         raise CommandFailed(
-            f"Prefect cannot be loaded as it is set up ({type(error).__name__}). Check the variables that begin with "
-            "PREFECT_, Prefect's profiles and prefect.toml."
+            settings_problem()
+            or f"Prefect cannot be loaded as it is set up ({type(error).__name__}). Check the variables that begin "
+            "with PREFECT_, Prefect's profiles and prefect.toml."
         ) from None
-    say(*said.getvalue().splitlines(), is_error=True)
+    if "Traceback" not in said.getvalue():  # what it cannot load does not matter, or fails where it is used
+        say(*said.getvalue().splitlines(), is_error=True)
 
 
-def _setting(error: ValidationError) -> str:
+def _setting(error: "ValidationError") -> str:
     """The name of the setting that Prefect does not accept; never its value, which may be a secret."""
     try:
         _ = urlsplit(os.environ.get("PREFECT_API_URL", "")).port

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import httpx
 
 from attachments.certificate_problem import certificate_problem
+from attachments.connection_settings import settings_problem
 
 TIMEOUT = 100.0  # seconds, as the vendor's (webhooks/delivery)
 UNAUTHENTICATED = (
@@ -41,7 +42,9 @@ def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) 
     try:
         answer = httpx.post(url, content=json.dumps(payload), headers=headers, timeout=TIMEOUT)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-        raise TriggerError(f"{url} is no URL. It looks like http://127.0.0.1:8080/webhooks/default.") from None
+        raise TriggerError(
+            settings_problem() or f"{url} is no URL. It looks like http://127.0.0.1:8080/webhooks/default."
+        ) from None
     except httpx.LocalProtocolError:  # before anything is sent; nothing else of what we send could be refused
         raise TriggerError(
             "EMAILGISTICS_WEBHOOK_SECRET holds a line break or another character that no HTTP header may hold. Set it "
@@ -55,8 +58,9 @@ def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) 
         ) from None
     except (OSError, ValueError, ImportError) as error:  # before anything is sent, for what the environment names
         raise TriggerError(
-            f"The proxy or the certificates that the environment names cannot be used ({type(error).__name__}). Check "
-            "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR."
+            settings_problem()
+            or f"The proxy that the environment names needs a package that is not installed ({type(error).__name__}). "
+            "Name an HTTP proxy in HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or install `httpx[socks]`."
         ) from None
     try:
         envelope = answer.json()

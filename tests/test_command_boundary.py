@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -24,20 +25,20 @@ MESSAGE = "AAMkAGI1/xyz="
 DEPLOYMENTS = Path(__file__).parents[1] / "attachments" / "prefect.yaml"
 ODD = ("", "\udcff日本\n\x1b[2J", "http://[", "{")
 """Values that suit no variable."""
-PREFECT = {"PREFECT_API_URL", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE"}
+PREFECT = {"PREFECT_API_URL", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
 STORE = {"ATTACHMENTS_URL", "ATTACHMENTS_STORAGE_OPTIONS", "ATTACHMENTS_STORAGE_OPTIONS_FILE"}
 ACCOUNT = {"EMAILGISTICS_API_KEY", "EMAILGISTICS_BASE_URL", "EMAILGISTICS_API_KEY_FILE"}
 SECRET = {"EMAILGISTICS_WEBHOOK_SECRET", "EMAILGISTICS_WEBHOOK_SECRET_FILE"}
 READ: dict[str, set[str]] = {
     "setup": {*PREFECT, *STORE, *ACCOUNT, "ATTACHMENTS_AGE_RECIPIENTS"},
     "receive": {"PREFECT_API_URL", *SECRET, "ATTACHMENTS_INBOX"},
-    "trigger": {*SECRET, "HTTP_PROXY", "SSL_CERT_FILE"},
+    "trigger": {*SECRET, "HTTP_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"},
     "locate": STORE,
     "preview": PREFECT,
     "verify": {*STORE, "TERM", "COLUMNS"},
     "decrypt": STORE,
     "doctor": {*PREFECT, *SECRET, "ATTACHMENTS_INBOX", "HOME"},
-    "status": {"PREFECT_API_URL", "ATTACHMENTS_INBOX", "HOME"},
+    "status": {*PREFECT, "ATTACHMENTS_INBOX", "HOME"},
     "check": set(),
     "demo": {"TERM", "COLUMNS"},
     "sandbox": SECRET,
@@ -66,10 +67,11 @@ VARIABLES = {
     "ATTACHMENTS_STORAGE_OPTIONS_FILE": ("/", "/none"),
     "PREFECT_API_URL": ("ftp://x", "127.0.0.1:4200/api", "http://x:abc/api", "http://127.0.0.1:99999/api"),
     "HOME": ("/proc/none",),
-    "HTTP_PROXY": ("socks5://x", "http://x:abc"),
-    "ALL_PROXY": ("nonsense://x",),
+    "HTTP_PROXY": ("socks5://x", "http://x:abc", "nonsense://x"),
+    "ALL_PROXY": ("nonsense://x", "http://x:abc"),
     "NO_PROXY": ("[", "*"),
-    "SSL_CERT_FILE": ("/", "/none"),
+    "SSL_CERT_FILE": ("/", "/none", __file__),
+    "SSL_CERT_DIR": ("/none", __file__),
     "TERM": (),
     "COLUMNS": ("-1",),
 }
@@ -256,6 +258,39 @@ def test_an_address_without_api_is_told(
         server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "value"),
+    [
+        ("status", "SSL_CERT_FILE", "/none"),
+        ("setup", "ALL_PROXY", "nonsense://canary"),
+        *(
+            pytest.param(command, name, value, marks=pytest.mark.soak)
+            for command in ("setup", "status", "doctor", "preview", "trigger")
+            for name, value in (
+                ("SSL_CERT_FILE", "/none"),
+                ("SSL_CERT_FILE", __file__),
+                ("HTTP_PROXY", "http://canary:abc"),
+                ("ALL_PROXY", "nonsense://canary"),
+            )
+        ),
+    ],
+)
+def test_proxies_and_certificates_that_cannot_be_used_are_told_as_that(
+    command: str, name: str, value: str, tmp_path: Path, taken: str
+) -> None:
+    """In a process of its own, since importing Prefect reads them already; it is no fault of what was to answer."""
+    account = {"EMAILGISTICS_API_KEY": "k" * 20, "ATTACHMENTS_URL": tmp_path.as_uri(), "HOME": str(tmp_path)}
+    found = run(*COMMANDS[command](tmp_path, taken), **{**account, name: value})
+    told = found.stdout + found.stderr
+    assert found.returncode == 1
+    assert "The proxy or the certificates that the environment names cannot be used (" in told
+    assert "Traceback" not in told
+    assert "error of its own" not in told
+    assert "PREFECT_API_URL is" not in told
+    assert "is not Prefect's API" not in told
+    assert "canary" not in told
+
+
 def test_an_error_that_nobody_foresaw_is_one_line_without_its_text(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -327,6 +362,33 @@ def test_ctrl_c_ends_a_command_with_130_and_without_a_traceback(
         finally:
             signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_in_the_first_moments_ends_the_process_without_a_word() -> None:
+    """While modules are imported, from the first of ours on, as the shell knows it: by the signal."""
+    code = """
+import os, signal, sys
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+from attachments import console
+sys.meta_path.insert(0, Interrupts())
+sys.exit(console.main())
+"""
+    for module in ("attachments.cli", "attachments.command_boundary", "attachments.terminal", "argparse"):
+        command = [sys.executable, "-c", f"import sys; sys.argv[:] = [{module!r}, '--help']{code}"]
+        found = subprocess.run(command, env=surroundings({}), capture_output=True, text=True, check=False, timeout=60)
+        assert (found.returncode, found.stderr) == (-signal.SIGINT, ""), module
+
+
+def test_the_command_starts_where_ctrl_c_is_quiet() -> None:
+    """Before anything else is imported; and what is imported until the command runs takes no second."""
+    (script,) = entry_points(group="console_scripts", name="attachments")
+    assert script.value == "attachments.console:main"
+    code = "import sys, attachments.cli; print(*{'pydantic', 'prefect', 'httpx', 'fsspec'} & sys.modules.keys())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout == "\n"
 
 
 def test_ctrl_c_ends_the_process_at_once() -> None:

@@ -10,6 +10,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from attachments.connection_settings import settings_problem
 from attachments.prefect_busy import own_client
 from attachments.timed_call import PATIENCE, Question, Silent, within
 
@@ -19,6 +20,7 @@ __all__ = ["PATIENCE", "PREFECT_ERRORS", "Question", "Silent", "asked", "is_unkn
 PREFECT_ERRORS = (
     httpx.HTTPError,
     httpx.InvalidURL,
+    OSError,  # the environment names certificates that cannot be read
     ImportError,  # the environment names a SOCKS proxy, and httpx lacks its package; or a module is shadowed
     ObjectNotFound,
     RuntimeError,
@@ -97,8 +99,21 @@ def trouble(error: Exception) -> tuple[str, str]:
             f"Prefect does not answer ({type(error).__name__}).",
             "Start it (`prefect server start`), or correct PREFECT_API_URL.",
         )
+    if problem := settings_problem():
+        what, _, remedy = problem.partition(". ")
+        return f"{what}.", remedy
+    return _not_to_be_asked(error, status)
+
+
+def _not_to_be_asked(error: Exception, status: int | None) -> tuple[str, str]:
+    """What is wrong on this machine, or with the answer, when neither Prefect nor the network says so."""
     if is_not_importable(error):
         return not_importable(error)
     if isinstance(error, httpx.InvalidURL):
         return "PREFECT_API_URL is no address.", CORRECT_URL
+    if isinstance(error, OSError):
+        return (
+            f"A file or folder that Prefect's client needs cannot be used ({type(error).__name__}).",
+            "Check that the home folder, and PREFECT_HOME if it is set, can be read and written.",
+        )
     return f"What answers at PREFECT_API_URL is not Prefect's API ({status or type(error).__name__}).", CORRECT_URL

@@ -35,6 +35,8 @@ NEW_PARAMETER = "has_attachments"
 """The parameter that deployments of version 0.1 do not have. Prefect takes it for them, and then their flow fails."""
 DELIVERY = "attachments.delivery"
 """The label of a run that says which delivery made it: by the webhook's timestamp."""
+ENTRY = "attachments.accepted"
+"""The label of a run that says which entry of the inbox made it: by the moment when that was accepted."""
 ENDED_BADLY = (StateType.FAILED, StateType.CRASHED)
 THIS_RUN = (httpx.codes.BAD_REQUEST, httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY)
 KEYS = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
@@ -128,7 +130,7 @@ class PrefectFlowRuns:
             name=entry.message_key[:SHORT_KEY_LENGTH],
             parameters=parameters,
             idempotency_key=key,
-            labels={DELIVERY: entry.timestamp} if entry.timestamp else {},
+            labels={ENTRY: str(entry.accepted), **({DELIVERY: entry.timestamp} if entry.timestamp else {})},
         )
 
     async def _newest(self, entry: Entry, deployment_id: str, key: str) -> FlowRun | None:
@@ -158,12 +160,11 @@ class PrefectFlowRuns:
 def _serves(run: FlowRun, entry: Entry) -> bool:
     """Whether a run does what a delivery asks for.
 
-    One that was made since does, and one that has not ended. So does a completed one of the same delivery, whose
+    The one that it made does, and one that has not ended. So does a completed one of the same delivery, whose
     sender did not hear of its success; one that has failed does not. What somebody has cancelled stays cancelled for as
     long as a delivery may be an attempt of the one that made it; a later one is a wish to look again.
     """
-    made = _made(run)
-    if made >= entry.accepted:
+    if run.labels.get(ENTRY) == str(entry.accepted):  # no times are compared: Prefect's clock may be another
         return True
     if run.state_type in ENDED_BADLY:
         return False
@@ -172,7 +173,7 @@ def _serves(run: FlowRun, entry: Entry) -> bool:
     if run.state_type != StateType.COMPLETED:
         return True
     is_same = entry.timestamp is not None and run.labels.get(DELIVERY) == entry.timestamp
-    return is_same and entry.accepted - made < ATTEMPTS_END
+    return is_same and entry.accepted - _made(run) < ATTEMPTS_END
 
 
 def _made(run: FlowRun) -> float:

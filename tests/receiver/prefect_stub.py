@@ -42,6 +42,8 @@ class PrefectStub:
     questions: int = 0
     most_at_once: int = 0
     delay: float = 0.0
+    ahead: float = 0.0
+    """Seconds by which its clock is ahead of the receiver's."""
     refused_ids: set[str] = field(default_factory=set)
     parameters: set[str] = field(default_factory=lambda: PARAMETERS)
 
@@ -81,7 +83,7 @@ class PrefectStub:
         """Have the newest run of a message end like this, some seconds ago."""
         newest = [run for run in self.runs.values() if run["parameters"]["message_id"] == message_id][-1]
         newest["state_type"] = state
-        at = datetime.now(UTC) - timedelta(seconds=ago)
+        at = datetime.now(UTC) + timedelta(seconds=self.ahead - ago)
         newest["created"] = min(newest["created"], at.isoformat())
         newest["state"] = {
             "type": state,
@@ -138,7 +140,7 @@ class PrefectStub:
                 key,
                 {
                     "id": str(uuid4()),
-                    "created": datetime.now(UTC).isoformat(),
+                    "created": (datetime.now(UTC) + timedelta(seconds=self.ahead)).isoformat(),
                     "flow_id": str(uuid4()),
                     "deployment_id": deployment_id,
                     "name": body["name"],

@@ -520,6 +520,24 @@ def test_the_attempts_of_one_delivery_make_one_run(
     assert len(prefect.runs) == runs
 
 
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
+@pytest.mark.parametrize("ended", ["COMPLETED", "FAILED"])
+def test_a_redelivery_looks_again_whatever_prefects_clock_says(
+    play: Callable[[Story], None], prefect: PrefectStub, ahead: float, ended: str
+) -> None:
+    """The run that a delivery has made is told by its label: times of two machines are not compared."""
+    prefect.ahead = ahead
+
+    async def story(at: Desk) -> None:
+        for _ in range(3):
+            await at.deliver("a")
+            await at.until_depth(0)
+            prefect.end("a", ended)
+
+    play(story)
+    assert len(prefect.runs) == 3
+
+
 def test_a_delivery_that_is_replayed_long_after_its_run_gets_another(
     play: Callable[[Story], None], prefect: PrefectStub
 ) -> None:
