@@ -42,7 +42,9 @@ class Mark:
     tried: tuple[Tried, ...] = ()
     """When what lies beyond it was looked at for the first time, where something there could not be fetched."""
     unnamed: tuple[str, ...] = ()
-    """Rows of reports that name no message, and of which was told; the newest first."""
+    """Rows of reports that name no message; the newest first."""
+    untold: int = 0
+    """How many of them, the newest, no reconciliation has told of yet."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,14 @@ class Marks:
             )
         return mark
 
-    def move(self, mailbox: str, until: datetime, tried: Sequence[Tried] = (), unnamed: Sequence[str] = ()) -> None:
+    def move(
+        self,
+        mailbox: str,
+        until: datetime,
+        tried: Sequence[Tried] = (),
+        unnamed: Sequence[str] = (),
+        untold: int = 0,
+    ) -> None:
         """Move a mailbox's mark forward, and keep of what was tried what lies beyond it.
 
         A mark that is further already, and not in the future, stays where it is.
@@ -82,10 +91,18 @@ class Marks:
             until = known.until
         beyond = tuple(one for one in tried if one.until > until)
         rows = tuple(unnamed[:MOST_UNNAMED])
-        if known is None or (until, beyond, rows) != (known.until, known.tried, known.unnamed):
-            self._write(mailbox, until, beyond, rows)
+        if known is None or (until, beyond, rows, untold) != (known.until, known.tried, known.unnamed, known.untold):
+            self._write(mailbox, until, beyond, rows, untold)
 
-    def _write(self, mailbox: str, until: datetime, tried: Sequence[Tried], unnamed: Sequence[str]) -> None:
+    def forget_untold(self, mailbox: str) -> None:
+        """Record that somebody was told of all rows that name no message."""
+        known = self.read(mailbox)
+        if known is not None and known.untold:
+            self._write(mailbox, known.until, known.tried, known.unnamed, 0)
+
+    def _write(
+        self, mailbox: str, until: datetime, tried: Sequence[Tried], unnamed: Sequence[str], untold: int
+    ) -> None:
         told = {
             "mailbox_key": mailbox,
             "account": self.account,
@@ -94,6 +111,7 @@ class Marks:
             "updated": datetime.now(UTC).isoformat(),
             "tried": [[one.until.isoformat(), one.at.isoformat()] for one in tried],
             "unnamed": list(unnamed),
+            "untold": untold,
         }
         name = self._name(mailbox)
         try:
@@ -139,6 +157,7 @@ def _parsed(told: Any, known: Mapping[str, str] | None = None) -> Mark | None:
             updated,
             tried,
             tuple(str(row) for row in value.get("unnamed") or ()),
+            int(value.get("untold") or 0),
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return None

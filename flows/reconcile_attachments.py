@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated
 from uuid import NAMESPACE_URL, uuid5
 
@@ -66,6 +67,8 @@ class Found:
     """Events about a message that were sent, by its key."""
     unnamed: int = 0
     """Rows of reports without the id of a message, of which was not told before."""
+    untold: set[str] = field(default_factory=set)
+    """Mailboxes, by key, whose marks remember that such rows are to be told."""
     refused: dict[str, str] = field(default_factory=dict)
     """Why no run was made for a message, by its key."""
     passed: set[str] = field(default_factory=set)
@@ -136,8 +139,10 @@ def _reconcile(wish: _Wish, asked: list[str] | None) -> State[None]:
                 message = f"No worker has a place for the runs that wait: this one gives its own up. {told}"
                 # The one that goes on sees the marks as they are now.
                 told_once = _told_once(found)
+                _tell_of_rows(wish, (), found)
                 return Failed(message=" ".join([message, *told_once])) if told_once else Completed(message=message)
             except ChildrenLeft as left:
+                _tell_of_rows(wish, (), found)
                 return Cancelled(message=" ".join([str(left), *_told_once(found)]))
     except RunCancelled:
         raise
@@ -187,7 +192,10 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
     now = datetime.now(UTC)
     asked = span(known.until if known else None, now, overlap=wish.overlap, settling=wish.settling, first=wish.first)
     hold = Hold(known.tried if known else ())
-    unnamed = known.unnamed if known else ()
+    unnamed, untold = (known.unnamed, known.untold) if known else ((), 0)
+    if untold:  # by a reconciliation that died before it could tell
+        found.unnamed += untold
+        found.untold.add(key)
     if known is None or known.until > now:
         if known is not None:
             logger.warning(
@@ -197,7 +205,7 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
             )
         # At once: else, while reports fail, time would catch up with it, or a new mailbox's first days move on, and
         # nobody would look at what lies between.
-        patiently(lambda: marks.move(key, asked.start, (), unnamed))
+        patiently(lambda: marks.move(key, asked.start, (), unnamed, untold))
         hold = Hold()
     # What lies before it and is only looked at again was told when the mark went past it.
     old, beyond = known.until if known and known.until <= now else asked.start, False
@@ -207,6 +215,8 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
         new = [row for row in rows.unnamed if row not in unnamed]
         if new:
             found.unnamed += len(new)
+            untold += len(new)
+            found.untold.add(key)
             names = "row of the report names no message and was", "rows of the report name no message and were"
             logger.warning("%s left out.", counted(len(new), *names))
             unnamed = (*reversed(new), *unnamed)
@@ -219,7 +229,8 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
         if beyond and hold.at is not None and until > max(hold.at, old):
             found.passed.add(key)
             logger.warning("The mark of mailbox %s goes past messages that could not be fetched for days.", key)
-        patiently(lambda at=until, hold=hold, rows=unnamed: marks.move(key, at, hold.tried, rows))  # type: ignore[misc]  # bound now
+        move = partial(marks.move, key, until, hold.tried, unnamed, untold)
+        patiently(move)
         if is_stopped:
             found.broken[key] = (
                 f"{became.failed:,} of its messages could not be fetched, and {became.stored:,} could: its mark stays, "
@@ -324,8 +335,9 @@ def _events(wish: _Wish, found: Found, missed: Sequence[tuple[str, Child]]) -> l
 def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
     missed = _missed(wish, found)
     announce(_events(wish, found, missed), look_first=True)
-    if missed or found.broken:
+    if (missed or found.broken) and not found.untold:
         _show(missed, found)
+    _tell_of_rows(wish, missed, found)
     stages = Counter(child.stage for _, child in missed)
     told = [_counts(found, len(missed), stages)]
     if found.elsewhere:
@@ -360,6 +372,17 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
     return Completed(message=message)
 
 
+def _tell_of_rows(wish: _Wish, missed: Sequence[tuple[str, Child]], found: Found) -> None:
+    """Show in the table how many rows name no message; only then do the marks forget that it is to be told."""
+    if not found.untold:
+        return
+    _show(missed, found)
+    with own_client(ANSWER_TIMEOUT) as client:
+        marks = Marks(client, wish.target.account_name, wish.target.name)
+        for key in found.untold:
+            patiently(partial(marks.forget_untold, key))
+
+
 def _told_once(found: Found) -> list[str]:
     """What no later reconciliation tells, for the marks have gone past it."""
     told = []
@@ -391,6 +414,9 @@ def _show(missed: Sequence[tuple[str, Child]], found: Found) -> None:
     more = len(missed) - len(rows)
     rows += [{"message": f"and {more:,} more", "outcome": ""}] if more else []
     rows += [{"message": f"mailbox {key}", "outcome": why} for key, why in found.broken.items()]
+    if found.unnamed:
+        names = counted(found.unnamed, "row of the reports names", "rows of the reports name")
+        rows += [{"message": "", "outcome": f"{names} no message: ask Emailgistics"}]
     patiently(
         lambda: create_table_artifact(
             key="missed-messages",

@@ -131,14 +131,18 @@ class OneMailbox:
         self.unnamed: list[str] = []
         self.variables = Variables()
         self.marks = Marks(cast("Any", self.variables), "default", "default")
+        self.shown: list[int] = []
         monkeypatch.setattr(reconcile_attachments, "datetime", Clock)
         monkeypatch.setattr(marking, "datetime", Clock)
         monkeypatch.setattr(reconcile_attachments, "patiently", lambda ask: ask())
+        monkeypatch.setattr(reconcile_attachments, "own_client", lambda _: nullcontext(self.variables))
+        monkeypatch.setattr(reconcile_attachments, "_show", lambda _, found: self.shown.append(found.unnamed))
         monkeypatch.setattr(reconcile_attachments, "get_run_logger", lambda: logging.getLogger("test"))
         monkeypatch.setattr(reconcile_attachments, "_fetch", lambda _, rows, __, ___: self._fetched(rows))
         client = SimpleNamespace(received_messages=self._report)
         account = SimpleNamespace(client=lambda: client)
-        self.wish = SimpleNamespace(target=SimpleNamespace(account=account), **{**USUAL, **options})
+        target = SimpleNamespace(account=account, account_name="default", name="default")
+        self.wish = SimpleNamespace(target=target, **{**USUAL, **options})
 
     @property
     def mark(self) -> datetime:
@@ -146,13 +150,15 @@ class OneMailbox:
         assert mark is not None
         return mark.until
 
-    def reconcile(self, at: datetime) -> Found:
-        """Once, at that time."""
+    def reconcile(self, at: datetime, *, dies: bool = False) -> Found:
+        """Once, at that time. If it dies, then before it has told what it found."""
         Clock.time = at
         found = Found()
         reconcile_attachments._mailbox(
             Mailbox(id="1", address="a@b.c"), "key", cast("Any", self.wish), self.marks, found
         )
+        if not dies:
+            reconcile_attachments._tell_of_rows(cast("Any", self.wish), (), found)
         return found
 
     def reconcile_hourly(self, begin: datetime, end: datetime) -> None:
@@ -304,6 +310,9 @@ def test_rows_that_name_no_message_are_told_by_a_reconciliation_that_steps_aside
     wish = cast("Any", SimpleNamespace(lineage=lineage))
     monkeypatch.setattr(reconcile_attachments, "contained", nullcontext)
 
+    told: list[int] = []
+    monkeypatch.setattr(reconcile_attachments, "_tell_of_rows", lambda _, __, found: told.append(found.unnamed))
+
     def ended(error: Exception, unnamed: int) -> State[None]:
         def look(_: Any, __: Any, found: Found) -> None:
             found.unnamed = unnamed
@@ -318,6 +327,7 @@ def test_rows_that_name_no_message_are_told_by_a_reconciliation_that_steps_aside
         assert state.is_failed() is is_failed
         assert "name no message" not in (ended(error, 0).message or "")
     assert ended(stuck, 0).is_completed()
+    assert told == [2, 0, 2, 0, 0]
 
 
 def test_a_mark_remembers_the_newest_of_the_rows_that_name_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,6 +350,23 @@ def test_a_row_that_names_no_message_is_told_once(monkeypatch: pytest.MonkeyPatc
     assert [box.reconcile(NOW + hour * HOUR).unnamed for hour in range(100, 110)] == [1] + 9 * [0]
     box.unnamed = [f"{row:08x}" for row in range(1000)]  # a report that is broken throughout still fits into the mark
     assert box.reconcile(NOW + 110 * HOUR).unnamed == 1000
+
+
+def test_a_row_that_names_no_message_is_told_by_the_next_reconciliation_if_one_dies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The mark has moved on, and remembers that nobody was told; it forgets that once the table shows the row."""
+    box = OneMailbox(monkeypatch)
+    box.reconcile(NOW)
+    box.unnamed = ["row 1", "row 2"]
+    assert box.reconcile(NOW + HOUR, dies=True).unnamed == 2
+    assert box.shown == []
+    assert box.reconcile(NOW + 2 * HOUR, dies=True).unnamed == 2
+    box.unnamed = ["row 1", "row 2", "row 3"]
+    assert box.reconcile(NOW + 30 * HOUR).unnamed == 3
+    assert box.shown == [3]
+    assert [box.reconcile(NOW + hour * HOUR).unnamed for hour in range(31, 35)] == 4 * [0]
+    assert box.shown == [3]
 
 
 def test_what_was_cancelled_with_another_reconciliation_holds_the_mark(monkeypatch: pytest.MonkeyPatch) -> None:

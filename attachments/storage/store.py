@@ -76,7 +76,7 @@ def short_key(named: str) -> str | None:
     if not is_short_key(named):
         return None
     return (
-        f"{normalized(named)} is the beginning of a message key, as a run's name has it; give the whole key of "
+        f"{normalized(named).lower()} is the beginning of a message key, as a run's name has it; give the whole key of "
         f"{KEY_LENGTH} hex digits, or the message's id: in the Prefect UI the run's parameters have the id, and its "
         "artifact and event the key"
     )
