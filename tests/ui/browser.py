@@ -39,6 +39,15 @@ def opened(base_url: str) -> Iterator[Page]:
             browser.close()
 
 
+def log_in(page: Page, password: str) -> None:
+    """Give the UI Prefect's password, which it asks for and then remembers."""
+    page.goto("/")
+    asked = page.locator("input[type=password]")
+    asked.fill(password)
+    page.keyboard.press("Enter")
+    asked.wait_for(state="hidden")
+
+
 def show(page: Page, path: str, *, until: str) -> None:
     """Open a path and wait until this text can be seen."""
     page.goto(f"{UI}{path}")

@@ -10,7 +10,7 @@ from typing import Any
 from playwright.sync_api import Page
 
 from tests.road.installation import Installation, installation, until
-from tests.ui.browser import WINDOW, fill, opened, show
+from tests.ui.browser import WINDOW, fill, log_in, opened, show
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 MOVING = 4000
@@ -32,6 +32,7 @@ def main() -> int:
         installation(Path(folder)) as everything,
         opened(everything.road.api_url.removesuffix("/api")) as page,
     ):
+        log_in(page, ":".join(everything.road.prefect_password))
         for name, slots in LIMITS.items():
             everything.change(f"v2/concurrency_limits/{name}", {"limit": slots})
         _deployments(page)

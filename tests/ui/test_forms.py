@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.road.installation import Installation, installation
-from tests.ui.browser import choose, field, fill, opened, show
+from tests.ui.browser import choose, field, fill, log_in, opened, show
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
@@ -20,6 +20,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installatio
 @pytest.fixture
 def page(everything: Installation) -> Iterator[Page]:
     with opened(everything.road.api_url.removesuffix("/api")) as page:
+        log_in(page, ":".join(everything.road.prefect_password))
         yield page
 
 

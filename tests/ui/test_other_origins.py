@@ -11,11 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page
 
 from attachments.demo.processes import Process, answers, free_port, surroundings
 from tests.test_readme import code_blocks
-from tests.ui.browser import opened, show
+from tests.ui.browser import log_in, opened, show
 
 ROOT = Path(__file__).parents[2]
 CANARY = "canary-0r1g1n"
@@ -146,13 +145,6 @@ def test_a_page_of_another_origin_reads_nothing_and_makes_nothing(server: Server
         assert CANARY in read["asText"]
         assert set(read) >= {"health", "settings", "document", "/events/out", "/logs/out"}
         assert server.planted() == [PLANTED]
-
-
-def log_in(page: Page, password: str) -> None:
-    """Give the Prefect UI the password that it asks for."""
-    page.goto("/")
-    page.locator("input[type=password]").fill(password)
-    page.keyboard.press("Enter")
 
 
 @pytest.mark.parametrize("server", [True], indirect=True, ids=["as documented"])
