@@ -20,8 +20,9 @@ manifest records the name as it was. What is decided here, and why:
 - **Ends.** No dots and no spaces, which Windows drops.
 - **Windows' device names** (``NUL .pdf``, ``com¹.txt``) get a ``_`` before them.
 - **Length.** At most 255 bytes of UTF-8, or as many as the store's file system allows. The extension stays, also a
-  double one (``.tar.gz``, ``.pdf.p7m``);
-  no cut separates a letter from its accent or takes an emoji apart.
+  double one (``.tar.gz``, ``.pdf.p7m``), and no cut makes another: what is cut behind a dot ends in ``_``, so that
+  ``x.exe`` cannot be what is left of a longer name that no filter and no reader took for a program. No cut
+  separates a letter from its accent or takes an emoji apart.
 - **NFC**, so that one name has one spelling.
 """
 
@@ -158,14 +159,21 @@ def _cut(name: str, most: int) -> str:
     extension = found.group() if found else ""
     if len(extension.encode()) > most // 2:  # of two extensions the last one says what it is
         extension = f".{extension.rpartition('.')[2]}"
-    stem = name.removesuffix(extension)
     room = most - len(extension.encode())
-    end = len(stem.encode()[:room].decode("utf-8", "ignore"))
+    stem = _beginning(name.removesuffix(extension), room)
+    if "." in stem:  # what follows the dot must not become an extension, nor be one once `.age` is taken away
+        stem = f"{_beginning(stem, room - 1)}_"
+    return stem + extension
+
+
+def _beginning(text: str, room: int) -> str:
+    """What fits into so many bytes, without dots and spaces at its end."""
+    end = len(text.encode()[:room].decode("utf-8", "ignore"))
     whole = end
-    while whole > 0 and _belongs_together(stem[whole - 1], stem[whole : whole + 1]):
+    while whole > 0 and _belongs_together(text[whole - 1], text[whole : whole + 1]):
         whole -= 1
     # A "letter" of hundreds of accents is no letter; then any code point is a fair place to cut.
-    return (stem[: whole or end].rstrip(" .") or stem[:end]) + extension
+    return text[: whole or end].rstrip(" .") or text[:end]
 
 
 def _belongs_together(before: str, after: str) -> bool:

@@ -15,6 +15,8 @@ import pyrage
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from attachments.emailgistics import Attachment
+from attachments.selection import Filter
 from attachments.storage import Encryption, Store, open_store
 from attachments.storage.errors import UnsupportedStore
 from attachments.storage.sealing import opener
@@ -99,6 +101,27 @@ def test_a_local_file_system_with_short_names(root: Path) -> None:
     """By what it says of itself, or by what it refuses; the name is as long as it may be."""
     key = stores_a_long_name(lambda encryption: open_store(str(root), encryption=encryption))
     assert key == f"{PLACE}/{SHORT}"
+
+
+@pytest.mark.usefixtures("short_names")
+@pytest.mark.parametrize("encryption", [None, SEALED], ids=["plain", "sealed"])
+@pytest.mark.parametrize("name", ["x" * 139 + ".exe" + "._" * 70, "x" * 135 + ".exe____", "x" * 247 + ".exe____"])
+def test_no_program_gets_past_a_filter_by_a_name_that_is_cut_later(
+    name: str, encryption: Encryption | None, root: Path, tmp_path: Path
+) -> None:
+    """The filter took it for none, and it is stored and decrypted as none."""
+    excluding = Filter.model_validate({"exclude": [{"names": ["*.exe"]}]})
+    assert excluding.decide(Attachment(id="a", name=name, attachmentType="fileAttachment", size=1)).wanted
+    store = open_store(str(root), encryption=encryption)
+    told = store.write(MESSAGE, ATTACHMENT, name, [CONTENT])
+    assert not told.key.removesuffix(".age").endswith(".exe")
+    if encryption:
+        fields = {each: getattr(told, each) for each in ("key", "bytes", "sha256", "stored_bytes", "stored_sha256")}
+        recorded = manifest(entry(name, **{**fields, "attachment_key": ATTACHMENT}))
+        store.update_manifest(MESSAGE, lambda _: recorded)
+        decrypt_message(store, MESSAGE_ID, opener(str(OWNER)), tmp_path / "out")
+        (decrypted,) = objects(tmp_path / "out")
+        assert not decrypted.endswith(".exe")
 
 
 @pytest.mark.usefixtures("short_names")
