@@ -21,6 +21,7 @@ _TYPES = {
     **mimetypes.MimeTypes().types_map[True],
     ".7z": "application/x-7z-compressed",
     ".avif": "image/avif",
+    ".bmp": "image/bmp",
     ".bz2": "application/x-bzip2",
     ".dwg": "image/vnd.dwg",
     ".doc": "application/msword",
@@ -39,6 +40,7 @@ _TYPES = {
     ".m4a": "audio/mp4",
     ".markdown": "text/markdown",
     ".md": "text/markdown",
+    ".mjs": "text/javascript",
     ".mp3": "audio/mpeg",
     ".msg": "application/vnd.ms-outlook",
     ".odp": "application/vnd.oasis.opendocument.presentation",
@@ -77,7 +79,9 @@ _SAYS_NOTHING = frozenset(
         _UNKNOWN,
         "application/binary",
         "application/download",
+        "application/file",
         "application/force-download",
+        "application/octet",
         "application/octetstream",
         "application/unknown",
         "application/x-binary",
@@ -85,34 +89,88 @@ _SAYS_NOTHING = frozenset(
         "application/x-force-download",
         "application/x-forcedownload",
         "application/x-octet-stream",
+        "application/x-octetstream",
         "application/x-unknown",
         "binary/octet-stream",
         "unknown/unknown",
     }
 )
-"""What senders write when they do not know the type. Text without a slash, such as `pdf`, is no type either."""
+"""What senders write when they do not know the type. Text without a slash, such as `pdf`, and `*/*` are none either."""
 
 _ALIASES = {
     "application/acrobat": "application/pdf",
+    "application/csv": "text/csv",
+    "application/doc": "application/msword",
+    "application/excel": "application/vnd.ms-excel",
+    "application/javascript": "text/javascript",
+    "application/msexcel": "application/vnd.ms-excel",
+    "application/mspowerpoint": "application/vnd.ms-powerpoint",
+    "application/powerpoint": "application/vnd.ms-powerpoint",
+    "application/rar": "application/vnd.rar",
+    "application/vnd.msword": "application/msword",
+    "application/vnd.pdf": "application/pdf",
+    "application/x-csv": "text/csv",
+    "application/x-excel": "application/vnd.ms-excel",
     "application/x-gzip": "application/gzip",
+    "application/x-javascript": "text/javascript",
+    "application/x-json": "application/json",
+    "application/x-ms-excel": "application/vnd.ms-excel",
+    "application/x-msexcel": "application/vnd.ms-excel",
+    "application/x-mspowerpoint": "application/vnd.ms-powerpoint",
+    "application/x-msword": "application/msword",
     "application/x-pdf": "application/pdf",
+    "application/x-pkcs7-mime": "application/pkcs7-mime",
+    "application/x-pkcs7-signature": "application/pkcs7-signature",
+    "application/x-rar": "application/vnd.rar",
     "application/x-rar-compressed": "application/vnd.rar",
+    "application/x-rtf": "application/rtf",
+    "application/x-xls": "application/vnd.ms-excel",
+    "application/x-xml": "application/xml",
+    "application/x-yaml": "application/yaml",
     "application/x-zip": "application/zip",
     "application/x-zip-compressed": "application/zip",
+    "application/xls": "application/vnd.ms-excel",
+    "audio/m4a": "audio/mp4",
+    "audio/mp3": "audio/mpeg",
+    "audio/vnd.wave": "audio/wav",
+    "audio/wave": "audio/wav",
+    "audio/x-m4a": "audio/mp4",
+    "audio/x-mp3": "audio/mpeg",
+    "audio/x-mpeg": "audio/mpeg",
+    "audio/x-wav": "audio/wav",
     "image/jpg": "image/jpeg",
     "image/pjpeg": "image/jpeg",
     "image/tif": "image/tiff",
+    "image/x-bmp": "image/bmp",
+    "image/x-gif": "image/gif",
+    "image/x-jpeg": "image/jpeg",
+    "image/x-jpg": "image/jpeg",
+    "image/x-ms-bmp": "image/bmp",
     "image/x-png": "image/png",
+    "image/x-tif": "image/tiff",
+    "image/x-tiff": "image/tiff",
+    "image/x-windows-bmp": "image/bmp",
+    "text/comma-separated-values": "text/csv",
+    "text/directory": "text/vcard",
+    "text/json": "application/json",
     "text/pdf": "application/pdf",
+    "text/rtf": "application/rtf",
+    "text/x-comma-separated-values": "text/csv",
+    "text/x-csv": "text/csv",
+    "text/x-markdown": "text/markdown",
+    "text/x-pdf": "application/pdf",
+    "text/x-vcard": "text/vcard",
+    "text/x-yaml": "application/yaml",
     "text/xml": "application/xml",
+    "text/yaml": "application/yaml",
 }
 """Other names of a type, and the one that we compare."""
 
 _RESTRICTED_NAME = r"[a-z0-9*?][a-z0-9!#$&^_.+*?-]*"  # RFC 6838, section 4.2, and the two wildcards
 _TYPE_PATTERN = re.compile(rf"{_RESTRICTED_NAME}(?:/{_RESTRICTED_NAME})?")
-_PARAMETERS = re.compile(r"""(?:;\s*(?:[^\s;="]+\s*=\s*(?:"[^"]*"|[^\s;="]*)\s*)?)*""")
+_PARAMETERS = re.compile(r"""(?:;\s*(?:[^\s;,|/="]+\s*=\s*(?:"[^"]*"|[^\s;,|/="]*)\s*)?)*""")
 _LONGEST_PATTERN = 1000
-_SEVERAL_NAMES = re.compile(r"\*\.[\w*?]+\s*[,;|]\s*\*\.|\{[^{}]*,[^{}]*\}")
+_SEVERAL_NAMES = re.compile(r"\*\.[\w*?]+(?:\s*[,;|]\s*|\s+)\*\.|\{[^{}]*,[^{}]*\}|[\r\n]")
 
 
 class AttachmentLike(Protocol):
@@ -181,9 +239,10 @@ def _names(value: Any) -> Any:
                 f"{item!r} has a / or \\, which no stored file name has; match the name alone, without a folder, "
                 "and write ? for a character that cannot be written"
             )
-        if _SEVERAL_NAMES.search(pattern):
+        if _SEVERAL_NAMES.search(pattern) or _has_extensions_in_a_row(pattern):
             raise ValueError(
-                f"{item!r} is more than one pattern; write each one by itself, in a list such as {_as_list(_EXAMPLES)}"
+                f"{item!r} is more than one pattern; write each one by itself, in a list such as "
+                f"{_as_list(_EXAMPLES)}, or, if it is a single name, ? for what stands between its parts"
             )
         if "[[]" in pattern:
             raise ValueError(f"{item!r} escapes a bracket; brackets stand for themselves, so write [ in place of [[]")
@@ -196,9 +255,15 @@ def _names(value: Any) -> Any:
 _EXAMPLES = ("*.pdf", "*.docx")
 
 
+def _has_extensions_in_a_row(pattern: str) -> bool:
+    """Whether it is a list of names with extensions, such as ``invoice.pdf, order.pdf``."""
+    parts = [part.strip().casefold().rpartition(".") for part in re.split(r"[,;|]", pattern)]
+    return len(parts) > 1 and all(dot and dot + extension in _TYPES for _, dot, extension in parts)
+
+
 def _separated(item: str) -> Sequence[str]:
-    """The content types in a text that holds several of them, and nothing else."""
-    parts = _parts(item)
+    """The content types in a text that holds several of them, and nothing else but parameters."""
+    parts = [part for part in _parts(item) if "=" not in part]
     return parts if all("/" in part and _TYPE_PATTERN.fullmatch(part.casefold()) for part in parts) else ()
 
 
@@ -364,7 +429,7 @@ def _judged_types(attachment: AttachmentLike) -> Sequence[str]:
 
 def _says_nothing(attachment: AttachmentLike) -> bool:
     stated = _without_parameters(attachment.content_type or "")
-    return stated in _SAYS_NOTHING or "/" not in stated
+    return stated in _SAYS_NOTHING or "/" not in stated or "*" in stated
 
 
 def _canonical(content_type: str) -> str:
@@ -372,7 +437,7 @@ def _canonical(content_type: str) -> str:
 
 
 def _without_parameters(content_type: str) -> str:
-    return content_type.partition(";")[0].strip().casefold()
+    return content_type.partition(";")[0].strip().strip("\"'").strip().casefold()
 
 
 def _any_matches(patterns: Sequence[str], texts: Iterable[str]) -> bool:

@@ -44,6 +44,9 @@ def test_without_a_filter_everything_is_wanted() -> None:
         ("application/pdf", "APPLICATION/*"),
         ("application/pdf; name=x.pdf", "application/pdf"),
         (" text/plain ;charset=utf-8", "text/*"),
+        ('"application/pdf"', "application/pdf"),
+        ("'application/pdf; name=x.pdf'", "application/pdf"),
+        (' "application/x-pdf" ', "application/pdf"),
         ("text/plain", "text/plain; charset=utf-8"),
         ("application/pdf", "*"),
         ("image/png", "image*"),
@@ -76,6 +79,10 @@ def test_a_content_type_matches_as_a_whole(content_type: str) -> None:
         "application/download",
         "application/unknown",
         "Application/X-Download; name=a",
+        "application/x-octetstream",
+        '"application/octet-stream"',
+        "*/*",
+        "application/*",
         "pdf",
         "PDF",
         "unknown",
@@ -133,6 +140,14 @@ def test_an_unknown_name_leaves_the_type_that_says_nothing(name: str | None, con
         ("image/jpg", "image/jpeg"),
         ("image/pjpeg", "image/jpeg"),
         ("application/x-zip-compressed", "application/zip"),
+        ("application/x-pkcs7-signature", "application/pkcs7-signature"),
+        ("application/x-pkcs7-mime; smime-type=signed-data", "application/pkcs7-mime"),
+        ("text/rtf", "application/rtf"),
+        ("application/csv", "text/csv"),
+        ("image/x-ms-bmp", "image/bmp"),
+        ("audio/x-wav", "audio/wav"),
+        ("application/x-msword", "application/msword"),
+        ("application/x-msexcel", "application/vnd.ms-excel"),
     ],
 )
 def test_another_name_of_a_type_is_that_type(alias: str, registered: str) -> None:
@@ -323,7 +338,7 @@ def test_no_name_makes_a_pattern_slow() -> None:
                 {"include": [{"content_types": [f"application/pdf{between}image/png"]}]},
                 r'more than one content type; write a list: \["application/pdf", "image/png"\]',
             )
-            for between in (", ", ",", "|", " | ", ";", "; ", " ", "\n")
+            for between in (", ", ",", "|", " | ", ";", "; ", " ", "\n", ";q=0.9,", "; q=0.9, ", ";q=0.9|", ";q=0.9;")
         ),
         ({"include": [{"content_types": "application/pdf, image/png"}]}, r'list.*: \["application/pdf", "image/png"\]'),
         *(
@@ -353,7 +368,18 @@ def test_no_name_makes_a_pattern_slow() -> None:
         ),
         *(
             ({"exclude": [{"names": [text]}]}, r'more than one pattern; .* such as \["\*.pdf", "\*.docx"\]')
-            for text in ("*.pdf, *.docx", "*.pdf;*.docx", "*.pdf | *.png", "*.{pdf,docx}")
+            for text in (
+                "*.pdf, *.docx",
+                "*.pdf;*.docx",
+                "*.pdf | *.png",
+                "*.{pdf,docx}",
+                "*.pdf *.doc",
+                "*.pdf\n*.doc",
+                "*.pdf\r\ninvoice*",
+                "invoice.pdf, order.pdf",
+                "invoice.pdf|order.pdf",
+                "invoice*.pdf; order.PDF; *.zip",
+            )
         ),
         *(
             ({"exclude": [{"names": [text]}]}, r'matches no file name but "\.?pdf"; for an extension write "\*\.pdf"')
@@ -376,7 +402,31 @@ def test_a_rule_that_makes_no_sense_is_refused(bad: dict[str, Any], says: str) -
     assert len(told.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["Smith,*.pdf", "a;b.pdf", "{12-34}.pdf", "log*", "*.pdf.", "README", "[pdf]", "a, b"])
+@pytest.mark.parametrize(
+    ("name", "pattern"), [("invoice.pdf, order.pdf", "invoice.pdf? order.pdf"), ("x.pdf y.doc", "*.pdf?*.doc")]
+)
+def test_a_single_name_that_looks_like_a_list_can_be_written(name: str, pattern: str) -> None:
+    """As the message says that refuses it."""
+    assert matches(Attachment(name), names=[pattern])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "invoice.pdf order.pdf",
+        "*.pdf copy",
+        "1.2, 3.4.pdf",
+        "Smith, Inc.",
+        "Smith,*.pdf",
+        "a;b.pdf",
+        "{12-34}.pdf",
+        "log*",
+        "*.pdf.",
+        "README",
+        "[pdf]",
+        "a, b",
+    ],
+)
 def test_a_rule_that_makes_sense_is_taken(name: str) -> None:
     """Unusual names are names."""
     assert matches(Attachment(name.replace("*", "x")), names=[name])
