@@ -3,7 +3,9 @@
 - `.eml`: one message (RFC 5322); `.emlx` (Apple Mail): its length, the message, then what Apple knows of it.
 - mbox (RFC 4155): messages, each after a line `From sender date`. Apple exports one as a folder `Name.mbox` with
   a file `mbox` in it.
-- Maildir: a file for each message, of any name, in the folders `cur` and `new`.
+- Maildir: a file for each message, of any name, in the folders `cur` and `new`; MH: a number as the name.
+
+Links to folders are followed, and no folder is read twice.
 """
 
 import os
@@ -13,14 +15,17 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
-FORMATS = ".eml and .emlx files, mbox files and Maildir folders"
+FORMATS = ".eml and .emlx files, mbox files, Maildir and MH folders"
 
 _HEAD_BYTES = 64 * 1024
 _MAC_COPY = "._"  # beside a file x that macOS copies elsewhere, it puts ._x, which holds no mail
 _NOTHING = re.compile(rb"(?:\xef\xbb\xbf|[ \t]*[\r\n])*")
 """What editors and exports leave before a file's first line."""
 _HEADER = re.compile(rb"[!-9;-~]+[ \t]*:")
-_DATED = re.compile(rb"From .*[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d")
+_DATED = re.compile(rb"From .*[A-Z][a-z]{2} [A-Z][a-z]{2} +\d{1,2} \d{1,2}:\d\d")
+_TIMED = re.compile(rb"From .*\d:\d\d.*\n")
+"""A date in any other form, such as 2026-11-02T10:00:00Z."""
+_PADDED = 20  # digits: more than any mail program's numbers have
 _LENGTH = re.compile(rb"[ \t]*(\d{1,15})[ \t]*\r?\n")
 
 
@@ -32,14 +37,29 @@ def raw_messages(path: Path) -> Iterator[bytes]:
     if not path.is_dir():
         yield from _messages_of(path)
         return
-    for file in sorted(_files(path.resolve())):
+    for file in sorted(_files(path.resolve()), key=_order):
         if _is_mail(file):
             yield from _messages_of(file)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for inner, _, names in os.walk(folder, onerror=_raise):
+    seen: set[tuple[int, int]] = set()
+    for inner, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        told = Path(inner).stat()
+        if (told.st_dev, told.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((told.st_dev, told.st_ino))
         yield from (file for name in names if (file := Path(inner, name)).is_file())
+
+
+def _order(file: Path) -> tuple[str, ...]:
+    """By path, and where a name is a number by that."""
+    return tuple(part.zfill(_PADDED) if _is_number(part) else part for part in file.parts)
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
 
 
 def _raise(error: OSError) -> None:
@@ -54,10 +74,12 @@ def _is_mail(file: Path) -> bool:
     with file.open("rb") as opened:
         head = opened.read(_HEAD_BYTES)
     head = head[_start(head) :]
-    if file.parent.name in ("cur", "new"):
+    if file.parent.name in ("cur", "new") or _is_number(file.name):
         return head.startswith(b"From ") or _HEADER.match(head) is not None
-    is_named_so = "mbox" in (file.name.lower(), file.suffix.lower().removeprefix("."))
-    return head.startswith(b"From ") if is_named_so else _DATED.match(head) is not None
+    if "mbox" in (file.name.lower(), file.suffix.lower().removeprefix(".")):
+        return head.startswith(b"From ")
+    timed = _TIMED.match(head)
+    return _DATED.match(head) is not None or (timed is not None and _HEADER.match(head, timed.end()) is not None)
 
 
 def _messages_of(file: Path) -> Iterator[bytes]:

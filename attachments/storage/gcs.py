@@ -50,7 +50,7 @@ from attachments.storage.backend import (
     options_in_use,
 )
 from attachments.storage.encryption import Encryption
-from attachments.storage.errors import AccessDenied, NotFound, StoreUnavailable, UnsupportedStore
+from attachments.storage.errors import AccessDenied, NotFound, StoreError, StoreUnavailable, UnsupportedStore
 from attachments.storage.manifest import MOST_READ
 from attachments.storage.parts import PASSING_STATUS, PartedUpload, is_permanent, patiently, run
 from attachments.storage.sidecars import orphaned_proofs, proof_path, read_proof
@@ -145,11 +145,14 @@ class GcsBackend(Backend):
                 return Failure(UnsupportedStore, symbol, "check the bucket's name, the KMS key and the store's options")
             return Failure(StoreUnavailable, symbol, "the service did not do it; it is tried again")
         symbol = type(error).__name__
-        if isinstance(error, GoogleAuthError | HttpError | NonRetryableError) and not _is_transport(error):
-            return Failure(
-                AccessDenied, symbol, "give the worker credentials: environment, service account, or options"
-            )
-        return Failure(StoreUnavailable, symbol, "check network and endpoint if this goes on; it is tried again")
+        if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
+            kind: type[StoreError] = UnsupportedStore
+            advice = "check the option endpoint_url, such as https://host:port, and STORAGE_EMULATOR_HOST"
+        elif isinstance(error, GoogleAuthError | HttpError | NonRetryableError) and not _is_transport(error):
+            kind, advice = AccessDenied, "give the worker credentials: environment, service account, or options"
+        else:
+            kind, advice = StoreUnavailable, "check network and endpoint if this goes on; it is tried again"
+        return Failure(kind, symbol, advice)
 
     def objects(self, prefix: str) -> Iterator[Listed]:
         for page in self._pages(prefix=self._root + prefix, fields="nextPageToken,items(name,size,timeCreated)"):

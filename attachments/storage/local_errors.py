@@ -90,6 +90,9 @@ def failure_of(error: Exception) -> Failure:
     """What the error of an operating system, or of any fsspec file system, means; the unknown may pass."""
     if isinstance(error, ftplib.error_perm) and (known := _FTP.get(str(error)[:3])):
         return Failure(known[0], str(error)[:3], known[1])
+    if isinstance(error, ImportError):
+        lacking = f"the package {error.name}" if error.name else "a package that this file system needs"
+        return Failure(UnsupportedStore, type(error).__name__, f"{lacking} is not installed; install it for the worker")
     if isinstance(error, NotImplementedError):
         return Failure(UnsupportedStore, "NotImplementedError", "this file system cannot do what a store needs")
     number = (isinstance(error, OSError) and error.errno) or 0

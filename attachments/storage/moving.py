@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import ftplib
 import hashlib
+import inspect
 import json
 import secrets
 import threading
@@ -24,6 +25,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from inspect import Parameter
 from typing import Any, cast
 
 from fsspec import AbstractFileSystem, get_filesystem_class
@@ -88,7 +90,18 @@ class MovingBackend(Backend):
                 f"a {protocol}: store can neither move nor copy, so nothing could be written to it atomically. "
                 "Set the store's URL to one of file:, s3:, abfs:, gs:, sftp:"
             )
-        return cls(kind, url, options)
+        if protocol == "memory":
+            raise UnsupportedStore(
+                "a memory: store is lost when the process ends that wrote to it. "
+                "Set the store's URL to one of file:, s3:, abfs:, gs:, sftp:"
+            )
+        backend = cls(kind, url, options)
+        if lacking := _lacking(kind, backend._options):
+            raise UnsupportedStore(
+                f"a {protocol}: store needs {' and '.join(lacking)}, which neither its URL (such as "
+                f"{protocol}://host/folder) nor its options name; add what is missing"
+            )
+        return backend
 
     @property
     def url(self) -> str:
@@ -211,7 +224,7 @@ class MovingBackend(Backend):
             if self._opened is None:
                 try:
                     self._opened = self._kind(**self._options, skip_instance_cache=True, use_listings_cache=False)
-                except (TypeError, ValueError):
+                except (TypeError, ValueError, AttributeError, LookupError):
                     raise UnsupportedStore(
                         f"the options of the {self.url.partition(':')[0]}: store cannot be used; compare them with "
                         "those of its fsspec file system"
@@ -365,6 +378,14 @@ class _MovingUpload(Upload):
             self._backend._make_folder(self._temporary)
             self._file = self._backend._fs.open(self._backend._path(self._temporary), "wb")
         return self._file
+
+
+def _lacking(kind: type[AbstractFileSystem], options: Mapping[str, Any]) -> list[str]:
+    """What the file system cannot be opened without, and was not given."""
+    _, *parameters = inspect.signature(kind.__init__).parameters.values()
+    named = {Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY}
+    needed = [each.name for each in parameters if each.default is Parameter.empty and each.kind in named]
+    return [name for name in needed if not options.get(name)]
 
 
 def _moves(kind: type[AbstractFileSystem]) -> bool:

@@ -89,6 +89,17 @@ def is_nameless(name: str | None) -> bool:
     return not _settled(name or "")
 
 
+def invisible(text: str) -> str | None:
+    """The first character that does not print and has no meaning where it stands; None when there is none."""
+    for at, char in enumerate(text):
+        if char in _JOINERS:
+            if not _joins(text[at - 1 : at], text[at + 1 : at + 2]):
+                return char
+        elif char in _LINE_CONTROLS or unicodedata.category(char) == "Cc" or _is_invisible_format(char):
+            return char
+    return None
+
+
 def bounded(name: str) -> str:
     """The name without its middle, when it is far longer than any file's: normalizing takes quadratic time."""
     return name if len(name) <= 2 * _SIDE else name[:_SIDE] + name[-_SIDE:]
@@ -132,11 +143,15 @@ def _printable(name: str) -> str:
         elif char in _JOINERS:
             if _joins(name[at - 1 : at], name[at + 1 : at + 2]):
                 kept.append(char)
-        elif char in INVISIBLE or (category == "Cf" and char not in _VISIBLE_FORMATS):
+        elif _is_invisible_format(char):
             continue
         else:
             kept.append(char)
     return "".join(kept)
+
+
+def _is_invisible_format(char: str) -> bool:
+    return char in INVISIBLE or (unicodedata.category(char) == "Cf" and char not in _VISIBLE_FORMATS)
 
 
 def _joins(before: str, after: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import UnsupportedStore
+from attachments.storage.names import invisible
 from attachments.storage.object_store import ObjectStore
 from attachments.storage.sealing import SUFFIX, sealer
 from attachments.storage.store import Store
@@ -88,6 +89,11 @@ def _local_path(url: str) -> str | None:
         raise UnsupportedStore("the store's URL is empty; set it to a path such as file:///srv/attachments")
     if any("\ud800" <= character <= "\udfff" for character in url):  # no message and no block can hold them
         raise UnsupportedStore("the store's URL holds bytes that are not UTF-8 text; type it again")
+    if (character := invisible(url)) is not None:
+        raise UnsupportedStore(
+            f"the store's URL holds an invisible character (U+{ord(character):04X}), perhaps pasted with it, and would "
+            "lead to another folder; type it again"
+        )
     if is_chained(url):
         raise UnsupportedStore(
             "the store's URL chains file systems with '::', which can't be written to atomically; "

@@ -18,6 +18,7 @@ import io
 import json
 import re
 import secrets
+import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
@@ -108,6 +109,10 @@ _SET_CHECKSUMS = (
     '{"request_checksum_calculation": "when_required"}'
 )
 _CHECKSUMS = (UnsupportedStore, _SET_CHECKSUMS)
+_CERTIFICATES = (
+    UnsupportedStore,
+    "a file of certificates cannot be read; check verify in client_kwargs, and AWS_CA_BUNDLE in the environment",
+)
 _UNUSABLE = (UnsupportedStore, "check the bucket's name and the store's options")
 _MEANINGS: Mapping[tuple[type[Any], str], str] = {
     _ACCESS: """
@@ -116,8 +121,14 @@ _MEANINGS: Mapping[tuple[type[Any], str], str] = {
         TokenRefreshRequired AuthorizationHeaderMalformed InvalidClientTokenId UnauthorizedAccess Forbidden Unauthorized
         MethodNotAllowed 401 403 405
     """,
-    _BUCKET: "NoSuchBucket 301 PermanentRedirect InvalidBucketName",
-    _ROOM: "QuotaExceeded InsufficientStorage InsufficientCapacity StorageFull XMinioStorageFull 507",
+    _BUCKET: """
+        NoSuchBucket NoSuchAccessPoint NoSuchMultiRegionAccessPoint NoSuchOutpost 301 PermanentRedirect
+        InvalidBucketName
+    """,
+    _ROOM: """
+        QuotaExceeded InsufficientStorage InsufficientCapacity StorageFull XMinioStorageFull XMinioStorageBackendFull
+        XMinioAdminBucketQuotaExceeded 507
+    """,
     _TOO_LONG: "KeyTooLongError",
     # With a status that says otherwise: damaged on its way, too late, too fast, or parts that are gone.
     _PASSING: """
@@ -151,6 +162,8 @@ _MAY_PASS = (
     MetadataRetrievalError,
 )
 """Of botocore's own errors those that the network may have caused; the others are about what it was told."""
+_UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ssl.SSLError)
+"""What a file of certificates raises that is not there or holds none, before there is a connection."""
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 
 
@@ -224,6 +237,9 @@ class S3Backend(Backend):
         if isinstance(error, MissingDependencyException):
             advice = "a multi-region access point needs the package awscrt; install it beside the worker"
             return Failure(UnsupportedStore, type(error).__name__, advice)
+        cause = getattr(error, "kwargs", {}).get("error")
+        if type(error) is HTTPClientError and isinstance(cause, _UNREADABLE):
+            return Failure(_CERTIFICATES[0], type(cause).__name__, _CERTIFICATES[1])
         if isinstance(error, BotoCoreError) and not isinstance(error, _MAY_PASS):
             return Failure(_UNUSABLE[0], type(error).__name__, _UNUSABLE[1])
         return Failure(StoreUnavailable, type(error).__name__, "check network and endpoint; it is tried again")
@@ -537,14 +553,14 @@ class _S3Upload(PartedUpload):
 def _bucket_and_root(url: str) -> tuple[str, str]:
     """An access point's whole ARN, which may hold slashes, is what S3 takes for a bucket. Raises UnsupportedStore."""
     path = str(S3FileSystem._strip_protocol(url)).strip("/")
-    if not path.startswith("arn:"):
+    if path[:4].lower() != "arn:":
         bucket, _, root = path.partition("/")
         return bucket, root
     found = _ARN.match(path)
     if found is None:
         raise UnsupportedStore(
             "the store's URL holds an ARN that is not an access point's; write it as s3://bucket/folder, or as "
-            "s3://arn:aws:s3:region:account:accesspoint/name/folder"
+            "s3://arn:aws:s3:region:account:accesspoint/name/folder, in small letters"
         )
     return found[0], path[found.end() + 1 :]
 

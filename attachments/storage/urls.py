@@ -10,13 +10,17 @@ from fsspec.core import split_protocol
 
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")  # RFC 3986; all that fsspec knows are such
 _LOCAL = re.compile(r"(file|local):(//)?(.*)", re.DOTALL)
+_DRIVE = re.compile(r"(?:(?:file|local):/*|/+)?[A-Za-z]:(?:[/\\]|$)|\\\\")
+_MACHINE = re.compile(r"(?:[^/:@\s]+@)?[^/:@\s]{2,}:/(?!/)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(?::|(?=//))/*(.*)", re.DOTALL)
+
+_MOUNTED = "file:///mnt/attachments"
 
 
 def is_chained(url: str) -> bool:
     """Whether a URL leads through one file system into another, as ``simplecache::s3://…`` does."""
     # Not the colons of an IPv6 address, nor of the ARN of a multi-region access point.
-    return "::" in re.sub(r"([/@])\[[0-9A-Fa-f:.]+\]|^s3a?://arn:[^/]*", r"\1", url)
+    return "::" in re.sub(r"([/@])\[[0-9A-Fa-f:.]+\]|^s3a?://(?i:arn):[^/]*", r"\1", url)
 
 
 def local_path(url: str, what: str) -> str | None:
@@ -42,18 +46,27 @@ def local_path(url: str, what: str) -> str | None:
                 host = ""
     if path.startswith("~"):
         path = os.path.expanduser(path)  # noqa: PTH111  # pathlib raises where there is no such user
-    if host or not path.startswith("/"):
+    if host or not path.startswith("/") or _DRIVE.match(url):
         raise ValueError(f"{what} {_advice(url)}")
     return path
 
 
 def _advice(url: str) -> str:
     """What is wrong with a URL that names no absolute path, and what was probably meant."""
+    if _DRIVE.match(url):
+        return (
+            "names a drive or a share as Windows does; write it as the folder where it is mounted, such as " + _MOUNTED
+        )
     scheme = _SCHEME.match(url)
     if scheme and scheme[1].lower() in available_protocols():
         protocol, rest = scheme[1].lower(), scheme[2]
         meant = f"file:///{rest}" if protocol in {"file", "local"} else f"{protocol}://{rest}"
         return f"{_wrong(url)}; write it as {_shown(meant, f'{protocol}://…')}"
+    if _MACHINE.match(url):
+        return (
+            "names a folder of another machine; mount it here and write the folder where it is mounted, such as "
+            f"{_MOUNTED}, or use sftp://host/folder"
+        )
     meant = f"file:///{url.lstrip('./')}"
     return (
         f"is a path relative to the working directory; write it as {_shown(meant, 'file:///srv/attachments')}, "

@@ -263,6 +263,52 @@ def test_a_maildir_is_read(tmp_path: Path, spool: Spool):
     assert subjects(tmp_path / "new", spool) == ["two"]
 
 
+@pytest.mark.parametrize(
+    "separator",
+    [
+        "From sam@x.example Thu Jan 1 10:00:00 2026",
+        "From sam@x.example Thu Jan  1 9:00:00 2026",
+        "From sam@x.example 2026-01-01T10:00:00Z",
+        "From sam@x.example 2026-01-01 10:00:00 +0100",
+        "From - Thu, 1 Jan 2026 10:00:00 +0000",
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
+def test_an_mbox_without_a_suffix_is_known_by_its_first_lines(tmp_path: Path, spool: Spool, separator: str, end: str):
+    """Programs write the date in several forms."""
+    box = b"\n".join(separator.encode() + b"\n" + MAIL % subject for subject in (b"one", b"two"))
+    (tmp_path / "Inbox").write_bytes(box.replace(b"\n", end.encode()))
+    assert subjects(tmp_path, spool) == ["one", "two"]
+
+
+def test_an_mh_folder_is_read(tmp_path: Path, spool: Spool):
+    """A file for each message, called by its number; not what was removed, nor the program's own files."""
+    box = mailbox.MH(tmp_path / "inbox")
+    for number in range(1, 12):
+        box.add(MAIL % str(number).encode())
+    box.add_folder("old").add(MAIL % b"old")
+    box.close()
+    (tmp_path / "inbox" / ",3").write_bytes(MAIL % b"removed")
+    (tmp_path / "inbox" / "99").write_bytes(b"\0\1\2")
+    assert subjects(tmp_path, spool) == [*map(str, range(1, 12)), "old"]
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path, spool: Spool):
+    """Mail is often kept on another disk; a link to a folder above does not go on for ever."""
+    kept = tmp_path / "disk" / "old"
+    kept.mkdir(parents=True)
+    (kept / "one.eml").write_bytes(MAIL % b"one")
+    mail = tmp_path / "mail"
+    mail.mkdir()
+    (mail / "two.eml").write_bytes(MAIL % b"two")
+    (mail / "a").symlink_to(kept, target_is_directory=True)
+    (mail / "b").symlink_to(kept, target_is_directory=True)
+    (kept / "up").symlink_to(mail, target_is_directory=True)
+    assert sorted(subjects(mail, spool)) == ["one", "two"]
+    (tmp_path / "link").symlink_to(mail, target_is_directory=True)
+    assert sorted(subjects(tmp_path / "link", spool)) == ["one", "two"]
+
+
 def test_the_mailboxes_of_apple_mail_are_read(tmp_path: Path, spool: Spool):
     """An exported mailbox is a folder with a file `mbox`; one that is in use has a file `.emlx` for each message."""
     (tmp_path / "Shop.mbox").mkdir()
@@ -284,6 +330,8 @@ def test_what_is_no_mail_is_passed_over_in_a_folder(tmp_path: Path, spool: Spool
     (tmp_path / "._one.eml").write_bytes(b"\0\5\x16\7")
     (tmp_path / "notes.txt").write_bytes(b"From: me\nSubject: notes\n")
     (tmp_path / "letter.txt").write_bytes(b"From the desk of Sam\n\nHello\n")
+    (tmp_path / "hours.txt").write_bytes(b"From 10:00 to 11:00 we are closed.\n\nSam\n")
+    (tmp_path / "2026").write_bytes(b"In numbers\n")
     assert subjects(tmp_path, spool) == []
 
 

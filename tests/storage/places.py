@@ -18,6 +18,8 @@ from attachments.storage import Encryption, Store, open_store
 from tests.servers.kinds import Azurite, FakeGcs, Moto, Rclone, Sftp
 from tests.servers.server import Server
 
+from .memory import PROTOCOL as MEMORY
+
 SERVERS: Mapping[str, type[Server]] = {
     "s3-moto": Moto,
     "s3-rclone": Rclone,
@@ -180,7 +182,7 @@ class Places:
             root = self._folder / name / "root"
             return Place(kind, f"file://{root}", {}, None, name)
         if kind == "memory":
-            return Place(kind, f"memory://{name}/root", {}, None, name)
+            return Place(kind, f"{MEMORY}://{name}/root", {}, None, name)
         server = self._servers.get(kind) or self._started(kind)
         return self.at(kind, server, name)
 

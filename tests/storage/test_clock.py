@@ -21,7 +21,7 @@ BEHIND = timedelta(days=300)
 
 @pytest.fixture
 def store() -> ObjectStore:
-    return cast("ObjectStore", open_store(f"memory://clock-{uuid4().hex}"))
+    return cast("ObjectStore", open_store(f"test-memory://clock-{uuid4().hex}"))
 
 
 @pytest.fixture

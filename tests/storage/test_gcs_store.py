@@ -881,6 +881,13 @@ def test_an_unreachable_service_is_unavailable(caplog: pytest.LogCaptureFixture)
         assert time.monotonic() - started < 15
 
 
+@pytest.mark.parametrize("endpoint", ["nohost", "http://127.0.0.1:99999", "ftp://127.0.0.1"])
+def test_an_endpoint_that_is_none_is_permanent(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The same text is no address tomorrow."""
+    store = open_store("gs://some/root", {"token": "anon", "endpoint_url": endpoint})
+    fails(store, UnsupportedStore, "UrlClientError", caplog)
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "kind", "symbol"),
     [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import ftplib
+import gc
+import importlib.util
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -120,6 +122,8 @@ def test_an_error_of_any_kind_tells_no_name(root: str) -> None:
         (ftplib.error_perm(f"550 {CANARY}"), StoreUnavailable, "error_perm"),
         (ftplib.error_temp(f"451 {CANARY}"), StoreUnavailable, "error_temp"),
         (NotImplementedError(CANARY), UnsupportedStore, "NotImplementedError"),
+        (ModuleNotFoundError(CANARY, name="pyarrow"), UnsupportedStore, "the package pyarrow is not installed"),
+        (ImportError(CANARY), UnsupportedStore, "ImportError"),
         (OSError(errno.ENAMETOOLONG, CANARY), UnsupportedStore, "ENAMETOOLONG"),
         (OSError(errno.ETIMEDOUT, CANARY), StoreUnavailable, "ETIMEDOUT"),
     ],
@@ -132,7 +136,7 @@ def test_what_is_permanent_is_not_tried_again(
     def failing(self: Any, path: str, *_: Any, **__: Any) -> None:
         raise error
 
-    store = open_store(f"memory:{root}")
+    store = open_store(f"test-memory:{root}")
     monkeypatch.setattr(MemoryFileSystem, "open", failing)
     with pytest.raises(StoreError, match=symbol) as caught:
         store.read_manifest(MESSAGE)
@@ -177,7 +181,7 @@ def test_encrypted_writers_that_race_leave_an_object_with_its_own_proof(
 
     monkeypatch.setattr(MovingBackend, "_move", in_turn)
     encryption = Encryption(age_recipients=(str(OWNER.to_public()),))
-    slow, fast = (open_store(f"memory:{root}", encryption=encryption) for _ in range(2))
+    slow, fast = (open_store(f"test-memory:{root}", encryption=encryption) for _ in range(2))
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(slow.write, MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
         assert first_proven.wait(20)
@@ -185,12 +189,64 @@ def test_encrypted_writers_that_race_leave_an_object_with_its_own_proof(
         second_moved.set()
         late = writing.result(20)
     assert quick.stored_sha256 != late.stored_sha256
-    assert open_store(f"memory:{root}").stored(MESSAGE) == {ATTACHMENT: late}
+    assert open_store(f"test-memory:{root}").stored(MESSAGE) == {ATTACHMENT: late}
     for told in (quick, late):
         fields = {name: getattr(told, name) for name in ("key", "bytes", "sha256", "stored_bytes", "stored_sha256")}
         fields |= {"attachment_key": ATTACHMENT, "stored_at": told.stored_at}
         recorded = manifest(entry("a.pdf", **fields))
         fast.update_manifest(MESSAGE, lambda _, recorded=recorded: recorded)  # type: ignore[misc]
         assert verify_message(fast, MESSAGE).differences == ()
-    again = open_store(f"memory:{root}", encryption=encryption).write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
+    again = open_store(f"test-memory:{root}", encryption=encryption).write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
     assert again == late
+
+
+class Broken(MemoryFileSystem):
+    """Cannot be made with what it is given, as fsspec's own that take other file systems."""
+
+    protocol = "broken"
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise AttributeError(CANARY)
+
+
+def test_what_cannot_be_made_of_a_url_is_permanent() -> None:
+    """Its options are the same tomorrow."""
+    fsspec.register_implementation("broken", Broken, clobber=True)
+    with pytest.raises(UnsupportedStore, match="options of the broken: store") as caught:
+        open_store("broken://a").read_manifest(MESSAGE)
+    assert CANARY not in str(caught.value)
+
+
+def test_hadoop_without_its_package_says_what_to_install() -> None:
+    """fsspec imports it when the file system is first used."""
+    if importlib.util.find_spec("pyarrow"):
+        pytest.skip("pyarrow is installed")
+    with pytest.raises(UnsupportedStore, match="the package pyarrow is not installed"):
+        open_store("hdfs://nn/a").read_manifest(MESSAGE)
+
+
+@pytest.mark.parametrize(
+    ("url", "lacking"),
+    [
+        ("ftp:///a", "host"),
+        ("ftp://:2121/a", "host"),
+        ("webhdfs:///a", "host"),
+        ("dbfs:///a", "instance and token"),
+        ("jupyter://a", "url"),
+    ],
+)
+def test_what_a_file_system_cannot_be_made_without_is_asked_for_when_the_store_is_opened(
+    url: str, lacking: str
+) -> None:
+    """fsspec's FTP client, half made, writes a traceback when it is collected."""
+    with pytest.raises(UnsupportedStore, match=f"needs {lacking}, which neither its URL"):
+        open_store(url)
+    gc.collect()
+    if url == "ftp:///a":
+        assert open_store(url, {"host": "ftp.example.com"}).url == "ftp://ftp.example.com/a"
+
+
+def test_memory_is_no_store() -> None:
+    """What is stored there is lost with the process, though its run is Completed."""
+    with pytest.raises(UnsupportedStore, match="lost when the process ends"):
+        open_store("memory://a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,8 +52,16 @@ RELATIVE = {
     "../attachments": "relative to the working directory",
     ".": "relative to the working directory",
     "~nobody-has-this-name/x": "relative to the working directory",
-    "C:\\attachments": "relative to the working directory",
-    "\\\\server\\share": "relative to the working directory",
+    "C:\\attachments": "names a drive or a share as Windows does; write it as the folder where it is mounted",
+    "C:/srv": "names a drive or a share as Windows does",
+    "file:///C:/srv": "names a drive or a share as Windows does",
+    "file:c:/srv": "names a drive or a share as Windows does",
+    "/C:": "names a drive or a share as Windows does",
+    "\\\\server\\share": "names a drive or a share as Windows does",
+    "nfs:/h/a": "names a folder of another machine; mount it here and write the folder where it is mounted",
+    "host:/path": "names a folder of another machine",
+    f"mail:{SECRET}@host:/path": "relative to the working directory",
+    "mail@host:/path": "names a folder of another machine",
     "bucket/folder": "with the storage in front, such as s3://",
     "s3:/bucket": "write it as s3://bucket",
     "s3:bucket/folder": "write it as s3://bucket/folder",
@@ -80,6 +89,30 @@ def test_what_would_lead_below_the_working_directory_is_refused(
     assert RELATIVE[url] in str(caught.value)
     assert SECRET not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("/srv/a\u200b", "U+200B"),
+        ("/srv/\u202ea", "U+202E"),
+        ("\ufefffile:///srv/a", "U+FEFF"),
+        ("file:///tmp/\0a", "U+0000"),
+        ("/srv/a\nb", "U+000A"),
+        ("s3://bucket/a\u2060/b", "U+2060"),
+        ("sftp://host/a\u200d", "U+200D"),
+    ],
+)
+def test_an_invisible_character_is_refused(url: str, code: str) -> None:
+    """It would make another folder beside the one that is meant, and nobody would see why."""
+    with pytest.raises(UnsupportedStore, match=f"invisible character .{re.escape(code)}.*type it again"):
+        open_store(url)
+
+
+@pytest.mark.parametrize("name", ["می\u200cخواهم", "👨\u200d👩\u200d👧"])
+def test_a_joiner_that_has_a_meaning_is_part_of_a_folder_s_name(name: str, root: Path) -> None:
+    """In Persian, Indic scripts and emoji."""
+    assert open_store(f"{root}/{name}").url == f"file://{root}/{name}"
 
 
 @given(url=st.one_of(st.text(), st.from_regex(r"(file|local|s3|gs|abfs|az|sftp|ftp|memory|adl):?/{0,3}.*")))
@@ -125,7 +158,7 @@ def test_a_protocol_that_nothing_sound_exists_for_is_refused(protocol: str) -> N
         "abfs://container@account.dfs.core.windows.net/root",
         "gs://bucket/root",
         "sftp://user:secret@host/root",
-        "memory://root",
+        "test-memory://root",
     ],
 )
 def test_opening_asks_nobody(url: str) -> None:
@@ -160,7 +193,7 @@ def test_what_can_be_no_bucket_is_refused_and_not_repeated(url: str) -> None:
 @pytest.mark.parametrize("url", ["file:///srv/a /", "/srv/\x1e/", "s3://bucket/a /", "sftp://host/a\u2028/"])
 def test_a_folder_whose_name_ends_with_a_blank_is_refused(url: str) -> None:
     """Its URL, as `verify` and the doctor print it, would lead to another folder."""
-    with pytest.raises(UnsupportedStore, match="ends with a blank"):
+    with pytest.raises(UnsupportedStore, match=r"ends with a blank|invisible character"):
         open_store(url)
 
 

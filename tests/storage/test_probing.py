@@ -20,7 +20,7 @@ from tests.storage.processes import answer, without_rights
 
 @pytest.fixture
 def store() -> ObjectStore:
-    return cast("ObjectStore", open_store(f"memory://probe-{uuid4().hex}"))
+    return cast("ObjectStore", open_store(f"test-memory://probe-{uuid4().hex}"))
 
 
 def spoil(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, method: str, spoilt: Any) -> MovingBackend:

@@ -73,7 +73,7 @@ def test_a_blank_recipient_is_refused(text: str) -> None:
     with pytest.raises(UnsupportedStore, match="age recipient 2 is blank"):
         parsed([RECIPIENT, text])
     with pytest.raises(UnsupportedStore, match="age recipient 1 is blank"):
-        open_store("memory://x/root", encryption=Encryption(age_recipients=(text,)))
+        open_store("test-memory://x/root", encryption=Encryption(age_recipients=(text,)))
 
 
 @pytest.mark.parametrize("number", LOW_ORDER, ids=str)

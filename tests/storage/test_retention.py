@@ -75,8 +75,8 @@ def record(store: Store, message: str, *entries: ManifestAttachment) -> Manifest
 def age(store: Store, entry: ManifestAttachment, at: datetime) -> None:
     """Makes the store say that an object came at that moment."""
     assert entry.key is not None
-    if store.url.startswith("memory"):
-        MemoryFileSystem.store[f"{store.url.removeprefix('memory://')}/{entry.key}"].created = at
+    if store.url.startswith("test-memory"):
+        MemoryFileSystem.store[f"{store.url.removeprefix('test-memory://')}/{entry.key}"].created = at
     else:
         os.utime(Path(store.url.removeprefix("file://")) / entry.key, (at.timestamp(), at.timestamp()))
 
@@ -649,8 +649,8 @@ def test_a_manifest_that_could_not_be_written_again_loses_no_file(store: Store, 
     # Not by the store, which would refuse it.
     path, extra = f"{MESSAGE}/manifest.json", b'{"a":' * levels + b"0" + b"}" * levels
     data = made.to_bytes().rstrip()[:-1] + b', "extra": ' + extra + b"}"
-    if store.url.startswith("memory"):
-        MemoryFileSystem().pipe_file(f"{store.url.removeprefix('memory://')}/{path}", data)
+    if store.url.startswith("test-memory"):
+        MemoryFileSystem().pipe_file(f"{store.url.removeprefix('test-memory://')}/{path}", data)
     else:
         (Path(store.url.removeprefix("file://")) / path).write_bytes(data)
     tally = done(store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,8 @@ REFUSALS: list[tuple[int, str, type[StoreError]]] = [
     (403, "AccessDenied", AccessDenied),
     (405, "MethodNotAllowed", AccessDenied),
     (404, "NoSuchBucket", NotFound),
+    (404, "NoSuchAccessPoint", NotFound),
+    (400, "XMinioAdminBucketQuotaExceeded", OutOfSpace),
     (507, "XMinioStorageFull", OutOfSpace),
     (400, "RequestTimeout", StoreUnavailable),
     (400, "BadDigest", StoreUnavailable),
@@ -192,3 +195,16 @@ def test_the_proof_of_a_writer_that_came_second_is_found_and_cleared(places: Pla
         store.clear(residue)
     assert list(store.residue(older_than=timedelta(0))) == []
     assert place.open().stored(MESSAGE) == {ATTACHMENT: written}
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["not there", "no certificate"])
+def test_a_file_of_certificates_that_cannot_be_used_is_permanent(tmp_path: Path, there: bool) -> None:
+    """It is read before there is a connection, and aiobotocore has one error for that and for all else."""
+    file = tmp_path / f"{CANARY}.pem"
+    if there:
+        file.write_text("none")
+    told = {"verify": str(file), "endpoint_url": "https://127.0.0.1:1"}
+    store = open_store("s3://bucket/folder", {"key": "k", "secret": "s", "client_kwargs": told})
+    with pytest.raises(UnsupportedStore, match="check verify in client_kwargs") as caught:
+        store.read_manifest(MESSAGE)
+    assert CANARY not in str(caught.value)

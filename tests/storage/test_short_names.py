@@ -188,7 +188,7 @@ def test_any_other_file_system_with_short_names(
 
     for name in calls:
         monkeypatch.setattr(MemoryFileSystem, name, limited(getattr(MemoryFileSystem, name)))
-    url = f"memory://{uuid.uuid4().hex}/root"
+    url = f"test-memory://{uuid.uuid4().hex}/root"
     key = stores_a_long_name(lambda encryption: open_store(url, {}, encryption))
     assert key == f"{PLACE}/{SHORT}"
 

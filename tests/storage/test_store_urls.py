@@ -103,6 +103,8 @@ def test_boto_finds_the_access_point_of_the_bucket(url: str, host: str, path: st
         f"s3://{POINT}/my-ap::file:///x",
         f"s3://{POINT}",
         "s3://arn:aws:iam::123456789012:role/x",
+        "s3://ARN:aws:s3:us-east-1:123456789012:accesspoint/x",
+        "s3://Arn:aws:s3::123456789012:accesspoint/mfzwi23gnjvgw.mrap/folder",
     ],
 )
 def test_other_arns_are_refused(url: str) -> None:
