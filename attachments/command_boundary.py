@@ -33,12 +33,15 @@ class CommandFailed(Exception):
 def run_command(command: Callable[[], int], *, finishes: bool) -> int:
     """Run a command and return its exit status: 130 after Ctrl-C, 141 when nobody reads its output any more.
 
-    With `finishes`, a command goes on although its reader has left (`| head -1`), because it changes something.
+    With `finishes`, a command goes on although its output cannot be written, because it changes something: silently
+    where its reader has left (`| head -1`), and to fail in the end where the disk is full.
     """
-    with _output(finishes=finishes):
+    with _output(finishes=finishes) as failures:
         try:
             status = command()
             sys.stdout.flush()
+            if failures:
+                return _fail(failures[0])
         except KeyboardInterrupt:
             # The next one ends the process at once, whatever it still waits for.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -60,11 +63,14 @@ class _ReaderGone(Exception):
 
 
 class _Pipe(io.FileIO):
-    """A descriptor whose reader may leave. What is written afterwards goes nowhere."""
+    """A descriptor whose reader may leave. What is written afterwards goes nowhere.
 
-    def __init__(self, descriptor: int, *, finishes: bool) -> None:
+    With `failures`, nothing is raised, and another reason than a reader who has left is put there, as a sentence.
+    """
+
+    def __init__(self, descriptor: int, failures: list[str] | None) -> None:
         super().__init__(descriptor, "w", closefd=False)
-        self._finishes = finishes
+        self._failures = failures
         self._is_unread = False
 
     def write(self, data: object) -> int:
@@ -74,28 +80,33 @@ class _Pipe(io.FileIO):
             return super().write(data)  # type: ignore[arg-type]
         except OSError as error:
             self._is_unread = True
-            if self._finishes:
-                return len(memoryview(data))  # type: ignore[arg-type]
-            if isinstance(error, BrokenPipeError):
-                raise _ReaderGone from None
-            raise CommandFailed(f"The output cannot be written ({error.strerror}).") from None
+            said = f"The output cannot be written ({error.strerror})."
+            if self._failures is None:
+                raise (_ReaderGone if isinstance(error, BrokenPipeError) else CommandFailed(said)) from None
+            if not isinstance(error, BrokenPipeError):
+                self._failures.append(f"{said} The command did its work all the same.")
+            return len(memoryview(data))  # type: ignore[arg-type]
 
 
 @contextmanager
-def _output(*, finishes: bool) -> Iterator[None]:
-    """Standard output and error that can show a file name in any script, and outlive their reader."""
+def _output(*, finishes: bool) -> Iterator[list[str]]:
+    """Standard output and error that can show a file name in any script, and outlive their reader.
+
+    Yields what has kept the output of a command that `finishes` from being written.
+    """
     before = sys.stdout, sys.stderr
-    sys.stdout = _opened(sys.stdout, sys.__stdout__, finishes=finishes)
-    sys.stderr = _opened(sys.stderr, sys.__stderr__, finishes=True)
+    failures: list[str] = []
+    sys.stdout = _opened(sys.stdout, sys.__stdout__, failures if finishes else None)
+    sys.stderr = _opened(sys.stderr, sys.__stderr__, [])
     try:
-        yield
+        yield failures
     finally:
         with suppress(_ReaderGone, CommandFailed):
             sys.stdout.flush()
         sys.stdout, sys.stderr = before
 
 
-def _opened(stream: TextIO | None, original: TextIO | None, *, finishes: bool) -> TextIO:
+def _opened(stream: TextIO | None, original: TextIO | None, failures: list[str] | None) -> TextIO:
     if stream is None:  # closed, as by `>&-`
         return io.TextIOWrapper(io.BytesIO(), errors="backslashreplace")
     if not isinstance(stream, io.TextIOWrapper):
@@ -103,7 +114,7 @@ def _opened(stream: TextIO | None, original: TextIO | None, *, finishes: bool) -
     stream.reconfigure(errors="backslashreplace")
     if stream is not original:  # a test's
         return stream
-    pipe = io.BufferedWriter(_Pipe(stream.fileno(), finishes=finishes))
+    pipe = io.BufferedWriter(_Pipe(stream.fileno(), failures))
     return io.TextIOWrapper(pipe, stream.encoding, errors="backslashreplace", line_buffering=True)
 
 

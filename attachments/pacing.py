@@ -3,7 +3,7 @@
 The account may make 100 calls in a minute (getting-started/rate-limits). Each call takes a slot of a Prefect
 global concurrency limit, with a lease, and gives it back, or hands it on, 60 s after its response began. The vendor
 counted the call before that, so there are never more than `limit` calls in any 60 s, however many processes share it.
-`rate_limit()` would leave a quarter of the cap unused (DESIGN.md, "Measured here").
+`rate_limit()` would leave a quarter of the cap unused (docs/decisions.md).
 
 A process that dies leaves its slots to the leases' expiry: `LEASE` seconds after the call at the latest.
 

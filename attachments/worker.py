@@ -1,7 +1,7 @@
 """The `warm` worker: flow runs start at once, in the worker's own process.
 
-Prefect's `process` worker starts an interpreter for each run and needs 7 to 8 s for a job of 0.2 s (DESIGN.md,
-"Measured here"). This one has the code imported and the connections open, and runs each flow in a thread.
+Prefect's `process` worker starts an interpreter for each run and needs 7 to 8 s for a job of 0.2 s. This one has the
+code imported and the connections open, and runs each flow in a thread.
 
 `prefect worker start --pool attachments` finds it through the `prefect.collections` entry point. Other types of
 work pool run the same deployments: nothing in the flows depends on this worker.

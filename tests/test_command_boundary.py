@@ -431,3 +431,22 @@ def test_a_reader_that_has_left_ends_a_command_silently(arguments: list[str], st
     else:
         assert err == b""
     assert process.returncode == status
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_output_that_a_full_disk_does_not_take_is_a_failure(finishes: bool, tmp_path: Path) -> None:
+    """Also of a command that goes on, such as `setup > file`: without its output nobody knows what it did."""
+    done = tmp_path / "done"
+    code = (
+        "import pathlib, sys; from attachments.command_boundary import run_command\n"
+        f"def command(): print('a'); pathlib.Path({str(done)!r}).touch(); return 0\n"
+        f"sys.exit(run_command(command, finishes={finishes}))"
+    )
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120
+        )
+    assert ended.returncode == 1
+    said = "The output cannot be written (No space left on device)."
+    assert ended.stderr == (f"{said} The command did its work all the same.\n" if finishes else f"{said}\n")
+    assert done.exists() is finishes

@@ -1,7 +1,7 @@
 """Takes entries from the inbox and creates their flow runs, a few at a time.
 
 An entry leaves the inbox only when Prefect's API has said yes. A burst of creations makes Prefect's SQLite
-answer 503, so at most `CONCURRENCY` are under way (DESIGN.md, "Measured here").
+answer 503, so at most `CONCURRENCY` are under way (docs/decisions.md).
 """
 
 import asyncio
