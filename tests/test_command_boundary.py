@@ -442,7 +442,7 @@ def test_output_that_a_full_disk_does_not_take_is_a_failure(finishes: bool, tmp_
         f"def command(): print('a'); pathlib.Path({str(done)!r}).touch(); return 0\n"
         f"sys.exit(run_command(command, finishes={finishes}))"
     )
-    with open("/dev/full", "wb") as full:
+    with Path("/dev/full").open("wb") as full:
         ended = subprocess.run(
             [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120
         )
