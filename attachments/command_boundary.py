@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 from urllib.parse import urlsplit
 
+from attachments.loopback import bypass_proxies
 from attachments.terminal import say
 
 if TYPE_CHECKING:
@@ -128,6 +129,9 @@ def import_prefect() -> None:
     try:
         with redirect_stderr(said):  # it also prints a few lines, with the value in them
             import prefect.context  # noqa: F401, PLC0415  takes seconds
+            from prefect.settings import PREFECT_API_URL  # noqa: PLC0415
+
+            bypass_proxies(PREFECT_API_URL.value() or "")
     except ValidationError as error:
         raise CommandFailed(
             f"{_setting(error)} is not valid. Correct it in the environment, in Prefect's profile or in prefect.toml."

@@ -7,6 +7,7 @@ import httpx
 
 from attachments.certificate_problem import certificate_problem
 from attachments.connection_settings import settings_problem
+from attachments.loopback import bypass_proxies, is_exposed
 
 TIMEOUT = 100.0  # seconds, as the vendor's (webhooks/delivery)
 UNAUTHENTICATED = (
@@ -15,6 +16,10 @@ UNAUTHENTICATED = (
 REFUSED = (
     "The receiver refuses the secret that was sent. Set EMAILGISTICS_WEBHOOK_SECRET here to the receiver's. If the "
     "receiver's has changed since it was started, restart it."
+)
+EXPOSED = (
+    "Nothing was sent: by plain HTTP, anyone on the way to that host could read the webhook's secret. Use https://, or "
+    "run this on the receiver's own machine with http://127.0.0.1."
 )
 
 
@@ -39,6 +44,9 @@ def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) 
     headers = {b"Content-Type": b"application/json"}
     if secret:
         headers[b"Authorization"] = f"Bearer {secret}".encode("utf-8", "surrogateescape")
+    if secret and _is_exposed(url):
+        raise TriggerError(EXPOSED)
+    bypass_proxies(url)
     try:
         answer = httpx.post(url, content=json.dumps(payload), headers=headers, timeout=TIMEOUT)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
@@ -75,3 +83,11 @@ def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) 
     if answer.status_code != httpx.codes.OK or word != "success":
         raise TriggerError(f"HTTP {answer.status_code}: {message}")
     return str(message)
+
+
+def _is_exposed(text: str) -> bool:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:  # posting says so
+        return False
+    return is_exposed(url.scheme, url.host)

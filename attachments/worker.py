@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import anyio
@@ -62,6 +63,7 @@ from prefect.workers.base import (
 from attachments.allowed_flows import NO_DEPLOYMENT, VARIABLE, FlowNotAllowed, check_allowed
 from attachments.cancelling import CURRENT, Cancellation
 from attachments.declared import load_flow
+from attachments.loopback import BYPASS, bypass_proxies, is_proxied_for_others
 from attachments.numerals import counted
 from attachments.prefect_busy import make_patient
 from attachments.run_labels import DEATHS
@@ -124,6 +126,14 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         unique = f"{name or 'warm'} {socket.gethostname()} {os.getpid()} {uuid4().hex[:6]}"
         super().__init__(work_pool_name, name=unique, limit=limit or LIMIT, **options)
         self._allowed_flows = os.environ.get(VARIABLE, "")
+        url = PREFECT_API_URL.value() or ""
+        bypass_proxies(url)
+        if is_proxied_for_others(urlsplit(url).hostname or ""):
+            logger.warning(
+                "The first requests of `prefect worker start` went to the proxy of the environment, with Prefect's "
+                "password. Set %s in the worker's environment.",
+                BYPASS,
+            )
         self._clients = _Clients(self.name)
         self._under_way: dict[UUID, _UnderWay] = {}
         self._flows: dict[str, Flow[..., Any]] = {}

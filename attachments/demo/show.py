@@ -104,7 +104,6 @@ def leave_out_settings() -> None:
     """Forget what this user has configured: the demo must not reach a real Prefect, database, key or store."""
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]
-    os.environ["no_proxy"] = "127.0.0.1,localhost"  # written small, it wins over NO_PROXY
 
 
 def _announce(stack: Road, screen: Screen, stop: Stop) -> None:

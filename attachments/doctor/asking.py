@@ -73,7 +73,7 @@ def not_importable(error: Exception) -> tuple[str, str]:
     if name is None:  # httpx's own error
         return (
             "The proxy that the environment names for Prefect's server needs a package that is not installed.",
-            "Name an HTTP proxy, put the server's host into NO_PROXY, or install `httpx[socks]`.",
+            "Name an HTTP proxy instead, unset ALL_PROXY, or install `httpx[socks]`.",
         )
     return (
         f"Python cannot import the module {name} as it was installed ({type(error).__name__}).",

@@ -25,6 +25,7 @@ from attachments.doctor.blocks import Loaded, load_blocks
 from attachments.doctor.deployments import Deployments, blocks_named, look_at_deployments, read_deployments
 from attachments.doctor.findings import Finding, failed, warning
 from attachments.doctor.limits import Room, is_paused, look_at_limits, read_limit, room_in
+from attachments.doctor.network import look_at_network
 from attachments.doctor.reconciliation import look_at_reconciliation
 from attachments.doctor.schedules import look_at_schedules
 from attachments.doctor.server import look_at_access, look_at_server, look_at_settings
@@ -47,6 +48,7 @@ def examine(*, patience: float = PATIENCE) -> Iterator[Finding]:
         yield failed("prefect", "PREFECT_API_URL is not set.", remedy)
         yield _unseen()
         return
+    yield from look_at_network(PREFECT_API_URL.value())
     with ExitStack() as stack:
         try:
             client = stack.enter_context(prefect(patience))

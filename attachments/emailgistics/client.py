@@ -29,7 +29,8 @@ from attachments.emailgistics.mailboxes import Mailbox, parse_mailboxes
 from attachments.emailgistics.models import Attachment, parse_listing
 from attachments.emailgistics.pacing import ACTION, OWN_LIMIT, PacedTransport, Pacer, Unpaced
 from attachments.emailgistics.reports import ReceivedMessages
-from attachments.emailgistics.transport import CALL, SocketTransport, is_loopback
+from attachments.emailgistics.transport import CALL, SocketTransport
+from attachments.loopback import is_exposed
 
 __all__ = ["Download", "EmailgisticsClient"]
 
@@ -243,7 +244,7 @@ def checked_base_url(base_url: str) -> httpx.URL:
         raise InvalidArgument("The base URL is no valid URL") from None
     if not url.host or url.userinfo or url.query or url.fragment:
         raise InvalidArgument("The base URL must name a host and perhaps a path, and nothing else")
-    if url.scheme == "https" or (url.scheme == "http" and is_loopback(url.host)):
+    if url.scheme in ("http", "https") and not is_exposed(url.scheme, url.host):
         return url
     raise InvalidArgument("The base URL must start with https:// (plain HTTP is for this machine alone)")
 

@@ -6,7 +6,6 @@ logs every URL, keeps cookies, reads logins from URLs, and parses a redirect's t
 follow it.
 """
 
-import ipaddress
 from collections.abc import Iterable, Iterator
 from urllib.request import getproxies, proxy_bypass
 
@@ -16,6 +15,7 @@ import httpx
 from attachments.emailgistics.deadline import CURRENT, Call, DeadlineBackend, DeadlineStream
 from attachments.emailgistics.errors import InvalidArgument
 from attachments.emailgistics.framing import framing_of
+from attachments.loopback import is_loopback
 
 CALL = "emailgistics.call"
 """The extension of a request that holds its `Call`."""
@@ -140,13 +140,3 @@ def proxy_for(url: httpx.URL) -> httpx.Proxy | None:
     if proxy.url.scheme not in {"http", "https"} or not proxy.url.host:
         raise InvalidArgument("The proxy that the environment names is not an HTTP proxy")
     return proxy
-
-
-def is_loopback(host: str) -> bool:
-    """Whether the host can only be this machine: `localhost`, 127.0.0.0/8 or ::1."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

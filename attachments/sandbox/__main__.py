@@ -18,7 +18,8 @@ import aiohttp
 
 from attachments.sandbox.account import Account
 from attachments.sandbox.bodies import Spool
-from attachments.sandbox.delivery import Delivery, Posting, deliver
+from attachments.sandbox.delivery import Delivery, Posting, deliver, require_private
+from attachments.sandbox.fields import BadFieldError
 from attachments.sandbox.keys import Key, KeyRing
 from attachments.sandbox.mail import read_mail
 from attachments.sandbox.mail_files import FORMATS
@@ -57,7 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     spool = Spool()
     try:
-        return asyncio.run(_run(options, _secret(), spool))
+        secret = _secret()
+        if options.deliver_to and secret:
+            require_private(options.deliver_to.geturl())
+        return asyncio.run(_run(options, secret, spool))
+    except BadFieldError as error:
+        _say(f"sandbox: {error}; check --deliver-to", file=sys.stderr)
+        return 1
     except (_CannotStart, OSError) as error:
         _say(f"sandbox: {error}", file=sys.stderr)
         return 1

@@ -6,6 +6,7 @@ Retry-After, which is waited for up to 10 s. What is not documented is taken as 
 """
 
 import asyncio
+import ipaddress
 import json
 import time
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Literal
+from urllib.parse import urlsplit
 
 import aiohttp
 
+from attachments.sandbox.fields import BadFieldError
 from attachments.sandbox.payload import Payload
 
 Outcome = Literal["success", "error", "failed"]
@@ -53,7 +56,8 @@ class Delivery:
 class Posting:
     """What to deliver, whereto, and how patiently; times in seconds.
 
-    `pause` is the wait between attempts, None for 0.1, 0.2, …
+    `pause` is the wait between attempts, None for 0.1, 0.2, … Raises BadFieldError for a secret that others could read
+    on its way.
     """
 
     payload: Payload
@@ -63,9 +67,25 @@ class Posting:
     timeout: float = 100.0
     pause: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.secret:
+            require_private(self.url)
+
     def begin(self) -> Delivery:
         """The delivery before its first attempt."""
         return Delivery(str(self.payload.get("id")), self.url)
+
+
+def require_private(url: str) -> None:
+    """Raises BadFieldError when a secret that is posted there goes to another host in clear text."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if parts.scheme == "http" and not is_loopback:
+        raise BadFieldError(f"the secret is not sent to {host} by plain HTTP; use https://, or a host of this machine")
 
 
 async def deliver(session: aiohttp.ClientSession, posting: Posting, delivery: Delivery) -> None:

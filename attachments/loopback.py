@@ -1,0 +1,64 @@
+"""Loopback hosts: requests to them bypass every proxy, and only they may receive a secret over plain HTTP.
+
+A proxy of the environment (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`) sees every header of a request over plain HTTP.
+httpx, websockets, requests, aiohttp and botocore use it for 127.0.0.1 as well. All of them honour `NO_PROXY`.
+"""
+
+import ipaddress
+import os
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+BYPASS = f"NO_PROXY={','.join(LOOPBACK)}"
+
+_added: set[str] = set()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host can only be this machine: `localhost`, 127.0.0.0/8 or ::1."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_exposed(scheme: str, host: str) -> bool:
+    """Whether others can read what is sent there on its way: plain HTTP to another host."""
+    return scheme == "http" and not is_loopback(host)
+
+
+def bypass_proxies(*urls: str) -> None:
+    """Keep requests to loopback hosts away from the proxies of the environment, in this process and its children.
+
+    Most libraries know no ranges of addresses in `NO_PROXY`, so those hosts of `urls` that are loopback are added.
+    """
+    proxies = getproxies_environment()
+    bypassed = proxies.get("no", "")
+    if not proxies.keys() - {"no"} or bypassed == "*":
+        return
+    names = [name.strip() for name in bypassed.split(",") if name.strip()]
+    missing = [host for host in dict.fromkeys((*LOOPBACK, *_loopback_hosts(urls))) if host not in names]
+    if missing:
+        _added.update(missing)
+        # Python prefers the name in small letters, other programs the one in capitals.
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join([*names, *missing])
+
+
+def is_proxied_for_others(host: str) -> bool:
+    """Whether programs without `bypass_proxies`, such as `prefect`, send requests for a loopback host to a proxy."""
+    return host in _added
+
+
+def _loopback_hosts(urls: tuple[str, ...]) -> list[str]:
+    hosts = []
+    for url in urls:
+        try:
+            host = urlsplit(url).hostname or ""
+        except ValueError:  # whoever uses the URL says so
+            continue
+        if is_loopback(host):
+            hosts.append(host)
+    return hosts
