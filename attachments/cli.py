@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from attachments.command_boundary import FAILED, INTERRUPTED, CommandFailed, import_prefect, run_command
+from attachments.loopback import bypass_proxies
 from attachments.message_id import mistake_in, normalized
 from attachments.secret_files import read_secret_files
 from attachments.terminal import LogFormatter, bounded, printable, say, say_json
@@ -29,7 +30,6 @@ FINISHING = (["setup"], ["receive"], ["sandbox"], ["decrypt"])
 HIGHEST_PORT = 65535
 MOST_AT_ONCE = 64
 MESSAGE = "the message's id, its key of 32 hex digits, or a path or address with the key in it"
-SHORT_SECRET = 16  # characters, below which a webhook's secret can be guessed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str], *, is_process: bool) -> int:
     if is_process and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `attachments.console`
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    bypass_proxies()
     if arguments[:1] == ["sandbox"]:
         return _sandbox(list(arguments[1:]))
     options = _parser().parse_args(arguments)
@@ -94,6 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     receive.add_argument("--insecure", action="store_true", help="take webhooks without a secret, from anybody")
     receive.add_argument("--tls-certificate", type=_path, metavar="PEM", help="serve HTTPS with this certificate")
     receive.add_argument("--tls-key", type=_path, metavar="PEM", help="the certificate's key")
+    receive.add_argument(
+        "--monitoring-address",
+        type=_address,
+        metavar="HOST:PORT",
+        help="serve /ready and /metrics there, by plain HTTP, and not to those who post webhooks (default: "
+        "127.0.0.1:8081 with --tls-certificate, else the address of the webhooks)",
+    )
     receive.add_argument(
         "--wait",
         type=_wait,
@@ -182,6 +190,12 @@ def _add_views(commands: "argparse._SubParsersAction[_Parser]") -> None:
     check.set_defaults(command=_check)
 
     doctor = commands.add_parser("doctor", help="look whether all that is needed is there and right")
+    doctor.add_argument(
+        "--monitoring-address",
+        type=_address,
+        metavar="HOST:PORT",
+        help="where the receiver serves /ready (default: where it does without the option)",
+    )
     where = doctor.add_mutually_exclusive_group()
     where.add_argument("--receiver", metavar="URL", help="ask the receiver there, such as http://127.0.0.1:8080")
     where.add_argument("--no-receiver", action="store_true", help="there is no receiver: leave it out")
@@ -233,6 +247,13 @@ def _port(text: str) -> int:
     return int(port)
 
 
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host.strip("[]"):
+        raise argparse.ArgumentTypeError("write HOST:PORT, such as 127.0.0.1:8081")
+    return host.strip("[]"), _port(port)
+
+
 def _hours(text: str) -> timedelta:
     hours = _number(text)
     if not 0 <= hours < 24 * 365 * 100:  # neither NaN nor what no date can hold
@@ -272,12 +293,23 @@ def _setup(options: argparse.Namespace) -> int:
 
 
 def _receive(options: argparse.Namespace) -> int:
+    from attachments.receiver.secrets import (  # noqa: PLC0415
+        LONGER,
+        LONGER_PARTS,
+        SHORT_PART,
+        TOO_SHORT,
+        has_short_part,
+        is_short,
+    )
+
     secrets = _secrets()
     if not secrets and not options.insecure:
         return _fail(
             "EMAILGISTICS_WEBHOOK_SECRET is not set, so anybody could post here. Set it to the webhook's secret in "
             "Emailgistics Admin (two, comma-separated, while rotating), or say --insecure."
         )
+    if has_short_part(secrets) and not options.insecure:
+        return _fail(f"{SHORT_PART} {LONGER_PARTS}")
     if options.tls_key and not options.tls_certificate:
         return _fail("--tls-key is of no use without --tls-certificate.")
     if options.tls_certificate and not options.tls_key:
@@ -295,13 +327,8 @@ def _receive(options: argparse.Namespace) -> int:
     if options.insecure:
         secrets = []
         logging.getLogger("attachments").warning("Running --insecure: webhooks are taken from anybody.")
-    if any(len(secret) < SHORT_SECRET for secret in secrets):
-        logging.getLogger("attachments").warning(
-            "EMAILGISTICS_WEBHOOK_SECRET is easy to guess: %s shorter than %d characters. Set a longer one here and in "
-            "Emailgistics Admin.",
-            "one of its comma-separated parts, which is valid by itself, is" if "," in secrets[0] else "it is",
-            SHORT_SECRET,
-        )
+    if is_short(secrets):
+        logging.getLogger("attachments").warning("%s %s", TOO_SHORT, LONGER)
     try:
         stopped_by = serve(
             ReceiverSettings(
@@ -311,6 +338,7 @@ def _receive(options: argparse.Namespace) -> int:
                 port=options.port,
                 certificate=options.tls_certificate,
                 certificate_key=options.tls_key,
+                monitoring=options.monitoring_address,
                 answers=load_answers(options.answers, options.wait),
                 list_all=options.list_all,
             )
@@ -393,7 +421,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from attachments.doctor import by_urgency, examine, summary  # noqa: PLC0415  Prefect takes seconds to import
     from attachments.receiver.checks import look_at_inbox, look_at_receiver  # noqa: PLC0415
 
-    receiver = () if options.no_receiver else look_at_receiver(_secrets(), options.receiver)
+    receiver = () if options.no_receiver else look_at_receiver(_secrets(), options.receiver, options.monitoring_address)
     found = by_urgency(_watched(itertools.chain(examine(), receiver, look_at_inbox(_inbox(options)))))
     is_well = all(finding.status != "failed" for finding in found)
     if options.json:
@@ -488,10 +516,9 @@ def _sandbox(arguments: list[str]) -> int:
 
 
 def _secrets() -> list[str]:
-    """The secrets that are valid now: the whole value first, for a secret may hold a comma, then its parts."""
-    whole = os.environ.get("EMAILGISTICS_WEBHOOK_SECRET", "").strip()
-    parts = [part.strip() for part in whole.split(",") if part.strip()]
-    return [whole, *parts] if len(parts) > 1 else parts
+    from attachments.receiver.secrets import VARIABLE, split_secrets  # noqa: PLC0415
+
+    return split_secrets(os.environ.get(VARIABLE, ""))
 
 
 def _fail(*lines: str) -> int:

@@ -62,6 +62,7 @@ from attachments.receiver import checks
 from attachments.receiver.checks import SLOW, STUCK, look_at_inbox, look_at_receiver
 from attachments.receiver.inbox import Inbox
 from attachments.receiver.reading import read_depth
+from attachments.receiver.secrets import split_secrets
 from attachments.sandbox.process import Sandbox, running_sandbox
 from attachments.terminal import printable
 from attachments.worker import WarmWorker
@@ -945,6 +946,30 @@ def test_no_secret_is_a_failure() -> None:
     """Without it the receiver does not start."""
     assert "EMAILGISTICS_WEBHOOK_SECRET is not set here" in said(next(iter(look_at_receiver([], None))))
     assert next(iter(look_at_receiver([KEY], None))).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("value", "status"), [("abc,def", "failed"), (f"{KEY},{KEY}x,short", "failed"), ("q7k", "warning")]
+)
+def test_a_secret_that_can_be_guessed_is_told(value: str, status: str) -> None:
+    """A part of it is a failure: the receiver does not start with that."""
+    (found,) = look_at_receiver(split_secrets(value), None)
+    assert found.status == status
+    assert "16 characters" in found.text
+    assert value not in said(found)
+
+
+def test_the_pages_of_monitors_are_found_beside_https(tmp_path: Path) -> None:
+    """At the address that the receiver has for them by itself, or at the one that the doctor is told."""
+    with answering({"/webhooks/default": (401, {}), "/ready": (404, {})}) as public:
+        with answering({"/ready": (200, {"status": "ok"})}) as apart:
+            address = ("127.0.0.1", int(apart.rpartition(":")[2]))
+            _, ready = look_at_receiver([KEY], public, address)
+            assert said(ready).startswith("ok       ready")
+        with answering({"/ready": (200, {"unrelated": "page"})}) as apart:
+            address = ("127.0.0.1", int(apart.rpartition(":")[2]))
+            _, ready = look_at_receiver([KEY], public, address)
+            assert said(ready).startswith("warning  ready: Whether it would take")
 
 
 def fill(path: Path, count: int, age: float = 0.0) -> Inbox:

@@ -114,7 +114,7 @@ def variables(text: str) -> set[str]:
 @pytest.mark.parametrize("document", [*DOCUMENTS, *UNITS], ids=lambda path: path.name)
 def test_every_variable_is_known_to_the_code(document: Path) -> None:
     """Ours are read by our code, Prefect's by Prefect."""
-    sources = "".join(path.read_text("utf-8") for path in (ROOT / "attachments").glob("*.py"))
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "attachments").rglob("*.py"))
     sources += inspect.getsource(encryption)  # the one variable that Prefect reads past its settings
     for name in variables(document.read_text("utf-8")):
         known = name.removesuffix("_FILE") in SECRETS or f'"{name}"' in sources
@@ -129,7 +129,7 @@ def test_the_variables_that_name_a_secrets_file_are_in_the_readme() -> None:
 
 def test_every_variable_that_the_code_reads_is_in_the_readme() -> None:
     """In the table of the environment."""
-    sources = "".join(path.read_text("utf-8") for path in (ROOT / "attachments").glob("*.py"))
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "attachments").rglob("*.py"))
     read = set(re.findall(r'"((?:EMAILGISTICS|ATTACHMENTS)_[A-Z_]+)"', sources))
     documented = {name for row in table(section("Environment")) for name in names(row[0])}
     assert read <= documented

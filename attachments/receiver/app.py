@@ -7,7 +7,6 @@ the rules for what is tried again are the vendor's (webhooks/response-envelope, 
 import asyncio
 import logging
 import re
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -24,9 +23,12 @@ from attachments.receiver.answers import Answer, Answers
 from attachments.receiver.defects import where
 from attachments.receiver.dispatcher import Dispatcher
 from attachments.receiver.following import Waiting
-from attachments.receiver.inbox import Depth, Inbox, InboxUnavailable
+from attachments.receiver.inbox import Inbox, InboxUnavailable
+from attachments.receiver.limited_log import LimitedLog
 from attachments.receiver.metrics import Metrics
+from attachments.receiver.monitoring import PATHS, Monitoring
 from attachments.receiver.prefect_api import FLOW
+from attachments.receiver.protocol import AUTHENTICATED
 from attachments.storage import message_key
 from attachments.terminal import printable
 
@@ -34,11 +36,9 @@ logger = logging.getLogger("attachments.receiver")
 
 MAX_BODY = 1024 * 1024  # bytes
 BODY_PATIENCE = 30.0  # seconds for a sender to send its body
-READY_PATIENCE = 5.0  # seconds for the inbox before a monitor is told that it is stuck
-WARN_EVERY = 10.0  # seconds between warnings of a wrong secret: strangers must not fill the disk with our log
-OPEN_PATHS = ("/health", "/ready", "/metrics")
 READING = ("GET", "HEAD")
 JSON_TYPES = ("application/json", "text/json")
+REFUSED = "Requests without a valid secret were refused. Compare the webhook's secret in Admin with ours."
 ABSOLUTE_FORM = re.compile(r"https?://[^/]*/?", re.ASCII | re.IGNORECASE)
 
 
@@ -59,11 +59,17 @@ def build_app(
     answers: Answers | None = None,
     *,
     list_all: bool = False,
+    log: LimitedLog | None = None,
+    monitoring: Sequence[Route] | None = None,
 ) -> Starlette:
     """The receiver as an ASGI app. An empty `secrets` lets everybody in (`--insecure`).
 
-    With `list_all`, also a message whose webhook denies attachments is handed on.
+    With `list_all`, also a message whose webhook denies attachments is handed on. `monitoring`: the pages for monitors,
+    by default all of them.
     """
+    log = log or LimitedLog(logger)
+    if monitoring is None:
+        monitoring = Monitoring(inbox, metrics, log).routes(is_public=False)
     receiver = _Receiver(inbox, dispatcher, metrics, answers or Answers(), list_all=list_all)
 
     @asynccontextmanager
@@ -74,14 +80,12 @@ def build_app(
     app = Starlette(
         routes=[
             Route("/webhooks/{deployment}", receiver.deliver, methods=["POST"]),
-            Route("/health", receiver.health),
-            Route("/ready", receiver.ready),
-            Route("/metrics", receiver.metrics),
+            *monitoring,
         ],
         middleware=[
-            Middleware(_Contained),
+            Middleware(_Contained, log=log),
             Middleware(_NormalizedPath),
-            Middleware(_Authenticated, secrets=tuple(secrets), metrics=metrics),
+            Middleware(_Authenticated, secrets=tuple(secrets), metrics=metrics, log=log),
         ],
         exception_handlers={HTTPException: _http_error, _Refused: receiver.refused},
         lifespan=lifespan,
@@ -96,8 +100,9 @@ class _Contained:
     A defect is logged without its text, which may quote the delivery.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, log: LimitedLog) -> None:
         self._app = app
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answered = False
@@ -115,7 +120,7 @@ class _Contained:
                 raise
             refusal = _envelope(503, "error", "The receiver is stopping. Please try again.")
         except Exception as error:  # noqa: BLE001  logged without its text
-            logger.critical("A request met a defect of ours. Please report this: %s", where(error))
+            self._log.log(logging.CRITICAL, f"A request met a defect of ours. Please report this: {where(error)}")
             refusal = _envelope(500, "error", "The receiver met an error of its own. Please try again.")
         if refusal is not None and not answered:
             await refusal(scope, receive, send)
@@ -140,19 +145,22 @@ class _NormalizedPath:
 class _Authenticated:
     """401 before anything else is looked at, but for the three pages that monitors read."""
 
-    def __init__(self, app: ASGIApp, secrets: Sequence[str], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, secrets: Sequence[str], metrics: Metrics, log: LimitedLog) -> None:
         self._app = app
         self._secrets = secrets
         self._metrics = metrics
-        self._unsaid = 0
-        self._said = -WARN_EVERY
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or _is_open(scope) or self._is_allowed(scope):
+        if scope["type"] == "lifespan" or _is_open(scope):
+            await self._app(scope, receive, send)
+            return
+        if self._is_allowed(scope):
+            scope.get("state", {}).get(AUTHENTICATED, lambda: None)()
             await self._app(scope, receive, send)
             return
         self._metrics.deliveries.labels("unauthorized").inc()
-        self._warn()
+        self._log.log(logging.WARNING, REFUSED)
         refusal = _envelope(401, "error", "The secret is missing or wrong. Set the receiver's secret in Admin.")
         refusal.headers["WWW-Authenticate"] = "Bearer"
         await refusal(scope, receive, send)
@@ -166,15 +174,6 @@ class _Authenticated:
         # RFC 9110 leaves the encoding of a header open; both that occur are tried, whatever the first one says.
         readings = [header.decode("latin-1"), header.decode("utf-8", "surrogateescape")]
         return any([authenticate(reading, self._secrets) for reading in readings])  # noqa: C419  no early exit
-
-    def _warn(self) -> None:
-        self._unsaid += 1
-        if time.monotonic() - self._said >= WARN_EVERY:
-            logger.warning(
-                "Requests without a valid secret were refused: %d. Compare the webhook's secret in Admin with ours.",
-                self._unsaid,
-            )
-            self._unsaid, self._said = 0, time.monotonic()
 
 
 class _Receiver:
@@ -233,43 +232,11 @@ class _Receiver:
         message = "The attachments could not be saved, and trying again would not help. The run in Prefect says why."
         return _envelope(200, "error", message)
 
-    async def health(self, _: Request) -> Response:
-        """The process lives."""
-        return JSONResponse({"status": "ok"})
-
-    async def ready(self, _: Request) -> Response:
-        """Whether a delivery would get its 200 now."""
-        try:
-            async with asyncio.timeout(READY_PATIENCE):
-                await self._inbox.probe()
-                depth = await self._inbox.depth()
-        except InboxUnavailable as error:
-            return JSONResponse({"status": "error", "message": str(error)}, 503)
-        except TimeoutError:
-            return JSONResponse({"status": "error", "message": "The inbox does not take a write in time."}, 503)
-        return JSONResponse({"status": "ok", "inbox": depth.entries, "oldest_seconds": round(depth.oldest_seconds, 1)})
-
-    async def metrics(self, _: Request) -> Response:
-        """Counters and gauges for Prometheus."""
-        depth = await self._depth()
-        if depth is not None:
-            self._metrics.depth.set(depth.entries)
-            self._metrics.oldest.set(depth.oldest_seconds)
-        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
-
     async def refused(self, _: Request, refusal: Exception) -> Response:
         """Turn a refusal into the vendor's envelope."""
         assert isinstance(refusal, _Refused)  # noqa: S101  the handler is registered for this type alone
         self._metrics.deliveries.labels(refusal.outcome).inc()
         return _envelope(refusal.status, "error", str(refusal))
-
-    async def _depth(self) -> Depth | None:
-        try:
-            async with asyncio.timeout(READY_PATIENCE):
-                return await self._inbox.depth()
-        except (InboxUnavailable, TimeoutError):
-            logger.error("The inbox's depth cannot be read; its gauges keep their last values.")
-            return None
 
     async def _known_deployment(self, name: str) -> str:
         if name == "default" or await self._dispatcher.knows(name):
@@ -295,7 +262,7 @@ def _normalized(path: str) -> str:
 
 
 def _is_open(scope: Scope) -> bool:
-    return scope["type"] == "http" and scope["path"] in OPEN_PATHS and scope["method"] in READING
+    return scope["type"] == "http" and scope["path"] in PATHS and scope["method"] in READING
 
 
 def _parsed(body: bytes) -> Delivery:

@@ -8,30 +8,41 @@ import httpx
 from attachments.certificate_problem import certificate_problem
 from attachments.doctor.asking import PATIENCE, Silent, within
 from attachments.doctor.findings import Finding, failed, ok, warning
+from attachments.loopback import bypass_proxies
 from attachments.numerals import counted
 from attachments.receiver.inbox import InboxUnavailable
+from attachments.receiver.monitoring import MONITORING_ADDRESS
 from attachments.receiver.reading import read_depth
+from attachments.receiver.secrets import LONGER, LONGER_PARTS, SHORT_PART, TOO_SHORT, VARIABLE, has_short_part, is_short
 
 SLOW = 600.0  # seconds that a delivery waits, after which somebody should look
 STUCK = 3600.0
-SECRET = "EMAILGISTICS_WEBHOOK_SECRET"  # noqa: S105  the variable's name
 WEBHOOKS = "/webhooks"
 
 
-def look_at_receiver(secrets: Sequence[str], url: str | None) -> Iterator[Finding]:
-    """Whether webhooks are taken, and only with the secret: by the receiver at `url`, or by what is set here."""
+def look_at_receiver(
+    secrets: Sequence[str], url: str | None, monitoring: tuple[str, int] | None = None
+) -> Iterator[Finding]:
+    """Whether webhooks are taken, and only with the secret: by the receiver at `url`, or by what is set here.
+
+    `monitoring`: host and port where the receiver serves `/ready`, when it does so apart from the webhooks.
+    """
+    if has_short_part(secrets):
+        yield failed("receiver", f"{SHORT_PART} `attachments receive` does not start.", LONGER_PARTS)
+    elif is_short(secrets):
+        yield warning("receiver", TOO_SHORT, LONGER)
     if url is None:
-        if secrets:
-            yield ok("receiver", f"{SECRET} is set here.")
-        else:
+        if not secrets:
             yield failed(
                 "receiver",
-                f"{SECRET} is not set here, so `attachments receive` does not start.",
+                f"{VARIABLE} is not set here, so `attachments receive` does not start.",
                 "Set it to the webhook's secret in Emailgistics Admin; or say --receiver URL when it runs elsewhere.",
             )
+        elif not (has_short_part(secrets) or is_short(secrets)):
+            yield ok("receiver", f"{VARIABLE} is set here.")
         return
     try:
-        yield from within(PATIENCE, lambda: tuple(_look_at(url)))
+        yield from within(PATIENCE, lambda: tuple(_look_at(url, monitoring)))
     except Silent:
         yield failed("receiver", "It does not answer in time.", "Look at its log, and at what stands before it.")
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
@@ -71,8 +82,9 @@ def look_at_inbox(path: Path) -> Iterator[Finding]:
         yield ok("inbox", text)
 
 
-def _look_at(url: str) -> Iterator[Finding]:
+def _look_at(url: str, monitoring: tuple[str, int] | None) -> Iterator[Finding]:
     base = url.partition(WEBHOOKS)[0].rstrip("/")
+    bypass_proxies(base)
     with httpx.Client(timeout=PATIENCE) as client:
         # No delivery, should it be taken: then it is refused for its content.
         refusal = client.post(f"{base}{WEBHOOKS}/default", json={})
@@ -80,17 +92,40 @@ def _look_at(url: str) -> Iterator[Finding]:
             yield ok("receiver", "It refuses a webhook without the secret.")
         elif refusal.status_code == httpx.codes.BAD_REQUEST:
             text = "It takes webhooks without a secret, from anybody."
-            yield failed("receiver", text, f"Set {SECRET} and start it without --insecure.")
+            yield failed("receiver", text, f"Set {VARIABLE} and start it without --insecure.")
         else:
             text = f"A webhook without the secret gets {refusal.status_code}, where it should get 401."
             yield failed("receiver", text, "Is this the receiver's address, and does the proxy pass on /webhooks/?")
             return
-        ready = client.get(f"{base}/ready")
-    if ready.is_success:
+        status = _readiness(client, base, monitoring)
+    if status == httpx.codes.OK:
         yield ok("ready", "It would take a delivery now.")
-    elif ready.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+    elif status == httpx.codes.SERVICE_UNAVAILABLE:
         text = "It would refuse a delivery now: its inbox cannot be written."
         yield failed("ready", text, "Free or mend the disk of its inbox.")
     else:
-        text = f"Whether it would take a delivery cannot be seen (/ready answers {ready.status_code})."
-        yield warning("ready", text, "A proxy passes on webhooks alone, rightly: ask on the receiver's own machine.")
+        text = f"Whether it would take a delivery cannot be seen (/ready answers {status})."
+        yield warning(
+            "ready",
+            text,
+            "The page is not public, rightly: ask on the receiver's own machine, with --monitoring-address if the "
+            "receiver was given one.",
+        )
+
+
+def _readiness(client: httpx.Client, base: str, monitoring: tuple[str, int] | None) -> int:
+    """The status of `/ready`: where webhooks go, or where the receiver serves it apart from them."""
+    status: int = httpx.codes.NOT_FOUND
+    if monitoring is None:
+        status = client.get(f"{base}/ready").status_code
+        if status in (httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE) or not base.startswith("https:"):
+            return status
+    host, port = monitoring or MONITORING_ADDRESS
+    apart = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    bypass_proxies(apart)
+    try:
+        ready = client.get(f"{apart}/ready")
+        is_ours = ready.json()["status"] in ("ok", "error")
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):
+        is_ours = False
+    return ready.status_code if is_ours else status

@@ -15,6 +15,7 @@ import logging
 import os
 import queue
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -37,6 +38,7 @@ LOCK_STEP = 100  # milliseconds between looks at whether we are to stop meanwhil
 CHECKPOINT = 32  # pages of 4 KiB; SQLite's own 1,000 let the log grow to 4 MB on a disk that may be small
 RESERVE = 256 * 1024  # bytes; more than SQLite's log holds between two checkpoints
 FREE_PAGES = 8  # enough for an ordinary batch
+PROBE_INTERVAL = 5.0  # seconds after a write during which no probe writes again: strangers may be able to ask for one
 
 # "emga" in ASCII: what tells our file from another program's (https://www.sqlite.org/pragma.html#pragma_application_id).
 APPLICATION = 0x656D6761
@@ -105,6 +107,8 @@ class Inbox:
         self._reserve = path.parent / f"{path.name}-reserve"
         self._lock_patience = lock_patience
         self._closing = False
+        self._last_write: tuple[float, str | None] | None = None
+        """When something was last added, and why it could not be, None when it was."""
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -165,13 +169,21 @@ class Inbox:
         )
 
     async def probe(self) -> None:
-        """Write something: raises when the disk would refuse a delivery now."""
-        await self._run(
-            lambda db: db.execute(
-                "INSERT INTO probe VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET at = excluded.at", (time.time(),)
-            ),
-            adds=True,
-        )
+        """Raises when the disk would refuse a delivery now.
+
+        Writes something unless there was a write within `PROBE_INTERVAL`, which has shown how it is.
+        """
+
+        def write(db: sqlite3.Connection) -> None:
+            if self._recent_write() is None:
+                db.execute(
+                    "INSERT INTO probe VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET at = excluded.at", (time.time(),)
+                )
+
+        recent = self._recent_write()
+        if recent is not None and recent[1] is not None:
+            raise InboxUnavailable(recent[1])
+        await self._run(write, adds=True)
 
     async def remember_deployments(self, deployments: Mapping[str, str]) -> None:
         """Keep the known deployments (name to id), for a start while Prefect is away."""
@@ -231,6 +243,7 @@ class Inbox:
         try:
             if any(job.adds for job in jobs):
                 self._keep_reserve()
+            before = self._connection.total_changes
             results = [job.work(self._connection) for job in jobs]
             self._connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001  this thread must outlive everything; it is the outermost loop
@@ -244,6 +257,8 @@ class Inbox:
                 logger.critical("The inbox stumbled over a defect of ours. Please report this: %s", where(error))
                 self._refuse(jobs, "a defect of ours")
         else:
+            if self._connection.total_changes > before:
+                self._last_write = (time.monotonic(), None)
             for job, result in zip(jobs, results, strict=True):
                 job.answer(result)
 
@@ -294,20 +309,27 @@ class Inbox:
         pages within the file are as good.
         """
         try:
-            if self._reserve.exists() and self._reserve.stat().st_size == RESERVE:
-                return
-            self._reserve.touch(mode=0o600)
-            self._reserve.write_bytes(os.urandom(RESERVE))  # not zeros, which some file systems do not store
+            if not _is_reserve(self._reserve):
+                self._reserve.unlink(missing_ok=True)
+                with open(_create(self._reserve), "wb") as file:
+                    file.write(os.urandom(RESERVE))  # not zeros, which some file systems do not store
         except OSError:
-            self._reserve.unlink(missing_ok=True)
+            with suppress(OSError):  # another user's, in a folder that both may write
+                self._reserve.unlink(missing_ok=True)
             (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
             if free < FREE_PAGES:
                 raise
 
     def _refuse(self, jobs: "list[_Job[Any]]", reason: str) -> None:
-        refusal = InboxUnavailable(f"The inbox cannot write ({reason}).")
+        text = f"The inbox cannot write ({reason})."
+        if any(job.adds for job in jobs):
+            self._last_write = (time.monotonic(), text)
         for job in jobs:
-            job.answer(error=refusal)
+            job.answer(error=InboxUnavailable(text))
+
+    def _recent_write(self) -> tuple[float, str | None] | None:
+        recent = self._last_write
+        return recent if recent is not None and time.monotonic() - recent[0] < PROBE_INTERVAL else None
 
     def _roll_back(self) -> None:
         """Leave the failed transaction; give up the reserve and start SQLite's log anew, for the disk may be full."""
@@ -375,7 +397,11 @@ def _connect(path: Path, lock_patience: float) -> sqlite3.Connection:
     if path.is_dir():
         raise IsADirectoryError(None, "it is a folder")
     if not path.exists():
-        path.touch(mode=0o600)
+        try:
+            os.close(_create(path))
+        except FileExistsError:
+            if path.is_symlink():
+                raise FileExistsError(None, "it is a link to a file that does not exist") from None
         _sync(path.parent)
     connection = sqlite3.connect(path, timeout=lock_patience, isolation_level=None, check_same_thread=False)
     try:
@@ -408,6 +434,24 @@ def _prepare(db: sqlite3.Connection) -> None:
         if name not in columns:
             db.execute(f"ALTER TABLE entry ADD COLUMN {name} {kind}")
     db.execute(f"PRAGMA busy_timeout = {LOCK_STEP}")
+
+
+def _create(path: Path) -> int:
+    """A descriptor of a new file that nobody else may read. Raises FileExistsError, also for a link that leads nowhere.
+
+    Whoever may write to the folder could otherwise have put a link there, and we would write to what it leads to.
+    """
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+
+
+def _is_reserve(path: Path) -> bool:
+    """Whether a file is a reserve of ours that is whole: neither a link nor another user's file."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
+    return is_ours and status.st_size == RESERVE
 
 
 def _sync(folder: Path) -> None:

@@ -5,7 +5,6 @@ import logging
 import resource
 import signal
 import socket
-import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,19 +14,22 @@ from typing import Any, cast
 import httpx
 import uvicorn
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from attachments.receiver.answers import Answers
 from attachments.receiver.app import build_app
+from attachments.receiver.defects import where
 from attachments.receiver.dispatcher import Dispatcher
 from attachments.receiver.inbox import LOCK_PATIENCE, Inbox
+from attachments.receiver.limited_log import LimitedLog, LimitedServerLog
+from attachments.receiver.listener import Listener
 from attachments.receiver.metrics import Metrics
+from attachments.receiver.monitoring import MONITORING_ADDRESS, Monitoring, build_monitoring_app
 from attachments.receiver.prefect_api import prefect_flow_runs
-from attachments.receiver.tls import TlsListener
+from attachments.receiver.protocol import ReceiverProtocol
+from attachments.receiver.strangers import Strangers
 
 logger = logging.getLogger("attachments.receiver")
 DRAIN = 8  # seconds that open connections get on SIGTERM; Docker kills after 10
-IDLE_CONNECTION = 10.0  # seconds; a connection without a request for twice as long at most is closed
 
 
 class CannotServe(Exception):
@@ -44,6 +46,8 @@ class ReceiverSettings:
     port: int = 8080
     certificate: Path | None = None
     certificate_key: Path | None = None
+    monitoring: tuple[str, int] | None = None
+    """Host and port of a listener for monitors alone; None: with a certificate `MONITORING_ADDRESS`, else none."""
     answers: Answers = field(default_factory=Answers)
     list_all: bool = False
     """Hand on messages whose webhook denies attachments as well."""
@@ -60,24 +64,39 @@ def serve(settings: ReceiverSettings) -> int | None:
 async def _serve(settings: ReceiverSettings) -> int | None:
     _check_prefect_url()
     _allow_many_connections()
-    with _listening(settings) as listener:
+    with ExitStack() as stack:
+        listener = stack.enter_context(_listening(settings.host, settings.port, "--host or --port"))
+        monitoring = settings.monitoring or (MONITORING_ADDRESS if settings.certificate else None)
+        monitor = stack.enter_context(_listening(*monitoring, "--monitoring-address")) if monitoring else None
         inbox = Inbox(settings.inbox, lock_patience=LOCK_PATIENCE)
         try:
             # The dispatcher has its own back-off; Prefect's client would sit on a failing call for a minute.
-            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-                stopped_by = await _run(settings, listener, inbox)
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), _limited_log() as log:
+                stopped_by = await _run(settings, listener, monitor, inbox, log)
         finally:
             inbox.close()
     logger.info("Stopped. What waits in the inbox is dispatched after the next start.")
     return stopped_by
 
 
-async def _run(settings: ReceiverSettings, listener: socket.socket, inbox: Inbox) -> int | None:
+async def _run(
+    settings: ReceiverSettings, listener: socket.socket, monitor: socket.socket | None, inbox: Inbox, log: LimitedLog
+) -> int | None:
     async with prefect_flow_runs() as flow_runs:
         metrics = Metrics()
         dispatcher = Dispatcher(inbox, flow_runs, metrics)
-        app = build_app(inbox, dispatcher, metrics, settings.secrets, settings.answers, list_all=settings.list_all)
-        server = _Server(_configuration(settings, app))
+        monitoring = Monitoring(inbox, metrics, log)
+        app = build_app(
+            inbox,
+            dispatcher,
+            metrics,
+            settings.secrets,
+            settings.answers,
+            list_all=settings.list_all,
+            log=log,
+            monitoring=monitoring.routes(is_public=monitor is not None),
+        )
+        server = _Server(_configuration(settings, app), monitor, build_monitoring_app(monitoring))
         await server.serve(sockets=[listener])
         return server.stopped_by
 
@@ -85,7 +104,7 @@ async def _run(settings: ReceiverSettings, listener: socket.socket, inbox: Inbox
 def _configuration(settings: ReceiverSettings, app: Any) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http=_Patient,
+        http="h11",
         ws="none",  # a request to upgrade is then one like any other, and needs the secret
         access_log=False,
         server_header=False,
@@ -107,10 +126,10 @@ def _configuration(settings: ReceiverSettings, app: Any) -> uvicorn.Config:
 
 
 @contextmanager
-def _listening(settings: ReceiverSettings) -> Iterator[socket.socket]:
+def _listening(host: str, port: int, options: str) -> Iterator[socket.socket]:
     with ExitStack() as stack:
         try:
-            found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             family, kind, protocol, _, address = found[0]
             # With the protocol named, asyncio knows that it is TCP and sends small answers at once (TCP_NODELAY).
             listener = stack.enter_context(socket.socket(family, kind, protocol))
@@ -118,10 +137,36 @@ def _listening(settings: ReceiverSettings) -> Iterator[socket.socket]:
             listener.bind(address)
         except OSError as error:
             raise CannotServe(
-                f"Cannot listen on {settings.host} port {settings.port} ({error.strerror or error}). "
-                "Say another --host or --port, or end what listens there."
+                f"Cannot listen on {host} port {port} ({error.strerror or error}). Say another {options}, or end what "
+                "listens there."
             ) from None
         yield listener
+
+
+@contextmanager
+def _limited_log() -> Iterator[LimitedLog]:
+    """The log of what strangers cause: for us, for uvicorn, and for asyncio, which would write tracebacks."""
+    log = LimitedLog(logger)
+    servers, server_filter = (logging.getLogger("uvicorn.error"), logging.getLogger("asyncio")), LimitedServerLog(log)
+
+    def log_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        log.log(logging.ERROR, f"{_first_line(context)} {where(error) if error else ''}".rstrip())
+
+    asyncio.get_running_loop().set_exception_handler(log_error)
+    for server in servers:
+        server.addFilter(server_filter)
+    try:
+        yield log
+    finally:
+        for server in servers:
+            server.removeFilter(server_filter)
+        log.flush()
+
+
+def _first_line(context: dict[str, Any]) -> str:
+    """What asyncio says of an error, without the objects that it was about."""
+    return str(context.get("message", "")).partition("\n")[0]
 
 
 def _check_prefect_url() -> None:
@@ -148,24 +193,29 @@ class _Server(uvicorn.Server):
 
     stopped_by: int | None = None
 
+    def __init__(self, config: uvicorn.Config, monitor: socket.socket | None, monitoring_app: Any) -> None:
+        super().__init__(config)
+        self._monitor = monitor
+        self._monitoring = uvicorn.Config(
+            monitoring_app, http="h11", ws="none", access_log=False, server_header=False, log_config=None
+        )
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self.config.ssl is None:
-            await super().startup(sockets)
-        else:
-            await super().startup([])
-            self._listen_with_tls(self.config.ssl, sockets or [])
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        scheme = "https" if self.config.is_ssl else "http"
-        address = f"[{host}]" if ":" in host else host
-        logger.info("Listening on %s://%s:%d/webhooks/default", scheme, address, port)
+        await super().startup([])
+        for listener in sockets or []:
+            self._listen(listener, self.config)
+            scheme = "https" if self.config.is_ssl else "http"
+            logger.info("Listening on %s://%s/webhooks/default", scheme, _address(listener))
+        if self._monitor is not None:
+            self._monitoring.load()
+            self._listen(self._monitor, self._monitoring)
+            logger.info("Listening on http://%s/ready and /metrics", _address(self._monitor))
 
-    def _listen_with_tls(self, context: ssl.SSLContext, sockets: list[socket.socket]) -> None:
-        def make_protocol() -> asyncio.Protocol:
-            return _Patient(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+    def _listen(self, listener: socket.socket, config: uvicorn.Config) -> None:
+        def make_protocol(strangers: Strangers) -> asyncio.Protocol:
+            return ReceiverProtocol(strangers, config, self.server_state, self.lifespan.state)
 
-        for listener in sockets:
-            listener.listen(self.config.backlog)
-            self.servers.append(cast("asyncio.Server", TlsListener(listener, context, make_protocol)))
+        self.servers.append(cast("asyncio.Server", Listener(listener, config.ssl, make_protocol)))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -180,26 +230,6 @@ class _Server(uvicorn.Server):
         self.handle_exit(number, None)
 
 
-class _Patient(H11Protocol):
-    """Closes connections on which no request comes; uvicorn itself waits for ever for the first one."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        super().connection_made(transport)
-        self._at_last_look: object = None
-        self._look = self.loop.call_later(IDLE_CONNECTION, self._close_if_idle)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._look.cancel()
-        super().connection_lost(exc)
-
-    def _close_if_idle(self) -> None:
-        """Idle means: at two looks no request was under way, and none in between."""
-        is_idle = self.cycle is None or self.cycle.response_complete
-        if is_idle and self._at_last_look is self.cycle:
-            self.transport.abort()
-            return
-        self._at_last_look = self.cycle if is_idle else self
-        self._look = self.loop.call_later(IDLE_CONNECTION, self._close_if_idle)
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """No log line: any stranger can make as many as it likes."""
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -27,6 +27,8 @@ class Receiver:
 
     process: Process
     url: str
+    monitoring_url: str
+    """Where `/ready` and `/metrics` are."""
     inbox: Path
     prefect: PrefectStub
 
@@ -44,16 +46,20 @@ class Receiver:
     def get(self, path: str) -> httpx.Response:
         return client.get(self.url + path)
 
+    def monitor(self, path: str) -> httpx.Response:
+        """What a monitor reads there."""
+        return client.get(self.monitoring_url + path)
+
     def is_ready(self) -> bool:
         try:
-            return self.get("/ready").is_success
+            return self.monitor("/ready").is_success
         except httpx.TransportError:
             return False
 
     @property
     def depth(self) -> int:
         """How many entries wait; -1 when the receiver cannot tell."""
-        return int(self.get("/ready").json().get("inbox", -1))
+        return int(self.monitor("/ready").json().get("inbox", -1))
 
     @property
     def log(self) -> str:
@@ -91,7 +97,12 @@ def make_receiver(
 ) -> Receiver:
     """A receiver that is not started yet. `before` is put before its command; `tuning` is for `tuned.py`."""
     port = free_port()
-    url = f"{'https' if '--tls-certificate' in options else 'http'}://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{port}"
+    monitoring_url = url
+    if "--tls-certificate" in options:
+        url = f"https://127.0.0.1:{port}"
+        monitoring_url = f"http://127.0.0.1:{free_port()}"
+        options = (*options, "--monitoring-address", monitoring_url.removeprefix("http://"))
     program = (
         [sys.executable, "-m", "tests.receiver.tuned", json.dumps(tuning)]
         if tuning
@@ -99,7 +110,7 @@ def make_receiver(
     )
     command = [*before, *program, "receive", "--port", str(port), *options]
     process = Process("receiver", command, environment(folder, prefect.url, secret), folder / "receiver.log", bool)
-    receiver = Receiver(process=process, url=url, inbox=folder / "inbox.sqlite", prefect=prefect)
+    receiver = Receiver(process, url, monitoring_url, folder / "inbox.sqlite", prefect)
     process.is_ready = receiver.is_ready
     return receiver
 
@@ -142,7 +153,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
     stub = PrefectStub()
     stub.deployments["pdfs"] = "6c9c0f0a-2b8e-4a55-9d7c-111111111111"
     stub.start()
-    receiver = make_receiver(tmp_path_factory.mktemp("shared"), stub, secret=f"{SECRET}, next-secret,nächstes-wort")
+    secret = f"{SECRET}, next-secret-of-two,nächstes-wort-davon"
+    receiver = make_receiver(tmp_path_factory.mktemp("shared"), stub, secret=secret)
     receiver.process.start()
     wait_for(lambda: receiver.post(content=b"", deployment="pdfs").status_code == 400, "the deployments to be known")
     yield receiver

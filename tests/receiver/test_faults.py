@@ -256,7 +256,7 @@ def test_a_locked_inbox_is_waited_for_and_then_refused_in_time(make: Make, prefe
     receiver = make(
         tuning={
             "attachments.receiver.server.LOCK_PATIENCE": 1,
-            "attachments.receiver.app.READY_PATIENCE": 0.3,
+            "attachments.receiver.monitoring.READY_PATIENCE": 0.3,
             "attachments.receiver.dispatcher.LONGEST_PAUSE": 0.5,
         }
     )
@@ -405,7 +405,11 @@ def test_a_stop_keeps_its_deadline_whatever_hangs(make: Make, prefect: PrefectSt
 def test_half_open_connections_block_nobody(make: Make, prefect: PrefectStub) -> None:
     """Hundreds that send nothing, half a header or half a body: others are served, and they are closed in the end."""
     receiver = make(
-        tuning={"attachments.receiver.server.IDLE_CONNECTION": 0.5, "attachments.receiver.app.BODY_PATIENCE": 1}
+        tuning={
+            "attachments.receiver.listener.SILENCE_TIMEOUT": 0.5,
+            "attachments.receiver.protocol.IDLE_CONNECTION": 0.5,
+            "attachments.receiver.app.BODY_PATIENCE": 1,
+        }
     )
     receiver.process.start()
     request = raw_request("POST", "/webhooks/default", b'{"id": "slow", "event": "received"}', VALID)

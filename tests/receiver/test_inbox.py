@@ -2,9 +2,10 @@
 
 import asyncio
 import sqlite3
+import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from attachments.emailgistics import Delivery
-from attachments.receiver.inbox import Inbox, InboxUnavailable, moment
+from attachments.receiver.inbox import RESERVE, Inbox, InboxUnavailable, moment
 
 KNOWN = {"default": "1", "pdfs": "2"}
 # As version 0.1 made it.
@@ -190,6 +191,68 @@ def test_the_file_is_its_owners_alone(path: Path, inbox: Inbox) -> None:
     assert {file.stat().st_mode & 0o077 for file in path.parent.iterdir()} == {0}
 
 
+@pytest.mark.parametrize("suffix", ["-reserve", "-wal", "-shm", ""])
+@pytest.mark.parametrize("has_target", [True, False])
+def test_a_link_that_somebody_has_put_there_is_not_followed(path: Path, suffix: str, has_target: bool) -> None:
+    """In a folder that others may write to, such as /tmp: what it leads to is neither made nor changed."""
+    target = path.parent / "somebody's"
+    if has_target:
+        target.write_bytes(b"theirs" * 50_000)
+    path.with_name(f"{path.name}{suffix}").symlink_to(target)
+    try:
+        with opened(path) as inbox:
+            append(inbox, "a")
+            assert asyncio.run(inbox.depth()).entries == 1
+    except InboxUnavailable:
+        assert suffix != "-reserve"
+    assert target.exists() == has_target
+    if has_target:
+        assert target.read_bytes() == b"theirs" * 50_000
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "shorter"])
+def test_a_reserve_that_is_not_ours_is_replaced(path: Path, inbox: Inbox, kind: str) -> None:
+    """Room that somebody else holds cannot be given up when the disk is full."""
+    reserve, others = path.with_name(f"{path.name}-reserve"), path.parent / "somebody's"
+    others.write_bytes(bytes(RESERVE))
+    if kind == "shorter":
+        reserve.write_bytes(b"too short")
+    else:
+        (reserve.symlink_to if kind == "link" else reserve.hardlink_to)(others)
+    append(inbox, "a")
+    status = reserve.lstat()
+    assert (stat.S_ISREG(status.st_mode), status.st_size, status.st_nlink) == (True, RESERVE, 1)
+    assert others.read_bytes() == bytes(RESERVE)
+
+
+def test_a_probe_writes_once_in_some_seconds(path: Path, inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anyone may ask for one. A delivery that was just written is as good, and one that was refused is told again."""
+    asyncio.run(inbox.probe())
+    before = probed(path)
+    for _ in range(20):
+        asyncio.run(inbox.probe())
+    assert probed(path) == before
+    monkeypatch.setattr("attachments.receiver.inbox.PROBE_INTERVAL", 0.0)
+    asyncio.run(inbox.probe())
+    assert probed(path) > before
+
+    monkeypatch.setattr("attachments.receiver.inbox.PROBE_INTERVAL", 60.0)
+    monkeypatch.setattr(inbox, "_lock_patience", 0.0)
+    with locked(path), pytest.raises(InboxUnavailable):
+        append(inbox, "a")
+    with pytest.raises(InboxUnavailable, match="locked"):
+        asyncio.run(inbox.probe())
+    append(inbox, "a")
+    asyncio.run(inbox.probe())
+
+
+def probed(path: Path) -> float:
+    """When the last probe wrote."""
+    with closing(sqlite3.connect(path)) as database:
+        (at,) = database.execute("SELECT at FROM probe").fetchone()
+    return float(at)
+
+
 def test_a_lock_from_outside_is_waited_for(path: Path, inbox: Inbox) -> None:
     """A delivery during another's exclusive transaction is written when that ends."""
     with locked(path):
@@ -332,9 +395,14 @@ def _under_a_file(path: Path) -> None:
     path.parent.write_text("a file where the folder should be")
 
 
+def _dangling(path: Path) -> None:
+    path.symlink_to(path.with_name("elsewhere"))
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
+        (_dangling, "link to a file that does not exist"),
         (_directory, "folder"),
         (_garbage, "not a database"),
         (_anothers, "another program"),

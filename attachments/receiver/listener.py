@@ -1,0 +1,101 @@
+"""Accepts connections, such that one whose client sends nothing, or never completes its handshake, costs little."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+
+from attachments.receiver.strangers import Strangers
+
+HANDSHAKE_TIMEOUT = 10.0  # seconds from a connection's first byte until it is encrypted; asyncio's default is 60
+SILENCE_TIMEOUT = 10.0  # seconds that a connection may take until its first byte
+CONNECTIONS = 1024  # of clients without the secret; each takes some 20 KB
+CONNECTION_GRACE = 2.0  # seconds
+ENCRYPTED = 256  # of them that have begun a handshake; each takes up to 0.5 MB
+ENCRYPTED_GRACE = 0.5  # seconds, for the handshake and again for the request
+ACCEPT_PAUSE = 0.5  # seconds, when the process or the system has no file handle left
+BACKLOG = 2048  # connections that the system keeps until they are accepted
+
+
+class Listener:
+    """Serves a connection when its first bytes arrive; a server in uvicorn's sense (`close`, `wait_closed`).
+
+    asyncio's own TLS server reserves 256 KiB for a connection as soon as it is accepted. Without `context`: plain HTTP.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        context: ssl.SSLContext | None,
+        make_protocol: Callable[[Strangers], asyncio.Protocol],
+    ) -> None:
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+        self.sockets = (listener,)
+        self._context = context
+        self._make_protocol = make_protocol
+        self._strangers = Strangers(CONNECTIONS, CONNECTION_GRACE)
+        self._encrypted = Strangers(ENCRYPTED, ENCRYPTED_GRACE)
+        self._pending: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._accepting = self._loop.create_task(self._accept())
+
+    def close(self) -> None:
+        """Accept no more connections, and close those that have not come to a request."""
+        self._accepting.cancel()
+        for pending in self._pending:
+            pending.cancel()
+
+    async def wait_closed(self) -> None:
+        """Wait until all of these are closed."""
+        await asyncio.gather(self._accepting, *self._pending, return_exceptions=True)
+
+    async def _accept(self) -> None:
+        while True:
+            await self._strangers.make_room()
+            try:
+                connection, _ = await self._loop.sock_accept(self.sockets[0])
+            except OSError:
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
+            pending = self._loop.create_task(self._serve(connection))
+            self._pending.add(pending)
+            self._strangers.add(pending, pending.cancel)
+            pending.add_done_callback(self._end)
+            await asyncio.sleep(0)  # a connection that is already waiting is accepted without a pause
+
+    def _end(self, pending: asyncio.Task[None]) -> None:
+        self._pending.discard(pending)
+        self._strangers.discard(pending)
+        self._encrypted.discard(pending)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(SILENCE_TIMEOUT):
+                await self._first_byte(connection)
+            if self._context is None:
+                await self._loop.connect_accepted_socket(lambda: self._make_protocol(self._strangers), connection)
+                return
+            pending = asyncio.current_task()
+            assert pending is not None  # noqa: S101  this runs in one
+            await self._encrypted.admit(pending, pending.cancel)
+            await self._loop.connect_accepted_socket(
+                lambda: self._make_protocol(self._encrypted),
+                connection,
+                ssl=self._context,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+            )
+        except OSError:  # ssl.SSLError and TimeoutError are among them
+            connection.close()
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+
+    async def _first_byte(self, connection: socket.socket) -> None:
+        readable = asyncio.Event()
+        self._loop.add_reader(connection, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            self._loop.remove_reader(connection)

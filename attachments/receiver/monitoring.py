@@ -1,0 +1,87 @@
+"""What monitors read: `/health`, `/ready` and `/metrics`, without a secret.
+
+Behind a proxy that passes on `/webhooks/` alone, these are pages of the webhooks' own listener. A receiver that serves
+HTTPS itself is reachable from outside: there `/ready` and `/metrics` have a listener of their own.
+"""
+
+import asyncio
+import logging
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from attachments.emailgistics import envelope
+from attachments.receiver.inbox import Depth, Inbox, InboxUnavailable
+from attachments.receiver.limited_log import LimitedLog
+from attachments.receiver.metrics import Metrics
+
+READY_PATIENCE = 5.0  # seconds for the inbox before a monitor is told that it is stuck
+MONITORING_ADDRESS = ("127.0.0.1", 8081)  # of a receiver that serves HTTPS, unless it is told another one
+PATHS = ("/health", "/ready", "/metrics")
+
+
+class Monitoring:
+    """The handlers of the three pages."""
+
+    def __init__(self, inbox: Inbox, metrics: Metrics, log: LimitedLog) -> None:
+        self._inbox = inbox
+        self._metrics = metrics
+        self._log = log
+
+    def routes(self, *, is_public: bool) -> list[Route]:
+        """The three pages; where `is_public`, only the first of them, which costs nothing and tells nothing."""
+        health = Route("/health", self.health)
+        if is_public:
+            return [health, Route("/ready", elsewhere), Route("/metrics", elsewhere)]
+        return [health, Route("/ready", self.ready), Route("/metrics", self.metrics)]
+
+    async def health(self, _: Request) -> Response:
+        """The process lives."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, _: Request) -> Response:
+        """Whether a delivery would get its 200 now."""
+        try:
+            async with asyncio.timeout(READY_PATIENCE):
+                await self._inbox.probe()
+                depth = await self._inbox.depth()
+        except InboxUnavailable as error:
+            return JSONResponse({"status": "error", "message": str(error)}, 503)
+        except TimeoutError:
+            return JSONResponse({"status": "error", "message": "The inbox does not take a write in time."}, 503)
+        return JSONResponse({"status": "ok", "inbox": depth.entries, "oldest_seconds": round(depth.oldest_seconds, 1)})
+
+    async def metrics(self, _: Request) -> Response:
+        """Counters and gauges for Prometheus."""
+        depth = await self._depth()
+        if depth is not None:
+            self._metrics.depth.set(depth.entries)
+            self._metrics.oldest.set(depth.oldest_seconds)
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _depth(self) -> Depth | None:
+        try:
+            async with asyncio.timeout(READY_PATIENCE):
+                return await self._inbox.depth()
+        except (InboxUnavailable, TimeoutError):
+            self._log.log(logging.ERROR, "The inbox's depth cannot be read; its gauges keep their last values.")
+            return None
+
+
+def build_monitoring_app(monitoring: Monitoring) -> Starlette:
+    """The pages as an ASGI app of their own."""
+    return Starlette(routes=monitoring.routes(is_public=False), exception_handlers={HTTPException: _http_error})
+
+
+async def elsewhere(_: Request) -> Response:
+    """On a listener that strangers reach."""
+    message = "This page is not public. The receiver serves it at the address of --monitoring-address."
+    return JSONResponse(envelope("error", message), 404)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  the handler is registered for this type alone
+    return JSONResponse(envelope("error", "Here are /health, /ready and /metrics, for GET."), error.status_code)

@@ -1,0 +1,58 @@
+"""HTTP on one connection, such that a stranger's costs little: neither memory for long, nor a log line of its own."""
+
+import asyncio
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from attachments.receiver.strangers import Strangers
+
+IDLE_CONNECTION = 10.0  # seconds; a connection without a request for twice as long at most is closed
+AUTHENTICATED = "attachments.authenticated"
+"""In the `state` of a request's scope: what to call when it has carried a valid secret."""
+
+
+class ReceiverProtocol(H11Protocol):
+    """Closes connections on which no request comes; uvicorn itself waits for ever for the first one."""
+
+    def __init__(
+        self, strangers: Strangers, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
+    ) -> None:
+        super().__init__(config, server_state, {**app_state, AUTHENTICATED: lambda: strangers.discard(self)})
+        self._strangers = strangers
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self._at_last_look: object = None
+        self._look = self.loop.call_later(IDLE_CONNECTION, self._close_if_idle)
+        self._strangers.add(self, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._look.cancel()
+        self._strangers.discard(self)
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Only where no response has begun, as one has when the body of a refused request turns out to be malformed."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()
+            return
+        super().send_400_response(msg)
+        if self.cycle is not None:  # its own response would be a second one
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def _close_if_idle(self) -> None:
+        """Idle means: at two looks no request was under way, and none in between."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self._at_last_look is self.cycle:
+            self.transport.abort()
+            return
+        self._at_last_look = self.cycle if is_idle else self
+        self._look = self.loop.call_later(IDLE_CONNECTION, self._close_if_idle)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """No log line: any stranger can make as many as it likes."""
