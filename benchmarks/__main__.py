@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import backfill, burst, growth, inputs, latency, live, memory, pacing, throughput
+from benchmarks import backfill, burst, growth, hostile, inputs, latency, live, memory, pacing, throughput
 from benchmarks.figures import Figure, keep, show
 
 PARTS: dict[str, Callable[[], list[Figure]]] = {
@@ -19,6 +19,7 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
     "growth": growth.measure,
     "backfill": backfill.measure,
     "inputs": inputs.measure,
+    "hostile": hostile.measure,
 }
 
 

@@ -4,12 +4,8 @@ import asyncio
 import json
 import logging
 import os
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -32,6 +28,7 @@ from attachments.sandbox.__main__ import main as sandbox
 from attachments.worker import WarmWorker
 from tests.receiver.conftest import environment, make_receiver
 from tests.receiver.prefect_stub import PrefectStub
+from tests.servers.recorder import Recorder, recording
 
 MESSAGE = "AAMkAGI="
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "WS_PROXY")
@@ -40,55 +37,17 @@ SECRET = "canary-of-the-webhook"
 KEY = "canary-of-the-api-key"
 
 
-@dataclass
-class Recorder:
-    """An HTTP server that notes what it is sent, and the password or key with it."""
-
-    url: str = ""
-    requests: list[tuple[str, str | None]] = field(default_factory=list)
-
-
 @pytest.fixture
 def proxy() -> Iterator[Recorder]:
-    yield from recording()
+    with recording() as recorder:
+        yield recorder
 
 
 @pytest.fixture
 def service() -> Iterator[Recorder]:
     """What the commands mean to reach: it is alive as Prefect is, and knows nothing."""
-    yield from recording()
-
-
-def recording() -> Iterator[Recorder]:
-    recorder = Recorder()
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            recorder.requests.append((f"{self.command} {self.path}", self.headers.get("Authorization")))
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            is_health = self.path.endswith("/health")
-            body = b"true" if is_health else b'{"detail": "Not Found", "status": "error", "message": "no"}'
-            self.send_response(200 if is_health else 404)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_CONNECT = answer  # noqa: N815  http.server's
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing to print."""
-
-    with ThreadingHTTPServer(("0.0.0.0", 0), Handler) as server:  # so that all of 127.0.0.0/8 leads here
-        recorder.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield recorder
-        finally:
-            server.shutdown()
-            thread.join()
+    with recording() as recorder:
+        yield recorder
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import sqlite3
 import textwrap
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 from attachments.demo.processes import NotReady, Road, road, running, wait_for
 from attachments.sandbox.process import Sandbox, running_sandbox
 from attachments.storage import Manifest, message_key
+from tests.servers.recorder import recording
 
 PATIENCE = 90.0  # seconds for a run on a busy machine; embedded SQLite makes Prefect wait in steps of 2 s
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -293,10 +294,15 @@ def installation(
     `slots` is the size of the pacing limits, `limit` the sandbox's calls in 60 s, `worker_flows` what the worker runs
     besides our own flows.
     """
-    with running_sandbox(limit=limit) as sandbox:
+    with running_sandbox(limit=limit) as sandbox, recording() as proxy:
+        # None of them may be asked for anything: all that the processes connect to is on this machine.
+        proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), proxy.url)
         stack = road(folder, sandbox.base_url, sandbox.key)
+        stack = replace(stack, environment={**stack.environment, **proxies})
+        for process in stack.processes:
+            process.environment = {**process.environment, **proxies}
         namespace = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
-        stack.worker.environment = {**stack.environment, "ATTACHMENTS_WORKER_FLOWS": worker_flows}
+        stack.worker.environment = {**stack.worker.environment, "ATTACHMENTS_WORKER_FLOWS": worker_flows}
         stack.worker.command[:0] = [*namespace, "sh", "-ec", MOUNTS, str(folder)]
         limits = httpx.Limits(max_keepalive_connections=0)  # one that is kept may be closed just as it is used again
         prefect = httpx.Client(
@@ -307,6 +313,7 @@ def installation(
             for name in ("emailgistics-api", "emailgistics-backfill"):
                 everything.change(f"v2/concurrency_limits/{name}", {"limit": slots})
             yield everything
+        assert proxy.requests == []
 
 
 def until(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
