@@ -86,10 +86,12 @@ class Listener:
                 ssl=self._context,
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
             )
-        except OSError:  # ssl.SSLError and TimeoutError are among them
+        except OSError as error:  # ssl.SSLError and TimeoutError are among them
             connection.close()
-        except asyncio.CancelledError:
+            error.__traceback__ = None  # its frames would keep the buffers until the next garbage collection
+        except asyncio.CancelledError as error:
             connection.close()
+            error.__traceback__ = None  # likewise
             raise
 
     async def _first_byte(self, connection: socket.socket) -> None:

@@ -1,6 +1,7 @@
 """HTTP on one connection, such that a stranger's costs little: neither memory for long, nor a log line of its own."""
 
 import asyncio
+import sys
 from typing import Any
 
 import h11
@@ -14,6 +15,8 @@ IDLE_CONNECTION = 10.0  # seconds; a connection without a request for twice as l
 AUTHENTICATED = "attachments.authenticated"
 """In the `state` of a request's scope: what to call when it has carried a valid secret."""
 
+BUSY = object()
+
 
 class ReceiverProtocol(H11Protocol):
     """Closes connections on which no request comes; uvicorn itself waits for ever for the first one."""
@@ -21,22 +24,27 @@ class ReceiverProtocol(H11Protocol):
     def __init__(
         self, strangers: Strangers, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
     ) -> None:
-        super().__init__(config, server_state, {**app_state, AUTHENTICATED: lambda: strangers.discard(self)})
+        # Not this object, which would then be freed, with its buffers, by the garbage collector alone.
+        stranger = self._stranger = object()
+        super().__init__(config, server_state, {**app_state, AUTHENTICATED: lambda: strangers.discard(stranger)})
         self._strangers = strangers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
         self._at_last_look: object = None
         self._look = self.loop.call_later(IDLE_CONNECTION, self._close_if_idle)
-        self._strangers.add(self, transport.abort)
+        self._strangers.add(self._stranger, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._look.cancel()
-        self._strangers.discard(self)
+        self._strangers.discard(self._stranger)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
         """Only where no response has begun, as one has when the body of a refused request turns out to be malformed."""
+        error = sys.exception()
+        if error is not None:  # h11's, which refers to itself: its frames would keep this connection's buffers
+            error.__traceback__ = None
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
@@ -51,7 +59,7 @@ class ReceiverProtocol(H11Protocol):
         if is_idle and self._at_last_look is self.cycle:
             self.transport.abort()
             return
-        self._at_last_look = self.cycle if is_idle else self
+        self._at_last_look = self.cycle if is_idle else BUSY
         self._look = self.loop.call_later(IDLE_CONNECTION, self._close_if_idle)
 
     def _unsupported_upgrade_warning(self) -> None:
