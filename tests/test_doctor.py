@@ -630,7 +630,10 @@ def test_a_schedule_of_which_the_next_date_is_months_ahead_is_well(schedule: Any
     )
 
 
-@pytest.mark.parametrize("end", ["COUNT=1", f"UNTIL={PAST + timedelta(days=3):%Y%m%dT%H%M%S}"])
+@pytest.mark.parametrize(
+    "end",
+    [pytest.param("COUNT=1", id="count"), pytest.param(f"UNTIL={PAST + timedelta(days=3):%Y%m%dT%H%M%S}", id="until")],
+)
 def test_a_schedule_that_has_ended_is_told_as_that(end: str) -> None:
     """Nothing is wrong with Prefect's scheduler: no date is left. Another schedule that goes on counts as ever."""
     ended = RRuleSchedule(rrule=f"DTSTART:{PAST:%Y%m%dT%H%M%S}\nRRULE:FREQ=DAILY;{end}")
