@@ -31,6 +31,7 @@ from attachments.ids import IdsError
 from attachments.ids_source import ALLOWED, DEFAULT
 from attachments.storage import StoreError
 from tests.servers.kinds import Rclone, Sftp
+from tests.storage.memory import PROTOCOL
 
 A, B = "AAMkAGI1/a+b_c-d==", "AAMkAGI2-B="
 CANARY = "canary-7f3a91c2"
@@ -317,11 +318,11 @@ def test_a_file_in_an_allowed_folder_is_read(folder: Path, tmp_path: Path, monke
         assert read(url) == [A, B]
     assert read(f"{folder}/latest") == [A, B]
     (tmp_path / "linked").symlink_to(folder)
-    fsspec.filesystem("memory").pipe("/ids-of-a-test/ids.txt", IDS)
-    monkeypatch.setenv(ALLOWED, f" s3://bucket/in ,{tmp_path}/linked/,, memory://ids-of-a-test ")
+    fsspec.filesystem(PROTOCOL).pipe("/ids-of-a-test/ids.txt", IDS)
+    monkeypatch.setenv(ALLOWED, f" s3://bucket/in ,{tmp_path}/linked/,, {PROTOCOL}://ids-of-a-test ")
     assert read(f"{tmp_path}/linked/2026/ids.csv.gz") == [A, B]
-    assert read("memory://ids-of-a-test/ids.txt") == [A, B]
-    assert "There is no file of ids at that URL" in refusal("memory://ids-of-a-test/missing.txt")
+    assert read(f"{PROTOCOL}://ids-of-a-test/ids.txt") == [A, B]
+    assert "There is no file of ids at that URL" in refusal(f"{PROTOCOL}://ids-of-a-test/missing.txt")
     assert "may not read" in refusal(str(path))
 
 

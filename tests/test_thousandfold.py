@@ -16,7 +16,6 @@ from uuid import uuid4
 
 import pytest
 from fsspec import AbstractFileSystem
-from fsspec.implementations.memory import MemoryFileSystem
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import (
@@ -43,6 +42,7 @@ from attachments.progress import Counts
 from attachments.selection import Filter
 from attachments.storage.retention import Budget, Holds, Pace, Policy, purge, stored_before
 from attachments.suspending import take_over
+from tests.storage.memory import PROTOCOL, TestMemory
 
 TIMES = 1000
 MAKERS = {"attachments", "prefect", "httpx", "httpcore", "anyio", "fsspec", "contextlib", "threading", "contextvars"}
@@ -214,13 +214,13 @@ def test_no_thread_leaves_a_file_system_behind(tmp_path: Path) -> None:
 
     ids = tmp_path / "ids.txt"
     ids.write_text("an-id\n")
-    MemoryFileSystem().pipe("/ids/a.txt", b"an-id\n")
+    TestMemory().pipe("/ids/a.txt", b"an-id\n")
     together = threading.Barrier(20, timeout=30)  # threads that follow each other may have the same number
 
     def read() -> None:
         AttachmentStore(url=tmp_path.as_uri()).store()
-        for url in (ids.as_uri(), "memory://ids/a.txt"):
-            read_ids(opener(url, environment={ALLOWED: f"{tmp_path.as_uri()},memory://ids"})).close()
+        for url in (ids.as_uri(), f"{PROTOCOL}://ids/a.txt"):
+            read_ids(opener(url, environment={ALLOWED: f"{tmp_path.as_uri()},{PROTOCOL}://ids"})).close()
 
     def run() -> None:
         read()

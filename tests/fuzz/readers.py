@@ -126,9 +126,16 @@ class _Inbox:
 
 
 _metrics = Metrics()
+
+
+async def _knows(name: str) -> bool:
+    """As the dispatcher, of the deployments that Prefect has."""
+    return name in {"default", "backfill"}
+
+
 _app = build_app(
     _Inbox(),  # type: ignore[arg-type]
-    SimpleNamespace(deployments={"default": "1", "backfill": "2"}, synced=True, wake=lambda: None),  # type: ignore[arg-type]
+    SimpleNamespace(knows=_knows, synced=True, wake=lambda: None),  # type: ignore[arg-type]
     _metrics,
     SECRETS,
 )

@@ -223,7 +223,7 @@ def test_a_place_without_mail_is_told(tmp_path: Path):
     (tmp_path / "a.msg").write_bytes(b"\xd0\xcf\x11\xe0")
     lines = delivered(["--mail", str(tmp_path)], until="Emailgistics")
     assert lines[0] == (
-        f"no mail found in {tmp_path}; the sandbox reads .eml and .emlx files, mbox files and Maildir folders"
+        f"no mail found in {tmp_path}; the sandbox reads .eml and .emlx files, mbox files, Maildir and MH folders"
     )
     assert "(0 messages)" in lines[1]
 
