@@ -5,6 +5,7 @@ import gc
 import socket
 import ssl
 from asyncio import sslproto
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,10 @@ def connect(port: int, ending: str) -> None:
     with socket.create_connection(("127.0.0.1", port), 20) as plain:
         if ending in ("cut off", "no TLS", "too slow", "evicted"):
             plain.sendall(b"GET / HTTP/1.1\r\n\r\n" if ending == "no TLS" else b"\x16")
-            if ending != "cut off":
-                plain.recv(100)
+            if ending == "cut off":
+                plain.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionResetError):
+                plain.recv(100)  # until the server has closed it
             return
         with ssl._create_unverified_context().wrap_socket(plain) as connection:
             request = {"malformed": b"\x00\xff\r\n\r\n", "refused": b"GET / HTTP/1.1\r\nHost: receiver\r\n\r\n"}
