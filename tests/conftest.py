@@ -1,6 +1,11 @@
 """What holds for all tests."""
 
 import os
+from collections.abc import Iterator
+
+import pytest
+
+from attachments import loopback
 
 # Where either is set, pytest shows the whole difference of two values that are compared. Of two contents of 10 MB, as
 # they are compared here, that takes hours.
@@ -10,6 +15,20 @@ for name in ("CI", "BUILD_NUMBER"):
 # What outlives a test that has set the address of its own Prefect, such as the return of slots, would else start a
 # temporary server for itself, which nobody ends.
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
+
+
+@pytest.fixture(autouse=True)
+def own_proxy_settings() -> Iterator[None]:
+    """A command that is tried in the tests' own process adds this machine to its `NO_PROXY`, for good."""
+    kept = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
+    yield
+    for name, value in kept.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    loopback._added.clear()
+
 
 LONGEST_ID = 100
 """Characters of a value that stands in a test's name. The name is put into the environment, which takes 128 KiB."""
