@@ -21,6 +21,7 @@ from .sockets import connect, raw_request
 
 Make = Callable[..., Receiver]
 LIMITS = ("attachments.receiver.listener.CONNECTIONS", "attachments.receiver.listener.ENCRYPTED")
+GRACES = ("attachments.receiver.listener.CONNECTION_GRACE", "attachments.receiver.listener.ENCRYPTED_GRACE")
 SHORT_INTERVAL = {"attachments.receiver.limited_log.INTERVAL": 1.0}
 CHUNKED = b"POST /webhooks/default HTTP/1.1\r\nHost: receiver\r\nTransfer-Encoding: chunked\r\n"
 HEAD = b"GET /health HTTP/1.1\r\nHost: receiver\r\n"
@@ -105,7 +106,7 @@ def test_lines_that_strangers_cause_are_counted(make_either: Make) -> None:
     lines = len(receiver.log.splitlines())
     began = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
-        for number, pieces in enumerate(islice(cycle(ATTACKS.values()), 260)):
+        for number, pieces in enumerate(islice(cycle(ATTACKS.values()), 3 * len(ATTACKS))):
             pool.submit(attack, receiver, pieces, abruptly=number % 3 == 0)
     assert receiver.process.stop() == 0
     written = receiver.log.splitlines()[lines:]
@@ -143,7 +144,7 @@ def test_a_thousand_malformed_requests_are_a_handful_of_lines(receiver: Receiver
 
 def test_connections_without_the_secret_give_way_to_others(make_either: Make) -> None:
     """The oldest of those above the limit is closed; one that has shown the secret is left alone."""
-    receiver = make_either(tuning=dict.fromkeys(LIMITS, 10))
+    receiver = make_either(tuning={**dict.fromkeys(LIMITS, 10), **dict.fromkeys(GRACES, 0.2)})
     body = b'{"id": "a", "event": "received"}'
     request = raw_request("POST", "/webhooks/default", body, f"Bearer {SECRET}".encode())
     refused = raw_request("POST", "/webhooks/default", body, b"Bearer wrong")
