@@ -45,7 +45,6 @@ from attachments.declared import POOL_TYPE, QUEUES, as_deployed, declared_deploy
 from attachments.doctor import examine, work
 from attachments.doctor import schedules as schedules_of_the_doctor
 from attachments.doctor.asking import Silent, asked, trouble, within
-from attachments.doctor.asking import prefect as asking_prefect
 from attachments.doctor.deployments import look_at_deployments
 from attachments.doctor.examination import _Examination
 from attachments.doctor.findings import Finding, by_urgency, failed, ok, summary, warning
@@ -296,8 +295,8 @@ def test_a_prefect_that_answers_strangers_is_a_warning(
             PREFECT_API_AUTH_STRING: password,
             PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False,
         }
-        with temporary_settings(settings), asking_prefect() as client:
-            lines = [said(finding) for finding in look_at_access(client)]
+        with temporary_settings(settings):
+            lines = [said(finding) for finding in look_at_access()]
         server.shutdown()
     assert [line.startswith(start) for line, start in zip(lines, expected, strict=True)] == [True, True], lines
     assert set(seen) == {None}

@@ -71,7 +71,7 @@ class _Examination:
         if any(finding.status == "failed" for finding in server):
             yield _unseen()
             return
-        yield from self._all("password", lambda: look_at_access(self._client))
+        yield from self._all("password", look_at_access)
         yield from self._all("leases", lambda: look_at_settings(self._client))
         yield from self._all("work-pool", lambda: look_at_pool(self._client))
         yield from self._all("worker", lambda: look_at_workers(self._client))

@@ -7,9 +7,10 @@ from typing import Any
 import httpx
 import prefect as installed
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, temporary_settings
 from pydantic import TypeAdapter
 
-from attachments.doctor.asking import asked
+from attachments.doctor.asking import asked, prefect
 from attachments.doctor.findings import Finding, failed, ok, warning
 
 TESTED = "3.9.1"
@@ -41,14 +42,14 @@ def look_at_server(client: SyncPrefectClient) -> Iterator[Finding]:
         )
 
 
-def look_at_access(client: SyncPrefectClient) -> Iterator[Finding]:
+def look_at_access() -> Iterator[Finding]:
     """Whether the API answers a request without a password, and pages of other origins in a browser."""
-    response = _without_password(client)
+    response = _without_password()
     if response.is_success:
         yield warning(
             "password",
-            "Prefect's API answers without a password: whoever reaches it reads the blocks with their secrets, changes "
-            "them, and starts runs.",
+            "Prefect's API answers without a password: everyone who reaches it can read the blocks with their secrets, "
+            "change them, and start runs.",
             "Set PREFECT_SERVER_API_AUTH_STRING for the server, and the same text as PREFECT_API_AUTH_STRING for "
             "everything that uses it, and restart them.",
         )
@@ -64,14 +65,13 @@ def look_at_access(client: SyncPrefectClient) -> Iterator[Finding]:
         yield ok("origins", "Prefect's API lets no page of another origin read its answers.")
 
 
-def _without_password(client: SyncPrefectClient) -> httpx.Response:
+def _without_password() -> httpx.Response:
     """The answer to a request that only Prefect's own programs and people should get one to."""
-    request = client._client.build_request("GET", "/admin/version", headers={"Origin": ANOTHER_ORIGIN})
-    request.headers.pop("Authorization", None)
-    try:
-        return client._client.send(request)
-    except httpx.HTTPStatusError as error:
-        return error.response
+    with temporary_settings({PREFECT_API_AUTH_STRING: None, PREFECT_API_KEY: None}), prefect() as stranger:
+        try:
+            return stranger.request("GET", "/admin/version", headers={"Origin": ANOTHER_ORIGIN})
+        except httpx.HTTPStatusError as error:
+            return error.response
 
 
 def look_at_settings(client: SyncPrefectClient) -> Iterator[Finding]:
