@@ -22,6 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from attachments.cli import main
 from attachments.receiver.inbox import Inbox
+from attachments.receiver.secrets import split_secrets
 from attachments.storage import Manifest, ManifestAttachment, attachment_key, message_key, open_store
 from tests.servers.certificates import make_certificate
 
@@ -183,22 +184,43 @@ def test_receive_tells_of_a_certificate_without_its_key(receive: Callable[..., s
     assert "name its file with --tls-key" in receive("--tls-certificate", "cert.pem")
 
 
+def listening(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """The address of a receiver once it listens, and its log until then."""
+    assert process.stderr is not None
+    log = ""
+    while "Listening on" not in log:
+        line = process.stderr.readline()
+        assert line, log
+        log += line
+    return log.split("Listening on ")[1].split()[0], log
+
+
 def test_insecure_needs_to_be_said_and_is_told(environment: dict[str, str]) -> None:
     """With --insecure it starts without a secret, and the log warns; SIGTERM ends it with 0."""
     del environment["EMAILGISTICS_WEBHOOK_SECRET"]
     command = [COMMAND, "receive", "--port", "0", "--insecure"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        log = ""
-        while "Listening on" not in log:
-            line = process.stderr.readline()
-            assert line, log
-            log += line
-        url = log.split("Listening on ")[1].split()[0]
+        url, log = listening(process)
         assert run(environment, "trigger", MESSAGE, "--url", url).returncode == 0
         process.terminate()
         assert process.wait(15) == 0
     assert "insecure" in log
+
+
+@pytest.mark.parametrize(
+    ("value", "secrets"),
+    [
+        ("abc", ["abc"]),
+        ("abc,def", ["abc,def", "abc", "def"]),
+        ("abc,", ["abc,", "abc"]),
+        (",abc", [",abc", "abc"]),
+        (" , ", []),
+        ("", []),
+    ],
+)
+def test_a_value_with_a_comma_is_a_secret_as_a_whole_and_in_parts(value: str, secrets: list[str]) -> None:
+    """Also where the comma is at an end."""
+    assert split_secrets(value) == secrets
 
 
 @pytest.mark.parametrize(
@@ -209,14 +231,10 @@ def test_a_secret_with_a_comma_is_valid_as_a_whole_and_a_short_one_is_told(
 ) -> None:
     """`attachments trigger` sends the whole and is let in; the log warns of what can be guessed, unquoted."""
     environment["EMAILGISTICS_WEBHOOK_SECRET"] = secret
-    with subprocess.Popen([COMMAND, "receive", "--port", "0"], env=environment, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        log = ""
-        while "Listening on" not in log:
-            line = process.stderr.readline().decode()
-            assert line, log
-            log += line
-        url = log.split("Listening on ")[1].split()[0]
+    with subprocess.Popen(
+        [COMMAND, "receive", "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        url, log = listening(process)
         assert run(environment, "trigger", MESSAGE, "--url", url).returncode == 0
         process.terminate()
         process.wait(15)

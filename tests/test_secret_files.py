@@ -9,7 +9,7 @@ import pytest
 from attachments.cli import main
 from attachments.command_boundary import CommandFailed
 from attachments.secret_files import LARGEST, SECRETS, read_secret_files
-from tests.test_cli import COMMAND, MESSAGE, run
+from tests.test_cli import COMMAND, MESSAGE, listening, run
 
 
 @pytest.mark.parametrize("name", SECRETS)
@@ -86,14 +86,10 @@ def test_receiver_and_trigger_read_their_secrets_from_files(tmp_path: Path) -> N
     ):
         (tmp_path / name).write_text(f"{secret}\n")
         environment[f"{name}_FILE"] = str(tmp_path / name)
-    with subprocess.Popen([COMMAND, "receive", "--port", "0"], env=environment, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        log = ""
-        while "Listening on" not in log:
-            line = process.stderr.readline().decode()
-            assert line, log
-            log += line
-        url = log.split("Listening on ")[1].split()[0]
+    with subprocess.Popen(
+        [COMMAND, "receive", "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        url, log = listening(process)
         held = Path(f"/proc/{process.pid}/environ").read_bytes()
         assert b"_FILE=" in held
         assert b"long" not in held.replace(str(tmp_path).encode(), b"")

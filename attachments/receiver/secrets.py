@@ -20,7 +20,7 @@ def split_secrets(value: str) -> list[str]:
     """The secrets that a value stands for: the whole value first, for a secret may hold a comma, then its parts."""
     whole = value.strip()
     parts = [part.strip() for part in whole.split(",") if part.strip()]
-    return [whole, *parts] if len(parts) > 1 else parts
+    return [whole, *parts] if parts and "," in whole else parts
 
 
 def has_short_part(secrets: Sequence[str]) -> bool:
