@@ -1,8 +1,8 @@
 """Which flows the warm worker runs: those that its host allows, whatever a deployment in Prefect asks for.
 
-Whoever reaches Prefect's API can create a deployment, and a deployment says what code its runs execute: pull steps are
-commands, and an entrypoint can name a file, code in a storage block, or any module below the worker's working directory
-or among its packages. So the worker runs this product's own flows, and what `ATTACHMENTS_WORKER_FLOWS` names.
+Anyone who reaches Prefect's API can create a deployment, and a deployment says what code its runs execute: pull steps
+are commands, and an entrypoint can name a file, code in a storage block, or any module below the worker's working
+directory or among its packages. So the worker runs this product's own flows, and what `ATTACHMENTS_WORKER_FLOWS` names.
 """
 
 from attachments.declared import current_entrypoint, declared_deployments
@@ -10,8 +10,6 @@ from attachments.declared import current_entrypoint, declared_deployments
 VARIABLE = "ATTACHMENTS_WORKER_FLOWS"
 ANY = "*"
 UNLESS_YOURS = f"If the deployment is yours and should run, set {VARIABLE}={ANY} for the worker and restart it."
-
-
 NO_DEPLOYMENT = "Not started: the run belongs to no deployment, and this worker runs deployments only. Deploy its flow."
 
 

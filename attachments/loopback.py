@@ -57,7 +57,7 @@ def _loopback_hosts(urls: tuple[str, ...]) -> list[str]:
     for url in urls:
         try:
             host = urlsplit(url).hostname or ""
-        except ValueError:  # whoever uses the URL says so
+        except ValueError:  # reported where the URL is used
             continue
         if is_loopback(host):
             hosts.append(host)

@@ -148,7 +148,7 @@ def judged(
     known = manifest if isinstance(manifest, Manifest) else None
     state: Literal["none", "unreadable", "incomplete", "complete"]
     state = manifest if not isinstance(manifest, Manifest) else "complete" if manifest.complete else "incomplete"
-    # Whoever recorded that the list was not final knew of attachments.
+    # The run that recorded a list as not final knew of attachments.
     why = why_not_final(listed, has_attachments=known is not None and known.pending is not None)
     once = {attachment.id: attachment for attachment in without_placeholders(listed, force=force)}.values()
     return Preview(

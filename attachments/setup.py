@@ -112,7 +112,7 @@ async def _answering(client: PrefectClient) -> Exception | None:
     end = time.monotonic() + STARTING
     while (problem := await client.api_healthcheck()) is not None and time.monotonic() < end:
         if isinstance(problem, httpx.HTTPStatusError) and problem.response.is_client_error:
-            break  # whoever answers so has started
+            break  # a server that answers so has started
         await asyncio.sleep(0.5)
     return problem
 
@@ -215,7 +215,7 @@ def _encryption(block: AttachmentStore) -> str:
 
 
 def _tell_removed(before: AttachmentStore, after: AttachmentStore, tell: Tell) -> None:
-    """Whoever owns a key that is a recipient no more cannot decrypt what is stored from now on."""
+    """The owner of a key that is no longer a recipient cannot decrypt what is stored from now on."""
     removed = {text.strip() for text in before.age_recipients} - {text.strip() for text in after.age_recipients}
     if removed:
         were = counted(len(removed), "age recipient of the block was", "age recipients of the block were")

@@ -2,8 +2,8 @@
 
 What comes from a store, Prefect, Emailgistics or a receiver can move a cursor, turn a line round, forge another line or
 become a link. So commands print through `say` and nothing else, the receiver's log is written through `LogFormatter`,
-and artifacts in Markdown are put together with `markdown`. What has been through one of these is one line of bounded
-length, with an escape for everything that is invisible or not text.
+and artifacts in Markdown are put together with `markdown`. In what has been through one of these, everything that is
+invisible or not text is an escape; `say`, `printable`, `markdown` and `LogFormatter` also cut what is too long.
 """
 
 from __future__ import annotations

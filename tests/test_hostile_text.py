@@ -84,7 +84,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def changed(root: Path, change: Any) -> None:
-    """Rewrites the message's manifest, as whoever can write to the store can."""
+    """Rewrites the message's manifest, as anyone who can write to the store can."""
     path = root / MESSAGE / "manifest.json"
     document = json.loads(path.read_text())
     change(document, document["attachments"][0])
@@ -355,7 +355,7 @@ MARKUP = [
 
 @pytest.mark.parametrize("text", [*MARKUP, HOSTILE, "".join(MARKUP)])
 def test_no_text_becomes_markup_in_an_artifact(text: str) -> None:
-    """Whoever names a block or a limit, or answers as Prefect's server, writes no link, image or HTML into the UI."""
+    """Nobody who names a block or a limit, or answers as Prefect's server, writes a link, image or HTML into the UI."""
     findings = [
         failed("a", text, text, subject=text),
         warning("b", text, text, subject=text),

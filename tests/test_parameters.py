@@ -68,7 +68,7 @@ ODD = [
     ids=lambda flow: flow.name,
 )
 def test_every_parameter_was_judged(flow: Any) -> None:
-    """Whoever adds one says what it may lead to."""
+    """The author of a new one says what it may lead to."""
     judged = {*NAMES, *PLAIN[flow.name].split()}
     assert set(inspect.signature(flow.fn).parameters) <= judged
 

@@ -304,7 +304,7 @@ def test_rows_that_name_no_message_are_told_and_hold_nothing(monkeypatch: pytest
 def test_rows_that_name_no_message_are_told_by_a_reconciliation_that_steps_aside(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its mark knows them already, so whoever goes on would not tell of them."""
+    """Its mark knows them already, so the next reconciliation would not report them."""
     stuck, left = NobodyStarts(Counts(seen=3)), ChildrenLeft("left")
     lineage = SimpleNamespace(go_on_later=lambda *_, **__: "Another one goes on.")
     wish = cast("Any", SimpleNamespace(lineage=lineage))

@@ -12,7 +12,7 @@ def look_at_network(url: str) -> Iterator[Finding]:
     """Prefect's address: plain HTTP to another host, or a proxy between `prefect` and a server on this machine."""
     try:
         address = httpx.URL(url)
-    except httpx.InvalidURL:  # said by whoever asks there
+    except httpx.InvalidURL:  # reported where the URL is used
         return
     if address.host and is_exposed(address.scheme, address.host):
         yield warning(

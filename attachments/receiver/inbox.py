@@ -439,7 +439,7 @@ def _prepare(db: sqlite3.Connection) -> None:
 def _create(path: Path) -> int:
     """A descriptor of a new file that nobody else may read. Raises FileExistsError, also for a link that leads nowhere.
 
-    Whoever may write to the folder could otherwise have put a link there, and we would write to what it leads to.
+    Otherwise anyone who may write to the folder could put a link there, and we would write to its target.
     """
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 

@@ -1,9 +1,9 @@
-"""The marker of a store that has encrypted: from then on, the store refuses plaintext.
+"""The marker of a store that has encrypted: the store refuses plaintext, in every process within a minute.
 
 ``<root>/.encryption/age`` is created before the first encrypted file. A store whose block has lost its recipients sees
 it and stores nothing, until the block allows plaintext. Stores of versions without the marker get it with their next
-encrypted file. Whoever may delete objects in the store may delete the marker too: it guards against mistakes and lost
-settings, not against those who control the store.
+encrypted file. Anyone who may delete objects in the store may delete the marker too: it guards against mistakes and
+lost settings, not against those who control the store.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ CONTENT = (
     b"attachments unencrypted, unless its block allows plaintext.\n"
 )
 LOOK_AGAIN = 60.0
-"""Seconds for which an answer about the marker counts: one request a minute at most, however many files are stored."""
+"""Seconds for which an answer that let a file be stored counts. A refusal asks each time."""
 
 _LABELS = Labels("text/plain")
 _TRIES = 10
 
 
 class EncryptionMarker:
-    """The marker in an object store. Safe to share between threads. Raises the backend's errors."""
+    """The marker in an object store. Safe to share between threads. Raises the backend's errors.
+
+    A store either encrypts or does not, so it calls `create` or `refuse_plaintext`, never both.
+    """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

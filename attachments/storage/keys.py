@@ -105,7 +105,7 @@ def is_possible(path: str) -> bool:
 def is_place_of(path: str | None, message_key: str, attachment_key: str) -> bool:
     """Whether an object of ours can stand under the path, and is this attachment's of this message.
 
-    Whoever can write to the store can write into a message's manifest that its files are another message's.
+    Anyone who can write to the store can write into a message's manifest that its files are another message's.
     """
     return path is not None and is_object_path(path) and path.split("/")[:2] == [message_key, attachment_key]
 

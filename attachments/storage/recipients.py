@@ -61,7 +61,7 @@ def parsed(recipients: Sequence[str]) -> list[Any]:
     """The keys, as pyrage takes them. Raises UnsupportedStore that names the first unusable entry by its number."""
     if len(recipients) > MOST:
         raise UnsupportedStore(f"there are {len(recipients)} age recipients; a store takes {MOST} at most")
-    # Whoever enters one twice has it once.
+    # One that is entered twice counts once.
     return [_recipient(text, number) for text, number in _each_once(recipients).items()]
 
 

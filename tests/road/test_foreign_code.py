@@ -1,4 +1,4 @@
-"""Whoever reaches Prefect's API can create a deployment; the worker does not run what it brings along."""
+"""Anyone who reaches Prefect's API can create a deployment; the worker does not run the code that it names."""
 
 from collections.abc import Iterator
 from pathlib import Path

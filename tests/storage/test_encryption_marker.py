@@ -1,4 +1,4 @@
-"""A store that has encrypted once refuses plaintext, whoever writes to it, until its block says otherwise."""
+"""A store that has encrypted once refuses plaintext from every writer until its block says otherwise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def place(request: pytest.FixtureRequest, places: Places) -> Place:
 
 
 def test_a_store_that_has_encrypted_refuses_plaintext(place: Place) -> None:
-    """Whoever opens it without recipients, until its block allows plaintext; nothing of the refused is read or left."""
+    """From every writer without recipients, until its block allows plaintext. Nothing of the source is read or left."""
     owner = pyrage.x25519.Identity.generate()
     encryption = Encryption(age_recipients=(str(owner.to_public()),))
     old, two, three = place.open(), attachment_key("two"), attachment_key("three")

@@ -33,7 +33,7 @@ ED25519_LOW_ORDER = [1, PRIME - 1, 0]
 
 
 def bech32(data: bytes) -> str:
-    """An `age1…` text with a right checksum (BIP 173), written here anew so that it shares nothing with the code."""
+    """An `age1…` text with a right checksum (BIP 173), written separately so that it shares nothing with the code."""
 
     def checksum(values: Iterable[int]) -> int:
         state = 1
@@ -91,7 +91,7 @@ def test_a_point_of_low_order_is_refused(number: int, top: int) -> None:
 @pytest.mark.parametrize("y", [*ED25519_LOW_ORDER, ed25519_of_order_8()], ids=["1", "2", "4", "8"])
 @pytest.mark.parametrize("sign", [0, 2**255], ids=["", "of the other sign"])
 def test_an_ssh_key_of_low_order_is_refused(y: int, sign: int) -> None:
-    """age encrypts to it without a word, and whoever has the file can decrypt it."""
+    """age encrypts to it silently, and anyone who has the file can decrypt it."""
     text = ssh("ssh-ed25519", (y + sign).to_bytes(32, "little"))
     with pytest.raises(UnsupportedStore, match="age recipient 1 "):
         parsed([text])

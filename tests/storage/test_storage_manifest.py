@@ -171,7 +171,7 @@ def test_a_manifest_that_is_too_large_is_neither_read_nor_written(extra: str) ->
     "key", [f"{PLACE}/a\0.pdf", f"{PLACE}/a\n.pdf", f"{PLACE}/\x1b[2J", f"{PLACE}/\u202eexe", "x" * 1025]
 )
 def test_a_manifest_with_a_malformed_key_is_damaged(key: str) -> None:
-    """No path of ours holds what controls a line or a file system; whoever wrote it was somebody else."""
+    """No path of ours holds what controls a line or a file system; somebody else wrote it."""
     data = json.loads(manifest(entry("a")).to_bytes())
     data["attachments"][0]["key"] = key
     with pytest.raises(InvalidManifest) as caught:
@@ -195,7 +195,7 @@ def test_a_manifest_with_a_malformed_key_is_damaged(key: str) -> None:
     ],
 )
 def test_an_entry_is_asked_whether_its_place_is_its_own(key: str | None, is_at_home: bool) -> None:
-    """Of this message and of this attachment: whoever can write to the store can write anything there."""
+    """Of this message and of this attachment: anyone who can write to the store can write anything there."""
     assert entry("a", id=ATTACHMENT_ID, key=key).is_at_home(MESSAGE) is is_at_home
 
 
