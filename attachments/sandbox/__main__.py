@@ -154,7 +154,8 @@ async def _run(options: argparse.Namespace, secret: str, spool: Spool) -> int:
     async with AsyncExitStack() as until_end:
         with _named(f"cannot listen on {options.host}, port {options.port}: choose others with --host and --port"):
             address = await until_end.enter_async_context(serving(account, options.host, options.port))
-        _say(f"Emailgistics sandbox: {address}/api/v1 ({len(account.messages)} messages)")
+        count = len(account.messages)
+        _say(f"Emailgistics sandbox: {address}/api/v1 ({count} message{'' if count == 1 else 's'})")
         if options.port_file is not None:
             with _named(f"--port-file: cannot write {options.port_file}"):
                 _write_whole(options.port_file, address.rpartition(":")[2])
@@ -219,7 +220,7 @@ def _say(line: str, *, file: TextIO | None = None) -> None:
 def _summary(deliveries: Sequence[Delivery]) -> str:
     """How many were accepted, and what to do about the others."""
     outcomes = Counter(delivery.outcome for delivery in deliveries)
-    text = f"delivered {outcomes['success']} of {len(deliveries)} messages"
+    text = f"delivered {outcomes['success']} of {len(deliveries)} message{'' if len(deliveries) == 1 else 's'}"
     if outcomes["success"] == len(deliveries):
         return text
     refused = (f"{outcomes['error']} rejected (error)", f"{outcomes['failed']} failed")

@@ -128,6 +128,15 @@ def test_it_delivers_its_mail_once_at_the_start(tmp_path: Path):
     assert [headers["Authorization"] for headers, _, _ in receiver.posts] == ["Bearer s3"] * 3
 
 
+def test_one_message_is_not_several(tmp_path: Path):
+    """In what is printed."""
+    with running_receiver() as receiver:
+        arguments = ["--mail", str(mail_folder(tmp_path, 1)), "--deliver-to", receiver.url]
+        lines = delivered(arguments, until="delivered")
+    assert lines[0].endswith("(1 message)")
+    assert lines[2:] == ["delivered 1 of 1 message"]
+
+
 def test_only_what_was_accepted_counts_as_delivered(tmp_path: Path):
     """An answer of 200 may refuse a message too; each kind of failure is counted, and what to do is said."""
     script = [answer(401, "error"), answer(200, "error"), answer(200, "success"), answer(503, "error")]
