@@ -31,7 +31,7 @@ from attachments.worker import DRAIN
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
 KNOWN_HOSTS = {
     "docs.prefect.io",
@@ -104,6 +104,8 @@ def test_every_make_target_exists(document: Path) -> None:
     written = re.findall(r"(?:^|`)make (?:-C \S+ )?([a-z]+(?: [a-z]+)*)", document.read_text("utf-8"), re.MULTILINE)
     mentioned = {target for targets_of_one in written for target in targets_of_one.split()}
     assert mentioned <= targets
+    parts = re.findall(r'^    "(\w+)": ', (ROOT / "benchmarks" / "__main__.py").read_text(), re.MULTILINE)
+    assert set(re.findall(r"\bPART=(\w+)", document.read_text("utf-8"))) <= set(parts)
 
 
 def variables(text: str) -> set[str]:
@@ -223,12 +225,15 @@ def test_the_python_in_the_readme_is_python() -> None:
 
 @each_document
 def test_every_file_that_is_linked_or_named_exists(document: Path) -> None:
-    """Links are relative to the document; paths in backticks to the root."""
+    """Links are relative to the document; paths in backticks to the root, and those of tests without backticks too."""
     text = document.read_text("utf-8")
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert "://" in link or (document.parent / link).exists(), link
-    for path in re.findall(r"`((?:attachments|tests|flows|blocks|docs|deploy)/[\w./-]+)`", text):
+    paths = re.findall(r"`((?:attachments|tests|flows|blocks|docs|deploy)/[\w./-]+)`", text)
+    for path in [*paths, *re.findall(r"\btests/[\w/-]+(?:\.py)?", text)]:
         assert (ROOT / path).exists(), path
+    tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"\btest_\w+\.py", text)) <= tests
 
 
 @each_document

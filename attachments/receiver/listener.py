@@ -3,24 +3,26 @@
 import asyncio
 import socket
 import ssl
+from asyncio import sslproto
 from collections.abc import Callable
 
 from attachments.receiver.strangers import Strangers
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds from a connection's first byte until it is encrypted; asyncio's default is 60
 SILENCE_TIMEOUT = 10.0  # seconds that a connection may take until its first byte
-CONNECTIONS = 1024  # of clients without the secret; each takes some 20 KB
+CONNECTIONS = 1024  # of clients without the secret; each takes some 20 KB, or 80 KB when it is encrypted
 CONNECTION_GRACE = 2.0  # seconds
-ENCRYPTED = 256  # of them that have begun a handshake; each takes up to 0.5 MB
-ENCRYPTED_GRACE = 0.5  # seconds, for the handshake and again for the request
+READ_BUFFER = 32 * 1024  # bytes of an encrypted connection; twice TLS's largest record, and webhooks are smaller
 ACCEPT_PAUSE = 0.5  # seconds, when the process or the system has no file handle left
 BACKLOG = 2048  # connections that the system keeps until they are accepted
+
+sslproto.SSLProtocol.max_size = READ_BUFFER  # asyncio has no option for it; its own buffer is 256 KiB
 
 
 class Listener:
     """Serves a connection when its first bytes arrive; a server in uvicorn's sense (`close`, `wait_closed`).
 
-    asyncio's own TLS server reserves 256 KiB for a connection as soon as it is accepted. Without `context`: plain HTTP.
+    asyncio's own TLS server makes a connection's buffers as soon as it is accepted. Without `context`: plain HTTP.
     """
 
     def __init__(
@@ -35,7 +37,6 @@ class Listener:
         self._context = context
         self._make_protocol = make_protocol
         self._strangers = Strangers(CONNECTIONS, CONNECTION_GRACE)
-        self._encrypted = Strangers(ENCRYPTED, ENCRYPTED_GRACE)
         self._pending: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._accepting = self._loop.create_task(self._accept())
@@ -67,24 +68,17 @@ class Listener:
     def _end(self, pending: asyncio.Task[None]) -> None:
         self._pending.discard(pending)
         self._strangers.discard(pending)
-        self._encrypted.discard(pending)
 
     async def _serve(self, connection: socket.socket) -> None:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(SILENCE_TIMEOUT):
                 await self._first_byte(connection)
-            if self._context is None:
-                await self._loop.connect_accepted_socket(lambda: self._make_protocol(self._strangers), connection)
-                return
-            pending = asyncio.current_task()
-            assert pending is not None  # noqa: S101  this runs in one
-            await self._encrypted.admit(pending, pending.cancel)
             await self._loop.connect_accepted_socket(
-                lambda: self._make_protocol(self._encrypted),
+                lambda: self._make_protocol(self._strangers),
                 connection,
                 ssl=self._context,
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self._context else None,
             )
         except OSError as error:  # ssl.SSLError and TimeoutError are among them
             connection.close()

@@ -19,7 +19,6 @@ class Strangers:
         self._grace = grace
         self._open: dict[object, tuple[float, Callable[[], object]]] = {}  # a dictionary keeps them in order
         self._left = asyncio.Event()
-        self._turn = asyncio.Lock()
 
     def add(self, connection: object, close: Callable[[], object]) -> None:
         """Count a connection; `close` is called when it has to give way."""
@@ -29,12 +28,6 @@ class Strangers:
         """Do not count a connection any more: it has ended, or its client has the secret."""
         if self._open.pop(connection, None):
             self._left.set()
-
-    async def admit(self, connection: object, close: Callable[[], object]) -> None:
-        """Count a connection as soon as there is room for it, in the order of the calls."""
-        async with self._turn:
-            await self.make_room()
-            self.add(connection, close)
 
     async def make_room(self) -> None:
         """Return when one more may be added: close the oldest for it, once that has been open for its grace."""

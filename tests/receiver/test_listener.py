@@ -38,8 +38,8 @@ def test_the_buffers_of_an_encrypted_connection_are_freed_with_it(
     context.load_cert_chain(certificate)
     monkeypatch.setattr(listener, "HANDSHAKE_TIMEOUT", 0.3)
     if ending == "evicted":
-        monkeypatch.setattr(listener, "ENCRYPTED", 1)
-        monkeypatch.setattr(listener, "ENCRYPTED_GRACE", 0.0)
+        monkeypatch.setattr(listener, "CONNECTIONS", 1)
+        monkeypatch.setattr(listener, "CONNECTION_GRACE", 0.0)
     gc.collect()
     gc.disable()
     try:

@@ -20,8 +20,8 @@ from .prefect_stub import PrefectStub
 from .sockets import connect, raw_request
 
 Make = Callable[..., Receiver]
-LIMITS = ("attachments.receiver.listener.CONNECTIONS", "attachments.receiver.listener.ENCRYPTED")
-GRACES = ("attachments.receiver.listener.CONNECTION_GRACE", "attachments.receiver.listener.ENCRYPTED_GRACE")
+LIMIT = "attachments.receiver.listener.CONNECTIONS"
+GRACE = "attachments.receiver.listener.CONNECTION_GRACE"
 SHORT_INTERVAL = {"attachments.receiver.limited_log.INTERVAL": 1.0}
 CHUNKED = b"POST /webhooks/default HTTP/1.1\r\nHost: receiver\r\nTransfer-Encoding: chunked\r\n"
 HEAD = b"GET /health HTTP/1.1\r\nHost: receiver\r\n"
@@ -144,7 +144,7 @@ def test_a_thousand_malformed_requests_are_a_handful_of_lines(receiver: Receiver
 
 def test_connections_without_the_secret_give_way_to_others(make_either: Make) -> None:
     """The oldest of those above the limit is closed; one that has shown the secret is left alone."""
-    receiver = make_either(tuning={**dict.fromkeys(LIMITS, 10), **dict.fromkeys(GRACES, 0.2)})
+    receiver = make_either(tuning={LIMIT: 10, GRACE: 0.2})
     body = b'{"id": "a", "event": "received"}'
     request = raw_request("POST", "/webhooks/default", body, f"Bearer {SECRET}".encode())
     refused = raw_request("POST", "/webhooks/default", body, b"Bearer wrong")
@@ -177,7 +177,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 def test_a_burst_of_deliveries_is_taken_whatever_the_limit(make_either: Make, prefect: PrefectStub) -> None:
     """Connections that come at once and send their request soon wait for their turn; none is closed for another."""
-    receiver = make_either(tuning=dict.fromkeys(LIMITS, 4))
+    receiver = make_either(tuning={LIMIT: 4})
     request = raw_request("POST", "/webhooks/default", b'{"id": "a", "event": "received"}', f"Bearer {SECRET}".encode())
 
     def deliver(_: int) -> bytes:

@@ -4,6 +4,7 @@ import dataclasses
 import uuid
 from pathlib import Path
 
+import pyrage
 import pytest
 
 from attachments.demo.processes import free_port
@@ -134,6 +135,28 @@ def test_a_block_with_a_relative_url_stores_nothing_and_says_what_to_write(runni
     expected = "s3://bucket" if url.startswith("s3") else "file:///srv/attachments"
     assert f"write it as {expected}" in run["state"]["message"]
     assert running.calls(message) == []
+
+
+def test_a_store_whose_recipients_are_lost_stores_no_plaintext(running: Installation, tmp_path: Path) -> None:
+    """The run fails at once and stores nothing; the next one stores it once the recipients are back."""
+    recipient = str(pyrage.x25519.Identity.generate().to_public())
+
+    def save(recipients: list[str]) -> None:
+        running.save_blocks(f"""
+            AttachmentStore(url={tmp_path.as_uri()!r}, age_recipients={recipients!r}).save("aged", overwrite=True)
+        """)
+
+    first, second = (running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "abc"}]) for _ in "12")
+    save([recipient])
+    assert running.run_deployment(message_id=first["id"], store="aged")["state_type"] == "COMPLETED"
+    save([])
+    refused = running.run_deployment(message_id=second["id"], store="aged")
+    assert refused["state_type"] == "FAILED"
+    assert "Allow plaintext" in refused["state"]["message"]
+    assert [path.name for path in tmp_path.rglob("a.txt*")] == ["a.txt.age"]
+    save([recipient])
+    assert running.run_deployment(message_id=second["id"], store="aged")["state_type"] == "COMPLETED"
+    assert [path.name for path in tmp_path.rglob("a.txt*")] == ["a.txt.age"] * 2
 
 
 @pytest.mark.parametrize("end", ["?a=b", "#b"])
