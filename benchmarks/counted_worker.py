@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from prefect.cli import app
 
-from attachments.pacing import PrefectPacer, _Returns
+from attachments.rate_limit.lease_pool import PrefectPacer, _Returns
 
 counts = {"grants": 0, "requests": 0}
 lock = threading.Lock()

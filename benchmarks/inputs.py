@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from attachments.domain.message_ids import read_ids
+from attachments.domain.selection import Filter
 from attachments.emailgistics.content_disposition import filename_of
 from attachments.emailgistics.envelopes import parse_envelope
 from attachments.emailgistics.models import parse_listing
 from attachments.emailgistics.webhook import InvalidDelivery, authenticate, parse_delivery
-from attachments.ids import read_ids
-from attachments.selection import Filter
 from attachments.storage import Manifest, message_key
 from attachments.storage.keys import attachment_key
 from attachments.storage.names import safe_name

@@ -13,11 +13,11 @@ from prefect import flow, task, unmapped
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.domain.plan import settled_entry
+from attachments.domain.selection import Filter
 from attachments.flows import download_attachments as job
-from attachments.flows.configured import load_account, load_store
-from attachments.pacing import backlog
-from attachments.plan import settled_entry
-from attachments.selection import Filter
+from attachments.rate_limit.lease_pool import backlog
+from attachments.runs.block_loader import load_account, load_store
 from attachments.storage import message_key
 
 

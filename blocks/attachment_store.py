@@ -8,7 +8,7 @@ from prefect.blocks.core import Block
 from prefect.types import SecretDict
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from attachments.blocks.logo import logo
+from attachments.prefect_api.logo import logo
 from attachments.storage import Encryption, Store, StoreError, open_store
 from attachments.storage.encryption import S3Encryption
 

@@ -5,10 +5,10 @@ from functools import cache, lru_cache
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr, field_validator
 
-from attachments.blocks.logo import logo
 from attachments.emailgistics import EmailgisticsClient
 from attachments.emailgistics.client import checked_base_url, checked_key
-from attachments.pacing import PrefectPacer
+from attachments.prefect_api.logo import logo
+from attachments.rate_limit.lease_pool import PrefectPacer
 
 
 class EmailgisticsAccount(Block):

@@ -12,20 +12,20 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import WithJsonSchema
 
-from attachments.backfill import IdFile, IdList, Order, OrderError, Window, checked_order
-from attachments.cancelling import RunCancelled
+from attachments.domain.backfill_request import IdFile, IdList, Order, OrderError, Window, checked_order
+from attachments.domain.message_ids import IdsError, read_ids
+from attachments.domain.message_ids_source import BlockFolder, opener
+from attachments.domain.progress import Counts
 from attachments.emailgistics import EmailgisticsClient, ReceivedMessages
-from attachments.flows.backfill_progress import Total, progress
-from attachments.flows.children import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
-from attachments.flows.configured import load_store
-from attachments.flows.continuing import Lineage
-from attachments.flows.failures import OUR_ERRORS, NotConfigured, contained
-from attachments.flows.report import gave_up
-from attachments.ids import IdsError, read_ids
-from attachments.ids_source import BlockFolder, opener
-from attachments.numerals import counted
-from attachments.pacing import backlog
-from attachments.progress import Counts
+from attachments.foundation.cancellation import RunCancelled
+from attachments.foundation.numerals import counted
+from attachments.rate_limit.lease_pool import backlog
+from attachments.runs.artifacts import gave_up
+from attachments.runs.backfill_progress import Total, progress
+from attachments.runs.block_loader import load_store
+from attachments.runs.continuation import Lineage
+from attachments.runs.errors import OUR_ERRORS, NotConfigured, contained
+from attachments.runs.fan_out import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
 from attachments.storage import StoreError
 
 # A text here, so that the message about a bare date is ours; a picker for date and time in the UI.

@@ -10,10 +10,10 @@ from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from attachments.cancelling import RunCancelled
 from attachments.doctor import Finding, by_urgency, examine, summary
-from attachments.flows.failures import OUR_ERRORS, contained
-from attachments.terminal import markdown, markdown_with_code
+from attachments.foundation.cancellation import RunCancelled
+from attachments.foundation.terminal_text import markdown, markdown_with_code
+from attachments.runs.errors import OUR_ERRORS, contained
 
 TOLD = 3
 """Failures whose remedies stand in the run's state; all of them stand in its artifact."""

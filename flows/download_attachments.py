@@ -15,13 +15,27 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
-from attachments import cancelling
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
-from attachments.cancelling import RunCancelled
+from attachments.domain.plan import (
+    is_settled,
+    named,
+    new_entry,
+    settled_entry,
+    stored_entry,
+    unwanted_entry,
+    why_not_final,
+    without_placeholders,
+)
+from attachments.domain.selection import Filter
 from attachments.emailgistics import Attachment
 from attachments.emailgistics.errors import InvalidArgument, NotFound
-from attachments.flows.configured import load_account, load_store
-from attachments.flows.failures import (
+from attachments.foundation import cancellation
+from attachments.foundation.cancellation import RunCancelled
+from attachments.foundation.message_id import mistake_in, normalized
+from attachments.rate_limit.lease_pool import backlog, is_backlog
+from attachments.runs.artifacts import Report, already_stored, announce_stored, finish, gave_up
+from attachments.runs.block_loader import load_account, load_store
+from attachments.runs.errors import (
     FRESH_PAUSES,
     OUR_ERRORS,
     RETRYING,
@@ -32,20 +46,6 @@ from attachments.flows.failures import (
     is_retryable,
     patiently,
 )
-from attachments.flows.report import Report, already_stored, announce_stored, finish, gave_up
-from attachments.message_id import mistake_in, normalized
-from attachments.pacing import backlog, is_backlog
-from attachments.plan import (
-    is_settled,
-    named,
-    new_entry,
-    settled_entry,
-    stored_entry,
-    unwanted_entry,
-    why_not_final,
-    without_placeholders,
-)
-from attachments.selection import Filter
 from attachments.storage import (
     Manifest,
     ManifestAttachment,
@@ -324,7 +324,7 @@ def _final_list(
         pause = next(pauses, None)
         if why is None or pause is None:
             return without_placeholders(listed, force=force), None if force else why
-        cancelling.sleep(pause)
+        cancellation.sleep(pause)
 
 
 def _outcome(attachment: Attachment, download: PrefectFuture[Outcome]) -> Outcome:

@@ -13,12 +13,12 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from attachments.cancelling import RunCancelled
-from attachments.flows.again import failed_for_now
-from attachments.flows.configured import load_store
-from attachments.flows.failures import OUR_ERRORS, contained
-from attachments.flows.report import gave_up
-from attachments.numerals import counted
+from attachments.foundation.cancellation import RunCancelled
+from attachments.foundation.numerals import counted
+from attachments.runs.artifacts import gave_up
+from attachments.runs.block_loader import load_store
+from attachments.runs.delayed_retry import failed_for_now
+from attachments.runs.errors import OUR_ERRORS, contained
 from attachments.storage.retention import Budget, Holds, Looked, Pace, Policy, Tally, purge, stored_before
 
 LISTED = 1000

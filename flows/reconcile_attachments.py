@@ -17,20 +17,20 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
-from attachments.cancelling import RunCancelled
+from attachments.domain.watermark_policy import HELD_FOR, LOST, SLICE, Hold, Slice, Span, span
 from attachments.emailgistics import EmailgisticsError, Forbidden, InvalidKey, Mailbox, ReceivedMessage
 from attachments.emailgistics.envelopes import FURTHEST_ZONE
-from attachments.flows.announcements import announce, event, send
-from attachments.flows.child_runs import ANSWER_TIMEOUT, WITHDRAWN, Child, Stage, made_before
-from attachments.flows.children import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
-from attachments.flows.continuing import Lineage
-from attachments.flows.endings import coded
-from attachments.flows.failures import OUR_ERRORS, OurError, code_of, contained, patiently
-from attachments.flows.marks import Marks, UnreadableMark, mailbox_key
-from attachments.numerals import counted
-from attachments.pacing import backlog
-from attachments.prefect_busy import own_client
-from attachments.reconciling import HELD_FOR, LOST, SLICE, Hold, Slice, Span, span
+from attachments.foundation.cancellation import RunCancelled
+from attachments.foundation.numerals import counted
+from attachments.prefect_api.prefect_retry import own_client
+from attachments.rate_limit.lease_pool import backlog
+from attachments.runs.announcements import announce, event, send
+from attachments.runs.child_runs import ANSWER_TIMEOUT, WITHDRAWN, Child, Stage, made_before
+from attachments.runs.continuation import Lineage
+from attachments.runs.errors import OUR_ERRORS, OurError, code_of, contained, patiently
+from attachments.runs.fan_out import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
+from attachments.runs.run_outcome import coded
+from attachments.runs.watermarks import Marks, UnreadableMark, mailbox_key
 
 MISSED = "emailgistics.message.missed"
 MANY_MISSED = "emailgistics.messages.missed"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from attachments import loopback
+from attachments.foundation import loopback
 
 # Where either is set, pytest shows the whole difference of two values that are compared. Of two contents of 10 MB, as
 # they are compared here, that takes hours.

@@ -22,21 +22,21 @@ import pytest
 from markdown_it import MarkdownIt
 
 import attachments.doctor as doctor_package
-from attachments import preview as preview_command
-from attachments import setup as setup_command
-from attachments import status as status_command
-from attachments.cli import main
+from attachments.cli import preview as preview_command
+from attachments.cli import setup as setup_command
+from attachments.cli import status as status_command
+from attachments.cli.main import main
+from attachments.cli.preview import Record, judged
+from attachments.cli.status import Calls, Reconciled, StatusReport
 from attachments.doctor.findings import failed, ok, summary, warning
+from attachments.domain.selection import Filter
 from attachments.emailgistics import Attachment
 from attachments.flows.doctor import report
-from attachments.flows.report import _plain_code
-from attachments.preview import Record, judged
-from attachments.selection import Filter
-from attachments.status import Calls, Reconciled, StatusReport
+from attachments.foundation.terminal_text import LONGEST_LINE, LogFormatter, escaped, markdown, printable, say, say_json
+from attachments.runs.artifacts import _plain_code
 from attachments.storage import Encryption, Manifest, attachment_key, message_key, open_store
-from attachments.storage.backend import Failure
+from attachments.storage.backends.base import Failure
 from attachments.storage.errors import StoreUnavailable
-from attachments.terminal import LONGEST_LINE, LogFormatter, escaped, markdown, printable, say, say_json
 from tests.storage.test_verification import record
 
 FORGED = "Checked 1 object of 1 message, 1 byte: all as recorded."

@@ -1,6 +1,6 @@
 """What leads from a parameter to a credential: each was judged, and a new one has to be.
 
-docs/backfill.md says it of `ids_url` and `ids_block`, and tests/test_ids_source.py tries these.
+docs/backfill.md says it of `ids_url` and `ids_block`, and tests/domain/test_message_ids_source.py tries these.
 """
 
 import inspect
@@ -18,13 +18,13 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.flows.backfill_attachments import backfill_attachments
-from attachments.flows.child_runs import Target, Wanted
-from attachments.flows.configured import load_account, load_store
 from attachments.flows.doctor import doctor
 from attachments.flows.download_attachments import download_attachments
-from attachments.flows.failures import NotConfigured
 from attachments.flows.purge_attachments import purge_attachments
 from attachments.flows.reconcile_attachments import reconcile_attachments
+from attachments.runs.block_loader import load_account, load_store
+from attachments.runs.child_runs import Target, Wanted
+from attachments.runs.errors import NotConfigured
 
 NAMES = {
     "account": "a block emailgistics-account, by its name alone",

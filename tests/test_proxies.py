@@ -19,13 +19,13 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from attachments import loopback
-from attachments.cli import main
+from attachments.cli.main import main
 from attachments.demo.processes import wait_for
 from attachments.doctor.network import look_at_network
-from attachments.loopback import bypass_proxies, is_exposed, is_loopback
+from attachments.foundation import loopback
+from attachments.foundation.loopback import bypass_proxies, is_exposed, is_loopback
 from attachments.sandbox.__main__ import main as sandbox
-from attachments.worker import WarmWorker
+from attachments.worker.warm_worker import WarmWorker
 from tests.receiver.conftest import environment, make_receiver
 from tests.receiver.prefect_stub import PrefectStub
 from tests.servers.recorder import Recorder, recording

@@ -15,19 +15,19 @@ import yaml
 from prefect.server.utilities import encryption
 from pydantic_core import PydanticUndefined
 
-from attachments import cli
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.cli.main import main
+from attachments.cli.secret_files import SECRETS
+from attachments.cli.setup import LIMITS
+from attachments.domain.selection import Filter
 from attachments.emailgistics import errors as vendor_errors
 from attachments.emailgistics.errors import EmailgisticsError
 from attachments.flows.download_attachments import download_attachments
 from attachments.sandbox import __main__ as sandbox
-from attachments.secret_files import SECRETS
-from attachments.selection import Filter
-from attachments.setup import LIMITS
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage import errors as store_errors
 from attachments.storage.errors import StoreError
-from attachments.worker import DRAIN
+from attachments.worker.warm_worker import DRAIN
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -70,7 +70,7 @@ def code_blocks(document: Path, language: str = "") -> str:
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
     """The parsers of `attachments …`."""
-    actions = cli._parser()._actions
+    actions = main._parser()._actions
     (choices,) = [action.choices for action in actions if isinstance(action, argparse._SubParsersAction)]
     return {**choices, "sandbox": sandbox._parser()}  # the sandbox reads its own options
 
@@ -251,7 +251,7 @@ def test_the_units_start_what_there_is(unit: Path) -> None:
     program, *arguments = parsed["Service"]["ExecStart"].split()
     assert Path(sys.executable).with_name(Path(program).name).exists()
     if Path(program).name == "attachments":
-        cli._parser().parse_args(arguments)
+        main._parser().parse_args(arguments)
     assert parsed["Service"]["Restart"] == "always"
 
 

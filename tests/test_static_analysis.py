@@ -1,7 +1,7 @@
 """What the linters do not see: every exception to a rule has its reason, and no text of others passes unescaped.
 
-ruff bans `print` outside of `attachments/terminal.py` (T20), log messages that are put together before they are logged
-(G), and what flake8-bandit knows (S).
+ruff bans `print` outside of `attachments/foundation/terminal_text.py` (T20), log messages that are put together before
+they are logged (G), and what flake8-bandit knows (S).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SOURCES = sorted(
     if not any(parent.is_symlink() for parent in path.parents)
 )  # fmt: skip
 EXCEPTION = re.compile(r"# noqa: ([A-Z0-9, ]*?\bS[0-9]+[A-Z0-9, ]*?)(?:\s{2}|\s[-#(]|$)(.*)")
-RECEIVER = ("attachments/receiver/", "attachments/cli.py")
+RECEIVER = ("attachments/receiver/", "attachments/cli/main.py")
 """Their log is written through `LogFormatter`, which escapes whole records."""
 
 HARMLESS = {
@@ -44,16 +44,19 @@ HARMLESS_CALLS = {"bounded", "counted", "_reason", "_counts"}
 """Functions whose results are escaped, or made of numbers and words of ours."""
 
 QUOTED = {
-    ("attachments/ids.py", "error"): "our own ValueError about a parameter",
-    ("attachments/ids_source.py", "error"): "our own ValueError about a URL",
-    ("attachments/receiver/reading.py", "error"): "SQLite's words about the inbox, which is the operator's own file",
+    ("attachments/domain/message_ids.py", "error"): "our own ValueError about a parameter",
+    ("attachments/domain/message_ids_source.py", "error"): "our own ValueError about a URL",
+    (
+        "attachments/receiver/inbox_reader.py",
+        "error",
+    ): "SQLite's words about the inbox, which is the operator's own file",
     (
         "attachments/receiver/server.py",
         "error.strerror or error",
     ): "the system's words about our own options",
     ("attachments/sandbox/control.py", "error"): "the sandbox answers who orders something of it",
     ("attachments/sandbox/intake.py", "error"): "the sandbox answers who orders something of it",
-    ("attachments/storage/opening.py", "str(error)"): "our own ValueError about the store's URL",
+    ("attachments/storage/factory.py", "str(error)"): "our own ValueError about the store's URL",
 }
 """Where an error that is raised quotes another one that is not ours, and why."""
 
@@ -92,7 +95,7 @@ def test_no_text_of_others_reaches_a_stream_or_a_log_unescaped(path: Path) -> No
         if (
             isinstance(node, ast.Attribute)
             and node.attr in {"stdout", "stderr"}
-            and name_of(path) != "attachments/cli.py"
+            and name_of(path) != "attachments/cli/main.py"
         ):
             assert not ast.unparse(node).endswith(".write"), name_of(path)
         if not isinstance(node, ast.Call):

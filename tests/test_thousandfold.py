@@ -27,21 +27,21 @@ from prefect.settings import (
 )
 from prefect.states import Scheduled
 
-from attachments import worker as worker_module
 from attachments.blocks import AttachmentStore
 from attachments.demo.processes import wait_for
 from attachments.doctor import examine
+from attachments.domain.message_ids import read_ids
+from attachments.domain.message_ids_source import ALLOWED, opener
+from attachments.domain.progress import Counts
+from attachments.domain.selection import Filter
 from attachments.flows import reconcile_attachments as reconciling
-from attachments.flows.backfill_progress import progress
-from attachments.flows.children import Target, process
 from attachments.flows.reconcile_attachments import Found
-from attachments.ids import read_ids
-from attachments.ids_source import ALLOWED, opener
-from attachments.prefect_busy import make_patient, own_client
-from attachments.progress import Counts
-from attachments.selection import Filter
+from attachments.prefect_api.prefect_retry import make_patient, own_client
+from attachments.runs.backfill_progress import progress
+from attachments.runs.fan_out import Target, process
 from attachments.storage.retention import Budget, Holds, Pace, Policy, purge, stored_before
-from attachments.suspending import take_over
+from attachments.worker import warm_worker as worker_module
+from attachments.worker.suspension import take_over
 from tests.storage.memory import PROTOCOL, TestMemory
 
 TIMES = 1000

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from attachments.secret_files import SECRETS
+from attachments.cli.secret_files import SECRETS
 from tests.test_readme import ROOT, UNITS, read_unit
 
 FOLDER = ROOT / "deploy" / "systemd"

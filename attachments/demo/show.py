@@ -18,7 +18,7 @@ from attachments.demo.processes import NotReady, Process, Road, road, running, w
 from attachments.demo.screen import Screen
 from attachments.demo.stopping import Stop, Stopped, stop_on_signals
 from attachments.demo.workspace import NotOurs, fresh
-from attachments.numerals import counted
+from attachments.foundation.numerals import counted
 from attachments.sandbox.process import Control, SandboxError, running_sandbox
 from attachments.storage import message_key
 

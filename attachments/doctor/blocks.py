@@ -8,9 +8,9 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from attachments.blocks.problems import reasons
 from attachments.doctor.findings import Finding, failed, ok
-from attachments.prefect_path import path_part
+from attachments.prefect_api.url_path import path_part
+from attachments.runs.block_problems import reasons
 
 B = TypeVar("B", bound=Block)
 

@@ -10,10 +10,16 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import DeploymentSort
 from pydantic import ValidationError
 
-from attachments.declared import as_deployed, current_entrypoint, declared_deployments, declared_flow, form_of
-from attachments.doctor.asking import asked
 from attachments.doctor.findings import Finding, failed, ok, warning
-from attachments.selection import Filter, problem
+from attachments.doctor.probe import asked
+from attachments.domain.selection import Filter, problem
+from attachments.runs.deployment_spec import (
+    as_deployed,
+    current_entrypoint,
+    declared_deployments,
+    declared_flow,
+    form_of,
+)
 
 DOWNLOAD = "download-attachments"
 RECONCILE = "reconcile-attachments"

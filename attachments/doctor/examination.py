@@ -10,8 +10,12 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
-from attachments.cancelling import RunCancelled
-from attachments.doctor.asking import (
+from attachments.doctor.blocks import Loaded, load_blocks
+from attachments.doctor.deployments import Deployments, blocks_named, look_at_deployments, read_deployments
+from attachments.doctor.findings import Finding, failed, warning
+from attachments.doctor.limits import Room, is_paused, look_at_limits, read_limit, room_in
+from attachments.doctor.network import look_at_network
+from attachments.doctor.probe import (
     PATIENCE,
     PREFECT_ERRORS,
     Silent,
@@ -21,11 +25,6 @@ from attachments.doctor.asking import (
     trouble,
     within,
 )
-from attachments.doctor.blocks import Loaded, load_blocks
-from attachments.doctor.deployments import Deployments, blocks_named, look_at_deployments, read_deployments
-from attachments.doctor.findings import Finding, failed, warning
-from attachments.doctor.limits import Room, is_paused, look_at_limits, read_limit, room_in
-from attachments.doctor.network import look_at_network
 from attachments.doctor.reconciliation import look_at_reconciliation
 from attachments.doctor.schedules import look_at_schedules
 from attachments.doctor.server import look_at_access, look_at_server, look_at_settings
@@ -33,6 +32,7 @@ from attachments.doctor.stores import look_at_store
 from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading, sentences
 from attachments.doctor.work import look_at_pool, look_at_queues, look_at_workers
 from attachments.emailgistics import EmailgisticsError
+from attachments.foundation.cancellation import RunCancelled
 
 T = TypeVar("T")
 B = TypeVar("B", bound=Block)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from attachments.numerals import counted
+from attachments.foundation.numerals import counted
 
 Status = Literal["ok", "warning", "failed"]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx
 
 from attachments.doctor.findings import Finding, warning
-from attachments.loopback import BYPASS, is_exposed, is_proxied_for_others
+from attachments.foundation.loopback import BYPASS, is_exposed, is_proxied_for_others
 
 
 def look_at_network(url: str) -> Iterator[Finding]:

@@ -13,10 +13,10 @@ from prefect.client.schemas.schedules import SCHEDULE_TYPES
 from prefect.server.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from pydantic import TypeAdapter
 
-from attachments import cancelling
-from attachments.doctor.asking import asked
 from attachments.doctor.deployments import Deployments, is_scheduled
 from attachments.doctor.findings import Finding, failed, ok, warning
+from attachments.doctor.probe import asked
+from attachments.foundation import cancellation
 
 PLANNED = "auto-scheduled"
 """The tag that Prefect gives to the runs of a schedule."""
@@ -35,7 +35,7 @@ def look_at_schedules(client: SyncPrefectClient, standing: Deployments) -> Itera
     scheduled = {name: deployment for name, deployment in standing.items() if is_scheduled(deployment)}
     missing = _missing(client, scheduled)
     if missing:
-        cancelling.sleep(LOOK_AGAIN)
+        cancellation.sleep(LOOK_AGAIN)
         missing = _missing(client, missing)
     for name, deployment in scheduled.items():
         if name not in missing:

@@ -10,8 +10,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, temporary_settings
 from pydantic import TypeAdapter
 
-from attachments.doctor.asking import asked, prefect
 from attachments.doctor.findings import Finding, failed, ok, warning
+from attachments.doctor.probe import asked, prefect
 
 TESTED = "3.9.1"
 MEMORY = "prefect.server.concurrency.lease_storage.memory"

@@ -2,7 +2,7 @@
 
 from attachments.blocks import AttachmentStore
 from attachments.doctor.findings import Finding, failed, ok, warning
-from attachments.numerals import counted
+from attachments.foundation.numerals import counted
 from attachments.storage import StoreError
 
 

@@ -8,10 +8,10 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import WorkerStatus
 from prefect.exceptions import ObjectNotFound
 
-from attachments import cancelling
-from attachments.declared import POOL, POOL_TYPE, QUEUES
-from attachments.doctor.asking import asked, is_unknown
 from attachments.doctor.findings import Finding, failed, ok, warning
+from attachments.doctor.probe import asked, is_unknown
+from attachments.foundation import cancellation
+from attachments.runs.deployment_spec import POOL, POOL_TYPE, QUEUES
 
 SETUP = "Run `attachments setup`, which makes it."
 LOOK_AGAIN = 5.0  # seconds; a busy Prefect hears beats late
@@ -57,7 +57,7 @@ def look_at_workers(client: SyncPrefectClient) -> Iterator[Finding]:
     """Whether a worker lives that takes the pool's runs."""
     living = living_workers(client)
     if not living:
-        cancelling.sleep(LOOK_AGAIN)
+        cancellation.sleep(LOOK_AGAIN)
         living = living_workers(client)
     if living:
         yield ok("worker", f"{living} alive." if living > 1 else "One is alive.")

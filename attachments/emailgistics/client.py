@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 import httpx
 
-from attachments import cancelling
 from attachments.emailgistics.answers import REPORTS, require_success
 from attachments.emailgistics.body import whole
 from attachments.emailgistics.boundary import translated
@@ -30,7 +29,8 @@ from attachments.emailgistics.models import Attachment, parse_listing
 from attachments.emailgistics.pacing import ACTION, OWN_LIMIT, PacedTransport, Pacer, Unpaced
 from attachments.emailgistics.reports import ReceivedMessages
 from attachments.emailgistics.transport import CALL, SocketTransport
-from attachments.loopback import is_exposed
+from attachments.foundation import cancellation
+from attachments.foundation.loopback import is_exposed
 
 __all__ = ["Download", "EmailgisticsClient"]
 
@@ -187,7 +187,7 @@ class EmailgisticsClient:
         with self._calls_lock:
             self._calls.add(call)
         try:
-            with cancelling.waking(call.abort):
+            with cancellation.waking(call.abort):
                 with translated(action, call):
                     request = httpx.Request(
                         method,

@@ -10,7 +10,7 @@ from typing import Any
 
 from attachments.emailgistics.errors import BadAnswer
 from attachments.emailgistics.models import ID_CHARACTERS, capped
-from attachments.message_id import normalized
+from attachments.foundation.message_id import normalized
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from attachments import cancelling
 from attachments.emailgistics.envelopes import ReceivedMessage, ReportEnvelope, parse_envelope
 from attachments.emailgistics.errors import (
     BadAnswer,
@@ -24,6 +23,7 @@ from attachments.emailgistics.errors import (
     RateLimited,
     ReportFailed,
 )
+from attachments.foundation import cancellation
 
 STARTING = "Starting a report"
 READING = "Reading a report"
@@ -176,7 +176,7 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
                     "Emailgistics starts no report just now (429): all three runs of the account are in use, or its "
                     f"calls of this minute. Next try in {pause:.0f} s."
                 )
-                cancelling.sleep(pause)
+                cancellation.sleep(pause)
                 pause = min(pause * 1.5, LONGEST_SLOT_PAUSE)
             except EmailgisticsError as error:
                 # The run may have begun all the same, and there is no list of runs to find it in. It takes up one of
@@ -187,7 +187,7 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
                 self._on_wait(
                     f"The report could not be started ({error.outcome_code}): next try in {START_PAUSE:.0f} s."
                 )
-                cancelling.sleep(START_PAUSE)
+                cancellation.sleep(START_PAUSE)
 
     def _started(self, parameters: Mapping[str, str]) -> ReportEnvelope:
         """Begin a run, with the body in the shape that is taken: whether it is wrapped is not documented."""
@@ -218,7 +218,7 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
             if time.monotonic() > give_up:
                 # Not begun anew: this run still holds one of the three, and a second would take another.
                 raise ReportFailed(f"{READING}: it was not done within {PATIENCE / 60:.0f} minutes")
-            cancelling.sleep(pause)
+            cancellation.sleep(pause)
             pause = min(pause * LOOK_GROWTH, LONGEST_LOOK)
             envelope = self._asked(itself)
         return envelope
@@ -236,7 +236,7 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
                 if not error.retryable or trouble == TROUBLES:
                     raise
                 pause = TROUBLE_PAUSE * 2 ** (trouble - 1)
-                cancelling.sleep(max(pause, LIMIT_PAUSE) if isinstance(error, RateLimited) else pause)
+                cancellation.sleep(max(pause, LIMIT_PAUSE) if isinstance(error, RateLimited) else pause)
         raise AssertionError("the last try returns or raises")
 
 

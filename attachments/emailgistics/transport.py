@@ -15,7 +15,7 @@ import httpx
 from attachments.emailgistics.deadline import CURRENT, Call, DeadlineBackend, DeadlineStream
 from attachments.emailgistics.errors import InvalidArgument
 from attachments.emailgistics.framing import framing_of
-from attachments.loopback import is_loopback
+from attachments.foundation.loopback import is_loopback
 
 CALL = "emailgistics.call"
 """The extension of a request that holds its `Call`."""

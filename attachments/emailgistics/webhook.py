@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from attachments.emailgistics.errors import InvalidDelivery
 from attachments.emailgistics.models import ID_CHARACTERS
-from attachments.message_id import normalized
+from attachments.foundation.message_id import normalized
 
 __all__ = [
     "Action",

@@ -19,18 +19,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attachments.emailgistics import Action, Delivery, InvalidDelivery, authenticate, envelope, parse_delivery
-from attachments.receiver.answers import Answer, Answers
-from attachments.receiver.defects import where
+from attachments.foundation.terminal_text import printable
 from attachments.receiver.dispatcher import Dispatcher
-from attachments.receiver.following import Waiting
 from attachments.receiver.inbox import Inbox, InboxUnavailable
 from attachments.receiver.limited_log import LimitedLog
 from attachments.receiver.metrics import Metrics
 from attachments.receiver.monitoring import PATHS, Monitoring
 from attachments.receiver.prefect_api import FLOW
 from attachments.receiver.protocol import AUTHENTICATED
+from attachments.receiver.responses import Answer, Answers
+from attachments.receiver.run_waiter import Waiting
+from attachments.receiver.safe_traceback import where
 from attachments.storage import message_key
-from attachments.terminal import printable
 
 logger = logging.getLogger("attachments.receiver")
 

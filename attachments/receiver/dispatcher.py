@@ -11,12 +11,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
-from attachments.numerals import counted
-from attachments.receiver.defects import where
-from attachments.receiver.following import Follower
+from attachments.foundation.numerals import counted
 from attachments.receiver.inbox import Entry, Inbox, InboxUnavailable
 from attachments.receiver.metrics import Metrics
 from attachments.receiver.prefect_api import FLOW, DeploymentGone, FlowRuns, PrefectRefused, PrefectUnavailable
+from attachments.receiver.run_waiter import Follower
+from attachments.receiver.safe_traceback import where
 
 logger = logging.getLogger("attachments.dispatcher")
 

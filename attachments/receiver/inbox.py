@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from attachments.emailgistics import Delivery
-from attachments.receiver.defects import where
+from attachments.receiver.safe_traceback import where
 from attachments.storage import message_key
 
 logger = logging.getLogger("attachments.inbox")

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from attachments.receiver.defects import where
+from attachments.receiver.safe_traceback import where
 
 INTERVAL = 10.0  # seconds
 KINDS = 20  # that are told apart; each further line counts as one of the last kind

@@ -21,9 +21,9 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
-from attachments.flows.endings import FAILED_FOR_NOW, stored_count
-from attachments.prefect_busy import make_patient
+from attachments.prefect_api.prefect_retry import make_patient
 from attachments.receiver.inbox import Entry
+from attachments.runs.run_outcome import FAILED_FOR_NOW, stored_count
 from attachments.storage.keys import SHORT_KEY_LENGTH
 
 FLOW = "download-attachments"

@@ -15,9 +15,7 @@ import httpx
 import uvicorn
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from attachments.receiver.answers import Answers
 from attachments.receiver.app import build_app
-from attachments.receiver.defects import where
 from attachments.receiver.dispatcher import Dispatcher
 from attachments.receiver.inbox import LOCK_PATIENCE, Inbox
 from attachments.receiver.limited_log import LimitedLog, LimitedServerLog
@@ -26,6 +24,8 @@ from attachments.receiver.metrics import Metrics
 from attachments.receiver.monitoring import MONITORING_ADDRESS, Monitoring, build_monitoring_app
 from attachments.receiver.prefect_api import prefect_flow_runs
 from attachments.receiver.protocol import ReceiverProtocol
+from attachments.receiver.responses import Answers
+from attachments.receiver.safe_traceback import where
 from attachments.receiver.strangers import Strangers
 
 logger = logging.getLogger("attachments.receiver")

@@ -2,10 +2,10 @@
 
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import StoreError
+from attachments.storage.factory import open_store
 from attachments.storage.keys import attachment_key, message_key
 from attachments.storage.manifest import Manifest, ManifestAttachment
 from attachments.storage.names import is_nameless, safe_name
-from attachments.storage.opening import open_store
 from attachments.storage.store import Store, StoredObject
 
 __all__ = [

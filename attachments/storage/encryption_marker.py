@@ -14,9 +14,9 @@ import random
 import threading
 import time
 
-from attachments.storage.backend import Backend, Conflict, Labels
+from attachments.storage.backends.base import Backend, Conflict, Labels
 from attachments.storage.errors import PlaintextRefused, StoreUnavailable
-from attachments.storage.folders import Folder
+from attachments.storage.local.folders import Folder
 
 FOLDER = ".encryption"
 NAME = "age"

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from attachments.message_id import normalized
+from attachments.foundation.message_id import normalized
 from attachments.storage.errors import MalformedKey
 
 KEY_LENGTH = 32

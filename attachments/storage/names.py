@@ -34,7 +34,7 @@ from collections.abc import Iterator
 
 from pathvalidate import FileNameValidator
 
-from attachments.terminal import INVISIBLE
+from attachments.foundation.terminal_text import INVISIBLE
 
 MAX_BYTES = 255
 """The longest name, in bytes of UTF-8: the limit of ext4, XFS and APFS, and of NTFS in characters."""

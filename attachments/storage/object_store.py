@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from attachments.storage.backend import Backend, Conflict, Labels, Listed, Residue, Standing, Upload
+from attachments.storage.backends.base import Backend, Conflict, Labels, Listed, Residue, Standing, Upload
 from attachments.storage.content import Content, Seal, pour
 from attachments.storage.encryption_marker import EncryptionMarker
 from attachments.storage.errors import (
@@ -33,6 +33,7 @@ from attachments.storage.errors import (
     StoreError,
     StoreUnavailable,
 )
+from attachments.storage.healthcheck import probe
 from attachments.storage.keys import (
     attachment_path,
     checked_key,
@@ -44,11 +45,10 @@ from attachments.storage.keys import (
     known_place,
     manifest_path,
 )
-from attachments.storage.labels import labels_for
 from attachments.storage.listings import Listings, Names
 from attachments.storage.manifest import Manifest
 from attachments.storage.names import safe_name as made_safe
-from attachments.storage.probing import probe
+from attachments.storage.object_headers import labels_for
 from attachments.storage.store import Inventory, ManifestChange, Probe, Seen, Store, StoredObject
 
 _MANIFEST = Labels("application/json")

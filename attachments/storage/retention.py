@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from attachments import cancelling
+from attachments.foundation import cancellation
 from attachments.storage.errors import (
     AccessDenied,
     InvalidManifest,
@@ -182,7 +182,7 @@ def _removed(
     gone: list[ManifestAttachment] = []
     failure: StoreError | None = None
     for entry in old:
-        if cancelling.is_cancelled() or not budget.take():
+        if cancellation.is_cancelled() or not budget.take():
             break
         try:
             goes = policy.dry_run or _remove(store, entry, policy)
@@ -192,7 +192,7 @@ def _removed(
             # One object may be under a legal hold and its neighbour not.
             if isinstance(error, _EVERYWHERE) and not isinstance(error, AccessDenied):
                 break
-        except cancelling.RunCancelled:
+        except cancellation.RunCancelled:
             break  # while it waited to try again; what has gone is recorded all the same
         else:
             if goes:
@@ -213,7 +213,7 @@ def _removed(
             looked = replace(looked, forgotten=forgotten)
     except StoreError as error:
         failure = failure or error
-    cancelling.go_on()
+    cancellation.go_on()
     return replace(looked, failure=failure)
 
 
@@ -281,7 +281,7 @@ def _patiently(ask: Callable[[], T]) -> T:
         except StoreError as error:
             if not error.retryable:
                 raise
-        cancelling.sleep(BACK_OFF * 2**attempt * random.uniform(0.8, 1.2))  # noqa: S311  # no secret
+        cancellation.sleep(BACK_OFF * 2**attempt * random.uniform(0.8, 1.2))  # noqa: S311  # no secret
     return ask()
 
 
@@ -397,15 +397,15 @@ def _looked(
     """What became of each message; those that were begun when it no longer goes on as well."""
 
     def look(key: str) -> Looked:
-        cancelling.go_on()
+        cancellation.go_on()
         try:
             return purge_message(store, key, policy, budget)
         except StoreError as error:
             return Looked(key, failure=error)
-        except cancelling.RunCancelled:
+        except cancellation.RunCancelled:
             raise
         except Exception as error:  # noqa: BLE001  one message that nobody thought of must not keep all others for ever
-            cancelling.go_on()
+            cancellation.go_on()
             return Looked(key, failure=_unexpected(error, key))
 
     waiting: list[Future[Looked]] = []
@@ -415,7 +415,7 @@ def _looked(
             while True:
                 while len(waiting) < 2 * pace.at_once and goes_on() and (key := next(keys, None)) is not None:
                     due = max(due + 1 / pace.per_second, time.monotonic() - 1)
-                    cancelling.sleep(max(0.0, due - time.monotonic()))
+                    cancellation.sleep(max(0.0, due - time.monotonic()))
                     # Threads do not inherit whether their run is cancelled.
                     waiting.append(pool.submit(copy_context().run, look, key))
                 if not waiting:

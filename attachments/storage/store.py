@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, Self
 
-from attachments.message_id import normalized
-from attachments.storage.backend import Residue
+from attachments.foundation.message_id import normalized
+from attachments.storage.backends.base import Residue
 from attachments.storage.content import Content
 from attachments.storage.errors import NothingStored
 from attachments.storage.keys import KEY_LENGTH, candidate_keys, is_short_key, may_name_key, message_key

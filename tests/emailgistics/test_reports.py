@@ -10,8 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from attachments import cancelling
-from attachments.cancelling import CURRENT, Cancellation, RunCancelled
 from attachments.emailgistics import (
     BadAnswer,
     ConnectionFailed,
@@ -29,6 +27,8 @@ from attachments.emailgistics import (
 from attachments.emailgistics.envelopes import parse_envelope
 from attachments.emailgistics.mailboxes import parse_mailboxes
 from attachments.emailgistics.models import ID_CHARACTERS, WORD_CHARACTERS
+from attachments.foundation import cancellation
+from attachments.foundation.cancellation import CURRENT, Cancellation, RunCancelled
 from attachments.sandbox.process import Sandbox, running_sandbox
 
 from .raw_server import RawServer, Script, head, ok, reset, sent
@@ -510,7 +510,7 @@ def test_cancelling_ends_a_wait(sandbox: Sandbox, client: EmailgisticsClient, mo
     finally:
         CURRENT.set(None)
     assert time.monotonic() - started < 10
-    assert not cancelling.is_cancelled()
+    assert not cancellation.is_cancelled()
 
 
 @pytest.mark.parametrize(
@@ -575,7 +575,7 @@ class CountingPacer:
 
     def call(self) -> Any:
         self.calls += 1
-        return cancelling.waking(lambda: None)
+        return cancellation.waking(lambda: None)
 
     def rate_limited(self) -> None:
         self.refused += 1

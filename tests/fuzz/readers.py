@@ -28,20 +28,20 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from attachments.blocks import AttachmentStore
+from attachments.domain.message_ids import IdsError, listed_ids, read_ids
+from attachments.domain.selection import Filter, Rule, problem
 from attachments.emailgistics import Delivery, EmailgisticsError, InvalidDelivery, authenticate, parse_delivery
 from attachments.emailgistics.content_disposition import HEADER_CHARACTERS, filename_of
 from attachments.emailgistics.envelopes import parse_envelope
 from attachments.emailgistics.errors import BadAnswer, NotFound
 from attachments.emailgistics.models import NAME_CHARACTERS, parse_listing
 from attachments.emailgistics.reports import ReceivedMessages
-from attachments.ids import IdsError, listed_ids, read_ids
 from attachments.receiver.app import MAX_BODY, build_app
 from attachments.receiver.inbox import Depth
 from attachments.receiver.metrics import Metrics
 from attachments.sandbox.bodies import Spool
 from attachments.sandbox.mail import read_mail
 from attachments.sandbox.payload import webhook_payload
-from attachments.selection import Filter, Rule, problem
 from attachments.storage import Manifest, StoreError, message_key, open_store
 from attachments.storage.errors import InvalidManifest, NewerManifest
 from attachments.storage.keys import is_key

@@ -2,7 +2,7 @@
 
 What it answers follows Prefect 3.9's `deployments.py`: a known idempotency key gets the run that it made; a parameter
 whose value does not fit is refused with 409, while one that the deployment's schema does not have is taken.
-`tests/road` runs the receiver against the real server.
+`tests/e2e` runs the receiver against the real server.
 """
 
 import json

@@ -14,8 +14,8 @@ from uuid import uuid4
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from attachments import prefect_busy
 from attachments.emailgistics import Delivery
+from attachments.prefect_api import prefect_retry
 from attachments.receiver import dispatcher as figures
 from attachments.receiver.dispatcher import CONCURRENCY, Dispatcher
 from attachments.receiver.inbox import Entry, Inbox
@@ -656,7 +656,7 @@ def test_a_locked_database_is_asked_again_soon_however_long_it_is_locked(
     prefect: PrefectStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside a backfill it may be locked for most of the tries, and a person waits for this mail."""
-    monkeypatch.setattr(prefect_busy, "PATIENCE", 1.0)
+    monkeypatch.setattr(prefect_retry, "PATIENCE", 1.0)
     entry = Entry(1, "default", message_key("a"), "a", None, None, None, 0.0)
     prefect.mood = "busy"
     pauses: list[float] = []
@@ -665,7 +665,7 @@ def test_a_locked_database_is_asked_again_soon_however_long_it_is_locked(
         pauses.append(seconds)
         await asyncio.sleep(seconds / 10)
 
-    monkeypatch.setattr(prefect_busy, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(prefect_retry, "asyncio", SimpleNamespace(sleep=sleep))
 
     async def create() -> None:
         with temporary_settings({PREFECT_API_URL: prefect.url, PREFECT_CLIENT_MAX_RETRIES: 0}):
@@ -693,7 +693,7 @@ def test_the_seam_raises_its_own_errors_only(
     prefect: PrefectStub, mood: Mood, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And they neither carry the client's error nor quote a parameter: Prefect's 409 repeats them all."""
-    monkeypatch.setattr(prefect_busy, "PATIENCE", 1.0)
+    monkeypatch.setattr(prefect_retry, "PATIENCE", 1.0)
     entry = Entry(1, "default", message_key("a"), "canary", "canary@example.com", None, "canary", 0.0)
     prefect.mood = mood
 

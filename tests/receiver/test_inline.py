@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from attachments.receiver.answers import Answer, AnswersInvalid, load_answers
+from attachments.receiver.responses import Answer, AnswersInvalid, load_answers
 
 from .conftest import Receiver
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .conftest import SECRET, Receiver
 from .sockets import exchange, raw_request
-from .test_answers import PERSON, SAMPLE
+from .test_responses import PERSON, SAMPLE
 
 CANARIES = [b"canary", b"Canary", b"CANARY", SECRET.encode()]
 

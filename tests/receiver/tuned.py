@@ -13,7 +13,7 @@ import sys
 from functools import partial
 from typing import Any
 
-from attachments.cli import main
+from attachments.cli.main import main
 
 
 class KilledConnection(sqlite3.Connection):

@@ -11,9 +11,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from attachments.storage import open_store
-from attachments.storage.backend import Conflict, Labels, Standing, Version
+from attachments.storage.backends.base import Conflict, Labels, Standing, Version
+from attachments.storage.backends.rename import RenameBackend
 from attachments.storage.errors import StoreUnavailable
-from attachments.storage.moving import MovingBackend
 from attachments.storage.object_store import ObjectStore
 
 BEHIND = timedelta(days=300)
@@ -25,9 +25,9 @@ def store() -> ObjectStore:
 
 
 @pytest.fixture
-def backend(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> MovingBackend:
+def backend(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> RenameBackend:
     """The store's, whose clock is far behind."""
-    backend = cast("MovingBackend", store._backend)
+    backend = cast("RenameBackend", store._backend)
     look = backend.look
 
     def late(path: str) -> Standing | None:
@@ -43,7 +43,7 @@ def is_behind(moment: datetime) -> bool:
 
 
 def test_who_asks_while_another_does_is_told_the_stores_time(
-    store: ObjectStore, backend: MovingBackend, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, backend: RenameBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other has come, and removed what is its own, before we have looked."""
     look = backend.look
@@ -62,7 +62,7 @@ def test_who_asks_while_another_does_is_told_the_stores_time(
 
 
 def test_a_store_that_shows_nothing_of_what_was_written_tells_no_time(
-    store: ObjectStore, backend: MovingBackend, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, backend: RenameBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ours might be ahead. It may pass, and is tried again."""
     monkeypatch.setattr(backend, "look", lambda _: None)
@@ -73,7 +73,7 @@ def test_a_store_that_shows_nothing_of_what_was_written_tells_no_time(
 
 
 def test_an_answer_that_was_lost_is_no_conflict(
-    store: ObjectStore, backend: MovingBackend, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, backend: RenameBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that tries again by itself meets what it has written."""
     save = backend.save
@@ -88,7 +88,7 @@ def test_an_answer_that_was_lost_is_no_conflict(
 
 def test_what_a_killed_asker_left_goes_when_it_is_old(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not before: another may be asking just now. Without the right to remove, the time is told all the same."""
-    backend = cast("MovingBackend", store._backend)
+    backend = cast("RenameBackend", store._backend)
     for name in ("young", "old", "now"):
         MemoryFileSystem().pipe_file(backend._path(f".clock/{name}"), b"now")
     for name in ("old", "now"):

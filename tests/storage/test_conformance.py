@@ -21,11 +21,11 @@ import pyrage
 import pytest
 
 from attachments.storage import Encryption, Store, StoreError, attachment_key
+from attachments.storage.age import opener
+from attachments.storage.backends.parts import PART_BYTES
 from attachments.storage.content import pour
 from attachments.storage.errors import AccessDenied, CannotDecrypt, NotFound, NothingStored, StoreUnavailable
 from attachments.storage.object_store import ObjectStore
-from attachments.storage.parts import PART_BYTES
-from attachments.storage.sealing import opener
 from attachments.storage.verification import Problem, verify_message
 from tests.servers.proxy import Answer, DropReply, Fault, Proxy, Reset
 from tests.storage.places import HTTP, KINDS, REMOTE, Place, Places, kinds

@@ -12,7 +12,7 @@ import pyrage
 import pytest
 
 from attachments.blocks import AttachmentStore
-from attachments.cli import main
+from attachments.cli.main import main
 from attachments.doctor.stores import look_at_store
 from attachments.storage import Manifest, open_store
 from attachments.storage.errors import InvalidManifest, MalformedKey

@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attachments.storage import Encryption, open_store
+from attachments.storage.age import sealer
 from attachments.storage.content import pour
 from attachments.storage.errors import StoreError, UnsupportedStore
 from attachments.storage.recipients import MOST, parsed, split
-from attachments.storage.sealing import sealer
 
 from .samples import CONTENT
 

@@ -17,7 +17,7 @@ import pyrage
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from attachments.cancelling import CURRENT, Cancellation, RunCancelled
+from attachments.foundation.cancellation import CURRENT, Cancellation, RunCancelled
 from attachments.storage import Encryption, Manifest, ManifestAttachment, Store, attachment_key, message_key, open_store
 from attachments.storage import retention as retention_module
 from attachments.storage.errors import (
@@ -28,7 +28,7 @@ from attachments.storage.errors import (
     StoreError,
     StoreUnavailable,
 )
-from attachments.storage.local import LocalStore
+from attachments.storage.local.store import LocalStore
 from attachments.storage.retention import (
     GIVE_UP,
     Budget,
@@ -44,12 +44,12 @@ from attachments.storage.retention import (
 )
 from attachments.storage.store import Inventory
 from attachments.storage.verification import Problem, verify_message
+from tests.storage.local import test_crashes
+from tests.storage.local.test_crashes import killed_at
 
-from . import test_local_crashes
 from .places import Places
 from .processes import ended, running
 from .samples import ATTACHMENT, CANARY, CONTENT, MESSAGE, MESSAGE_ID, PLACE, entry, manifest, objects
-from .test_local_crashes import killed_at
 
 NOW = datetime.now(UTC)
 OLD = NOW - timedelta(days=400)
@@ -527,7 +527,7 @@ def test_nothing_of_a_forgotten_message_is_left_on_the_disk(root: Path) -> None:
 def kills(tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The roots of stores, each left by a purge that was killed one step later; the last one was not."""
     steps = ["open", "unlink", "rmdir", "replace", "fsync", "write", "mkdir"]
-    monkeypatch.setattr(test_local_crashes, "STEPS", steps)
+    monkeypatch.setattr(test_crashes, "STEPS", steps)
     for step in range(1000):
         root = tmp_path / str(step)
         store = open_store(str(root))

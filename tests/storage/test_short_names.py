@@ -15,18 +15,18 @@ import pyrage
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from attachments.cli.upkeep import decrypt_message
+from attachments.domain.selection import Filter
 from attachments.emailgistics import Attachment
-from attachments.selection import Filter
 from attachments.storage import Encryption, Store, open_store
+from attachments.storage.age import opener
 from attachments.storage.errors import UnsupportedStore
-from attachments.storage.sealing import opener
 from attachments.storage.verification import verify_message
-from attachments.upkeep import decrypt_message
 from tests.servers.proxy import Answer, Proxy
+from tests.storage.backends.test_sftp_store import Faulty, Spot, faulty  # noqa: F401  a fixture
 
 from .places import Places
 from .samples import ATTACHMENT, CONTENT, MESSAGE, MESSAGE_ID, PLACE, entry, manifest, message_key, objects
-from .test_sftp_store import Faulty, Spot, faulty  # noqa: F401  a fixture
 
 LIMIT = 143
 LONG = "n" * 300 + ".pdf"

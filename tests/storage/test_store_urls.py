@@ -13,11 +13,11 @@ from gcsfs.core import GCSFileSystem
 from s3fs import S3FileSystem
 
 from attachments.storage import Encryption, open_store
-from attachments.storage.azure import AzureBackend
+from attachments.storage.backends.azure import AzureBackend
+from attachments.storage.backends.gcs import GcsBackend
+from attachments.storage.backends.s3 import S3Backend
+from attachments.storage.backends.sftp import SftpBackend
 from attachments.storage.errors import UnsupportedStore
-from attachments.storage.gcs import GcsBackend
-from attachments.storage.s3 import S3Backend
-from attachments.storage.sftp import SftpBackend
 
 POINT = "arn:aws:s3:us-east-1:123456789012:accesspoint"
 OUTPOST = "arn:aws:s3-outposts:us-east-1:123456789012:outpost"

@@ -10,7 +10,7 @@ import pyrage
 import pytest
 
 from attachments.storage import Encryption, Manifest, Store, attachment_key, message_key, open_store
-from attachments.storage.sealing import opener
+from attachments.storage.age import opener
 from attachments.storage.verification import Difference, Problem, verify, verify_message
 
 from .samples import ATTACHMENT, CANARY, CONTENT, MESSAGE, PLACE, entry

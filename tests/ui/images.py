@@ -9,7 +9,7 @@ from typing import Any
 
 from playwright.sync_api import Page
 
-from tests.road.installation import Installation, installation, until
+from tests.e2e.installation import Installation, installation, until
 from tests.ui.browser import WINDOW, fill, log_in, opened, show
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"

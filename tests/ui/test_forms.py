@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page
 
-from tests.road.installation import Installation, installation
+from tests.e2e.installation import Installation, installation
 from tests.ui.browser import choose, field, fill, log_in, opened, show
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]

@@ -1,0 +1,1 @@
+"""The command `attachments`: one module per command."""

@@ -1,0 +1,51 @@
+"""Secrets from files: for each variable that holds a secret, `<name>_FILE` names a file that holds it instead.
+
+Such a file is a systemd credential, a container's secret, or one that only its owner may read. The environment that a
+process was started with can be read in `/proc` by every process of the same user; a credential belongs to one service.
+"""
+
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from attachments.cli.command_boundary import CommandFailed
+
+SECRETS = (
+    "EMAILGISTICS_API_KEY",
+    "EMAILGISTICS_WEBHOOK_SECRET",
+    "ATTACHMENTS_STORAGE_OPTIONS",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_API_KEY",
+)
+LARGEST = 64 * 1024  # bytes of a secret's file
+
+
+def read_secret_files(environment: MutableMapping[str, str]) -> None:
+    """Set each secret that a file holds, as if the variable had been set. Raises `CommandFailed`."""
+    for name in SECRETS:
+        path = environment.get(f"{name}_FILE", "")
+        if not path.strip():
+            continue
+        if environment.get(name, "").strip():
+            raise CommandFailed(f"{name} and {name}_FILE are both set. Keep one of the two.")
+        environment[name] = _secret(name, Path(path))
+        del environment[f"{name}_FILE"]
+
+
+def _secret(name: str, path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except (OSError, ValueError) as error:  # ValueError: no path can hold such a character
+        reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+        raise CommandFailed(
+            f"The file that {name}_FILE names cannot be read ({reason}). Correct the path, or let this user read it."
+        ) from None
+    try:
+        text = content.decode().strip()
+    except UnicodeDecodeError:
+        text = "\0"
+    if len(content) > LARGEST or "\0" in text:
+        raise CommandFailed(f"The file that {name}_FILE names holds no text of a secret's length. Correct the path.")
+    if not text:
+        raise CommandFailed(f"The file that {name}_FILE names is empty. Write the secret into it, in one line.")
+    return text

@@ -1,0 +1,1 @@
+"""Decisions that need no Prefect: what is selected, planned, still to be done, and which messages a backfill names."""

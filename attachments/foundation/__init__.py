@@ -1,0 +1,1 @@
+"""What every part may use, and what knows no other part: cancellation, time limits, terminal text."""

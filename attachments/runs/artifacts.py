@@ -1,0 +1,167 @@
+"""What a run tells: an event for other automations, a table in the UI, and its final state. Keys, never names."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+
+from attachments.domain.plan import NOT_FINAL
+from attachments.domain.watermark_policy import LOST
+from attachments.foundation.numerals import counted
+from attachments.runs.announcements import announce, event
+from attachments.runs.delayed_retry import failed_for_now
+from attachments.runs.errors import OurError, code_of, is_retryable
+from attachments.runs.run_outcome import UNKNOWN, coded
+from attachments.storage import Manifest, ManifestAttachment
+from attachments.storage.manifest import Outcome, Pending
+
+STORED = "emailgistics.attachments.stored"
+WORDS: dict[Outcome, str] = {
+    "stored": "stored",
+    "filtered": "left out by the filter",
+    "unsupported": "not downloadable (links and nested items)",
+    "purged": "purged earlier",
+    "failed": "failed",
+}
+CODE = re.compile(r"[a-z-]{1,40}", re.ASCII)
+MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]{1,100}", re.ASCII | re.IGNORECASE)
+
+
+class Attempt(Protocol):
+    """What became of one attachment in this run."""
+
+    @property
+    def entry(self) -> ManifestAttachment: ...
+    @property
+    def seconds(self) -> float | None: ...
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def retryable(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run has done for a message."""
+
+    message_key: str
+    outcomes: Sequence[Attempt]
+    pending: Pending | None = None
+    """Why the message's list was not final."""
+
+
+def already_stored(manifest: Manifest) -> State[None]:
+    """The final state of a run that had nothing to do."""
+    return Completed(message=f"Nothing to do: the manifest settles all. {_sentence(manifest.attachments)}.")
+
+
+def announce_stored(manifest: Manifest, manifest_url: str, announcement: UUID, *, look_first: bool) -> bool:
+    """Tell other automations what of a message is in the store; returns whether Prefect shows the event.
+
+    Raises:
+        PrefectLost: Prefect has not answered for a long while.
+    """
+    stored = event(
+        STORED,
+        about="message",
+        subject=manifest.message_key,
+        event_id=announcement,
+        payload={
+            "message_key": manifest.message_key,
+            "manifest_url": manifest_url,
+            "complete": manifest.complete,
+            "counts": dict(Counter(entry.outcome for entry in manifest.attachments)),
+            "bytes": _stored_bytes(manifest.attachments),
+        },
+    )
+    return announce([stored], look_first=look_first)
+
+
+def finish(report: Report) -> State[None]:
+    """Show what became of each attachment, and say in one sentence how the run ended."""
+    _show(report)
+    sentence = _sentence([outcome.entry for outcome in report.outcomes])
+    failures = [outcome for outcome in report.outcomes if outcome.entry.outcome == "failed"]
+    if not failures and report.pending is None:
+        return Completed(message=f"{sentence}.")
+    if report.pending is not None:
+        sentence = f"{sentence}. {NOT_FINAL[report.pending]}" if report.outcomes else NOT_FINAL[report.pending]
+    if not failures:
+        return _failed(coded(sentence, report.pending or UNKNOWN), passing=True)
+    # What can be mended goes before what cannot: a reconciliation goes by this code whether to look again.
+    first = next((failure for failure in failures if failure.entry.code not in LOST), failures[0])
+    told = coded(f"{sentence.rstrip('.')}. First failure: {first.error or ''}", first.entry.code or UNKNOWN)
+    return _failed(
+        f"{told} A retry fetches only what is missing.",
+        passing=report.pending is not None or any(outcome.retryable for outcome in failures),
+    )
+
+
+def gave_up(error: OurError, labels: Mapping[str, str] | None = None) -> State[None]:
+    """The final state of a run that could not go on. The labels are for the attempt that follows, if one does."""
+    return _failed(coded(str(error), code_of(error)), passing=is_retryable(error), labels=labels)
+
+
+def _failed(message: str, *, passing: bool, labels: Mapping[str, str] | None = None) -> State[None]:
+    if not passing:
+        return Failed(message=message.rstrip())
+    return failed_for_now(message, labels)
+
+
+def _sentence(entries: Sequence[ManifestAttachment]) -> str:
+    if not entries:
+        return "The message has no attachments"
+    counts = Counter(entry.outcome for entry in entries)
+    size = counted(_stored_bytes(entries), "byte is", "bytes are")
+    parts = [f"{counts[word]} {text}" for word, text in WORDS.items() if counts[word]]
+    return f"Of {counted(len(entries), 'attachment')} {', '.join(parts)}; {size} in the store"
+
+
+def _stored_bytes(entries: Sequence[ManifestAttachment]) -> int:
+    return sum(entry.bytes or 0 for entry in entries if entry.outcome == "stored")
+
+
+def _show(report: Report) -> None:
+    """The table in the UI. The work is done and recorded: a Prefect that cannot take the table does not undo it."""
+    try:
+        _make_table(report)
+    except httpx.HTTPError as error:
+        get_run_logger().warning("Prefect did not take the table of this run (%s).", type(error).__name__)
+
+
+def _make_table(report: Report) -> None:
+    create_table_artifact(
+        key="attachments",
+        description=f"Attachments of message `{report.message_key}`",
+        table=[
+            {
+                # What a narrow window cuts off comes last.
+                "attachment": outcome.entry.attachment_key,
+                "outcome": outcome.entry.outcome,
+                "code": _plain_code(outcome.entry.code),
+                "type": _plain_type(outcome.entry.content_type),
+                "bytes": outcome.entry.bytes,
+                "seconds": round(outcome.seconds, 2) if outcome.seconds is not None else None,
+            }
+            for outcome in report.outcomes
+        ],
+    )
+
+
+def _plain_code(code: str | None) -> str | None:
+    """One of our words. An earlier manifest's entry may hold any text: others may write to the store."""
+    return code if code is None or CODE.fullmatch(code) else "other"
+
+
+def _plain_type(content_type: str | None) -> str:
+    """The media type alone: its parameters may carry a file name."""
+    plain = (content_type or "").partition(";")[0].strip()
+    return plain if MEDIA_TYPE.fullmatch(plain) else "other"

@@ -1,0 +1,128 @@
+"""What may be tried again, and what an error may say.
+
+Prefect writes an exception's text into states and logs, which everybody with the UI can read.
+"""
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import httpx
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task, exponential_backoff
+
+from attachments.emailgistics import EmailgisticsError, NotFound
+from attachments.foundation import cancellation
+from attachments.foundation.cancellation import RunCancelled
+from attachments.rate_limit.lease_pool import PacingError, is_backlog
+from attachments.runs.run_outcome import UNKNOWN
+from attachments.storage import StoreError
+
+RETRIES = 6
+BACK_OFF = 2  # seconds before the first retry, doubled for each: about two minutes in all
+JITTER = 0.3
+PATIENCE = 900.0  # seconds that a run waits for Prefect's API to come back
+BETWEEN = 2.0  # seconds between two questions; Prefect's client has its own back-off besides
+FRESH = 4  # tries in which a 404 is not believed: 2 + 4 + 8 + 16 seconds, half a minute
+FRESH_PAUSES = tuple(float(BACK_OFF * 2**number) for number in range(FRESH))
+"""Seconds between looks at a list that is not final, which add up to the same half a minute."""
+
+RETRYING: dict[str, Any] = {
+    "retries": RETRIES,
+    "retry_delay_seconds": exponential_backoff(BACK_OFF),
+    "retry_jitter_factor": JITTER,
+}
+"""Arguments of every task that talks to the vendor or the store; each adds its `retry_condition_fn`."""
+
+
+T = TypeVar("T")
+
+
+class UnexpectedError(Exception):
+    """A defect of ours, or a failure that nobody thought of. Its own text stays out: it could hold a file name."""
+
+
+class NotConfigured(Exception):
+    """Something that the run needs is not set up."""
+
+
+class PrefectLost(Exception):
+    """Prefect's API does not answer, and has not for a long while."""
+
+
+OUR_ERRORS = (EmailgisticsError, StoreError, PacingError, NotConfigured, PrefectLost, RunCancelled, UnexpectedError)
+OurError = EmailgisticsError | StoreError | PacingError | NotConfigured | PrefectLost | RunCancelled | UnexpectedError
+
+
+OTHER_CODES: dict[type[Exception], str] = {
+    PacingError: "unpaced",
+    NotConfigured: "not-configured",
+    PrefectLost: "prefect-lost",
+}
+"""The words for what is neither the vendor's nor the store's."""
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Let only errors out whose text is safe to show. Unknown ones become `UnexpectedError`: their type and place.
+
+    Raises `RunCancelled` when the run is cancelled, before or meanwhile, whatever that broke.
+    """
+    cancellation.go_on()
+    try:
+        yield
+    except OUR_ERRORS:
+        cancellation.go_on()
+        raise
+    except Exception as error:  # noqa: BLE001  nothing unknown may reach Prefect with its text
+        cancellation.go_on()
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UnexpectedError(
+            f"{type(error).__name__} in {place.name}, line {place.lineno}. Please report this with the version you run."
+        ) from None
+
+
+def is_retryable(error: object) -> bool:
+    """Whether the same thing may succeed later without anybody doing anything."""
+    return isinstance(error, PrefectLost) or (isinstance(error, EmailgisticsError | StoreError) and error.retryable)
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """What Prefect answers to a question that a flow asks itself. Prefect may be away for a while; the run waits.
+
+    Raises:
+        PrefectLost: it has not answered for `PATIENCE` seconds.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ask()
+        except httpx.HTTPError as error:
+            if time.monotonic() > end:
+                raise PrefectLost(f"Prefect's API does not answer ({type(error).__name__}). Is it running?") from None
+            cancellation.sleep(BETWEEN)
+
+
+def can_get_better(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
+    """Whether to try a task again: time-outs, broken connections, 429, 5xx and a store that is away."""
+    return is_retryable(state.result(raise_on_failure=False))
+
+
+def can_get_better_or_is_fresh(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """As `can_get_better`; and a message or part that is not found may be too new, for half a minute.
+
+    A new message's list, and each of its parts, can answer 404 for some seconds before Exchange has settled, the parts
+    also after the list (README.md). The old mail of a backfill is not new, and much of it is gone.
+    """
+    is_not_found = isinstance(state.result(raise_on_failure=False), NotFound)
+    is_fresh = is_not_found and run.run_count <= FRESH and not is_backlog()
+    return is_fresh or can_get_better(task, run, state)
+
+
+def code_of(error: object) -> str:
+    """The short stable word for a manifest's `code`."""
+    if isinstance(error, EmailgisticsError | StoreError):
+        return error.outcome_code
+    return next((code for kind, code in OTHER_CODES.items() if isinstance(error, kind)), UNKNOWN)

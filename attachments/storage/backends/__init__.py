@@ -1,0 +1,1 @@
+"""One kind of store in each module, behind the protocol in `base`."""

@@ -1,0 +1,1 @@
+"""The warm Prefect worker: runs flows in its own process."""

@@ -1,0 +1,136 @@
+"""Long backfills: through deaths of worker and server, and on a worker with a single place."""
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attachments.storage import message_key
+from tests.e2e.installation import FAST, FINAL, Installation, installation, until
+from tests.e2e.test_backfill import FLOW, tag_of
+
+MESSAGES = int(os.environ.get("SOAK_MESSAGES", "2000"))
+KILLS = int(os.environ.get("SOAK_KILLS", "5"))
+HOURS = 3 * 3600.0
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(HOURS)]
+
+
+@pytest.fixture
+def unpaced(tmp_path: Path) -> Iterator[Installation]:
+    """An installation of its own whose vendor has no cap."""
+    with installation(tmp_path / "road") as everything:
+        everything.change("v2/concurrency_limits/emailgistics-backfill", {"limit": FAST})
+        yield everything
+
+
+def added(running: Installation, count: int) -> list[dict[str, Any]]:
+    asked = [{"attachments": [{"name": f"{n}.bin", "bytes": 20_000}]} for n in range(count)]
+    return running.sandbox.control.add_messages(asked)
+
+
+def count_done(running: Installation, messages: list[dict[str, Any]]) -> int:
+    return sum((running.road.store / message_key(one["id"]) / "manifest.json").exists() for one in messages)
+
+
+def test_kills_of_worker_and_server_during_a_long_backfill(unpaced: Installation) -> None:
+    """Must show 1: `kill -9` of both at five random moments; all complete, and nothing is fetched that stands."""
+    seed = int(os.environ.get("KILL_SEED", random.randrange(10**6)))
+    print(f"seed {seed}; repeat with KILL_SEED={seed}")
+    chance = random.Random(seed)
+    messages = added(unpaced, MESSAGES)
+    file = unpaced.road.ids / "ids.csv"
+    file.write_text("messageId\n" + "".join(f"{message['id']}\n" for message in messages))
+    started = time.monotonic()
+    run = unpaced.start_deployment(flow=FLOW, ids_url=file.as_uri())
+    for after in sorted(chance.sample(range(MESSAGES // 20, MESSAGES * 9 // 10), KILLS)):
+        until(lambda after=after: count_done(unpaced, messages) >= after, f"{after} messages to be done", HOURS)
+        time.sleep(chance.uniform(0, 1))
+        victims = [unpaced.road.worker, unpaced.road.prefect]
+        chance.shuffle(victims)
+        for victim in victims:
+            victim.kill()
+            time.sleep(chance.uniform(0, 2))
+        unpaced.road.prefect.start()
+        unpaced.road.worker.start()
+        print(f"killed after {after} messages, {time.monotonic() - started:.0f} s")
+    until(lambda: unpaced.run(run["id"])["state_type"] in FINAL, "the backfill to end", HOURS)
+    took = time.monotonic() - started
+    ended = unpaced.run(run["id"])
+    print(f"{took:.0f} s, {MESSAGES / took * 60:.0f} messages a minute, kills and all: {ended['state']['message']}")
+    assert ended["state_type"] == "COMPLETED"
+
+    slack = timedelta(milliseconds=50)  # between the clock of the log and that of the file system
+    calls: dict[str, list[dict[str, Any]]] = {}
+    for call in unpaced.sandbox.control.requests("download"):
+        calls.setdefault(call["message_id"], []).append(call)
+    again = 0
+    for message in messages:
+        manifest = unpaced.manifest(message)
+        assert manifest is not None
+        assert manifest.complete
+        (entry,) = manifest.attachments
+        assert entry.sha256 == message["attachments"][0]["sha256"]
+        assert entry.stored_at is not None
+        assert len(unpaced.files(message)) == 1
+        again += len(calls[message["id"]]) - 1
+        late = [call for call in calls[message["id"]] if datetime.fromisoformat(call["time"]) > entry.stored_at + slack]
+        assert late == [], f"message {message_key(message['id'])} was downloaded although it stood"
+    print(f"{again} downloads were cut off by a kill and begun again")
+    assert again <= 8 * KILLS
+    children = unpaced.tagged(tag_of(run))
+    assert len({child["parameters"]["message_id"] for child in children}) == len(children) <= MESSAGES
+
+
+def test_a_worker_with_one_place_does_a_backfill(unpaced: Installation) -> None:
+    """The backfill holds the only place, its runs wait for it: it steps aside, goes on as another run, and ends."""
+    unpaced.road.worker.stop()
+    unpaced.road.worker.command.extend(["--limit", "1"])
+    unpaced.road.worker.start()
+    messages = added(unpaced, 60)  # more than may be unfinished at a time
+    first = unpaced.start_deployment(flow=FLOW, message_ids=[message["id"] for message in messages])
+
+    def parents() -> list[dict[str, Any]]:
+        return [run for run in unpaced.runs() if "message_ids" in run["parameters"]]
+
+    until(lambda: count_done(unpaced, messages) == 60, "all messages to be done", 900)
+    until(lambda: all(run["state_type"] in FINAL for run in parents()), "the backfill to end", 600)
+    told = [run["state"]["message"] for run in sorted(parents(), key=lambda run: run["created"])]
+    print(*told, sep="\n")
+    assert len(told) > 1
+    assert all("this run gives its own place up. Another run goes on at" in said for said in told[:-1])
+    assert told[-1].startswith("Of 60 messages ")
+    assert {run["state_type"] for run in parents()} == {"COMPLETED"}
+    children = unpaced.tagged(tag_of(first))
+    assert len(children) == len({child["parameters"]["message_id"] for child in children}) == 60
+
+
+def test_a_worker_with_one_place_reconciles(unpaced: Installation) -> None:
+    """The reconciliation steps aside for the runs that it has made, and the one that goes on tells of them all."""
+    unpaced.road.worker.stop()
+    unpaced.road.worker.command.extend(["--limit", "1"])
+    unpaced.road.worker.start()
+    came = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    parts = [{"name": "a.bin", "bytes": 20_000}]
+    asked = [{"mailbox": "one@road.example", "received": came, "attachments": parts}] * 8
+    messages = unpaced.sandbox.control.add_messages(asked)
+    unpaced.start_deployment(flow="reconcile-attachments", mailboxes=["one@road.example"], first_days=1)
+
+    def parents() -> list[dict[str, Any]]:
+        return sorted(unpaced.runs(mailboxes=["one@road.example"]), key=lambda run: run["created"])
+
+    def is_over() -> bool:
+        return all(run["state_type"] in FINAL for run in parents()) and count_done(unpaced, messages) == 8
+
+    until(is_over, "the reconciliation to end", 900)
+    told = [run["state"]["message"] for run in parents()]
+    print(*told, sep="\n")
+    assert len(told) > 1
+    assert all("this one gives its own up. Another run goes on at" in said for said in told[:-1])
+    assert told[-1] == "Of 8 messages in 1 mailbox 8 had been missed: 8 stored now."
+    assert len({child["parameters"]["message_id"] for child in unpaced.tagged("reconcile")}) == 8
