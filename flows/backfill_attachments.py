@@ -25,7 +25,7 @@ from attachments.runs.backfill_progress import Total, progress
 from attachments.runs.block_loader import load_store
 from attachments.runs.continuation import Lineage
 from attachments.runs.errors import OUR_ERRORS, NotConfigured, contained
-from attachments.runs.fan_out import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
+from attachments.runs.fan_out import BACKFILL, ChildrenLeft, Starved, Target, Wanted, process
 from attachments.storage import StoreError
 
 # A text here, so that the message about a bare date is ours; a picker for date and time in the UI.
@@ -119,7 +119,7 @@ def _backfill(order: Order, target: Target, lineage: Lineage, *, force: bool) ->
                 on_progress=tell,
                 steps_aside=lineage.can_continue,
             )
-        except NobodyStarts as stuck:
+        except Starved as stuck:
             return _stepped_aside(stuck.counts, lineage)
         shown.show(counts, is_last=True)
     return _ended(counts, tag, messages.missing())

@@ -28,7 +28,7 @@ from attachments.runs.announcements import announce, event, send
 from attachments.runs.child_runs import ANSWER_TIMEOUT, WITHDRAWN, Child, Stage, made_before
 from attachments.runs.continuation import Lineage
 from attachments.runs.errors import OUR_ERRORS, OurError, code_of, contained, patiently
-from attachments.runs.fan_out import BACKFILL, ChildrenLeft, NobodyStarts, Target, Wanted, process
+from attachments.runs.fan_out import BACKFILL, ChildrenLeft, Starved, Target, Wanted, process
 from attachments.runs.run_outcome import coded
 from attachments.runs.watermarks import Marks, UnreadableMark, mailbox_key
 
@@ -134,7 +134,7 @@ def _reconcile(wish: _Wish, asked: list[str] | None) -> State[None]:
         with contained():
             try:
                 _look(wish, asked, found)
-            except NobodyStarts as stuck:
+            except Starved as stuck:
                 told = wish.lineage.go_on_later(stuck.counts, waiting=stuck.counts.unfinished)
                 message = f"No worker has a place for the runs that wait: this one gives its own up. {told}"
                 # The one that goes on sees the marks as they are now.

@@ -85,12 +85,12 @@ async def reporting_problem(account: EmailgisticsAccount) -> Problem | None:
     try:
         return await asyncio.to_thread(_problem, account, wish)
     finally:
-        wish.ask()  # after Ctrl-C nobody waits for the answer
+        wish.cancel()  # after Ctrl-C nobody waits for the answer
 
 
 def _problem(account: EmailgisticsAccount, wish: Cancellation) -> Problem | None:
     CURRENT.set(wish)  # of this thread's context alone
-    timer = threading.Timer(ASKING, wish.ask)
+    timer = threading.Timer(ASKING, wish.cancel)
     timer.daemon = True
     timer.start()
     try:

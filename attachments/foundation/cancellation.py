@@ -39,7 +39,7 @@ class Cancellation:
         """Whether the run is to end."""
         return self._asked.is_set()
 
-    def ask(self) -> None:
+    def cancel(self) -> None:
         """Let the run end: wake whatever has asked to be woken."""
         with self._lock:
             self._asked.set()

@@ -31,7 +31,7 @@ class Question(Generic[T]):
 
     def answer(self, seconds: float) -> T:
         """What it came to, or what it raised. Raises `Silent` after so many seconds, and `RunCancelled`."""
-        with cancellation.waking(self._cancellation.ask):
+        with cancellation.waking(self._cancellation.cancel):
             try:
                 return self._answer.result(seconds)
             except FutureTimeoutError:
@@ -39,7 +39,7 @@ class Question(Generic[T]):
                     return self._answer.result()
             finally:
                 # It ends where it waits, and makes no call that nobody wants any more.
-                self._cancellation.ask()
+                self._cancellation.cancel()
         cancellation.go_on()
         raise Silent from None
 

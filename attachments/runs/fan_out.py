@@ -43,7 +43,7 @@ from attachments.runs.errors import contained
 from attachments.storage import StoreError
 from attachments.storage.errors import AccessDenied, InvalidManifest, NewerManifest
 
-__all__ = ["BACKFILL", "ChildrenLeft", "Counts", "NobodyStarts", "Target", "Wanted", "process"]
+__all__ = ["BACKFILL", "ChildrenLeft", "Counts", "Starved", "Target", "Wanted", "process"]
 
 WINDOW = 50  # unfinished runs: enough for a fleet, and far from the 200 that starve a queue (prefect#19403)
 CHECKS = 20  # manifests that are read at a time: a store in the network answers in 50 ms
@@ -69,7 +69,7 @@ class ChildrenLeft(RunCancelled):
         Exception.__init__(self, told)
 
 
-class NobodyStarts(Exception):
+class Starved(Exception):
     """The runs wait, and nobody starts one: maybe the caller itself holds the place that they wait for."""
 
     def __init__(self, counts: Counts) -> None:
@@ -188,21 +188,21 @@ class _Work:
 
     def __exit__(self, *_: object) -> None:
         self._stream.stop()
-        self._end.ask()
+        self._end.cancel()
         for pool in (self._checks, self._creations, self._watch):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def done(self, *, steps_aside: bool) -> Counts:
         """Until every message has ended."""
         try:
-            with cancellation.waking(self._end.ask), cancellation.waking(self._news.set):
+            with cancellation.waking(self._end.cancel), cancellation.waking(self._news.set):
                 while not self._is_over():
                     self._news.wait(self._longest_wait())
                     self._news.clear()
                     cancellation.go_on()
                     self._move_on()
                     if steps_aside and self._looks.nobody_starts():
-                        raise NobodyStarts(self.counts())
+                        raise Starved(self.counts())
         except RunCancelled:
             raise ChildrenLeft(self._cancel_waiting()) from None
         self._on_progress(self.counts())

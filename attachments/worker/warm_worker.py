@@ -263,7 +263,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
 
     async def _cancel(self, under_way: "_UnderWay") -> None:
         """End a run: at once where it waits for the vendor or a slot, else when it next looks."""
-        under_way.cancellation.ask()
+        under_way.cancellation.cancel()
         await asyncio.wait([under_way.ended], timeout=CANCEL_GRACE)
         try:
             now = await self.client.read_flow_run(under_way.flow_run.id)

@@ -115,7 +115,7 @@ def test_a_run_that_is_cancelled_ends_what_it_has_asked() -> None:
     """From another thread, as the worker does it."""
     running = cancellation.Cancellation()
     token = cancellation.CURRENT.set(running)
-    timer = threading.Timer(0.1, running.ask)
+    timer = threading.Timer(0.1, running.cancel)
     timer.start()
     try:
         with pytest.raises(cancellation.RunCancelled):

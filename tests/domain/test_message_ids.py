@@ -278,7 +278,7 @@ def test_nothing_is_kept_of_a_file_that_is_wrong_or_of_a_run_that_is_cancelled(
     file = io.BytesIO(f"{A}\n{B}\n".encode())
 
     def open_file() -> BinaryIO:
-        cancellation.ask()
+        cancellation.cancel()
         return cast("BinaryIO", file)
 
     before = CURRENT.set(cancellation)

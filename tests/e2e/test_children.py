@@ -24,7 +24,7 @@ from attachments.foundation import cancellation
 from attachments.foundation.cancellation import CURRENT, Cancellation
 from attachments.runs import fan_out
 from attachments.runs.child_runs import Child, ChildRuns
-from attachments.runs.fan_out import ChildrenLeft, NobodyStarts, Target, Wanted, process
+from attachments.runs.fan_out import ChildrenLeft, Starved, Target, Wanted, process
 from attachments.runs.run_outcome import FAILED_FOR_NOW, coded
 from attachments.storage import Manifest, ManifestAttachment, Store, message_key, open_store
 from attachments.storage.errors import AccessDenied
@@ -94,7 +94,7 @@ class Bench:
             try:
                 yield future, cancellation
             finally:
-                cancellation.ask()
+                cancellation.cancel()
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_caller_that_was_killed_finds_its_runs_again(bench: Bench) -> None:
     assert {name: run["id"] for name, run in bench.runs().items()} == before
     with bench.processing(wanted, prefix=f"{bench.prefix}-another") as (_, cancellation):
         until(lambda: len(bench.running.tagged(bench.prefix)) == 6, "another caller's own runs")
-        cancellation.ask()
+        cancellation.cancel()
 
 
 def test_the_runs_of_others_are_heeded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,8 +215,8 @@ def test_the_runs_of_others_are_heeded(bench: Bench, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(fan_out, "STANDS_FOR", timedelta(0))
         with mine.processing(wanted[1:2], **options) as (_, cancellation):
             until(lambda: len(bench.running.tagged(f"{bench.prefix}-mine")) == 2, "another try a day later")
-            cancellation.ask()
-        others.ask()
+            cancellation.cancel()
+        others.cancel()
 
 
 def test_what_another_kind_of_run_has_not_found_is_tried_once_more(bench: Bench) -> None:
@@ -240,7 +240,7 @@ def test_what_was_cancelled_with_its_caller_is_done_after_all(bench: Bench) -> N
     with bench.processing(wanted) as (future, cancellation):
         bench.end("unwanted", "CANCELLED", message="no, thanks")
         until(lambda: "withdrawn" in bench.runs(), "the other run")
-        cancellation.ask()
+        cancellation.cancel()
         with pytest.raises(ChildrenLeft):
             future.result(60)
     assert {run["state_type"] for run in bench.runs().values()} == {"CANCELLED"}
@@ -250,7 +250,7 @@ def test_what_was_cancelled_with_its_caller_is_done_after_all(bench: Bench) -> N
         time.sleep(0.5)
         (again,) = bench.running.tagged(f"{bench.prefix}-mine")
         assert again["parameters"]["message_id"] == wanted[0].message_id
-        cancellation.ask()
+        cancellation.cancel()
 
 
 def test_later_attempts_are_not_waited_for(bench: Bench) -> None:
@@ -314,7 +314,7 @@ def test_never_more_than_a_few_are_unfinished(bench: Bench, monkeypatch: pytest.
         until(lambda: len(bench.runs()) == 6, "a place to be taken")
         time.sleep(0.5)
         assert len(bench.runs()) == 6
-        cancellation.ask()
+        cancellation.cancel()
         with pytest.raises(ChildrenLeft, match="5 runs that waited were cancelled"):
             future.result(60)
     assert sorted(run["state_type"] for run in bench.runs().values()) == [*["CANCELLED"] * 5, "COMPLETED"]
@@ -327,7 +327,7 @@ def test_cancelling_leaves_alone_what_has_started(bench: Bench) -> None:
         body = {"state": {"type": "RUNNING"}, "force": True}
         bench.running._post(f"flow_runs/{bench.runs()['a']['id']}/set_state", body)
         time.sleep(1)
-        cancellation.ask()
+        cancellation.cancel()
         with pytest.raises(ChildrenLeft, match="1 run that waited was cancelled with it; 1 that had started finishes"):
             future.result(60)
     assert {name: run["state_type"] for name, run in bench.runs().items()} == {"a": "RUNNING", "b": "CANCELLED"}
@@ -345,11 +345,11 @@ def test_a_caller_in_the_way_is_told(bench: Bench, monkeypatch: pytest.MonkeyPat
             time.sleep(4)
             assert not future.done()
             bench.end("other")
-            with pytest.raises(NobodyStarts) as caught:
+            with pytest.raises(Starved) as caught:
                 future.result(60)
         assert caught.value.counts.unfinished == 1
         assert bench.runs()["mine"]["state_type"] == "SCHEDULED"
-        other.ask()
+        other.cancel()
 
 
 def test_those_who_wait_likewise_are_not_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +358,7 @@ def test_those_who_wait_likewise_are_not_waited_for(bench: Bench, monkeypatch: p
     waits = bench.another_deployment("waits", "reconcile-attachments")
     run = bench.running._post(f"deployments/{waits}/create_flow_run", {"state": {"type": "PENDING"}})
     bench.running._post(f"flow_runs/{run['id']}/set_state", {"state": {"type": "RUNNING"}, "force": True})
-    with bench.processing(bench.wanted("mine"), steps_aside=True) as (future, _), pytest.raises(NobodyStarts):
+    with bench.processing(bench.wanted("mine"), steps_aside=True) as (future, _), pytest.raises(Starved):
         future.result(60)
 
 
@@ -374,7 +374,7 @@ def test_cancelling_takes_the_later_attempts_along(bench: Bench) -> None:
         bench.running._post(f"deployments/{bench.target.deployment_id}/create_flow_run", body)
     with bench.processing(bench.wanted("a")) as (future, cancellation):
         until(lambda: "a" in bench.runs(), "its run")
-        cancellation.ask()
+        cancellation.cancel()
         with pytest.raises(ChildrenLeft, match="2 runs that waited were cancelled with it"):
             future.result(60)
     assert {name: run["state_type"] for name, run in bench.runs().items()} == {"a": "CANCELLED", "ours": "CANCELLED"}
@@ -394,7 +394,7 @@ def test_what_reads_the_messages_ends_with_the_caller(bench: Bench, monkeypatch:
             begun += 1
             cancellation.sleep(0.2)
 
-    with pytest.raises(NobodyStarts):
+    with pytest.raises(Starved):
         bench.process(stream(), steps_aside=True)  # type: ignore[arg-type]
     time.sleep(0.3)
     known = begun
@@ -408,7 +408,7 @@ def test_cancelling_says_when_something_may_be_left(bench: Bench, monkeypatch: p
     monkeypatch.setattr(ChildRuns, what, lambda *_, **__: None)
     with bench.processing(bench.wanted("a")) as (future, cancellation):
         until(lambda: "a" in bench.runs(), "its run")
-        cancellation.ask()
+        cancellation.cancel()
         with pytest.raises(ChildrenLeft, match=r"More of them may still wait: cancel the runs with its tag\."):
             future.result(60)
 

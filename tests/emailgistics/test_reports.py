@@ -502,7 +502,7 @@ def test_cancelling_ends_a_wait(sandbox: Sandbox, client: EmailgisticsClient, mo
     sandbox.control.settings(reports={"run_seconds": 60})
     wish = Cancellation()
     CURRENT.set(wish)
-    threading.Timer(0.5, wish.ask).start()
+    threading.Timer(0.5, wish.cancel).start()
     started = time.monotonic()
     try:
         with pytest.raises(RunCancelled):

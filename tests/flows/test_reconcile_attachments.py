@@ -19,7 +19,7 @@ from attachments.flows import reconcile_attachments
 from attachments.flows.reconcile_attachments import Found, _chosen
 from attachments.runs import watermarks as marking
 from attachments.runs.child_runs import WITHDRAWN, Child, Stage
-from attachments.runs.fan_out import ChildrenLeft, NobodyStarts
+from attachments.runs.fan_out import ChildrenLeft, Starved
 from attachments.runs.watermarks import Marks, UnreadableMark
 
 NOW = datetime(2026, 6, 15, 12, 0, tzinfo=UTC)
@@ -305,7 +305,7 @@ def test_rows_that_name_no_message_are_told_by_a_reconciliation_that_steps_aside
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its mark knows them already, so the next reconciliation would not report them."""
-    stuck, left = NobodyStarts(Counts(seen=3)), ChildrenLeft("left")
+    stuck, left = Starved(Counts(seen=3)), ChildrenLeft("left")
     lineage = SimpleNamespace(go_on_later=lambda *_, **__: "Another one goes on.")
     wish = cast("Any", SimpleNamespace(lineage=lineage))
     monkeypatch.setattr(reconcile_attachments, "contained", nullcontext)

@@ -512,7 +512,7 @@ def test_a_slot_whose_caller_is_cancelled_is_given_back(
     renew = answers.renew_concurrency_lease
 
     def slow(*_: object) -> None:
-        cancellation.ask()
+        cancellation.cancel()
         time.sleep(0.5)
         renew()
 
@@ -521,7 +521,7 @@ def test_a_slot_whose_caller_is_cancelled_is_given_back(
     thread = threading.Thread(target=wait)
     thread.start()
     if moment == "before":
-        cancellation.ask()
+        cancellation.cancel()
         thread.join(10)
     watch.due(watch.hold(NAMES, uuid4(), time.monotonic()), time.monotonic() + 0.1)
     _eventually(lambda: answers.asked[-1:] == ["release"], 5)
@@ -563,7 +563,7 @@ def test_a_backfill_waits_for_its_own_slots_and_holds_up_nobody(api: httpx.Clien
         for name in ("test-limit", "test-backlog")
     }
     assert counted == {"test-limit": 5, "test-backlog": 2}
-    cancellation.ask()
+    cancellation.cancel()
     thread.join(10)
     assert len(made) == 2
 
@@ -635,7 +635,7 @@ def test_a_cancelled_run_leaves_the_line_at_once(api: httpx.Client, no_pause: No
         thread = threading.Thread(target=call)
         thread.start()
         _eventually(lambda: len(pacer._lines[False]._waiting) == 2)
-        cancellation.ask()
+        cancellation.cancel()
         thread.join(2)
         assert len(ended) == 1
     with pacer.call():

@@ -691,7 +691,7 @@ def test_a_cancelled_run_is_not_a_message_that_failed(root: Path) -> None:
 
     class Breaking(Odd):
         def inventory(self, message_key: str) -> Inventory:
-            cancellation.ask()
+            cancellation.cancel()
             raise ValueError
 
     token = CURRENT.set(cancellation)
@@ -865,7 +865,7 @@ def test_a_run_that_is_cancelled_records_what_has_gone(root: Path) -> None:
     for number in range(3):
         fill(store, key_number(number), "a.pdf", "b.pdf", "c.pdf")
     cancellation = Cancellation()
-    store.meanwhile = cancellation.ask
+    store.meanwhile = cancellation.cancel
     token = CURRENT.set(cancellation)
     try:
         with pytest.raises(RunCancelled):
