@@ -53,7 +53,7 @@ def _at_once(everything: Installation) -> None:
 
 def _child_runs(everything: Installation, messages: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
     """Seconds for all, and the worker's size after a tenth and in the end."""
-    ids = everything.road.ids / "ids.txt"
+    ids = everything.stack.ids / "ids.txt"
     ids.write_text("".join(f"{message['id']}\n" for message in messages))
     started = time.monotonic()
     run = _run(everything, "backfill-attachments/default", {"ids_url": ids.as_uri()})
@@ -65,11 +65,11 @@ def _child_runs(everything: Installation, messages: Sequence[Mapping[str, Any]])
 
 def _mapped_tasks(everything: Installation, messages: Sequence[Mapping[str, Any]]) -> float:
     """Seconds for all as tasks of one flow run, in a process that is warm."""
-    report = everything.road.folder / "mapped.seconds"
-    ids = everything.road.folder / "mapped.txt"
+    report = everything.stack.folder / "mapped.seconds"
+    ids = everything.stack.folder / "mapped.txt"
     ids.write_text("".join(f"{message['id']}\n" for message in messages))
     command = [sys.executable, str(PEER_FLOW), str(ids), str(AT_ONCE), str(report)]
-    quiet = {**everything.road.environment, "PREFECT_LOGGING_LEVEL": "WARNING"}
+    quiet = {**everything.stack.environment, "PREFECT_LOGGING_LEVEL": "WARNING"}
     subprocess.run(command, env=surroundings(quiet), timeout=HOURS, check=True)  # noqa: S603  our own command
     assert _done(everything, messages) == len(messages)
     return float(report.read_text())
@@ -96,11 +96,11 @@ def _wait_for_end(everything: Installation, run: str) -> None:
 
 def _done(everything: Installation, messages: Sequence[Mapping[str, Any]]) -> int:
     stands: Callable[[Mapping[str, Any]], bool] = lambda message: (  # noqa: E731
-        everything.road.store / message_key(message["id"]) / "manifest.json"
+        everything.stack.store / message_key(message["id"]) / "manifest.json"
     ).exists()
     return sum(map(stands, messages))
 
 
 def _size(everything: Installation) -> float:
-    pages = int(Path(f"/proc/{everything.road.worker.pid}/statm").read_text().split()[1])
+    pages = int(Path(f"/proc/{everything.stack.worker.pid}/statm").read_text().split()[1])
     return pages * 4096 / MIB

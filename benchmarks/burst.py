@@ -20,11 +20,11 @@ AWAY = 60.0
 def measure() -> list[Figure]:
     # The worker is left out: what counts is that all runs exist, and it would only make the wait for that longer.
     with installation(before=without_worker) as everything:
-        everything.road.prefect.stop()
+        everything.stack.prefect.stop()
         stopped = time.monotonic()
         answers = asyncio.run(_posted(everything))
         time.sleep(max(0.0, AWAY - (time.monotonic() - stopped)))
-        everything.road.prefect.start()
+        everything.stack.prefect.start()
         back = time.monotonic()
         wait_for(lambda: everything.count_runs() >= WEBHOOKS, "all flow runs to exist", WAIT, every=1)
         took = time.monotonic() - back
@@ -43,7 +43,7 @@ def measure() -> list[Figure]:
 async def _posted(everything: Installation) -> list[tuple[int, float]]:
     """Status and seconds of each webhook, sent at an even pace however slow the answers are."""
     messages = everything.messages(WEBHOOKS, 1000)
-    headers = {"Authorization": f"Bearer {everything.road.secret}"}
+    headers = {"Authorization": f"Bearer {everything.stack.secret}"}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # a connection each, as from strangers
     # Without TLS, for a context of its own for each connection takes longer than the request.
     settings = {"timeout": 100, "limits": limits, "headers": headers}
@@ -53,7 +53,7 @@ async def _posted(everything: Installation) -> list[tuple[int, float]]:
         async def post(number: int) -> tuple[int, float]:
             await asyncio.sleep(begin + number * SECONDS / WEBHOOKS - time.perf_counter())
             started = time.perf_counter()
-            answer = await client.post(everything.road.webhook_url(), json=messages[number]["webhook"])
+            answer = await client.post(everything.stack.webhook_url(), json=messages[number]["webhook"])
             return answer.status_code, time.perf_counter() - started
 
         return await asyncio.gather(*map(post, range(WEBHOOKS)))

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from prefect.cli import app
 
-from attachments.rate_limit.lease_pool import PrefectPacer, _Returns
+from attachments.rate_limit.lease_pool import LeasePool, PrefectPacer
 
 counts = {"grants": 0, "requests": 0}
 lock = threading.Lock()
@@ -43,9 +43,9 @@ class Counting(httpx.BaseTransport):
 
 
 def instrument() -> None:
-    make, call = _Returns.__init__, PrefectPacer.call
+    make, call = LeasePool.__init__, PrefectPacer.call
 
-    def made(self: _Returns) -> None:
+    def made(self: LeasePool) -> None:
         make(self)
         for client in (self.client, self.asking):
             patience: Any = client._client._transport
@@ -57,7 +57,7 @@ def instrument() -> None:
             count("grants")
             yield
 
-    _Returns.__init__ = made  # type: ignore[method-assign]
+    LeasePool.__init__ = made  # type: ignore[method-assign]
     PrefectPacer.call = called  # type: ignore[method-assign]
 
 

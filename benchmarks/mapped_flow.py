@@ -16,7 +16,7 @@ from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.domain.plan import settled_entry
 from attachments.domain.selection import Filter
 from attachments.flows import download_attachments as job
-from attachments.rate_limit.lease_pool import backlog
+from attachments.rate_limit.lease_pool import low_priority
 from attachments.runs.block_loader import load_account, load_store
 from attachments.storage import message_key
 
@@ -41,7 +41,7 @@ def backfill(ids: list[str], at_once: int) -> None:
     @flow(name="mapped-backfill", persist_result=False, task_runner=ThreadPoolTaskRunner(max_workers=at_once))
     def mapped() -> None:
         account, store = load_account("default"), load_store("default")
-        with backlog():
+        with low_priority():
             fetch.map(ids, unmapped(account), unmapped(store)).wait()
 
     mapped()

@@ -41,7 +41,7 @@ def _thirty() -> list[Figure]:
         (message,) = everything.sandbox.control.add_messages([asked], digests=False)
         started = time.monotonic()
         everything.deliver(client, message)
-        manifest = everything.road.store / message_key(message["id"]) / "manifest.json"
+        manifest = everything.stack.store / message_key(message["id"]) / "manifest.json"
         wait_for(manifest.exists, "the message to be stored", WAIT)
         took = time.monotonic() - started
         calls = everything.sandbox.control.requests()
@@ -63,8 +63,8 @@ def _recovery() -> list[Figure]:
         time.sleep(BREAK_AFTER)
         broken = time.monotonic()
         everything.workers[0].kill()
-        everything.road.prefect.kill()
-        everything.road.prefect.start()
+        everything.stack.prefect.kill()
+        everything.stack.prefect.start()
         _counted_worker(everything, "successor")
         everything.wait_until_stored(messages)
         calls = everything.sandbox.control.requests()
@@ -119,7 +119,7 @@ def most_in_any_window(moments: list[float]) -> int:
 
 
 def _counted_worker(everything: Installation, name: str) -> Path:
-    file = everything.road.folder / f"{name}.json"
+    file = everything.stack.folder / f"{name}.json"
     command = [sys.executable, "-m", "benchmarks.counted_worker", str(file), "worker", "start", "--pool", "attachments"]
     everything.add_worker(name, command, {"PYTHONPATH": str(Path(__file__).parents[1])})
     return file

@@ -19,13 +19,13 @@ from attachments.domain.progress import Counts
 from attachments.emailgistics import EmailgisticsClient, ReceivedMessages
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
-from attachments.rate_limit.lease_pool import backlog
-from attachments.runs.artifacts import gave_up
+from attachments.rate_limit.lease_pool import low_priority
+from attachments.runs.artifacts import failed_state
 from attachments.runs.backfill_progress import Total, progress
 from attachments.runs.block_loader import load_store
 from attachments.runs.continuation import Lineage
-from attachments.runs.errors import OUR_ERRORS, NotConfigured, contained
-from attachments.runs.fan_out import BACKFILL, ChildrenLeft, Starved, Target, Wanted, process
+from attachments.runs.errors import OUR_ERRORS, NotConfigured, error_boundary
+from attachments.runs.fan_out import BACKFILL, DownloadDeployment, FanOutCancelled, MessageRef, Starved, run_children
 from attachments.storage import StoreError
 
 # A text here, so that the message about a bare date is ours; a picker for date and time in the UI.
@@ -40,7 +40,7 @@ ENOUGH = 0.02
 class Messages:
     """The messages that are meant, as a stream, and how many there are, or may be."""
 
-    stream: Iterable[Wanted]
+    stream: Iterable[MessageRef]
     total: Total
     missing: Callable[[], str] = lambda: ""
     """What is not among them although it is meant, once they were read; nothing as a rule."""
@@ -73,7 +73,7 @@ def backfill_attachments(
     """
     labels: dict[str, str] = {}
     try:
-        with contained():
+        with error_boundary():
             try:
                 order = checked_order(
                     message_ids=message_ids,
@@ -85,21 +85,21 @@ def backfill_attachments(
                 )
                 lineage = Lineage.current()
                 labels = lineage.labels
-                return _backfill(order, Target.load(deployment), lineage, force=force)
+                return _backfill(order, DownloadDeployment.load(deployment), lineage, force=force)
             except (OrderError, IdsError) as error:
                 return Failed(message=str(error))
-            except ChildrenLeft as left:
+            except FanOutCancelled as left:
                 return Cancelled(message=str(left))
     except RunCancelled:
         raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
     except OUR_ERRORS as error:
-        return gave_up(error, labels)
+        return failed_state(error, labels)
 
 
-def _backfill(order: Order, target: Target, lineage: Lineage, *, force: bool) -> State[None]:
+def _backfill(order: Order, target: DownloadDeployment, lineage: Lineage, *, force: bool) -> State[None]:
     tag = f"{BACKFILL}:{lineage.short}"
     with (
-        backlog(),
+        low_priority(),
         _messages(order, target) as messages,
         progress(lineage.run.id, messages.total, tag) as shown,
     ):
@@ -107,17 +107,17 @@ def _backfill(order: Order, target: Target, lineage: Lineage, *, force: bool) ->
         def tell(counts: Counts) -> None:
             shown.show(counts)
             if counts.succeeded:
-                lineage.got_on()
+                lineage.reset_crash_count()
 
         try:
-            counts = process(
+            counts = run_children(
                 messages.stream,
                 target,
                 key_prefix=f"{BACKFILL}/{lineage.origin}",
                 tags=(BACKFILL, tag),
                 force=force,
                 on_progress=tell,
-                steps_aside=lineage.can_continue,
+                yield_slot=lineage.can_continue,
             )
         except Starved as stuck:
             return _stepped_aside(stuck.counts, lineage)
@@ -126,7 +126,7 @@ def _backfill(order: Order, target: Target, lineage: Lineage, *, force: bool) ->
 
 
 @contextmanager
-def _messages(order: Order, target: Target) -> Iterator[Messages]:
+def _messages(order: Order, target: DownloadDeployment) -> Iterator[Messages]:
     """Which messages are meant. What can be wrong is looked at before anything is done: all ids, and the mailbox."""
     match order:
         case IdList(ids):
@@ -139,11 +139,11 @@ def _messages(order: Order, target: Target) -> Iterator[Messages]:
             yield Messages(received, received.total, received.missing)
 
 
-def named(text: str, target: Target) -> Wanted:
+def named(text: str, target: DownloadDeployment) -> MessageRef:
     """The message that a text names by its id, or by its key where the store has its manifest."""
     with suppress(StoreError):  # its own run asks again, and says what is wrong
-        return Wanted(message_id=target.store.message_id(text))
-    return Wanted(message_id=text)
+        return MessageRef(message_id=target.store.message_id(text))
+    return MessageRef(message_id=text)
 
 
 def _folder(block: str | None) -> BlockFolder | None:
@@ -171,14 +171,14 @@ class _Received:
             )
         self._mailbox = found[0]
 
-    def __iter__(self) -> Iterator[Wanted]:
+    def __iter__(self) -> Iterator[MessageRef]:
         window = self._window
         on_wait = get_run_logger().info
         self._rows = self._client.received_messages(self._mailbox.id, window.start, window.end, on_wait=on_wait)
         for message in self._rows:
             if message.received is not None:
                 self._latest = max(self._latest, min(message.received, window.end))
-            yield Wanted(
+            yield MessageRef(
                 message_id=message.message_id,
                 mailbox=self._mailbox.address or None,
                 received=message.received,
@@ -202,7 +202,7 @@ class _Received:
 
 
 def _stepped_aside(counts: Counts, lineage: Lineage) -> State[None]:
-    told = lineage.go_on_later(counts, waiting=counts.unfinished)
+    told = lineage.schedule_continuation(counts, waiting=counts.unfinished)
     waiting = counted(counts.unfinished, "run waits", "runs wait")
     return Completed(
         message=(

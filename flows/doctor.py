@@ -13,7 +13,7 @@ from prefect.states import Completed, Failed
 from attachments.doctor import Finding, by_urgency, examine, summary
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.terminal_text import markdown, markdown_with_code
-from attachments.runs.errors import OUR_ERRORS, contained
+from attachments.runs.errors import OUR_ERRORS, error_boundary
 
 TOLD = 3
 """Failures whose remedies stand in the run's state; all of them stand in its artifact."""
@@ -27,7 +27,7 @@ def doctor() -> State[None]:
     It changes nothing, and makes three calls to Emailgistics for each account. Let an automation tell you of a failure.
     """
     try:
-        with contained():
+        with error_boundary():
             found = by_urgency(examine())
     except RunCancelled:
         raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect

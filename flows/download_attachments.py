@@ -32,19 +32,19 @@ from attachments.emailgistics.errors import InvalidArgument, NotFound
 from attachments.foundation import cancellation
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.message_id import mistake_in, normalized
-from attachments.rate_limit.lease_pool import backlog, is_backlog
-from attachments.runs.artifacts import Report, already_stored, announce_stored, finish, gave_up
+from attachments.rate_limit.lease_pool import is_low_priority, low_priority
+from attachments.runs.artifacts import Report, already_stored, announce_stored, failed_state, finish
 from attachments.runs.block_loader import load_account, load_store
 from attachments.runs.errors import (
     FRESH_PAUSES,
     OUR_ERRORS,
     RETRYING,
-    can_get_better,
-    can_get_better_or_is_fresh,
-    code_of,
-    contained,
+    error_boundary,
+    error_code,
     is_retryable,
-    patiently,
+    is_transient,
+    is_transient_or_fresh,
+    retry_until_available,
 )
 from attachments.storage import (
     Manifest,
@@ -103,10 +103,10 @@ class Outcome(BaseModel):
     retryable: bool = False
 
 
-@task(name="read-manifest", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=can_get_better, **RETRYING)
+@task(name="read-manifest", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_transient, **RETRYING)
 def read_manifest(message: Message, store: AttachmentStore) -> Manifest | None:
     """What is recorded of the message; nothing when the record is missing or damaged, for then it is rebuilt."""
-    with contained():
+    with error_boundary():
         try:
             return store.store().read_manifest(message.key)
         except InvalidManifest:
@@ -117,12 +117,12 @@ def read_manifest(message: Message, store: AttachmentStore) -> Manifest | None:
     name="list-attachments",
     cache_policy=NO_CACHE,
     persist_result=False,
-    retry_condition_fn=can_get_better_or_is_fresh,
+    retry_condition_fn=is_transient_or_fresh,
     **RETRYING,
 )
 def list_attachments(message: Message, account: EmailgisticsAccount) -> tuple[Attachment, ...]:
     """What is on the message, in the vendor's order, each id once."""
-    with contained():
+    with error_boundary():
         listed = account.client().list_attachments(message.id)
         return tuple({attachment.id: attachment for attachment in listed}.values())
 
@@ -131,7 +131,7 @@ def list_attachments(message: Message, account: EmailgisticsAccount) -> tuple[At
     name="download-attachment",
     cache_policy=NO_CACHE,
     persist_result=False,
-    retry_condition_fn=can_get_better_or_is_fresh,
+    retry_condition_fn=is_transient_or_fresh,
     **RETRYING,
 )
 def download_attachment(
@@ -143,7 +143,7 @@ def download_attachment(
     """
     started = time.monotonic()
     with (
-        contained(),
+        error_boundary(),
         account.client().download(message.id, attachment.id, listed_size=attachment.size) as download,
     ):
         attachment = named(attachment, download.file_name)
@@ -159,7 +159,7 @@ def download_attachment(
     return Outcome(entry=stored_entry(attachment, stored), seconds=time.monotonic() - started)
 
 
-@task(name="write-manifest", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=can_get_better, **RETRYING)
+@task(name="write-manifest", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_transient, **RETRYING)
 def write_manifest(
     message: Message,
     outcomes: Sequence[Outcome],
@@ -168,7 +168,7 @@ def write_manifest(
     pending: str | None = None,
 ) -> Manifest:
     """Record what was on the message and what became of each part, beside what other runs have recorded."""
-    with contained():
+    with error_boundary():
         found = Manifest(
             message_id=message.id,
             message_key=message.key,
@@ -190,7 +190,7 @@ def write_manifest(
     name="record-announcement",
     cache_policy=NO_CACHE,
     persist_result=False,
-    retry_condition_fn=can_get_better,
+    retry_condition_fn=is_transient,
     **RETRYING,
 )
 def record_announcement(manifest: Manifest, announcement: UUID, store: AttachmentStore) -> None:
@@ -205,7 +205,7 @@ def record_announcement(manifest: Manifest, announcement: UUID, store: Attachmen
             )
         return now.as_announced(announcement)
 
-    with contained():
+    with error_boundary():
         store.store().update_manifest(manifest.message_key, announced)
 
 
@@ -250,7 +250,7 @@ def download_attachments(
     try:
         if (mistake := mistake_in(message.id)) is not None:
             raise InvalidArgument(f"message_id is no message id: {mistake}. Copy the whole id")
-        with contained(), backlog() if BACKFILL in runtime.flow_run.tags else nullcontext():
+        with error_boundary(), low_priority() if BACKFILL in runtime.flow_run.tags else nullcontext():
             return _download(message, filter or Filter(), load_account(account), load_store(store), force=force)
     except RunCancelled:
         raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
@@ -262,7 +262,7 @@ def download_attachments(
                 or f"{key} looks like a message key, but the store has no manifest of it that tells the message's id, "
                 "and Emailgistics knows no such id; give the id itself"
             )
-        return gave_up(error)
+        return failed_state(error)
 
 
 def identified(message: Message, store: AttachmentStore) -> Message:
@@ -317,7 +317,7 @@ def _final_list(
 
     Not in a backfill, whose mail is old; and with `force` it is taken as it is in the end.
     """
-    pauses = iter(() if is_backlog() else FRESH_PAUSES)
+    pauses = iter(() if is_low_priority() else FRESH_PAUSES)
     while True:
         listed = list_attachments(message, account)
         why = why_not_final(listed, has_attachments=message.has_attachments)
@@ -335,12 +335,12 @@ def _outcome(attachment: Attachment, download: PrefectFuture[Outcome]) -> Outcom
     if isinstance(result, RunCancelled):
         raise result
     return Outcome(
-        entry=new_entry(attachment, outcome="failed", code=code_of(result)),
+        entry=new_entry(attachment, outcome="failed", code=error_code(result)),
         error=str(result),
         retryable=is_retryable(result),
     )
 
 
 def _deployment() -> str | None:
-    name = patiently(lambda: runtime.deployment.name)
+    name = retry_until_available(lambda: runtime.deployment.name)
     return f"{runtime.flow_run.flow_name}/{name}" if name else None

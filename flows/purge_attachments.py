@@ -15,10 +15,10 @@ from pydantic import Field
 
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
-from attachments.runs.artifacts import gave_up
+from attachments.runs.artifacts import failed_state
 from attachments.runs.block_loader import load_store
 from attachments.runs.delayed_retry import failed_for_now
-from attachments.runs.errors import OUR_ERRORS, contained
+from attachments.runs.errors import OUR_ERRORS, error_boundary
 from attachments.storage.retention import Budget, Holds, Looked, Pace, Policy, Tally, purge, stored_before
 
 LISTED = 1000
@@ -59,7 +59,7 @@ def purge_attachments(
         most: How many attachments are removed in this run, at most; all when left out.
     """
     try:
-        with contained():
+        with error_boundary():
             where = load_store(store).store()
             policy = Policy(
                 stored_before=stored_before(timedelta(days=older_than_days), where),
@@ -76,7 +76,7 @@ def purge_attachments(
     except RunCancelled:
         raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
     except OUR_ERRORS as error:
-        return gave_up(error)
+        return failed_state(error)
 
 
 class _Log:

@@ -17,20 +17,20 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
-from attachments.domain.watermark_policy import HELD_FOR, LOST, SLICE, Hold, Slice, Span, span
+from attachments.domain.watermark_policy import HELD_FOR, PERMANENT_CODES, SLICE, Hold, Slice, Span, span
 from attachments.emailgistics import EmailgisticsError, Forbidden, InvalidKey, Mailbox, ReceivedMessage
 from attachments.emailgistics.envelopes import FURTHEST_ZONE
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
 from attachments.prefect_api.prefect_retry import own_client
-from attachments.rate_limit.lease_pool import backlog
+from attachments.rate_limit.lease_pool import low_priority
 from attachments.runs.announcements import announce, event, send
 from attachments.runs.child_runs import ANSWER_TIMEOUT, WITHDRAWN, Child, Stage, made_before
 from attachments.runs.continuation import Lineage
-from attachments.runs.errors import OUR_ERRORS, OurError, code_of, contained, patiently
-from attachments.runs.fan_out import BACKFILL, ChildrenLeft, Starved, Target, Wanted, process
+from attachments.runs.errors import OUR_ERRORS, OurError, error_boundary, error_code, retry_until_available
+from attachments.runs.fan_out import BACKFILL, DownloadDeployment, FanOutCancelled, MessageRef, Starved, run_children
 from attachments.runs.run_outcome import coded
-from attachments.runs.watermarks import Marks, UnreadableMark, mailbox_key
+from attachments.runs.watermarks import UnreadableWatermark, Watermarks, mailbox_key
 
 MISSED = "emailgistics.message.missed"
 MANY_MISSED = "emailgistics.messages.missed"
@@ -95,9 +95,9 @@ def reconcile_attachments(
         first_days: How far back a mailbox is looked at for the first time.
     """
     try:
-        with contained(), backlog():
+        with error_boundary(), low_priority():
             wish = _Wish(
-                target=Target.load(deployment),
+                target=DownloadDeployment.load(deployment),
                 overlap=timedelta(hours=overlap_hours),
                 settling=timedelta(minutes=settling_minutes),
                 first=timedelta(days=first_days),
@@ -114,7 +114,7 @@ def reconcile_attachments(
 class _Wish:
     """What a reconciliation is asked for."""
 
-    target: Target
+    target: DownloadDeployment
     overlap: timedelta
     settling: timedelta
     first: timedelta
@@ -131,17 +131,17 @@ def _reconcile(wish: _Wish, asked: list[str] | None) -> State[None]:
     found = Found()
     stopped = None
     try:
-        with contained():
+        with error_boundary():
             try:
                 _look(wish, asked, found)
             except Starved as stuck:
-                told = wish.lineage.go_on_later(stuck.counts, waiting=stuck.counts.unfinished)
+                told = wish.lineage.schedule_continuation(stuck.counts, waiting=stuck.counts.unfinished)
                 message = f"No worker has a place for the runs that wait: this one gives its own up. {told}"
                 # The one that goes on sees the marks as they are now.
                 told_once = _told_once(found)
                 _tell_of_rows(wish, (), found)
                 return Failed(message=" ".join([message, *told_once])) if told_once else Completed(message=message)
-            except ChildrenLeft as left:
+            except FanOutCancelled as left:
                 _tell_of_rows(wish, (), found)
                 return Cancelled(message=" ".join([str(left), *_told_once(found)]))
     except RunCancelled:
@@ -154,13 +154,13 @@ def _reconcile(wish: _Wish, asked: list[str] | None) -> State[None]:
 def _look(wish: _Wish, asked: list[str] | None, found: Found) -> None:
     boxes = _chosen(wish.target.account.client().mailboxes(), asked, found)
     with own_client(ANSWER_TIMEOUT) as client:
-        marks = Marks(client, wish.target.account_name, wish.target.name)
+        marks = Watermarks(client, wish.target.account_name, wish.target.name)
         for box in boxes:
             key = mailbox_key(box.id)
             try:
                 _mailbox(box, key, wish, marks, found)
                 found.mailboxes += 1
-            except UnreadableMark as error:
+            except UnreadableWatermark as error:
                 found.broken[key] = str(error)
             except (InvalidKey, Forbidden):
                 raise  # it is the same for every mailbox
@@ -186,9 +186,9 @@ def _chosen(known: Sequence[Mailbox], asked: list[str] | None, found: Found) -> 
     return list({box.id: box for box in chosen}.values())
 
 
-def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) -> None:
+def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Watermarks, found: Found) -> None:
     logger = get_run_logger()
-    known = patiently(lambda: marks.read(key))
+    known = retry_until_available(lambda: marks.read(key))
     now = datetime.now(UTC)
     asked = span(known.until if known else None, now, overlap=wish.overlap, settling=wish.settling, first=wish.first)
     hold = Hold(known.tried if known else ())
@@ -205,7 +205,7 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
             )
         # At once: else, while reports fail, time would catch up with it, or a new mailbox's first days move on, and
         # nobody would look at what lies between.
-        patiently(lambda: marks.move(key, asked.start, (), unnamed, untold))
+        retry_until_available(lambda: marks.advance(key, asked.start, (), unnamed, untold))
         hold = Hold()
     # What lies before it and is only looked at again was told when the mark went past it.
     old, beyond = known.until if known and known.until <= now else asked.start, False
@@ -222,15 +222,15 @@ def _mailbox(box: Mailbox, key: str, wish: _Wish, marks: Marks, found: Found) ->
             unnamed = (*reversed(new), *unnamed)
         now = datetime.now(UTC)
         covered = min(piece.end, rows.covered_until)
-        hold = hold.looked(Span(piece.start, covered), now, is_held=became.is_held)
-        is_stopped = became.is_away and not hold.lets_go(piece, now)
-        until = hold.moved(piece.start if is_stopped else covered, now)
+        hold = hold.record_attempt(Span(piece.start, covered), now, is_held=became.is_held)
+        is_stopped = became.is_away and not hold.expired(piece, now)
+        until = hold.next_watermark(piece.start if is_stopped else covered, now)
         beyond |= became.is_held and piece.end > old
         if beyond and hold.at is not None and until > max(hold.at, old):
             found.passed.add(key)
             logger.warning("The mark of mailbox %s goes past messages that could not be fetched for days.", key)
-        move = partial(marks.move, key, until, hold.tried, unnamed, untold)
-        patiently(move)
+        move = partial(marks.advance, key, until, hold.tried, unnamed, untold)
+        retry_until_available(move)
         if is_stopped:
             found.broken[key] = (
                 f"{became.failed:,} of its messages could not be fetched, and {became.stored:,} could: its mark stays, "
@@ -250,13 +250,13 @@ def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Fo
     """Fetch what is missing of these messages, and say what became of them."""
     became = Slice()
 
-    def made(wanted: Wanted, _: Child) -> None:
+    def made(wanted: MessageRef, _: Child) -> None:
         if len(found.told) < MOST_TOLD and wanted.key not in found.told:
             found.told[wanted.key] = _missed_event(wanted.key, wish)
             send([found.told[wanted.key]])
 
-    def ended(wanted: Wanted, child: Child) -> None:
-        is_lost = child.code in LOST
+    def ended(wanted: MessageRef, child: Child) -> None:
+        is_lost = child.code in PERMANENT_CODES
         if child.stage is Stage.SUCCEEDED:
             became.stored += 1
         elif child.code == WITHDRAWN:
@@ -273,9 +273,9 @@ def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Fo
             found.lost += is_lost
             found.again += not is_lost
 
-    counts = process(
+    counts = run_children(
         (
-            Wanted(
+            MessageRef(
                 message_id=row.message_id,
                 mailbox=box.address or None,
                 received=row.received,
@@ -289,8 +289,8 @@ def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], wish: _Wish, found: Fo
         tags=(RECONCILE, wish.tag, BACKFILL),
         on_made=made,
         on_ended=ended,
-        avoids_others=True,
-        steps_aside=wish.lineage.can_continue,
+        skip_existing_runs=True,
+        yield_slot=wish.lineage.can_continue,
     )
     found.seen += counts.seen - counts.duplicates
     found.elsewhere += counts.elsewhere
@@ -378,9 +378,9 @@ def _tell_of_rows(wish: _Wish, missed: Sequence[tuple[str, Child]], found: Found
         return
     _show(missed, found)
     with own_client(ANSWER_TIMEOUT) as client:
-        marks = Marks(client, wish.target.account_name, wish.target.name)
+        marks = Watermarks(client, wish.target.account_name, wish.target.name)
         for key in found.untold:
-            patiently(partial(marks.forget_untold, key))
+            retry_until_available(partial(marks.forget_untold, key))
 
 
 def _told_once(found: Found) -> list[str]:
@@ -417,7 +417,7 @@ def _show(missed: Sequence[tuple[str, Child]], found: Found) -> None:
     if found.unnamed:
         names = counted(found.unnamed, "row of the reports names", "rows of the reports name")
         rows += [{"message": "", "outcome": f"{names} no message: ask Emailgistics"}]
-    patiently(
+    retry_until_available(
         lambda: create_table_artifact(
             key="missed-messages",
             table=rows,
@@ -428,4 +428,4 @@ def _show(missed: Sequence[tuple[str, Child]], found: Found) -> None:
 
 def _stopped(error: OurError) -> str:
     # No attempt of its own: the schedule brings the next one, and each of those would bring more.
-    return coded(f"{error} The marks of what was not done stay, so the next reconciliation does it", code_of(error))
+    return coded(f"{error} The marks of what was not done stay, so the next reconciliation does it", error_code(error))

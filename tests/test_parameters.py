@@ -23,7 +23,7 @@ from attachments.flows.download_attachments import download_attachments
 from attachments.flows.purge_attachments import purge_attachments
 from attachments.flows.reconcile_attachments import reconcile_attachments
 from attachments.runs.block_loader import load_account, load_store
-from attachments.runs.child_runs import Target, Wanted
+from attachments.runs.child_runs import DownloadDeployment, MessageRef
 from attachments.runs.errors import NotConfigured
 
 NAMES = {
@@ -87,7 +87,7 @@ def test_mail_and_events_choose_no_credential() -> None:
 
     source = inspect.getsource(prefect_api._parameters)
     assert not any(f'"{name}"' in source for name in NAMES)
-    assert set(Wanted.model_fields) <= message
+    assert set(MessageRef.model_fields) <= message
     declared = yaml.safe_load((Path(__file__).parents[1] / "prefect.yaml").read_text())["deployments"]
     triggers = [trigger for deployment in declared for trigger in deployment.get("triggers", ())]
     assert triggers
@@ -129,7 +129,7 @@ def test_a_name_names_one_kind_of_thing(name: str, asked: list[str]) -> None:
     prefixes = {
         load_store: "/api/block_types/slug/attachment-store/block_documents/",
         load_account: "/api/block_types/slug/emailgistics-account/block_documents/",
-        Target.load: "/api/deployments/name/",
+        DownloadDeployment.load: "/api/deployments/name/",
     }
     for load, prefix in prefixes.items():
         del asked[:]

@@ -36,12 +36,12 @@ from attachments.domain.progress import Counts
 from attachments.domain.selection import Filter
 from attachments.flows import reconcile_attachments as reconciling
 from attachments.flows.reconcile_attachments import Found
-from attachments.prefect_api.prefect_retry import make_patient, own_client
+from attachments.prefect_api.prefect_retry import add_retries, own_client
 from attachments.runs.backfill_progress import progress
-from attachments.runs.fan_out import Target, process
+from attachments.runs.fan_out import DownloadDeployment, run_children
 from attachments.storage.retention import Budget, Holds, Pace, Policy, purge, stored_before
 from attachments.worker import warm_worker as worker_module
-from attachments.worker.suspension import take_over
+from attachments.worker.suspension import disable_suspension_observer
 from tests.storage.memory import PROTOCOL, TestMemory
 
 TIMES = 1000
@@ -94,10 +94,10 @@ def prefect(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Target:
+def target(tmp_path: Path) -> DownloadDeployment:
     (tmp_path / "store").mkdir()
     store = AttachmentStore(url=(tmp_path / "store").as_uri()).store()
-    return Target(
+    return DownloadDeployment(
         name="default",
         deployment_id=uuid4(),
         work_pool="attachments",
@@ -164,40 +164,40 @@ def repeated(setup: Callable[[], object], times: int) -> tuple[dict[str, int], d
     return before, held(everything=everything)
 
 
-def reconciliation(target: Target) -> None:
+def reconciliation(target: DownloadDeployment) -> None:
     wish = cast("Any", SimpleNamespace(tag="reconcile:x", target=target))
     assert reconciling._missed(wish, Found()) == []
     children(target)
 
 
-def children(target: Target) -> None:
-    assert process([], target, key_prefix="x", tags=("x",)).seen == 0
+def children(target: DownloadDeployment) -> None:
+    assert run_children([], target, key_prefix="x", tags=("x",)).seen == 0
 
 
-def backfill(target: Target) -> None:
+def backfill(target: DownloadDeployment) -> None:
     with progress(uuid4(), lambda _: None, "x") as shown:
         shown.show(Counts(), is_last=True)
     children(target)
 
 
-def purging(target: Target) -> None:
+def purging(target: DownloadDeployment) -> None:
     policy = Policy(stored_before=stored_before(timedelta(days=1), target.store), holds=Holds(()))
     assert purge(target.store, policy, Budget(None), Pace(at_once=2, per_second=1000)).messages == 0
 
 
-def doctor(_: Target) -> None:
+def doctor(_: DownloadDeployment) -> None:
     assert any(finding.status == "failed" for finding in examine(patience=5))
 
 
 @pytest.mark.parametrize("times", [30, pytest.param(TIMES, marks=pytest.mark.soak)])
-def test_repeated_runs_leave_nothing_behind(times: int, prefect: None, target: Target) -> None:
+def test_repeated_runs_leave_nothing_behind(times: int, prefect: None, target: DownloadDeployment) -> None:
     """Each with the client that the worker lends it: clients, layers, threads, descriptors and memory stay."""
-    clients = worker_module._Clients("worker")
+    clients = worker_module._ClientPool("worker")
 
     def run() -> None:
         for setup in (reconciliation, backfill, purging, doctor):
-            take_over()
-            with clients.lent():
+            disable_suspension_observer()
+            with clients.acquire():
                 setup(target)
 
     before, after = repeated(run, times)
@@ -238,7 +238,7 @@ def test_a_client_that_is_made_patient_again_has_one_layer(prefect: None) -> Non
     """And a signed one sets its states through one function, however often that is asked for."""
     with own_client(5) as client:
         for _ in range(2 * TIMES):
-            make_patient(client)
+            add_retries(client)
             worker_module._sign(client, "worker")
         assert layers(client) == 2
         assert client.read_variable_by_name("x") is None
@@ -248,6 +248,6 @@ def test_a_client_that_is_made_patient_again_has_one_layer(prefect: None) -> Non
 
 def test_a_client_of_ones_own_is_not_the_runs(prefect: None) -> None:
     """What is changed there would stay, since the worker lends the run's to the next one."""
-    clients = worker_module._Clients("worker")
-    with clients.lent(), own_client(5) as client:
+    clients = worker_module._ClientPool("worker")
+    with clients.acquire(), own_client(5) as client:
         assert client is not get_client(sync_client=True)

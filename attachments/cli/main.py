@@ -270,7 +270,7 @@ def _count(text: str) -> int:
 
 def _setup(options: argparse.Namespace) -> int:
     from attachments.cli.setup import SetupError, set_up  # noqa: PLC0415  Prefect takes seconds to import
-    from attachments.doctor.probe import PREFECT_ERRORS, trouble  # noqa: PLC0415
+    from attachments.doctor.probe import PREFECT_ERRORS, describe_error  # noqa: PLC0415
 
     try:
         untried = asyncio.run(
@@ -283,7 +283,7 @@ def _setup(options: argparse.Namespace) -> int:
     except SetupError as error:
         return _fail(str(error))
     except PREFECT_ERRORS as error:
-        what, remedy = trouble(error)
+        what, remedy = describe_error(error)
         return _fail(f"{what} {remedy} Then run this again: what is listed above has been made.")
     if untried:
         say(f"Everything is made in Prefect, but the API key could not be tried: {untried}")
@@ -316,7 +316,7 @@ def _receive(options: argparse.Namespace) -> int:
         return _fail("--tls-certificate needs the certificate's key: name its file with --tls-key.")
 
     from attachments.receiver.inbox import InboxUnavailable  # noqa: PLC0415
-    from attachments.receiver.responses import AnswersInvalid, load_answers  # noqa: PLC0415  Prefect takes seconds
+    from attachments.receiver.responses import InvalidResponses, load_responses  # noqa: PLC0415  Prefect takes seconds
     from attachments.receiver.server import CannotServe, ReceiverSettings, serve  # noqa: PLC0415
 
     log = logging.StreamHandler()
@@ -339,11 +339,11 @@ def _receive(options: argparse.Namespace) -> int:
                 certificate=options.tls_certificate,
                 certificate_key=options.tls_key,
                 monitoring=options.monitoring_address,
-                answers=load_answers(options.answers, options.wait),
+                answers=load_responses(options.answers, options.wait),
                 list_all=options.list_all,
             )
         )
-    except (InboxUnavailable, CannotServe, AnswersInvalid) as error:
+    except (InboxUnavailable, CannotServe, InvalidResponses) as error:
         return _fail(str(error))
     return INTERRUPTED if stopped_by == signal.SIGINT else 0
 

@@ -14,7 +14,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.doctor.blocks import load_blocks
-from attachments.doctor.probe import PATIENCE, PREFECT_ERRORS, Silent, asked, prefect, trouble, within
+from attachments.doctor.probe import (
+    PATIENCE,
+    PREFECT_ERRORS,
+    NoResponse,
+    asked,
+    call_with_timeout,
+    describe_error,
+    prefect,
+)
 from attachments.domain.plan import NOT_FINAL, is_settled, settled_entry, why_not_final, without_placeholders
 from attachments.domain.selection import Filter, problem
 from attachments.emailgistics import Attachment, EmailgisticsError
@@ -101,15 +109,15 @@ def preview(message_id: str, deployment: str) -> Preview:
     named = message_id
     key = candidate_keys(named)[0]
     try:
-        message_id = within(PATIENCE, lambda: target.store.store().message_id(named))
+        message_id = call_with_timeout(PATIENCE, lambda: target.store.store().message_id(named))
         key = message_key(message_id)
-        recorded = within(PATIENCE, lambda: read_record(target.store.store(), key))
-        listed = within(A_TURN, lambda: target.account.client().list_attachments(message_id))
+        recorded = call_with_timeout(PATIENCE, lambda: read_record(target.store.store(), key))
+        listed = call_with_timeout(A_TURN, lambda: target.account.client().list_attachments(message_id))
     except NothingStored as error:  # it says itself which key has no manifest
         raise PreviewError(str(error)) from None
     except (StoreError, EmailgisticsError, PacingError) as error:
         raise PreviewError(f"Message {key}: {error}") from None
-    except Silent:
+    except NoResponse:
         raise PreviewError(
             "There was no answer in time: the store or Emailgistics hangs, or all slots of the pacing limit are "
             "taken. `attachments doctor` says which; then try again."
@@ -212,11 +220,11 @@ def _target(name: str) -> Target:
     if not PREFECT_API_URL.value():
         raise PreviewError("PREFECT_API_URL is not set. Set it to your server's, such as http://127.0.0.1:4200/api.")
     try:
-        return within(PATIENCE, lambda: _loaded(name))
-    except Silent:
+        return call_with_timeout(PATIENCE, lambda: _loaded(name))
+    except NoResponse:
         raise PreviewError(f"Prefect does not answer within {PATIENCE:.0f} s. Look at its server.") from None
     except PREFECT_ERRORS as error:
-        raise PreviewError(" ".join(trouble(error))) from None
+        raise PreviewError(" ".join(describe_error(error))) from None
 
 
 def _loaded(name: str) -> Target:

@@ -32,7 +32,7 @@ from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cli.schedule import Result, Tell, reporting_problem, switch_reconciliation
 from attachments.doctor.deployments import DOWNLOAD, filter_mistakes
-from attachments.doctor.probe import trouble
+from attachments.doctor.probe import describe_error
 from attachments.foundation.numerals import counted
 from attachments.runs.block_problems import reasons
 from attachments.runs.deployment_spec import (
@@ -84,7 +84,7 @@ async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool 
                 f"Prefect does not answer at {PREFECT_API_URL.value()} ({type(problem).__name__}). Is it running?"
             )
         if problem is not None:
-            raise SetupError(" ".join(trouble(problem)))
+            raise SetupError(" ".join(describe_error(problem)))
         account = await _account(environment, client)
         store = await _store(environment, client)
         await _save(account, "default", client, tell)

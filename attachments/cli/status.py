@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict
 from attachments.blocks import EmailgisticsAccount
 from attachments.doctor.deployments import Deployments, blocks_named, read_deployments
 from attachments.doctor.limits import read_limit
-from attachments.doctor.probe import PREFECT_ERRORS, Question, Silent, asked, prefect, trouble
+from attachments.doctor.probe import PREFECT_ERRORS, NoResponse, TimedCall, asked, describe_error, prefect
 from attachments.doctor.work import living_workers
 from attachments.foundation.numerals import counted
 from attachments.prefect_api.url_path import path_part
 from attachments.receiver.inbox import InboxUnavailable
 from attachments.receiver.inbox_reader import read_depth
-from attachments.runs.watermarks import read_marks
+from attachments.runs.watermarks import read_watermarks
 
 SECONDS = 2.5
 """For all answers together."""
@@ -88,18 +88,18 @@ def look(inbox: Path, *, seconds: float = SECONDS) -> StatusReport:
     """How it stands; what does not answer within so many seconds is left out and named among the problems."""
     problems: list[str] = []
     seen: dict[str, Any] = {}
-    depth = Question(lambda: read_depth(inbox))
+    depth = TimedCall(lambda: read_depth(inbox))
     if PREFECT_API_URL.value():
         try:
             with prefect(seconds) as client:
                 seen = _seen(client, time.monotonic() + seconds, problems)
         except PREFECT_ERRORS as error:
-            problems.append(" ".join(trouble(error)))
+            problems.append(" ".join(describe_error(error)))
     else:
         problems.append("PREFECT_API_URL is not set. Set it to your server's, such as http://127.0.0.1:4200/api.")
     try:
         found = depth.answer(seconds)
-    except Silent:
+    except NoResponse:
         problems.append("The inbox cannot be read in time. Look at its disk.")
         found = None
     except InboxUnavailable as error:
@@ -143,14 +143,14 @@ _ALWAYS = ("scheduled", "pending", "running")
 
 def _seen(client: SyncPrefectClient, end: float, problems: list[str]) -> dict[str, Any]:
     """What Prefect tells, all asked at the same time."""
-    workers = Question(lambda: living_workers(client))
-    reconciled = Question(lambda: _marks(client))
-    standing: Deployments = _answer(Question(lambda: read_deployments(client)), end, problems) or {}
+    workers = TimedCall(lambda: living_workers(client))
+    reconciled = TimedCall(lambda: _marks(client))
+    standing: Deployments = _answer(TimedCall(lambda: read_deployments(client)), end, problems) or {}
     seen: dict[str, Any] = {}
     if standing:
         ids = [str(deployment.id) for deployment in standing.values()]
-        runs = {name: Question(_count(client, filters)) for name, filters in _counts(ids).items()}
-        calls = Question(lambda: _calls(client, standing))
+        runs = {name: TimedCall(_count(client, filters)) for name, filters in _counts(ids).items()}
+        calls = TimedCall(lambda: _calls(client, standing))
         counted = {name: _answer(question, end, problems) for name, question in runs.items()}
         seen["runs"] = None if None in counted.values() else counted
         seen["calls"] = _answer(calls, end, problems)
@@ -161,13 +161,13 @@ def _seen(client: SyncPrefectClient, end: float, problems: list[str]) -> dict[st
     return seen
 
 
-def _answer(question: Question[T], end: float, problems: list[str]) -> T | None:
+def _answer(question: TimedCall[T], end: float, problems: list[str]) -> T | None:
     try:
         return question.answer(max(0.0, end - time.monotonic()))
-    except Silent:
+    except NoResponse:
         problem = "Prefect does not answer in time. `attachments doctor` waits longer for it."
     except PREFECT_ERRORS as error:
-        problem = " ".join(trouble(error))
+        problem = " ".join(describe_error(error))
     if problem not in problems:
         problems.append(problem)
     return None
@@ -215,5 +215,5 @@ def _limit_names(client: SyncPrefectClient, standing: Deployments) -> Iterable[s
 def _marks(client: SyncPrefectClient) -> tuple[Reconciled, ...]:
     return tuple(
         Reconciled(mailbox_key=mark.mailbox_key, account=mark.account, deployment=mark.deployment, until=mark.until)
-        for mark in read_marks(client)
+        for mark in read_watermarks(client)
     )

@@ -21,10 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from attachments.foundation.numerals import counted
 from attachments.foundation.terminal_text import escaped, say
-from attachments.foundation.timed_call import PATIENCE, Silent, within
+from attachments.foundation.timed_call import PATIENCE, NoResponse, call_with_timeout
 from attachments.storage import Store, StoreError, open_store
 from attachments.storage.age import SUFFIX, opener
-from attachments.storage.content import Seal
+from attachments.storage.content import Transform
 from attachments.storage.errors import CannotDecrypt, InvalidManifest, NothingStored
 from attachments.storage.keys import candidate_keys, may_name_key
 from attachments.storage.manifest import Manifest, ManifestAttachment
@@ -62,15 +62,15 @@ def store_of(environment: Mapping[str, str]) -> Store:
 def soon(ask: Callable[[], T]) -> T:
     """What a store answers first, for somebody who waits at a terminal. Raises UpkeepError, and what it raises."""
     try:
-        return within(PATIENCE, ask)
-    except Silent:
+        return call_with_timeout(PATIENCE, ask)
+    except NoResponse:
         raise UpkeepError(
             f"The store does not answer within {PATIENCE:.0f} s. Check the network, and the host or endpoint in "
             "ATTACHMENTS_URL and ATTACHMENTS_STORAGE_OPTIONS."
         ) from None
 
 
-def identity_of(path: Path) -> Seal:
+def identity_of(path: Path) -> Transform:
     """What decrypts with the identities in a file. Raises UpkeepError, and UnsupportedStore when there are none."""
     try:
         return opener(path.read_text())
@@ -98,7 +98,7 @@ class Verdict:
 
 
 def verify_store(
-    store: Store, message_id: str | None, *, unseal: Seal | None, at_once: int, clean: bool, older_than: timedelta
+    store: Store, message_id: str | None, *, unseal: Transform | None, at_once: int, clean: bool, older_than: timedelta
 ) -> Verdict:
     """Compare what stands in the store with what is recorded, print what differs, and say in a line how it went.
 
@@ -113,7 +113,7 @@ def verify_store(
                 say(f"{difference.key}  {difference.problem}")
             for deployment in checked.to_run:
                 say(f"  {_download_again(store, checked.message_key, message_id, deployment)}")
-    for residue in store.residue(older_than=older_than):
+    for residue in store.orphans(older_than=older_than):
         if clean:
             store.clear(residue)
             verdict.cleared += 1
@@ -197,7 +197,7 @@ def _empty(url: str) -> str:
     return f"No message is stored in {url}. If there should be: is ATTACHMENTS_URL right, is the disk mounted?"
 
 
-def decrypt_message(store: Store, message_id: str, unseal: Seal, folder: Path) -> int:
+def decrypt_message(store: Store, message_id: str, unseal: Transform, folder: Path) -> int:
     """Decrypt a message's attachments into `<folder>/<message_key>/<attachment_key>/`, and print where they are.
 
     A file has its name only when all of it is there and has the hash that is recorded. Returns how many there are.
@@ -218,7 +218,7 @@ def decrypt_message(store: Store, message_id: str, unseal: Seal, folder: Path) -
     return len(sealed)
 
 
-def _decrypted(store: Store, message_key: str, entry: ManifestAttachment, unseal: Seal, folder: Path) -> Path:
+def _decrypted(store: Store, message_key: str, entry: ManifestAttachment, unseal: Transform, folder: Path) -> Path:
     # The manifest is read from the store, where others may write: its key is not believed, and `unsealed` refuses it
     # unless it is this attachment's. What the file is called comes from its own name all the same.
     name = (entry.key or "").rpartition("/")[2].removesuffix(SUFFIX)

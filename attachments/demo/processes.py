@@ -144,7 +144,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Road:
+class Stack:
     """Everything between a webhook and a file, but for Emailgistics itself."""
 
     folder: Path
@@ -199,9 +199,9 @@ class Road:
         )
 
 
-def road(
+def make_stack(
     folder: Path, base_url: str, api_key: str, *, worker_options: tuple[str, ...] = (), database: str | None = None
-) -> Road:
+) -> Stack:
     """A road whose files are under `folder`; nothing is started yet. Prefect's `database` is an SQLite of its own."""
     (folder / "ids").mkdir(parents=True, exist_ok=True)
     prefect_port, receiver_port = free_port(), free_port()
@@ -241,7 +241,7 @@ def road(
         folder / "worker.log",
         lambda: "started!" in worker.printed(),
     )
-    return Road(
+    return Stack(
         folder=folder,
         prefect=Process(
             "Prefect server",
@@ -267,7 +267,7 @@ def road(
 
 
 @contextmanager
-def running(stack: Road, *, keep: Callable[[], bool] = lambda: False) -> Iterator[Road]:
+def running(stack: Stack, *, keep: Callable[[], bool] = lambda: False) -> Iterator[Stack]:
     """Start Prefect, set it up, start receiver and worker; end them all with the block, however it ends."""
     try:
         stack.prefect.start()

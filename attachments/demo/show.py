@@ -14,7 +14,7 @@ import httpx
 from attachments.demo.comparison import Row, compare
 from attachments.demo.make_mail import write_all
 from attachments.demo.originals import Original, read_originals
-from attachments.demo.processes import NotReady, Process, Road, road, running, wait_for
+from attachments.demo.processes import NotReady, Process, Stack, make_stack, running, wait_for
 from attachments.demo.screen import Screen
 from attachments.demo.stopping import Stop, Stopped, stop_on_signals
 from attachments.demo.workspace import NotOurs, fresh
@@ -77,7 +77,7 @@ def _show(folder: Path, screen: Screen, stop: Stop, *, keep: bool) -> int:
             screen.done("The sandbox runs: a stand-in Emailgistics that holds the mail")
         stop.check()
 
-        stack = road(folder, sandbox.base_url, sandbox.key)
+        stack = make_stack(folder, sandbox.base_url, sandbox.key)
         _announce(stack, screen, stop)
         with screen.busy("Starting Prefect, receiver and worker …"):
             until_end.enter_context(running(stack))
@@ -106,7 +106,7 @@ def leave_out_settings() -> None:
         del os.environ[name]
 
 
-def _announce(stack: Road, screen: Screen, stop: Stop) -> None:
+def _announce(stack: Stack, screen: Screen, stop: Stop) -> None:
     """Have a line shown when each process is ready, and the waiting ended when the demo is to stop."""
 
     def announced(process: Process) -> Callable[[], bool]:
@@ -125,7 +125,7 @@ def _announce(stack: Road, screen: Screen, stop: Stop) -> None:
         process.is_ready = announced(process)
 
 
-def _deliver(control: Control, stack: Road, originals: Mapping[str, Original]) -> list[Delivered]:
+def _deliver(control: Control, stack: Stack, originals: Mapping[str, Original]) -> list[Delivered]:
     """Have the sandbox post the webhook of every message, as Emailgistics would when mail comes in."""
     delivered = []
     for message in control.get("messages?sha256=no").raise_for_status().json()["messages"]:
@@ -145,7 +145,7 @@ def _deliver(control: Control, stack: Road, originals: Mapping[str, Original]) -
     return delivered
 
 
-def _watch_runs(stack: Road, delivered: Sequence[Delivered], screen: Screen, stop: Stop) -> None:
+def _watch_runs(stack: Stack, delivered: Sequence[Delivered], screen: Screen, stop: Stop) -> None:
     """Tell of each run that has ended, until all have. Raises `NotReady` when one takes too long."""
     waiting = {message.id: message for message in delivered if message.has_attachments}
     auth = stack.prefect_password
@@ -174,7 +174,7 @@ def _runs(prefect: httpx.Client) -> list[dict[str, Any]]:
     return runs
 
 
-def _conclude(rows: Sequence[Row], delivered: Sequence[Delivered], screen: Screen, stack: Road) -> int:
+def _conclude(rows: Sequence[Row], delivered: Sequence[Delivered], screen: Screen, stack: Stack) -> int:
     wrong = [row for row in rows if not row.verdict.is_fine]
     files = [row for row in rows if row.outcome == "stored"]
     if wrong:
@@ -188,7 +188,7 @@ def _conclude(rows: Sequence[Row], delivered: Sequence[Delivered], screen: Scree
     return FINE
 
 
-def _keep(stack: Road, base_url: str, screen: Screen, stop: Stop) -> None:
+def _keep(stack: Stack, base_url: str, screen: Screen, stop: Stop) -> None:
     prefect = stack.api_url.removesuffix("/api")
     settings = "\n".join(
         f"  export {name}={value}" for name, value in stack.environment.items() if name.startswith(FOREIGN)

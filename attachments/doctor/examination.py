@@ -13,17 +13,17 @@ from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.doctor.blocks import Loaded, load_blocks
 from attachments.doctor.deployments import Deployments, blocks_named, look_at_deployments, read_deployments
 from attachments.doctor.findings import Finding, failed, warning
-from attachments.doctor.limits import Room, is_paused, look_at_limits, read_limit, room_in
+from attachments.doctor.limits import Capacity, capacity_of, is_paused, look_at_limits, read_limit
 from attachments.doctor.network import look_at_network
 from attachments.doctor.probe import (
     PATIENCE,
     PREFECT_ERRORS,
-    Silent,
+    NoResponse,
+    call_with_timeout,
+    describe_error,
     is_not_importable,
     not_importable,
     prefect,
-    trouble,
-    within,
 )
 from attachments.doctor.reconciliation import look_at_reconciliation
 from attachments.doctor.schedules import look_at_schedules
@@ -53,7 +53,7 @@ def examine(*, patience: float = PATIENCE) -> Iterator[Finding]:
         try:
             client = stack.enter_context(prefect(patience))
         except PREFECT_ERRORS as error:
-            yield failed("prefect", *trouble(error))
+            yield failed("prefect", *describe_error(error))
             yield _unseen()
             return
         yield from _Examination(client, patience).run()
@@ -97,24 +97,24 @@ class _Examination:
     def _account(self, name: str, account: EmailgisticsAccount) -> Iterator[Finding]:
         """An account's limits, and when they let us, the account."""
         read = partial(read_limit, self._client)
-        room = Room.NONE
+        room = Capacity.NONE
         try:
-            limit = within(self._patience, lambda: read(account.limit_name))
-            backlog = within(self._patience, lambda: read(account.backlog_limit_name))
-        except Silent:
+            limit = call_with_timeout(self._patience, lambda: read(account.limit_name))
+            backlog = call_with_timeout(self._patience, lambda: read(account.backlog_limit_name))
+        except NoResponse:
             yield self._silence("limit")
         except PREFECT_ERRORS as error:
-            yield failed("limit", *trouble(error))
+            yield failed("limit", *describe_error(error))
         else:
             yield from look_at_limits(account, limit, backlog)
-            room = room_in(limit)
-        if room is Room.NONE:
+            room = capacity_of(limit)
+        if room is Capacity.NONE:
             text = "Not asked: nothing would keep the calls below the cap of Emailgistics (see the limit)."
             yield warning("api-key", text, "Mend the limit and look again.", subject=name)
             return
         yield from self._vendor(name, account, room)
 
-    def _vendor(self, name: str, account: EmailgisticsAccount, room: Room) -> Iterator[Finding]:
+    def _vendor(self, name: str, account: EmailgisticsAccount, room: Capacity) -> Iterator[Finding]:
         try:
             client = account.client()
         except EmailgisticsError as error:  # a proxy of the environment that cannot be used
@@ -129,23 +129,23 @@ class _Examination:
         ]
         for check, look in asked:
             try:
-                found = within(self._patience, partial(_all_of, look))
-            except Silent:
+                found = call_with_timeout(self._patience, partial(_all_of, look))
+            except NoResponse:
                 yield self._vendor_is_silent(check.partition(" ")[0], name, account.limit_name, room)
                 return
             yield from found
             if check == "api-key" and found[0].status != "ok":
                 return
 
-    def _vendor_is_silent(self, check: str, name: str, limit_name: str, room: Room) -> Finding:
+    def _vendor_is_silent(self, check: str, name: str, limit_name: str, room: Capacity) -> Finding:
         """Who is to blame: our own calls count as well, and others' may have come in between."""
-        with suppress(Silent, *PREFECT_ERRORS):
-            if within(self._patience, lambda: is_paused(self._client, limit_name)):
+        with suppress(NoResponse, *PREFECT_ERRORS):
+            if call_with_timeout(self._patience, lambda: is_paused(self._client, limit_name)):
                 text = "Not asked: Emailgistics answered 429 not long ago, and all calls pause for up to 8 minutes."
                 return warning(check, text, "Look again when the pause is over.", subject=name)
-            if room is Room.FREE:
-                room = room_in(within(self._patience, lambda: read_limit(self._client, limit_name)))
-        if room is Room.FULL:
+            if room is Capacity.FREE:
+                room = capacity_of(call_with_timeout(self._patience, lambda: read_limit(self._client, limit_name)))
+        if room is Capacity.FULL:
             text = f"Not asked: all slots of the limit are taken, and none came free within {self._patience:.0f} s."
             return warning(check, text, "Look again when less is going on.", subject=name)
         text = f"Emailgistics does not answer within {self._patience:.0f} s."
@@ -154,8 +154,8 @@ class _Examination:
 
     def _store(self, name: str, store: AttachmentStore) -> Finding:
         try:
-            return within(self._patience, lambda: look_at_store(store, name))
-        except Silent:
+            return call_with_timeout(self._patience, lambda: look_at_store(store, name))
+        except NoResponse:
             remedy = "Look at the network, the mount or the service behind it."
             return failed("store", f"It does not answer within {self._patience:.0f} s.", remedy, subject=name)
         except RunCancelled:
@@ -179,11 +179,11 @@ class _Examination:
 
     def _ask(self, check: str, ask: Callable[[], T], otherwise: T) -> T:
         try:
-            return within(self._patience, ask)
-        except Silent:
+            return call_with_timeout(self._patience, ask)
+        except NoResponse:
             self._problem = self._silence(check)
         except PREFECT_ERRORS as error:
-            self._problem = failed(check, *trouble(error))
+            self._problem = failed(check, *describe_error(error))
         return otherwise
 
     def _told(self) -> Iterator[Finding]:

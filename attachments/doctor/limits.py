@@ -20,7 +20,7 @@ UPDATE = "prefect global-concurrency-limit update"
 Limit = GlobalConcurrencyLimitResponse
 
 
-class Room(Enum):
+class Capacity(Enum):
     """Whether a call may be made under a limit."""
 
     FREE = "free"
@@ -45,11 +45,11 @@ def is_paused(client: SyncPrefectClient, name: str) -> bool:
     return False
 
 
-def room_in(limit: Limit | None) -> Room:
+def capacity_of(limit: Limit | None) -> Capacity:
     """Whether the doctor may call the vendor under it."""
     if limit is None or not limit.active or limit.limit < 1:
-        return Room.NONE
-    return Room.FULL if limit.active_slots >= limit.limit else Room.FREE
+        return Capacity.NONE
+    return Capacity.FULL if limit.active_slots >= limit.limit else Capacity.FREE
 
 
 def look_at_limits(account: EmailgisticsAccount, limit: Limit | None, backlog: Limit | None) -> Iterator[Finding]:

@@ -11,10 +11,20 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from attachments.foundation.connection_settings import settings_problem
-from attachments.foundation.timed_call import PATIENCE, Question, Silent, within
+from attachments.foundation.timed_call import PATIENCE, NoResponse, TimedCall, call_with_timeout
 from attachments.prefect_api.prefect_retry import own_client
 
-__all__ = ["PATIENCE", "PREFECT_ERRORS", "Question", "Silent", "asked", "is_unknown", "prefect", "trouble", "within"]
+__all__ = [
+    "PATIENCE",
+    "PREFECT_ERRORS",
+    "NoResponse",
+    "TimedCall",
+    "asked",
+    "call_with_timeout",
+    "describe_error",
+    "is_unknown",
+    "prefect",
+]
 
 # What Prefect's client raises when it is away, and when something else answers at its address.
 PREFECT_ERRORS = (
@@ -84,7 +94,7 @@ def not_importable(error: Exception) -> tuple[str, str]:
     )
 
 
-def trouble(error: Exception) -> tuple[str, str]:
+def describe_error(error: Exception) -> tuple[str, str]:
     """What is wrong with Prefect, and what to do: never the error's own text, which may hold an address."""
     status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 
 from attachments.doctor.findings import Finding, failed, ok, warning
-from attachments.doctor.probe import PATIENCE, Silent, within
+from attachments.doctor.probe import PATIENCE, NoResponse, call_with_timeout
 from attachments.foundation.certificate_problem import certificate_problem
 from attachments.foundation.loopback import bypass_proxies
 from attachments.foundation.numerals import counted
@@ -42,8 +42,8 @@ def look_at_receiver(
             yield ok("receiver", f"{VARIABLE} is set here.")
         return
     try:
-        yield from within(PATIENCE, lambda: tuple(_look_at(url, monitoring)))
-    except Silent:
+        yield from call_with_timeout(PATIENCE, lambda: tuple(_look_at(url, monitoring)))
+    except NoResponse:
         yield failed("receiver", "It does not answer in time.", "Look at its log, and at what stands before it.")
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         yield failed("receiver", "--receiver is no URL.", "It looks like http://127.0.0.1:8080.")
@@ -58,8 +58,8 @@ def look_at_receiver(
 def look_at_inbox(path: Path) -> Iterator[Finding]:
     """How much waits in the inbox for Prefect, when it is on this machine."""
     try:
-        depth = within(PATIENCE, lambda: read_depth(path))
-    except Silent:
+        depth = call_with_timeout(PATIENCE, lambda: read_depth(path))
+    except NoResponse:
         yield failed("inbox", "It cannot be read in time.", "Look at its disk.")
         return
     except InboxUnavailable as error:

@@ -104,7 +104,7 @@ def read_ids(open_file: Open) -> Ids:
             file = stack.enter_context(tempfile.TemporaryFile())
             count = 0
             for id_ in stack.enter_context(closing(_read(open_file))):
-                cancellation.go_on()
+                cancellation.raise_if_cancelled()
                 file.write(f"{id_}\n".encode())
                 count += 1
                 if count > MOST_IDS:

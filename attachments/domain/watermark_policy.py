@@ -12,7 +12,7 @@ HELD_FOR = timedelta(days=4)
 """For so long what could not be fetched holds the mark back. A message's own attempts go on for a day."""
 STEP = timedelta(hours=6)
 """Times that are no further apart count as one, so that a mark stays small."""
-LOST = frozenset({"not-found", "already-exists", "deleted", "not-listed", "scan-in-progress"})
+PERMANENT_CODES = frozenset({"not-found", "already-exists", "deleted", "not-listed", "scan-in-progress"})
 """Codes of failures that concern one message, and that waiting does not mend: they are told, and hold nothing back."""
 FEW = 2
 """So many failures say nothing of vendor or store, even if nothing else was tried."""
@@ -49,7 +49,7 @@ def span(mark: datetime | None, now: datetime, *, overlap: timedelta, settling: 
 
 
 @dataclass(frozen=True)
-class Tried:
+class FirstAttempt:
     """What a mailbox received before `until` was looked at for the first time at `at`, or at most `STEP` later."""
 
     until: datetime
@@ -60,28 +60,28 @@ class Tried:
 class Hold:
     """What holds a mailbox's mark back."""
 
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[FirstAttempt, ...] = ()
     """When what lies beyond the mark was looked at for the first time, the oldest first."""
     at: datetime | None = None
     """Where the first slice begins in which a message could not be fetched yet; None when there was none so far."""
 
-    def looked(self, piece: Span, now: datetime, *, is_held: bool) -> Hold:
+    def record_attempt(self, piece: Span, now: datetime, *, is_held: bool) -> Hold:
         """And a slice was looked at, which holds the mark or does not."""
         tried = self.tried
         if not tried or piece.end > tried[-1].until:
-            *earlier, last = tried or (Tried(piece.end, now),)
+            *earlier, last = tried or (FirstAttempt(piece.end, now),)
             is_one = timedelta(0) <= now - last.at < STEP
-            tried = (*earlier, Tried(piece.end, last.at)) if is_one else (*tried, Tried(piece.end, now))
+            tried = (*earlier, FirstAttempt(piece.end, last.at)) if is_one else (*tried, FirstAttempt(piece.end, now))
         return Hold(tried, piece.start if is_held and self.at is None else self.at)
 
-    def moved(self, covered: datetime, now: datetime) -> datetime:
+    def next_watermark(self, covered: datetime, now: datetime) -> datetime:
         """Where the mark may move when all was looked at until `covered`: not beyond `at`, for `HELD_FOR`."""
         if self.at is None:
             return covered
         long_tried = [tried.until for tried in self.tried if now - tried.at >= HELD_FOR]
         return min(covered, max([self.at, *long_tried]))
 
-    def lets_go(self, piece: Span, now: datetime) -> bool:
+    def expired(self, piece: Span, now: datetime) -> bool:
         """Whether the whole of a slice was looked at so long ago that nothing in it holds anything any more."""
         return any(tried.until >= piece.end and now - tried.at >= HELD_FOR for tried in self.tried)
 
@@ -92,7 +92,7 @@ class Slice:
 
     stored: int = 0
     lost: int = 0
-    """Failed with one of the codes `LOST`."""
+    """Failed with one of the codes `PERMANENT_CODES`."""
     failed: int = 0
     """Failed otherwise, for now or for good, when they were tried now."""
     before: int = 0

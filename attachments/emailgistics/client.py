@@ -187,7 +187,7 @@ class EmailgisticsClient:
         with self._calls_lock:
             self._calls.add(call)
         try:
-            with cancellation.waking(call.abort):
+            with cancellation.on_cancel(call.abort):
                 with translated(action, call):
                     request = httpx.Request(
                         method,

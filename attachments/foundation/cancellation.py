@@ -35,7 +35,7 @@ class Cancellation:
         self._count = 0
 
     @property
-    def is_asked(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether the run is to end."""
         return self._asked.is_set()
 
@@ -52,13 +52,13 @@ class Cancellation:
         self._asked.wait(seconds)
 
     @contextmanager
-    def waking(self, wake: Callable[[], None]) -> Iterator[None]:
+    def on_cancel(self, wake: Callable[[], None]) -> Iterator[None]:
         """Call `wake`, from another thread, when the run is to end while the block is entered."""
         with self._lock:
             self._count += 1
             number = self._count
             self._wakers[number] = wake
-            asked = self.is_asked
+            asked = self.is_cancelled
         try:
             if asked:
                 wake()
@@ -74,10 +74,10 @@ CURRENT: ContextVar[Cancellation | None] = ContextVar("attachments_cancellation"
 def is_cancelled() -> bool:
     """Whether the run that this thread works for is to end."""
     cancellation = CURRENT.get()
-    return cancellation is not None and cancellation.is_asked
+    return cancellation is not None and cancellation.is_cancelled
 
 
-def go_on() -> None:
+def raise_if_cancelled() -> None:
     """Raises `RunCancelled` when the run is to end."""
     if is_cancelled():
         raise RunCancelled
@@ -85,31 +85,31 @@ def go_on() -> None:
 
 def sleep(seconds: float) -> None:
     """As `time.sleep`. Raises `RunCancelled` when the run is to end, before or meanwhile."""
-    go_on()
+    raise_if_cancelled()
     cancellation = CURRENT.get()
     if cancellation is None:
         time.sleep(seconds)
     else:
         cancellation.wait(seconds)
-    go_on()
+    raise_if_cancelled()
 
 
 @contextmanager
-def waking(wake: Callable[[], None]) -> Iterator[None]:
+def on_cancel(wake: Callable[[], None]) -> Iterator[None]:
     """While the block is entered, `wake` is called when the run is to end: from another thread, or at once."""
     cancellation = CURRENT.get()
     if cancellation is None:
         yield
     else:
-        with cancellation.waking(wake):
+        with cancellation.on_cancel(wake):
             yield
 
 
 @contextmanager
-def holding(lock: threading.Lock) -> Iterator[None]:
+def acquire(lock: threading.Lock) -> Iterator[None]:
     """Hold a lock. Raises `RunCancelled` when the run is to end while it waits for it."""
     while not lock.acquire(timeout=TICK):
-        go_on()
+        raise_if_cancelled()
     try:
         yield
     finally:

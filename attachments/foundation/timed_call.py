@@ -15,11 +15,11 @@ PATIENCE = 20.0
 T = TypeVar("T")
 
 
-class Silent(Exception):
+class NoResponse(Exception):
     """There was no answer in time."""
 
 
-class Question(Generic[T]):
+class TimedCall(Generic[T]):
     """A question under way in a thread of its own, which nobody has to wait for."""
 
     def __init__(self, ask: Callable[[], T]) -> None:
@@ -30,8 +30,8 @@ class Question(Generic[T]):
         threading.Thread(target=work.run, args=(self._work, ask), name="question", daemon=True).start()
 
     def answer(self, seconds: float) -> T:
-        """What it came to, or what it raised. Raises `Silent` after so many seconds, and `RunCancelled`."""
-        with cancellation.waking(self._cancellation.cancel):
+        """What it came to, or what it raised. Raises `NoResponse` after so many seconds, and `RunCancelled`."""
+        with cancellation.on_cancel(self._cancellation.cancel):
             try:
                 return self._answer.result(seconds)
             except FutureTimeoutError:
@@ -40,8 +40,8 @@ class Question(Generic[T]):
             finally:
                 # It ends where it waits, and makes no call that nobody wants any more.
                 self._cancellation.cancel()
-        cancellation.go_on()
-        raise Silent from None
+        cancellation.raise_if_cancelled()
+        raise NoResponse from None
 
     def _work(self, ask: Callable[[], T]) -> None:
         try:
@@ -50,6 +50,6 @@ class Question(Generic[T]):
             self._answer.set_exception(error)
 
 
-def within(seconds: float, ask: Callable[[], T]) -> T:
-    """What it answers, or what it raises. Raises `Silent` when that takes longer, and `RunCancelled`."""
-    return Question(ask).answer(seconds)
+def call_with_timeout(seconds: float, ask: Callable[[], T]) -> T:
+    """What it answers, or what it raises. Raises `NoResponse` when that takes longer, and `RunCancelled`."""
+    return TimedCall(ask).answer(seconds)

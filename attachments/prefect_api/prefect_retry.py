@@ -34,7 +34,7 @@ class PrefectBusy(Exception):
     """Prefect's database is locked (503)."""
 
 
-def make_patient(
+def add_retries(
     client: PrefectClient | SyncPrefectClient,
     *,
     tell_when_away: bool = False,
@@ -54,12 +54,12 @@ def make_patient(
     inner = client._client
     if isinstance(inner, httpx.AsyncClient):
         beneath = inner._transport
-        beneath = beneath.inner if isinstance(beneath, _AsyncPatience) else beneath
-        inner._transport = _AsyncPatience(beneath, shortest, longest)
+        beneath = beneath.inner if isinstance(beneath, _AsyncRetryingTransport) else beneath
+        inner._transport = _AsyncRetryingTransport(beneath, shortest, longest)
     else:
         under = inner._transport
-        under = under.inner if isinstance(under, _Patience) else under
-        inner._transport = _Patience(
+        under = under.inner if isinstance(under, _RetryingTransport) else under
+        inner._transport = _RetryingTransport(
             under, shortest, longest, tell_when_away=tell_when_away, tell_when_busy=tell_when_busy
         )
 
@@ -74,12 +74,12 @@ def own_client(
     next run: whatever is changed there stays, for all that follows.
     """
     client = get_client(httpx_settings={"timeout": timeout}, sync_client=True)
-    make_patient(client, tell_when_away=tell_when_away, shortest=shortest)
+    add_retries(client, tell_when_away=tell_when_away, shortest=shortest)
     with client:
         yield client
 
 
-class _Patience(httpx.BaseTransport):
+class _RetryingTransport(httpx.BaseTransport):
     def __init__(
         self,
         inner: httpx.BaseTransport,
@@ -90,7 +90,7 @@ class _Patience(httpx.BaseTransport):
         tell_when_busy: bool,
     ) -> None:
         self.inner = inner
-        self._pauses = partial(Pauses, shortest, longest)
+        self._pauses = partial(Backoff, shortest, longest)
         self._tell_when_away = tell_when_away
         self._tell_when_busy = tell_when_busy
 
@@ -116,10 +116,10 @@ class _Patience(httpx.BaseTransport):
         self.inner.close()
 
 
-class _AsyncPatience(httpx.AsyncBaseTransport):
+class _AsyncRetryingTransport(httpx.AsyncBaseTransport):
     def __init__(self, inner: httpx.AsyncBaseTransport, shortest: float, longest: float) -> None:
         self.inner = inner
-        self._pauses = partial(Pauses, shortest, longest)
+        self._pauses = partial(Backoff, shortest, longest)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         pauses = self._pauses()
@@ -135,7 +135,7 @@ class _AsyncPatience(httpx.AsyncBaseTransport):
         await self.inner.aclose()
 
 
-class Pauses:
+class Backoff:
     """How long to wait between tries of one request, in seconds: `shortest` the first time, `longest` in the end."""
 
     def __init__(self, shortest: float = SHORTEST, longest: float = LONGEST) -> None:

@@ -37,7 +37,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from attachments.foundation import cancellation
 from attachments.foundation.terminal_text import bounded
-from attachments.prefect_api.prefect_retry import Pauses, PrefectAway, PrefectBusy, make_patient
+from attachments.prefect_api.prefect_retry import Backoff, PrefectAway, PrefectBusy, add_retries
 from attachments.prefect_api.url_path import path_part
 
 logger = logging.getLogger("attachments.rate_limit.lease_pool")
@@ -46,7 +46,7 @@ WINDOW = 60.0  # seconds that a call counts
 LEASE = 90.0  # seconds; for so long at the most a process that dies leaves its slots taken
 RENEW_AFTER = 25.0  # seconds a call may wait for its response before its lease is renewed, and again; < LEASE - WINDOW
 CALLS_IN_A_ROW = 6  # calls of one process with the same slot before others may have it
-KEEP = 1.0  # seconds that a slot waits for this process's next call
+REUSE_WINDOW = 1.0  # seconds that a slot waits for this process's next call
 ASK_AGAIN = 2.0  # seconds between questions when all slots are held by others
 LONG = 3.0  # seconds between questions when some are this process's own, and come back to it
 ASIDE = 1.0  # seconds at the most between news of a free slot and the question for it, so that processes take turns
@@ -65,22 +65,22 @@ class PacingError(Exception):
     """The vendor must not be called, since nothing would keep the calls below its cap."""
 
 
-_backlog: ContextVar[bool] = ContextVar("attachments_backlog", default=False)
+_low_priority: ContextVar[bool] = ContextVar("attachments_backlog", default=False)
 
 
 @contextmanager
-def backlog() -> Iterator[None]:
+def low_priority() -> Iterator[None]:
     """Calls in here, and in threads that are started from here, are a backfill's: live mail goes first."""
-    before = _backlog.set(True)
+    before = _low_priority.set(True)
     try:
         yield
     finally:
-        _backlog.reset(before)
+        _low_priority.reset(before)
 
 
-def is_backlog() -> bool:
+def is_low_priority() -> bool:
     """Whether what runs here is a backfill's."""
-    return _backlog.get()
+    return _low_priority.get()
 
 
 class PrefectPacer:
@@ -97,14 +97,14 @@ class PrefectPacer:
             False: (limit_name,),
             True: (limit_name, backlog_limit_name) if backlog_limit_name else (limit_name,),
         }
-        self._lines = {False: _Line(), True: _Line()}
+        self._lines = {False: FifoLock(), True: FifoLock()}
         self._checked = dict.fromkeys(self._names[True], -CHECK_AGAIN)
         self._apart = 0.0
         """Seconds between two calls of a backfill."""
         self._backlog_goes_on = 0.0  # monotonic
         self._full = dict.fromkeys(self._names.values(), 0.0)
         """Until when, by the monotonic clock, nobody here asks for a slot: just now all were taken."""
-        self._returns = _Returns()
+        self._returns = LeasePool()
         self._pause = _Pause(limit_name, self._returns.client)
 
     @contextmanager
@@ -117,7 +117,7 @@ class PrefectPacer:
             PacingError: the limit does not exist, or is switched off.
             RunCancelled: the run was cancelled while it waited.
         """
-        is_backlog = _backlog.get()
+        is_backlog = _low_priority.get()
         with ExitStack() as turn:
             turn.enter_context(self._lines[is_backlog].turn())
             if is_backlog:
@@ -134,7 +134,7 @@ class PrefectPacer:
                     counts = WINDOW
                     yield
             finally:
-                self._returns.due(slot, time.monotonic() + counts)
+                self._returns.release_at(slot, time.monotonic() + counts)
 
     def rate_limited(self) -> None:
         """The vendor answered 429: let a minute pass before the fleet's next call, longer if it repeats."""
@@ -142,14 +142,14 @@ class PrefectPacer:
 
     def _take(self, names: tuple[str, ...]) -> "_Slot":
         """A slot of each limit."""
-        busy: Pauses | None = None
+        busy: Backoff | None = None
         while True:
             self._pause.wait()
-            if slot := self._returns.at_hand(names):
+            if slot := self._returns.try_reuse(names):
                 return slot
             asked = time.monotonic()
             if asked < self._full[names]:
-                if slot := self._returns.handed_over(names, self._full[names] - asked):
+                if slot := self._returns.wait_for_reuse(names, self._full[names] - asked):
                     return slot
                 self._full[names] = 0.0
                 # Processes that wait for less than all of this get what was given back as often as this one.
@@ -166,9 +166,9 @@ class PrefectPacer:
                     self._wait_as_told(error.response.status_code)
                 continue
             except PrefectBusy:
-                busy = busy or Pauses(BUSY)
+                busy = busy or Backoff(BUSY)
                 # One of this process's own slots may come back first.
-                if slot := self._returns.handed_over(names, busy.next()):
+                if slot := self._returns.wait_for_reuse(names, busy.next()):
                     return slot
                 if busy.are_over():
                     self._wait_for_prefect("503")
@@ -231,7 +231,7 @@ class PrefectPacer:
         cancellation.sleep(AWAY)
 
 
-class _Line:
+class FifoLock:
     """One at a time, in the order in which they came."""
 
     def __init__(self) -> None:
@@ -246,9 +246,9 @@ class _Line:
             self._waiting.append(mine)
             self._waiting[0].set()
         try:
-            with cancellation.waking(mine.set):
+            with cancellation.on_cancel(mine.set):
                 mine.wait()
-            cancellation.go_on()
+            cancellation.raise_if_cancelled()
             yield
         finally:
             with self._lock:
@@ -377,11 +377,11 @@ class _Slot:
             return math.inf
         if self.due is None:
             return max(self.leased + RENEW_AFTER, self.retry)
-        free = self.due + KEEP * self.is_kept
+        free = self.due + REUSE_WINDOW * self.is_kept
         return free if free < self.leased + LEASE else min(free, self.retry)
 
 
-class _Wish:
+class Waiter:
     """A caller that waits for a slot of these limits."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -394,25 +394,25 @@ class _Wish:
         self.news = threading.Event()
 
 
-class _Returns:
+class LeasePool:
     """Looks after the slots in use, in one thread of its own.
 
     It renews the leases of calls under way. A slot that falls due it hands over to the next caller of this process that
-    comes within `KEEP`, which is one request that Prefect needs no database for, or gives it back. After
+    comes within `REUSE_WINDOW`, which is one request that Prefect needs no database for, or gives it back. After
     `CALLS_IN_A_ROW` it is given back, so that other processes get their share, and a limit that was lowered is heeded.
     """
 
     def __init__(self) -> None:
         self.client = _client()
-        make_patient(self.client, tell_when_away=True, shortest=BUSY)
+        add_retries(self.client, tell_when_away=True, shortest=BUSY)
         self.asking = _client()
         """For what is not to be asked again while the database is locked: it raises `PrefectBusy`."""
-        make_patient(self.asking, tell_when_away=True, tell_when_busy=True)
+        add_retries(self.asking, tell_when_away=True, tell_when_busy=True)
         self._changed = threading.Condition()
         self._heap: list[tuple[float, int, _Slot]] = []
         self._order = 0
         self._closed = False
-        self._wishes: deque[_Wish] = deque()
+        self._wishes: deque[Waiter] = deque()
         self._kept: list[_Slot] = []
         threading.Thread(target=self._serve, name="pacing-returns", daemon=True).start()
         atexit.register(self._close)
@@ -423,17 +423,17 @@ class _Returns:
         self._push(slot)
         return slot
 
-    def due(self, slot: _Slot, when: float) -> None:
+    def release_at(self, slot: _Slot, when: float) -> None:
         """The slot's call leaves the window at `when`, by the monotonic clock."""
         slot.due, slot.is_kept, slot.is_over = when, False, False
         self._push(slot)
 
-    def at_hand(self, names: tuple[str, ...]) -> _Slot | None:
+    def try_reuse(self, names: tuple[str, ...]) -> _Slot | None:
         """A slot that waits for a caller here; None when there is none. Raises `RunCancelled`."""
         with self._changed:
             if not any(slot.names == names for slot in self._kept):
                 return None
-        return self.handed_over(names, 1.0)
+        return self.wait_for_reuse(names, 1.0)
 
     def will_be_free(self, names: tuple[str, ...], seconds: float) -> bool:
         """Whether a slot of this process falls due by then."""
@@ -442,16 +442,16 @@ class _Returns:
             slots = [slot for _, _, slot in self._heap]
         return any(slot.names == names and slot.due is not None and slot.due < latest for slot in slots)
 
-    def handed_over(self, names: tuple[str, ...], seconds: float) -> _Slot | None:
+    def wait_for_reuse(self, names: tuple[str, ...], seconds: float) -> _Slot | None:
         """A slot that another caller of this process is through with; None when it is time to ask Prefect again.
 
         Raises `RunCancelled` when the run is to end while it waits.
         """
-        wish = _Wish(names)
+        wish = Waiter(names)
         with self._changed:
             self._wishes.append(wish)
             self._changed.notify()
-        with cancellation.waking(wish.news.set):
+        with cancellation.on_cancel(wish.news.set):
             wish.news.wait(seconds)
             if wish.is_heard:
                 wish.news.wait(ANSWER_TIMEOUT)
@@ -460,10 +460,10 @@ class _Returns:
             if wish in self._wishes:
                 self._wishes.remove(wish)
         try:
-            cancellation.go_on()
+            cancellation.raise_if_cancelled()
         except cancellation.RunCancelled:
             if wish.slot is not None:
-                self.due(wish.slot, time.monotonic())
+                self.release_at(wish.slot, time.monotonic())
             raise
         return wish.slot
 
@@ -496,7 +496,7 @@ class _Returns:
                 if wish := self._wish_for(slot):
                     self._answer(wish, None)
 
-    def _hand_over(self, slot: _Slot, wish: _Wish) -> None:
+    def _hand_over(self, slot: _Slot, wish: Waiter) -> None:
         if not self._renew(slot):
             self._give_back(slot)
             self._answer(wish, None)
@@ -506,7 +506,7 @@ class _Returns:
         self._push(slot)
         self._answer(wish, slot)
 
-    def _answer(self, wish: _Wish, slot: _Slot | None) -> None:
+    def _answer(self, wish: Waiter, slot: _Slot | None) -> None:
         """With a slot, or with the news that one was just given back."""
         with self._changed:
             is_late = wish.is_over
@@ -514,9 +514,9 @@ class _Returns:
                 wish.slot = slot
         wish.news.set()
         if is_late and slot is not None:
-            self.due(slot, time.monotonic())
+            self.release_at(slot, time.monotonic())
 
-    def _wish_for(self, slot: _Slot) -> _Wish | None:
+    def _wish_for(self, slot: _Slot) -> Waiter | None:
         with self._changed:
             wish = next((wish for wish in self._wishes if wish.names == slot.names), None)
             if wish is not None:
@@ -573,7 +573,7 @@ class _Returns:
                 logger.warning("A slot could not be given back (%s); its lease will run out.", type(error).__name__)
                 return
             slot.failures += 1
-            self.due(slot, time.monotonic() + AWAY)
+            self.release_at(slot, time.monotonic() + AWAY)
 
     def _close(self) -> None:
         with self._changed:

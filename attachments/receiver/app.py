@@ -27,7 +27,7 @@ from attachments.receiver.metrics import Metrics
 from attachments.receiver.monitoring import PATHS, Monitoring
 from attachments.receiver.prefect_api import FLOW
 from attachments.receiver.protocol import AUTHENTICATED
-from attachments.receiver.responses import Answer, Answers
+from attachments.receiver.responses import WebhookResponse, WebhookResponses
 from attachments.receiver.run_waiter import Waiting
 from attachments.receiver.safe_traceback import where
 from attachments.storage import message_key
@@ -56,7 +56,7 @@ def build_app(
     dispatcher: Dispatcher,
     metrics: Metrics,
     secrets: Sequence[str],
-    answers: Answers | None = None,
+    answers: WebhookResponses | None = None,
     *,
     list_all: bool = False,
     log: LimitedLog | None = None,
@@ -70,7 +70,7 @@ def build_app(
     log = log or LimitedLog(logger)
     if monitoring is None:
         monitoring = Monitoring(inbox, metrics, log).routes(is_public=False)
-    receiver = _Receiver(inbox, dispatcher, metrics, answers or Answers(), list_all=list_all)
+    receiver = _Receiver(inbox, dispatcher, metrics, answers or WebhookResponses(), list_all=list_all)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -178,7 +178,7 @@ class _Authenticated:
 
 class _Receiver:
     def __init__(
-        self, inbox: Inbox, dispatcher: Dispatcher, metrics: Metrics, answers: Answers, *, list_all: bool
+        self, inbox: Inbox, dispatcher: Dispatcher, metrics: Metrics, answers: WebhookResponses, *, list_all: bool
     ) -> None:
         self._inbox = inbox
         self._dispatcher = dispatcher
@@ -217,7 +217,7 @@ class _Receiver:
         self._dispatcher.wake()
         return new
 
-    async def _ending(self, waiting: Waiting, answer: Answer) -> Response:
+    async def _ending(self, waiting: Waiting, answer: WebhookResponse) -> Response:
         """Hold the answer until the run has ended, for as long as was said. The delivery is safe all the same."""
         try:
             async with asyncio.timeout(answer.wait):

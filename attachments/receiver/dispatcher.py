@@ -15,7 +15,7 @@ from attachments.foundation.numerals import counted
 from attachments.receiver.inbox import Entry, Inbox, InboxUnavailable
 from attachments.receiver.metrics import Metrics
 from attachments.receiver.prefect_api import FLOW, DeploymentGone, FlowRuns, PrefectRefused, PrefectUnavailable
-from attachments.receiver.run_waiter import Follower
+from attachments.receiver.run_waiter import RunWaiter
 from attachments.receiver.safe_traceback import where
 
 logger = logging.getLogger("attachments.dispatcher")
@@ -37,7 +37,7 @@ class Dispatcher:
     """Moves entries from the inbox to Prefect until it is stopped."""
 
     def __init__(self, inbox: Inbox, flow_runs: FlowRuns, metrics: Metrics) -> None:
-        self.follower = Follower(flow_runs)
+        self.follower = RunWaiter(flow_runs)
         self._inbox = inbox
         self._flow_runs = flow_runs
         self._metrics = metrics

@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
-from attachments.prefect_api.prefect_retry import make_patient
+from attachments.prefect_api.prefect_retry import add_retries
 from attachments.receiver.inbox import Entry
 from attachments.runs.run_outcome import FAILED_FOR_NOW, stored_count
 from attachments.storage.keys import SHORT_KEY_LENGTH
@@ -194,7 +194,7 @@ def _ending(state: State[Any] | None) -> Ending | None:
 async def prefect_flow_runs() -> AsyncIterator[PrefectFlowRuns]:
     """A `PrefectFlowRuns` with an open client."""
     async with get_client() as client:
-        make_patient(client, longest=ASK_AGAIN)
+        add_retries(client, longest=ASK_AGAIN)
         yield PrefectFlowRuns(client)
 
 

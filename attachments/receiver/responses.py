@@ -21,7 +21,7 @@ _FieldValue = Annotated[str, StringConstraints(max_length=100)]  # webhooks/acti
 _Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT)]
 
 
-class AnswersInvalid(Exception):
+class InvalidResponses(Exception):
     """The file cannot be used; the text says what to change."""
 
 
@@ -54,7 +54,7 @@ _file: TypeAdapter[dict[_Name, _Entry]] = TypeAdapter(dict[_Name, _Entry])
 
 
 @dataclass(frozen=True)
-class Answer:
+class WebhookResponse:
     """For one deployment: seconds to hold the answer until the run has ended (0: not at all), and the actions."""
 
     wait: float = 0.0
@@ -62,38 +62,38 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Answers:
+class WebhookResponses:
     """For all deployments. Those that the file does not name wait for `wait` seconds and ask for nothing."""
 
     wait: float = 0.0
-    named: Mapping[str, Answer] | None = None
+    named: Mapping[str, WebhookResponse] | None = None
 
-    def of(self, deployment: str) -> Answer:
+    def of(self, deployment: str) -> WebhookResponse:
         """What is answered for this deployment."""
-        return (self.named or {}).get(deployment) or Answer(self.wait)
+        return (self.named or {}).get(deployment) or WebhookResponse(self.wait)
 
 
-def load_answers(path: Path | None, wait: float) -> Answers:
-    """The answers of a file; without one, `wait` is all. Raises `AnswersInvalid`."""
+def load_responses(path: Path | None, wait: float) -> WebhookResponses:
+    """The answers of a file; without one, `wait` is all. Raises `InvalidResponses`."""
     if path is None:
-        return Answers(wait)
+        return WebhookResponses(wait)
     try:
         document = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise AnswersInvalid(f"The file {path} cannot be read: {reason}.") from None
+        raise InvalidResponses(f"The file {path} cannot be read: {reason}.") from None
     except yaml.YAMLError:
-        raise AnswersInvalid(f"The file {path} is neither YAML nor JSON.") from None
+        raise InvalidResponses(f"The file {path} is neither YAML nor JSON.") from None
     try:
         entries = _file.validate_python({} if document is None else document)
     except ValidationError as error:
-        raise AnswersInvalid(f"The file {path}: {'; '.join(map(_said, error.errors()))}.") from None
-    return Answers(wait, {name: _answer(entry, wait) for name, entry in entries.items()})
+        raise InvalidResponses(f"The file {path}: {'; '.join(map(_said, error.errors()))}.") from None
+    return WebhookResponses(wait, {name: _answer(entry, wait) for name, entry in entries.items()})
 
 
-def _answer(entry: _Entry, wait: float) -> Answer:
+def _answer(entry: _Entry, wait: float) -> WebhookResponse:
     actions: list[Any] = [action.model_dump(exclude_none=True) for action in entry.actions]
-    return Answer(wait if entry.wait is None else entry.wait, tuple(actions))
+    return WebhookResponse(wait if entry.wait is None else entry.wait, tuple(actions))
 
 
 def _said(problem: Any) -> str:

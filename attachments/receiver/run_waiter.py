@@ -20,7 +20,7 @@ Waiting = asyncio.Future[Ending]
 K = TypeVar("K")
 
 
-class Follower:
+class RunWaiter:
     """Who waits for which message, and for which run."""
 
     def __init__(self, flow_runs: FlowRuns) -> None:

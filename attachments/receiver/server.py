@@ -24,7 +24,7 @@ from attachments.receiver.metrics import Metrics
 from attachments.receiver.monitoring import MONITORING_ADDRESS, Monitoring, build_monitoring_app
 from attachments.receiver.prefect_api import prefect_flow_runs
 from attachments.receiver.protocol import ReceiverProtocol
-from attachments.receiver.responses import Answers
+from attachments.receiver.responses import WebhookResponses
 from attachments.receiver.safe_traceback import where
 from attachments.receiver.strangers import Strangers
 
@@ -48,7 +48,7 @@ class ReceiverSettings:
     certificate_key: Path | None = None
     monitoring: tuple[str, int] | None = None
     """Host and port of a listener for monitors alone; None: with a certificate `MONITORING_ADDRESS`, else none."""
-    answers: Answers = field(default_factory=Answers)
+    answers: WebhookResponses = field(default_factory=WebhookResponses)
     list_all: bool = False
     """Hand on messages whose webhook denies attachments as well."""
 

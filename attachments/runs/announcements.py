@@ -25,7 +25,7 @@ from prefect.logging import get_run_logger
 
 from attachments.foundation import cancellation
 from attachments.foundation.numerals import counted
-from attachments.runs.errors import patiently
+from attachments.runs.errors import retry_until_available
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.6, 2.0  # seconds between looks, half as long again each time; a look costs a request
 LOOKS = 18  # about half a minute in all, not counting a Prefect that does not answer
@@ -51,7 +51,7 @@ def send(events: Iterable[Event]) -> None:
     """Send events, in one request, until Prefect has taken them. Raises `PrefectLost` when it stays away."""
     body = [each.model_dump(mode="json") for each in events]
     if body:
-        patiently(lambda: get_client(sync_client=True).request("POST", "/events", json=body))
+        retry_until_available(lambda: get_client(sync_client=True).request("POST", "/events", json=body))
 
 
 def announce(events: Iterable[Event], *, look_first: bool = False) -> bool:
@@ -100,7 +100,7 @@ def _known(client: SyncPrefectClient, ids: Iterable[UUID]) -> set[UUID]:
             id=EventIDFilter(id=asked[at : at + PAGE]),
             occurred=EventOccurredFilter(since=now - KEPT, until=now + AROUND),
         )
-        found = patiently(lambda page=page: client.read_events(page, limit=PAGE))  # type: ignore[misc]  # bound now
+        found = retry_until_available(lambda page=page: client.read_events(page, limit=PAGE))  # type: ignore[misc]  # bound now
         known.update(each.id for each in found.events)
     return known
 
@@ -114,7 +114,7 @@ def _related() -> list[RelatedResource]:
     things = [
         ("flow-run", run.id, run.name),
         ("flow", run.flow_id, context.flow.name if context.flow else None),
-        ("deployment", run.deployment_id, patiently(lambda: runtime.deployment.name)),
+        ("deployment", run.deployment_id, retry_until_available(lambda: runtime.deployment.name)),
         ("work-queue", run.work_queue_id, run.work_queue_name),
         ("work-pool", run.work_pool_id, run.work_pool_name),
     ]

@@ -14,11 +14,11 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from attachments.domain.plan import NOT_FINAL
-from attachments.domain.watermark_policy import LOST
+from attachments.domain.watermark_policy import PERMANENT_CODES
 from attachments.foundation.numerals import counted
 from attachments.runs.announcements import announce, event
 from attachments.runs.delayed_retry import failed_for_now
-from attachments.runs.errors import OurError, code_of, is_retryable
+from attachments.runs.errors import OurError, error_code, is_retryable
 from attachments.runs.run_outcome import UNKNOWN, coded
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage.manifest import Outcome, Pending
@@ -97,7 +97,7 @@ def finish(report: Report) -> State[None]:
     if not failures:
         return _failed(coded(sentence, report.pending or UNKNOWN), passing=True)
     # What can be mended goes before what cannot: a reconciliation goes by this code whether to look again.
-    first = next((failure for failure in failures if failure.entry.code not in LOST), failures[0])
+    first = next((failure for failure in failures if failure.entry.code not in PERMANENT_CODES), failures[0])
     told = coded(f"{sentence.rstrip('.')}. First failure: {first.error or ''}", first.entry.code or UNKNOWN)
     return _failed(
         f"{told} A retry fetches only what is missing.",
@@ -105,9 +105,9 @@ def finish(report: Report) -> State[None]:
     )
 
 
-def gave_up(error: OurError, labels: Mapping[str, str] | None = None) -> State[None]:
+def failed_state(error: OurError, labels: Mapping[str, str] | None = None) -> State[None]:
     """The final state of a run that could not go on. The labels are for the attempt that follows, if one does."""
-    return _failed(coded(str(error), code_of(error)), passing=is_retryable(error), labels=labels)
+    return _failed(coded(str(error), error_code(error)), passing=is_retryable(error), labels=labels)
 
 
 def _failed(message: str, *, passing: bool, labels: Mapping[str, str] | None = None) -> State[None]:

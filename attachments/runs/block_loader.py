@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.prefect_api.url_path import path_part
 from attachments.runs.block_problems import reasons
-from attachments.runs.errors import NotConfigured, patiently
+from attachments.runs.errors import NotConfigured, retry_until_available
 
 B = TypeVar("B", bound=Block)
 
@@ -25,7 +25,7 @@ def load_store(name: str) -> AttachmentStore:
 
 def _load(kind: type[B], block_type: str, name: str) -> B:
     try:
-        return cast("B", patiently(lambda: kind.load(path_part(name))))
+        return cast("B", retry_until_available(lambda: kind.load(path_part(name))))
     except RuntimeError as error:
         if isinstance(error.__cause__, ValidationError):  # the Prefect UI saves a block unchecked
             raise NotConfigured(_unusable(block_type, name, error.__cause__)) from None

@@ -39,7 +39,7 @@ from attachments.prefect_api.prefect_retry import PrefectAway, own_client
 from attachments.prefect_api.url_path import path_part
 from attachments.runs.block_loader import load_account, load_store
 from attachments.runs.delayed_retry import ATTEMPT
-from attachments.runs.errors import NotConfigured, patiently
+from attachments.runs.errors import NotConfigured, retry_until_available
 from attachments.runs.run_outcome import FAILED_FOR_NOW, failure_code, follows_by_itself
 from attachments.storage import Store, message_key
 from attachments.storage.keys import SHORT_KEY_LENGTH
@@ -67,7 +67,7 @@ T = TypeVar("T")
 PAGE = 200  # runs in one answer of Prefect's
 
 
-class Wanted(BaseModel):
+class MessageRef(BaseModel):
     """A message whose attachments are wanted, and what is known of it."""
 
     model_config = ConfigDict(frozen=True)
@@ -84,7 +84,7 @@ class Wanted(BaseModel):
 
 
 @dataclass(frozen=True)
-class Target:
+class DownloadDeployment:
     """A deployment of `download-attachments`, and what its runs use."""
 
     name: str
@@ -99,14 +99,14 @@ class Target:
     """Of the account's block."""
 
     @classmethod
-    def load(cls, deployment_name: str) -> Target:
+    def load(cls, deployment_name: str) -> DownloadDeployment:
         """The deployment of that name. Raises `NotConfigured` when it or one of its blocks is not there."""
         name = deployment_name.strip().removeprefix(f"{FLOW}/")
         if not name or "/" in name:
             raise NotConfigured(f"A deployment of {FLOW} is wanted: write its name alone, such as backfill.")
         try:
             path = f"{FLOW}/{path_part(name)}"
-            found = patiently(lambda: get_client(sync_client=True).read_deployment_by_name(path))
+            found = retry_until_available(lambda: get_client(sync_client=True).read_deployment_by_name(path))
         except ObjectNotFound:
             raise NotConfigured(
                 f"There is no deployment {FLOW}/{name}. `attachments setup` makes default and backfill."
@@ -182,7 +182,13 @@ class ChildRuns:
     """
 
     def __init__(
-        self, client: SyncPrefectClient, target: Target, *, key_prefix: str, tags: Sequence[str], force: bool
+        self,
+        client: SyncPrefectClient,
+        target: DownloadDeployment,
+        *,
+        key_prefix: str,
+        tags: Sequence[str],
+        force: bool,
     ) -> None:
         self._client = client
         self._target = target
@@ -193,7 +199,7 @@ class ChildRuns:
         lives_with_others = target.work_queue in {None, DEFAULT_QUEUE}
         self._work_queue = BACKFILL if BACKFILL in self._tags and lives_with_others else None
 
-    def create(self, wanted: Wanted, after: UUID | None = None) -> Child:
+    def create(self, wanted: MessageRef, after: UUID | None = None) -> Child:
         """The run of a message: made once, however often it is asked for under the same prefix, and after that run."""
         values = wanted.model_dump(mode="json", exclude_none=True)
         parameters = {**values, "force": True} if self._force else values
@@ -254,7 +260,7 @@ class ChildRuns:
         )
         return bool(found)
 
-    def latest(self, wanted: Wanted) -> Child | None:
+    def latest(self, wanted: MessageRef) -> Child | None:
         """The message's newest run of this deployment, whoever made it; one that has not ended comes first."""
         found = answered(
             lambda: self._client.read_flow_runs(
@@ -271,7 +277,7 @@ class ChildRuns:
         """Whether a run has the tags of these."""
         return child.tags.issuperset(self._tags)
 
-    def is_akin(self, child: Child) -> bool:
+    def is_same_kind(self, child: Child) -> bool:
         """Whether a run is of the kind of these, whoever had it made."""
         return bool(self._tags) and self._tags[0] in child.tags
 
@@ -300,7 +306,8 @@ class ChildRuns:
 
 
 def answered(ask: Callable[[], T]) -> T:
-    """What Prefect answers to whoever can wait for `PATIENCE` seconds: as `patiently`, but a refusal is an answer.
+    """The response of Prefect, for a caller who can wait `PATIENCE` seconds: as `retry_until_available`, but a refusal
+    is a response.
 
     Raises:
         PrefectHTTPStatusError: Prefect will not, and asking again would not change that.
@@ -318,7 +325,7 @@ def answered(ask: Callable[[], T]) -> T:
                 return error
             raise
 
-    answer = patiently(asked)
+    answer = retry_until_available(asked)
     if isinstance(answer, PrefectHTTPStatusError):
         raise answer
     return answer
@@ -360,7 +367,7 @@ def made_before(client: SyncPrefectClient, tag: str) -> Iterator[tuple[str, Chil
 
 
 @contextmanager
-def child_runs(target: Target, *, key_prefix: str, tags: Sequence[str], force: bool) -> Iterator[ChildRuns]:
+def child_runs(target: DownloadDeployment, *, key_prefix: str, tags: Sequence[str], force: bool) -> Iterator[ChildRuns]:
     """`ChildRuns` with a client of its own, which other threads may use."""
     # Not the flow run's, whose patience would not hear of cancelling.
     with own_client(ANSWER_TIMEOUT, tell_when_away=True, shortest=BUSY) as client:

@@ -13,8 +13,8 @@ from prefect.context import FlowRunContext
 from prefect.states import Scheduled
 
 from attachments.domain.progress import Counts
-from attachments.runs.errors import NotConfigured, patiently
-from attachments.runs.run_labels import DEATHS, ENDED, IDLE, ORIGIN
+from attachments.runs.errors import NotConfigured, retry_until_available
+from attachments.runs.run_labels import CRASH_COUNT, ENDED, IDLE, ORIGIN
 
 SHORTEST, LONGEST = 30.0, 60.0  # seconds until it goes on
 EACH = 2.0  # seconds that a run which waits may take, one after the other
@@ -52,11 +52,11 @@ class Lineage:
             raise NotConfigured("This can be called in a flow run only.")
         run = context.flow_run
         origin = str(run.labels.get(ORIGIN, run.id))
-        states = patiently(lambda: get_client(sync_client=True).read_flow_run_states(run.id))
+        states = retry_until_available(lambda: get_client(sync_client=True).read_flow_run_states(run.id))
         ends = sum(state.is_final() for state in states)
         return cls(run, f"{origin}/retried/{run.id}/{ends}" if ends else origin)
 
-    def go_on_later(self, counts: Counts, *, waiting: int) -> str:
+    def schedule_continuation(self, counts: Counts, *, waiting: int) -> str:
         """Schedule the run that goes on, once, and say so in a sentence."""
         assert self.run.deployment_id is not None  # noqa: S101  see can_continue
         deployment_id: UUID = self.run.deployment_id
@@ -65,7 +65,7 @@ class Lineage:
         seconds = min(LONGEST, max(SHORTEST, waiting * EACH))
         seconds = min(IDLE_LONGEST, seconds * 2 ** min(idle, 10))
         when = datetime.now(UTC) + timedelta(seconds=seconds)
-        patiently(
+        retry_until_available(
             lambda: get_client(sync_client=True).create_flow_run_from_deployment(
                 deployment_id,
                 parameters=self.run.parameters,
@@ -79,7 +79,9 @@ class Lineage:
         )
         return f"Another run goes on at {when:%H:%M:%S} UTC."
 
-    def got_on(self) -> None:
+    def reset_crash_count(self) -> None:
         """Forget the deaths of workers: a run that gets on is not their cause, and a long one sees some."""
-        if self.run.labels.pop(DEATHS, 0):
-            patiently(lambda: get_client(sync_client=True).update_flow_run_labels(self.run.id, {DEATHS: 0}))
+        if self.run.labels.pop(CRASH_COUNT, 0):
+            retry_until_available(
+                lambda: get_client(sync_client=True).update_flow_run_labels(self.run.id, {CRASH_COUNT: 0})
+            )

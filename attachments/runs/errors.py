@@ -16,7 +16,7 @@ from prefect.tasks import Task, exponential_backoff
 from attachments.emailgistics import EmailgisticsError, NotFound
 from attachments.foundation import cancellation
 from attachments.foundation.cancellation import RunCancelled
-from attachments.rate_limit.lease_pool import PacingError, is_backlog
+from attachments.rate_limit.lease_pool import PacingError, is_low_priority
 from attachments.runs.run_outcome import UNKNOWN
 from attachments.storage import StoreError
 
@@ -65,19 +65,19 @@ OTHER_CODES: dict[type[Exception], str] = {
 
 
 @contextmanager
-def contained() -> Iterator[None]:
+def error_boundary() -> Iterator[None]:
     """Let only errors out whose text is safe to show. Unknown ones become `UnexpectedError`: their type and place.
 
     Raises `RunCancelled` when the run is cancelled, before or meanwhile, whatever that broke.
     """
-    cancellation.go_on()
+    cancellation.raise_if_cancelled()
     try:
         yield
     except OUR_ERRORS:
-        cancellation.go_on()
+        cancellation.raise_if_cancelled()
         raise
     except Exception as error:  # noqa: BLE001  nothing unknown may reach Prefect with its text
-        cancellation.go_on()
+        cancellation.raise_if_cancelled()
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise UnexpectedError(
             f"{type(error).__name__} in {place.name}, line {place.lineno}. Please report this with the version you run."
@@ -89,7 +89,7 @@ def is_retryable(error: object) -> bool:
     return isinstance(error, PrefectLost) or (isinstance(error, EmailgisticsError | StoreError) and error.retryable)
 
 
-def patiently(ask: Callable[[], T]) -> T:
+def retry_until_available(ask: Callable[[], T]) -> T:
     """What Prefect answers to a question that a flow asks itself. Prefect may be away for a while; the run waits.
 
     Raises:
@@ -105,23 +105,23 @@ def patiently(ask: Callable[[], T]) -> T:
             cancellation.sleep(BETWEEN)
 
 
-def can_get_better(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
+def is_transient(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
     """Whether to try a task again: time-outs, broken connections, 429, 5xx and a store that is away."""
     return is_retryable(state.result(raise_on_failure=False))
 
 
-def can_get_better_or_is_fresh(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
-    """As `can_get_better`; and a message or part that is not found may be too new, for half a minute.
+def is_transient_or_fresh(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """As `is_transient`; and a message or part that is not found may be too new, for half a minute.
 
     A new message's list, and each of its parts, can answer 404 for some seconds before Exchange has settled, the parts
     also after the list (README.md). The old mail of a backfill is not new, and much of it is gone.
     """
     is_not_found = isinstance(state.result(raise_on_failure=False), NotFound)
-    is_fresh = is_not_found and run.run_count <= FRESH and not is_backlog()
-    return is_fresh or can_get_better(task, run, state)
+    is_fresh = is_not_found and run.run_count <= FRESH and not is_low_priority()
+    return is_fresh or is_transient(task, run, state)
 
 
-def code_of(error: object) -> str:
+def error_code(error: object) -> str:
     """The short stable word for a manifest's `code`."""
     if isinstance(error, EmailgisticsError | StoreError):
         return error.outcome_code

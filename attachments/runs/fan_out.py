@@ -1,7 +1,7 @@
 """Many messages: a run for each, of a deployment of `download-attachments`, and never more than a few at a time.
 
-Whoever has many messages to see to (a backfill, a reconciliation) gives them to `process` as a stream. What the store's
-manifests settle is skipped without a call. For each other message a run is created, under an idempotency key that is
+A backfill or a reconciliation passes its messages to `run_children` as a stream. What the store's manifests settle is
+skipped without a call. For each other message a run is created, under an idempotency key that is
 made of the caller's and the message's: a caller that was killed and goes through its stream again finds the same runs.
 Each child has its own retries, and any worker takes it; docs/decisions.md says why these are no mapped tasks.
 
@@ -34,16 +34,16 @@ from attachments.runs.child_runs import (
     WITHDRAWN,
     Child,
     ChildRuns,
+    DownloadDeployment,
+    MessageRef,
     Stage,
-    Target,
-    Wanted,
     child_runs,
 )
-from attachments.runs.errors import contained
+from attachments.runs.errors import error_boundary
 from attachments.storage import StoreError
 from attachments.storage.errors import AccessDenied, InvalidManifest, NewerManifest
 
-__all__ = ["BACKFILL", "ChildrenLeft", "Counts", "Starved", "Target", "Wanted", "process"]
+__all__ = ["BACKFILL", "Counts", "DownloadDeployment", "FanOutCancelled", "MessageRef", "Starved", "run_children"]
 
 WINDOW = 50  # unfinished runs: enough for a fleet, and far from the 200 that starve a queue (prefect#19403)
 CHECKS = 20  # manifests that are read at a time: a store in the network answers in 50 ms
@@ -55,14 +55,14 @@ NOBODY = 30.0  # seconds in which no run is started, and none is under way, afte
 RECENT = 10_000  # message keys that are remembered, to know a message that is named twice
 STORE_PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a manifest is read again that could not be
 DENIALS = 20  # manifests in a row that may not be read, after which it is no matter of one message
-STANDS_FOR = timedelta(days=1)  # in which a message whose run has failed gets no other one, see `avoids_others`
+STANDS_FOR = timedelta(days=1)  # in which a message whose run has failed gets no other one, see `skip_existing_runs`
 CANCEL_BUDGET = 20.0  # seconds for cancelling what has not started, when the caller is cancelled
 TELL = 1.0  # seconds between two words of progress
 
 T = TypeVar("T")
 
 
-class ChildrenLeft(RunCancelled):
+class FanOutCancelled(RunCancelled):
     """The caller was cancelled; the text says what became of the runs that it had made."""
 
     def __init__(self, told: str) -> None:
@@ -77,18 +77,18 @@ class Starved(Exception):
         self.counts = counts
 
 
-def process(
-    wanted: Iterable[Wanted],
-    target: Target,
+def run_children(
+    wanted: Iterable[MessageRef],
+    target: DownloadDeployment,
     *,
     key_prefix: str,
     tags: Sequence[str] = (),
     force: bool = False,
     on_progress: Callable[[Counts], None] = lambda _: None,
-    on_made: Callable[[Wanted, Child], None] = lambda *_: None,
-    on_ended: Callable[[Wanted, Child], None] = lambda *_: None,
-    steps_aside: bool = False,
-    avoids_others: bool = False,
+    on_made: Callable[[MessageRef, Child], None] = lambda *_: None,
+    on_ended: Callable[[MessageRef, Child], None] = lambda *_: None,
+    yield_slot: bool = False,
+    skip_existing_runs: bool = False,
 ) -> Counts:
     """Have the attachments of all these messages downloaded, and wait until it is done.
 
@@ -101,31 +101,31 @@ def process(
         on_progress: Called about once a second, in the caller's thread.
         on_made: Called with each run that was made and its message, in the caller's thread.
         on_ended: Called with each run that has ended and its message, in the caller's thread.
-        avoids_others: Heed the runs of the same deployment that others have made. A message that one of them waits
-            for or works on is left to it; one whose run has failed less than a day ago is not tried again so soon,
-            unless it was not found by a run of another kind: whoever asks knows of it.
+        skip_existing_runs: Consider the runs of the same deployment that others have made. A message that one of them
+            waits for or works on is left to it; one whose run has failed less than a day ago is not tried again so
+            soon, unless it was not found by a run of another kind: the caller knows of it.
             What the manifest settles is left alone even if the deployment's parameters have `force`.
-        steps_aside: Raise `NobodyStarts` when no run is started for half a minute.
+        yield_slot: Raise `Starved` when no run is started for half a minute.
 
     Raises:
         ChildrenLeft: The caller was cancelled, and its runs that had not started with it.
-        NobodyStarts: See `steps_aside`. The runs are left as they are.
+        Starved: See `yield_slot`. The runs are left as they are.
         StoreError, PrefectLost, NotConfigured: It cannot go on. The runs are left as they are.
         Whatever reading the messages raises.
     """
     with child_runs(target, key_prefix=key_prefix, tags=tags, force=force) as runs:
-        work = _Work(
+        work = FanOut(
             wanted,
             target,
             runs,
-            force=force or (target.force and not avoids_others),
+            force=force or (target.force and not skip_existing_runs),
             on_progress=on_progress,
             on_made=on_made,
             on_ended=on_ended,
-            avoids_others=avoids_others,
+            skip_existing_runs=skip_existing_runs,
         )
         with work:
-            return work.done(steps_aside=steps_aside)
+            return work.done(yield_slot=yield_slot)
 
 
 @dataclass(frozen=True)
@@ -142,48 +142,48 @@ class _Known:
     """Why nobody knows: its manifest may not be read."""
 
 
-class _Work:
+class FanOut:
     """The loop that moves each message on: read, manifest looked at, run created, run ended."""
 
     def __init__(
         self,
-        wanted: Iterable[Wanted],
-        target: Target,
+        wanted: Iterable[MessageRef],
+        target: DownloadDeployment,
         runs: ChildRuns,
         *,
         force: bool,
         on_progress: Callable[[Counts], None],
-        on_made: Callable[[Wanted, Child], None],
-        on_ended: Callable[[Wanted, Child], None],
-        avoids_others: bool,
+        on_made: Callable[[MessageRef, Child], None],
+        on_ended: Callable[[MessageRef, Child], None],
+        skip_existing_runs: bool,
     ) -> None:
         self._news = threading.Event()
         self._end = Cancellation()
         """For the threads that work for this: they end with it, and not only when the caller is cancelled."""
-        self._stream = _Stream(wanted, self._news, self._end)
+        self._stream = Prefetcher(wanted, self._news, self._end)
         self._target = target
         self._runs = runs
         self._force = force
         self._on_progress = on_progress
         self._on_made = on_made
         self._on_ended = on_ended
-        self._avoids_others = avoids_others
+        self._avoids_others = skip_existing_runs
         self._tally = Tally()
         self._recent: dict[str, None] = {}
-        self._checking: dict[Future[_Known], Wanted] = {}
-        self._ready: deque[tuple[Wanted, UUID | None]] = deque()
-        self._creating: dict[Future[Child], Wanted] = {}
+        self._checking: dict[Future[_Known], MessageRef] = {}
+        self._ready: deque[tuple[MessageRef, UUID | None]] = deque()
+        self._creating: dict[Future[Child], MessageRef] = {}
         self._unfinished: dict[UUID, Stage] = {}
-        self._whose: dict[UUID, Wanted] = {}
+        self._whose: dict[UUID, MessageRef] = {}
         self._looking: Future[tuple[tuple[Child, ...], bool]] | None = None
-        self._looks = _Looks()
+        self._looks = PollSchedule()
         self._told = 0.0
         self._denied_in_a_row = 0
         self._checks = ThreadPoolExecutor(CHECKS, thread_name_prefix="manifest")
         self._creations = ThreadPoolExecutor(CREATIONS, thread_name_prefix="create-run")
         self._watch = ThreadPoolExecutor(1, thread_name_prefix="look-at-runs")
 
-    def __enter__(self) -> _Work:
+    def __enter__(self) -> FanOut:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -192,19 +192,19 @@ class _Work:
         for pool in (self._checks, self._creations, self._watch):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def done(self, *, steps_aside: bool) -> Counts:
+    def done(self, *, yield_slot: bool) -> Counts:
         """Until every message has ended."""
         try:
-            with cancellation.waking(self._end.cancel), cancellation.waking(self._news.set):
+            with cancellation.on_cancel(self._end.cancel), cancellation.on_cancel(self._news.set):
                 while not self._is_over():
                     self._news.wait(self._longest_wait())
                     self._news.clear()
-                    cancellation.go_on()
+                    cancellation.raise_if_cancelled()
                     self._move_on()
-                    if steps_aside and self._looks.nobody_starts():
+                    if yield_slot and self._looks.nobody_starts():
                         raise Starved(self.counts())
         except RunCancelled:
-            raise ChildrenLeft(self._cancel_waiting()) from None
+            raise FanOutCancelled(self._cancel_waiting()) from None
         self._on_progress(self.counts())
         return self.counts()
 
@@ -250,7 +250,7 @@ class _Work:
             else:
                 self._checking[self._begin(self._checks, self._known, wanted)] = wanted
 
-    def _known(self, wanted: Wanted) -> _Known:
+    def _known(self, wanted: MessageRef) -> _Known:
         try:
             if self._is_settled(wanted):
                 return _Known("already_done")
@@ -268,7 +268,7 @@ class _Work:
             return _Known(child=replace(latest, stage=Stage.FOR_NOW) if latest.is_later_attempt else latest)
         if latest.code == WITHDRAWN:
             return _Known(after=latest.id)
-        if latest.code == NOT_FOUND and not self._runs.is_akin(latest):
+        if latest.code == NOT_FOUND and not self._runs.is_same_kind(latest):
             return _Known(after=latest.id)
         is_fresh = latest.since is not None and datetime.now(UTC) - latest.since < STANDS_FOR
         if latest.stage is not Stage.SUCCEEDED and is_fresh:
@@ -276,9 +276,9 @@ class _Work:
         # One that succeeded before says nothing of now: the filter may be another, or the files be gone.
         return _Known(after=latest.id)
 
-    def _is_settled(self, wanted: Wanted) -> bool:
+    def _is_settled(self, wanted: MessageRef) -> bool:
         """Whether a run of the target would have nothing to do."""
-        with contained():
+        with error_boundary():
             for pause in (*STORE_PAUSES, None):
                 try:
                     known = self._target.store.read_manifest(wanted.key)
@@ -292,7 +292,7 @@ class _Work:
                     return known is not None and known.is_announced and is_settled(known, self._target.filter)
         raise AssertionError("the last try returns or raises")
 
-    def _checked(self, wanted: Wanted, known: _Known) -> None:
+    def _checked(self, wanted: MessageRef, known: _Known) -> None:
         self._denied_in_a_row = 0 if known.denied is None else self._denied_in_a_row + 1
         if known.denied is not None:
             if self._denied_in_a_row == DENIALS:
@@ -305,11 +305,11 @@ class _Work:
         else:
             self._ready.append((wanted, known.after))
 
-    def _made(self, child: Child, wanted: Wanted) -> None:
+    def _made(self, child: Child, wanted: MessageRef) -> None:
         self._on_made(wanted, child)
         self._is_now(child, wanted)
 
-    def _is_now(self, child: Child, wanted: Wanted) -> None:
+    def _is_now(self, child: Child, wanted: MessageRef) -> None:
         """Note where a message's run is."""
         if child.id is not None and not child.stage.is_ended:
             self._unfinished[child.id] = child.stage
@@ -402,11 +402,11 @@ def _in_context(end: Cancellation) -> Context:
     return context
 
 
-class _Stream:
+class Prefetcher:
     """Reads the messages in a thread of its own, a few ahead: to read on may take minutes."""
 
-    def __init__(self, wanted: Iterable[Wanted], news: threading.Event, end: Cancellation) -> None:
-        self._read: Queue[Wanted | BaseException | None] = Queue(AHEAD)
+    def __init__(self, wanted: Iterable[MessageRef], news: threading.Event, end: Cancellation) -> None:
+        self._read: Queue[MessageRef | BaseException | None] = Queue(AHEAD)
         self._news = news
         self._stopped = threading.Event()
         self._is_over = False
@@ -414,7 +414,7 @@ class _Stream:
         reader = _in_context(end)
         threading.Thread(target=reader.run, args=(self._read_all, wanted), name="wanted", daemon=True).start()
 
-    def take(self) -> Wanted | None:
+    def take(self) -> MessageRef | None:
         """The next message; None when there is none now, or no more at all. Raises what the reading raised."""
         try:
             found = None if self._is_over else self._read.get_nowait()
@@ -433,7 +433,7 @@ class _Stream:
         """Read no more."""
         self._stopped.set()
 
-    def _read_all(self, wanted: Iterable[Wanted]) -> None:
+    def _read_all(self, wanted: Iterable[MessageRef]) -> None:
         try:
             for one in wanted:
                 if not self._put(one):
@@ -443,7 +443,7 @@ class _Stream:
         else:
             self._put(None)
 
-    def _put(self, item: Wanted | BaseException | None) -> bool:
+    def _put(self, item: MessageRef | BaseException | None) -> bool:
         while not self._stopped.is_set():
             with suppress(Full):
                 self._read.put(item, timeout=0.5)
@@ -452,7 +452,7 @@ class _Stream:
         return False
 
 
-class _Looks:
+class PollSchedule:
     """When to look at the unfinished runs again, and since when nothing has moved."""
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """Labels of flow runs, which the worker and long-running flows read and write."""
 
-DEATHS = "attachments.worker.deaths"
+CRASH_COUNT = "attachments.worker.deaths"
 """How often the run has broken off, mostly because its worker died, since it last got on."""
 ORIGIN = "attachments.continues"
 """Of a run that continues another: the first one's id."""

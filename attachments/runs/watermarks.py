@@ -12,7 +12,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 from prefect.exceptions import ObjectAlreadyExists
 
-from attachments.domain.watermark_policy import Tried
+from attachments.domain.watermark_policy import FirstAttempt
 
 PREFIX = "attachments-mark-"
 DIGITS = 32
@@ -25,12 +25,12 @@ def mailbox_key(mailbox_id: str) -> str:
     return hashlib.sha256(mailbox_id.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]
 
 
-class UnreadableMark(Exception):
+class UnreadableWatermark(Exception):
     """A mark is there and cannot be read; the text says what to do."""
 
 
 @dataclass(frozen=True)
-class Mark:
+class Watermark:
     """Whatever a mailbox received before `until` has been looked at. Times are in UTC."""
 
     mailbox_key: str
@@ -39,7 +39,7 @@ class Mark:
     deployment: str
     until: datetime
     updated: datetime
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[FirstAttempt, ...] = ()
     """When what lies beyond it was looked at for the first time, where something there could not be fetched."""
     unnamed: tuple[str, ...] = ()
     """Rows of reports that name no message; the newest first."""
@@ -48,14 +48,14 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Marks:
+class Watermarks:
     """The marks of one account's mailboxes, for one deployment. The methods raise httpx's errors."""
 
     client: SyncPrefectClient
     account: str
     deployment: str
 
-    def read(self, mailbox: str) -> Mark | None:
+    def read(self, mailbox: str) -> Watermark | None:
         """The mark of the mailbox with this key; None when there is none.
 
         Raises:
@@ -68,17 +68,17 @@ class Marks:
         mine = {"mailbox_key": mailbox, "account": self.account, "deployment": self.deployment}
         mark = _parsed(variable.value, mine)
         if mark is None:
-            raise UnreadableMark(
+            raise UnreadableWatermark(
                 f"the Prefect Variable {name}, its mark, cannot be read. Put its value right, with the moment up to "
                 "which the mailbox was looked at in until; or delete it, and the mailbox counts as new"
             )
         return mark
 
-    def move(
+    def advance(
         self,
         mailbox: str,
         until: datetime,
-        tried: Sequence[Tried] = (),
+        tried: Sequence[FirstAttempt] = (),
         unnamed: Sequence[str] = (),
         untold: int = 0,
     ) -> None:
@@ -101,7 +101,7 @@ class Marks:
             self._write(mailbox, known.until, known.tried, known.unnamed, 0)
 
     def _write(
-        self, mailbox: str, until: datetime, tried: Sequence[Tried], unnamed: Sequence[str], untold: int
+        self, mailbox: str, until: datetime, tried: Sequence[FirstAttempt], unnamed: Sequence[str], untold: int
     ) -> None:
         told = {
             "mailbox_key": mailbox,
@@ -125,12 +125,12 @@ class Marks:
         return f"{PREFIX}{whose}"
 
 
-def read_marks(client: SyncPrefectClient) -> list[Mark]:
+def read_watermarks(client: SyncPrefectClient) -> list[Watermark]:
     """All marks that there are, those that lag behind first. Raises httpx's errors."""
     return sorted(_marks(client), key=lambda mark: mark.until)
 
 
-def _marks(client: SyncPrefectClient) -> Iterator[Mark]:
+def _marks(client: SyncPrefectClient) -> Iterator[Watermark]:
     asked = {"variables": {"name": {"like_": PREFIX}}, "sort": "NAME_ASC", "limit": PAGE}
     offset = 0
     while True:  # the client's own method reads no further than the first page
@@ -143,13 +143,13 @@ def _marks(client: SyncPrefectClient) -> Iterator[Mark]:
         offset += PAGE
 
 
-def _parsed(told: Any, known: Mapping[str, str] | None = None) -> Mark | None:
+def _parsed(told: Any, known: Mapping[str, str] | None = None) -> Watermark | None:
     """The mark that a Variable holds. Whoever knows whose it is needs no more of it than `until`."""
     try:
         value = {"updated": told["until"], **told, **known} if known else told
         until, updated = (_moment(value[name]) for name in ("until", "updated"))
-        tried = tuple(Tried(_moment(one), _moment(at)) for one, at in value.get("tried") or ())
-        return Mark(
+        tried = tuple(FirstAttempt(_moment(one), _moment(at)) for one, at in value.get("tried") or ())
+        return Watermark(
             str(value["mailbox_key"]),
             str(value["account"]),
             str(value["deployment"]),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyrage
 
-from attachments.storage.content import Seal, Write
+from attachments.storage.content import Transform, Write
 from attachments.storage.errors import CannotDecrypt, StoreError, UnsupportedStore
 from attachments.storage.recipients import parsed
 
@@ -22,7 +22,7 @@ SUFFIX = ".age"
 _IDENTITY = re.compile(r"AGE-SECRET-KEY-\S+", re.ASCII)
 
 
-def sealer(recipients: Sequence[str]) -> Seal:
+def sealer(recipients: Sequence[str]) -> Transform:
     """What encrypts a stream to all of these: `age1…`, `ssh-ed25519 …` or `ssh-rsa …`.
 
     Any one of their owners can decrypt it. Raises UnsupportedStore for what is no recipient, and for none at all. What
@@ -44,7 +44,7 @@ def sealer(recipients: Sequence[str]) -> Seal:
     return seal
 
 
-def opener(identities: str) -> Seal:
+def opener(identities: str) -> Transform:
     """What decrypts a stream with any of the identities in a file's text.
 
     The file is one that age-keygen wrote (lines `AGE-SECRET-KEY-1…`), or an SSH private key without a passphrase.

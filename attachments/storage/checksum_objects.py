@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 
-from attachments.storage.backends.base import Backend, Residue
+from attachments.storage.backends.base import Backend, Orphan
 
 PROOFS = ".proofs"
 LARGEST = 64 * 1024
@@ -24,7 +24,7 @@ def proof_path(path: str, proof: str) -> str:
 
 def read_proof(backend: Backend, path: str, proof: str) -> Mapping[str, str]:
     """What is proven of an object; nothing when its proof is gone."""
-    found = backend.load(proof_path(path, proof))
+    found = backend.get(proof_path(path, proof))
     return proven(found[0]) if found else {}
 
 
@@ -37,7 +37,7 @@ def proven(data: bytes) -> Mapping[str, str]:
     return {name: text for name, text in told.items() if isinstance(text, str)} if isinstance(told, dict) else {}
 
 
-def orphaned_proofs(backend: Backend, named: Callable[[str], str | None]) -> Iterator[Residue]:
+def orphaned_proofs(backend: Backend, named: Callable[[str], str | None]) -> Iterator[Orphan]:
     """Proofs that no object names: theirs were never finished, are gone, or came second.
 
     `named` tells the proof that the object under a path names.
@@ -46,4 +46,4 @@ def orphaned_proofs(backend: Backend, named: Callable[[str], str | None]) -> Ite
         *place, own = proof.path.rpartition("/")[2].split(".")
         key = "/".join(place)
         if all(named(found.path) != own for found in backend.objects(f"{key}/")):
-            yield Residue("proof without its object", key, proof.path, proof.modified)
+            yield Orphan("proof without its object", key, proof.path, proof.modified)

@@ -10,7 +10,7 @@ from typing import Self
 from attachments.storage.hashing import StreamHash
 
 Write = Callable[[bytes], object]
-Seal = Callable[[Iterable[bytes], Write], None]
+Transform = Callable[[Iterable[bytes], Write], None]
 """Reads all chunks, and writes what they become: ciphertext."""
 
 
@@ -41,7 +41,7 @@ class Content:
         return (self.bytes, self.sha256) == (other.bytes, other.sha256)
 
 
-def pour(chunks: Iterable[bytes], write: Write, seal: Seal | None = None) -> Content:
+def pour(chunks: Iterable[bytes], write: Write, seal: Transform | None = None) -> Content:
     """Writes all that the chunks hold, sealed if so wished, and says what that was.
 
     What `chunks` and `write` raise comes out as it is.

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 
-from attachments.storage.backends.base import Backend, Conflict, Labels
+from attachments.storage.backends.base import Backend, Conflict, ObjectHeaders
 from attachments.storage.errors import PlaintextRefused, StoreUnavailable
 from attachments.storage.local.folders import Folder
 
@@ -28,7 +28,7 @@ CONTENT = (
 LOOK_AGAIN = 60.0
 """Seconds for which an answer that let a file be stored counts. A refusal asks each time."""
 
-_LABELS = Labels("text/plain")
+_LABELS = ObjectHeaders("text/plain")
 _TRIES = 10
 
 
@@ -45,7 +45,7 @@ class EncryptionMarker:
 
     def exists(self) -> bool:
         """Whether the store has encrypted. Asks the store."""
-        return self._backend.look(MARKER) is not None
+        return self._backend.stat(MARKER) is not None
 
     def create(self) -> None:
         """Create the marker where it is missing: to be called before something encrypted is stored."""
@@ -71,7 +71,7 @@ class EncryptionMarker:
     def _create(self) -> None:
         for attempt in range(_TRIES):
             try:
-                self._backend.save(MARKER, CONTENT, _LABELS, replaces=None)
+                self._backend.put(MARKER, CONTENT, _LABELS, replaces=None)
             except Conflict:
                 # Another writer was faster; or it has failed since, which some services report in the same way.
                 if self.exists():

@@ -11,12 +11,12 @@ import secrets
 import time
 from collections.abc import Callable
 
-from attachments.storage.backends.base import Backend, Conflict, Labels
+from attachments.storage.backends.base import Backend, Conflict, ObjectHeaders
 from attachments.storage.errors import StoreUnavailable
 from attachments.storage.store import Probe
 
 PATH = ".probe/doctor"
-_LABELS = Labels("application/octet-stream")
+_LABELS = ObjectHeaders("application/octet-stream")
 _TRIES = 10
 """Times that it is tried against other probers."""
 
@@ -32,12 +32,12 @@ def probe(backend: Backend, is_refused: Callable[[Exception], bool]) -> Probe:
 
 
 def _tried(backend: Backend, is_refused: Callable[[Exception], bool]) -> Probe:
-    found = backend.load(PATH)
+    found = backend.get(PATH)
     # Twice, since to replace what stands there may need another right than to make it.
     for _ in range(2):
         content = secrets.token_bytes(64)
-        backend.save(PATH, content, _LABELS, replaces=found and found[1])
-        found = backend.load(PATH)
+        backend.put(PATH, content, _LABELS, replaces=found and found[1])
+        found = backend.get(PATH)
         if found is None or found[0] != content:
             raise Conflict  # another prober was here; or the store has lost it, and so it will again
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-from attachments.storage.backends.base import Labels
+from attachments.storage.backends.base import ObjectHeaders
 
 _UNKNOWN = "application/octet-stream"
 
@@ -13,7 +13,7 @@ _UNKNOWN = "application/octet-stream"
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}")
 
 
-def labels_for(name: str, content_type: str | None) -> Labels:
+def headers_for(name: str, content_type: str | None) -> ObjectHeaders:
     """The labels of an attachment of this safe name.
 
     It is always to be saved, never to be shown in place: a browser would run the scripts of an attached HTML file
@@ -25,4 +25,4 @@ def labels_for(name: str, content_type: str | None) -> Labels:
     disposition = f'attachment; filename="{fallback}"'
     if fallback != name:
         disposition += f"; filename*=UTF-8''{quote(name, safe='')}"
-    return Labels(media_type, disposition)
+    return ObjectHeaders(media_type, disposition)

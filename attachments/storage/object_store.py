@@ -22,8 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from attachments.storage.backends.base import Backend, Conflict, Labels, Listed, Residue, Standing, Upload
-from attachments.storage.content import Content, Seal, pour
+from attachments.storage.backends.base import Backend, Conflict, Listed, ObjectHeaders, ObjectStat, Orphan, Upload
+from attachments.storage.content import Content, Transform, pour
 from attachments.storage.encryption_marker import EncryptionMarker
 from attachments.storage.errors import (
     AccessDenied,
@@ -48,10 +48,10 @@ from attachments.storage.keys import (
 from attachments.storage.listings import Listings, Names
 from attachments.storage.manifest import Manifest
 from attachments.storage.names import safe_name as made_safe
-from attachments.storage.object_headers import labels_for
+from attachments.storage.object_headers import headers_for
 from attachments.storage.store import Inventory, ManifestChange, Probe, Seen, Store, StoredObject
 
-_MANIFEST = Labels("application/json")
+_MANIFEST = ObjectHeaders("application/json")
 _CLOCK = ".clock"
 """Folder in the root for what is written to see what time it is there."""
 _CLOCK_LEFT = timedelta(hours=1)
@@ -67,7 +67,7 @@ class ObjectStore(Store):
     """Attachments and manifests in a backend."""
 
     def __init__(
-        self, backend: Backend, *, seal: Seal | None = None, suffix: str = "", allow_plaintext: bool = False
+        self, backend: Backend, *, seal: Transform | None = None, suffix: str = "", allow_plaintext: bool = False
     ) -> None:
         """`seal` encrypts what is written, and `suffix` is then added to its name.
 
@@ -99,7 +99,7 @@ class ObjectStore(Store):
     def read_manifest(self, message_key: str) -> Manifest | None:
         path = manifest_path(message_key)
         with self._translated("read the manifest of message", message_key):
-            found = self._backend.load(path)
+            found = self._backend.get(path)
         return None if found is None else Manifest.from_bytes(found[0], message_key=message_key)
 
     def update_manifest(self, message_key: str, change: ManifestChange) -> Manifest:
@@ -107,11 +107,11 @@ class ObjectStore(Store):
         with self._turn(message_key):
             for attempt in range(_CHANGES):
                 with self._translated("read the manifest of message", message_key):
-                    found = self._backend.load(path)
+                    found = self._backend.get(path)
                 new = change(_parsed(found and found[0], message_key))
                 try:
                     with self._translated("write the manifest of message", message_key):
-                        self._backend.save(path, new.to_bytes(), _MANIFEST, replaces=found and found[1])
+                        self._backend.put(path, new.to_bytes(), _MANIFEST, replaces=found and found[1])
                 except Conflict:
                     # Another was faster. Odd pauses, so that those who wait do not stay in step.
                     time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))  # noqa: S311  # no secret
@@ -129,7 +129,7 @@ class ObjectStore(Store):
         with self._translated("list message", message_key):
             for key, paths in self._listings.anew(message_key).items():
                 for path in filter(is_object_path, paths):  # another name was not given by us
-                    standing = self._backend.look(path)
+                    standing = self._backend.stat(path)
                     content = standing and _claimed(standing)
                     if standing and content and (self._backend.metadata_is_proof or self._holds(path, content)):
                         found.setdefault(key, _stored(path, standing, content))
@@ -152,7 +152,7 @@ class ObjectStore(Store):
         with self._translated(doing, place):
             # Before a download is spent: a store that is away says so here, and the commit has one thing less to ask.
             self._listings.of(message_key)
-            upload = self._backend.upload(path, labels_for(name, None if self._suffix else content_type))
+            upload = self._backend.upload(path, headers_for(name, None if self._suffix else content_type))
 
         def write(data: bytes) -> None:
             # The source's errors are not ours: only what we do with a chunk is translated.
@@ -194,7 +194,7 @@ class ObjectStore(Store):
     def remove(self, key: str, *, stored_before: datetime | None = None) -> bool:
         place = _place(checked_object_path(key))
         with self._turn(place), self._translated("remove attachment", place):
-            standing = self._backend.look(key) if stored_before is not None else None
+            standing = self._backend.stat(key) if stored_before is not None else None
             if standing is not None and stored_before is not None and standing.modified >= stored_before:
                 return False
             self._backend.remove(key)
@@ -204,7 +204,7 @@ class ObjectStore(Store):
     def remove_manifest(self, message_key: str, when: Callable[[Manifest], bool]) -> bool:
         path = manifest_path(message_key)
         with self._turn(message_key), self._translated("remove the manifest of message", message_key):
-            found = self._backend.load(path)
+            found = self._backend.get(path)
             if found is None or not when(Manifest.from_bytes(found[0], message_key=message_key)):
                 return False
             self._backend.remove(path)
@@ -215,8 +215,8 @@ class ObjectStore(Store):
         path = f"{_CLOCK}/{secrets.token_hex(8)}"
         with self._translated("read the store's clock", None):
             with suppress(Conflict):  # the answer to a first try was lost, and it has been written
-                self._backend.save(path, b"now", _MANIFEST, replaces=None)
-            written = self._backend.look(path)
+                self._backend.put(path, b"now", _MANIFEST, replaces=None)
+            written = self._backend.stat(path)
             with suppress(*self._backend.errors):  # what stays is small, and goes when somebody asks later
                 self._backend.remove(path)
                 if written is not None:
@@ -229,7 +229,7 @@ class ObjectStore(Store):
     def read(self, key: str) -> Iterator[bytes]:
         place = _place(checked_object_path(key))
         with self._translated("read attachment", place):
-            if self._backend.look(key) is None:
+            if self._backend.stat(key) is None:
                 raise NothingStored(f"nothing stands under attachment {place}", key=place)
             yield from self._backend.read(key)
 
@@ -243,10 +243,10 @@ class ObjectStore(Store):
                 raise NothingStored(f"could not read {what}: nothing stands there")
             yield from self._backend.read(path)
 
-    def residue(self, *, older_than: timedelta) -> Iterator[Residue]:
+    def orphans(self, *, older_than: timedelta) -> Iterator[Orphan]:
         latest = datetime.now(UTC) - older_than
         with self._translated("look for what writers left in the store", None):
-            for left in self._backend.residue():
+            for left in self._backend.orphans():
                 # Below the root there may be another program's uploads, which are none of our business.
                 if not left.path.startswith(".") and not is_attachment_path(left.path):
                     continue
@@ -258,7 +258,7 @@ class ObjectStore(Store):
         with self._translated("probe the store", None):
             return probe(self._backend, lambda error: self._backend.failure(error).kind is AccessDenied)
 
-    def clear(self, residue: Residue) -> None:
+    def clear(self, residue: Orphan) -> None:
         with self._translated("clear", residue.key):
             self._backend.clear(residue)
 
@@ -281,7 +281,7 @@ class ObjectStore(Store):
         """When it came there; None when it is gone meanwhile."""
         if found.modified is not None:
             return found.modified
-        standing = self._backend.look(found.path)
+        standing = self._backend.stat(found.path)
         return standing.modified if standing else None
 
     def _commit(self, upload: Upload, content: Content) -> StoredObject:
@@ -295,7 +295,7 @@ class ObjectStore(Store):
             path = upload.path
             return self._same((path, *self._listings.anew(message_key).get(attachment_key, ())), content, path)
         path = upload.path
-        committed = self._backend.look(path)
+        committed = self._backend.stat(path)
         claimed = _claimed(committed) if committed else None
         if claimed is not None and claimed.stored_sha256 != content.stored_sha256:
             # Where nothing is conditional, another's object has taken our place already.
@@ -305,7 +305,7 @@ class ObjectStore(Store):
         self._listings.add(message_key, attachment_key, path)
         return _stored(path, committed, content)
 
-    def _undone(self, path: str, committed: Standing | None, writer: str) -> StoreUnavailable:
+    def _undone(self, path: str, committed: ObjectStat | None, writer: str) -> StoreUnavailable:
         """The store says that it holds something else than it was given. What is ours of it may not stay."""
         if committed is not None and committed.metadata.get("writer") == writer:
             self._backend.remove(path)
@@ -321,7 +321,7 @@ class ObjectStore(Store):
         message_key, attachment_key = place.split("/")
         gone = True
         for other in dict.fromkeys(paths):
-            standing = self._backend.look(other)
+            standing = self._backend.stat(other)
             if standing is None:
                 continue
             gone = False
@@ -394,7 +394,7 @@ def _metadata(content: Content, writer: str) -> dict[str, str]:
     }
 
 
-def _claimed(standing: Standing) -> Content | None:
+def _claimed(standing: ObjectStat) -> Content | None:
     """What an object's metadata say that it holds, if they can be right."""
     told = standing.metadata
     try:
@@ -404,7 +404,7 @@ def _claimed(standing: Standing) -> Content | None:
     return content if content.stored_bytes == standing.bytes else None
 
 
-def _stored(path: str, standing: Standing, content: Content) -> StoredObject:
+def _stored(path: str, standing: ObjectStat, content: Content) -> StoredObject:
     return StoredObject.of(path, content, standing.modified)
 
 

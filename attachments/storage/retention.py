@@ -213,7 +213,7 @@ def _removed(
             looked = replace(looked, forgotten=forgotten)
     except StoreError as error:
         failure = failure or error
-    cancellation.go_on()
+    cancellation.raise_if_cancelled()
     return replace(looked, failure=failure)
 
 
@@ -397,7 +397,7 @@ def _looked(
     """What became of each message; those that were begun when it no longer goes on as well."""
 
     def look(key: str) -> Looked:
-        cancellation.go_on()
+        cancellation.raise_if_cancelled()
         try:
             return purge_message(store, key, policy, budget)
         except StoreError as error:
@@ -405,7 +405,7 @@ def _looked(
         except cancellation.RunCancelled:
             raise
         except Exception as error:  # noqa: BLE001  one message that nobody thought of must not keep all others for ever
-            cancellation.go_on()
+            cancellation.raise_if_cancelled()
             return Looked(key, failure=_unexpected(error, key))
 
     waiting: list[Future[Looked]] = []

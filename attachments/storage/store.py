@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Literal, Self
 
 from attachments.foundation.message_id import normalized
-from attachments.storage.backends.base import Residue
+from attachments.storage.backends.base import Orphan
 from attachments.storage.content import Content
 from attachments.storage.errors import NothingStored
 from attachments.storage.keys import KEY_LENGTH, candidate_keys, is_short_key, may_name_key, message_key
@@ -225,7 +225,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def residue(self, *, older_than: timedelta) -> Iterator[Residue]:
+    def orphans(self, *, older_than: timedelta) -> Iterator[Orphan]:
         """What writers have left behind that is older than this: open uploads, temporary files.
 
         A writer that lives looks the same to most stores, so choose an age that no download reaches.
@@ -239,5 +239,5 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def clear(self, residue: Residue) -> None:
+    def clear(self, residue: Orphan) -> None:
         """Removes one of these."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 
-from attachments.storage.content import Content, Seal, pour
+from attachments.storage.content import Content, Transform, pour
 from attachments.storage.errors import CannotDecrypt, InvalidManifest, MalformedKey, NothingStored
 from attachments.storage.manifest import Manifest, ManifestAttachment
 from attachments.storage.store import Store
@@ -68,7 +68,7 @@ def verify(
     store: Store,
     message_keys: Iterable[str],
     *,
-    unseal: Seal | None = None,
+    unseal: Transform | None = None,
     at_once: int = 4,
     progress: Progress = lambda _: None,
 ) -> Iterator[Checked]:
@@ -96,7 +96,7 @@ def verify(
 
 
 def verify_message(
-    store: Store, message_key: str, *, unseal: Seal | None = None, progress: Progress = lambda _: None
+    store: Store, message_key: str, *, unseal: Transform | None = None, progress: Progress = lambda _: None
 ) -> Checked:
     """Checks one message: one listing, one manifest, and every byte that is stored of it."""
     try:
@@ -121,7 +121,7 @@ def verify_message(
 
 
 def unsealed(
-    store: Store, message_key: str, entry: ManifestAttachment, unseal: Seal, write: Callable[[bytes], object]
+    store: Store, message_key: str, entry: ManifestAttachment, unseal: Transform, write: Callable[[bytes], object]
 ) -> Content:
     """Decrypts an attachment of this message, writes it, and says what was read and written, as the manifest has it.
 
@@ -135,7 +135,7 @@ def unsealed(
 
 
 def _opened(
-    store: Store, message_key: str, entry: ManifestAttachment, unseal: Seal, write: Callable[[bytes], object]
+    store: Store, message_key: str, entry: ManifestAttachment, unseal: Transform, write: Callable[[bytes], object]
 ) -> Content:
     """The same without the comparison."""
     place = f"{message_key}/{entry.attachment_key}"
@@ -166,7 +166,7 @@ def _stored_entries(manifest: Manifest | None) -> Iterator[tuple[str, ManifestAt
 
 
 def _checked(
-    store: Store, key: str, entry: ManifestAttachment, size: int | None, unseal: Seal | None, progress: Progress
+    store: Store, key: str, entry: ManifestAttachment, size: int | None, unseal: Transform | None, progress: Progress
 ) -> Problem | None:
     problem = _compared(store, key, entry, size, unseal, progress)
     if problem in {Problem.SIZE, Problem.CONTENT} and entry.stored_sha256 is not None:
@@ -187,7 +187,7 @@ def _as_another_wrote(store: Store, key: str, entry: ManifestAttachment) -> Mani
 
 
 def _compared(
-    store: Store, key: str, entry: ManifestAttachment, size: int | None, unseal: Seal | None, progress: Progress
+    store: Store, key: str, entry: ManifestAttachment, size: int | None, unseal: Transform | None, progress: Progress
 ) -> Problem | None:
     if size is None:
         return Problem.MISSING
@@ -206,7 +206,7 @@ def _compared(
 
 
 def _unsealed_again(
-    store: Store, key: str, entry: ManifestAttachment, unseal: Seal, write: Callable[[bytes], object]
+    store: Store, key: str, entry: ManifestAttachment, unseal: Transform, write: Callable[[bytes], object]
 ) -> Problem | None:
     try:
         content = _opened(store, key.partition("/")[0], entry, unseal, write)

@@ -13,12 +13,12 @@ from prefect._flow_run_suspension import is_suspended_flow_run_state, mark_flow_
 from prefect.client.schemas.objects import FlowRun
 
 
-def take_over() -> None:
-    """From now on Prefect's engine observes no run in this process: whoever calls this calls `heed`, too."""
+def disable_suspension_observer() -> None:
+    """From now on Prefect's engine observes no run in this process: the caller calls `apply_suspension` as well."""
     flow_engine.observe_flow_run_suspension = _unobserved  # type: ignore[attr-defined,assignment]
 
 
-def heed(run: FlowRun) -> None:
+def apply_suspension(run: FlowRun) -> None:
     """If somebody has suspended a run that is under way in this process, it ends before its next task."""
     if run.state is not None and is_suspended_flow_run_state(run.state):
         mark_flow_run_suspension_requested(run.id, run.state)

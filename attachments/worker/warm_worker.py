@@ -64,14 +64,14 @@ from attachments.foundation.cancellation import CURRENT, Cancellation
 from attachments.foundation.loopback import BYPASS, bypass_proxies, is_proxied_for_others
 from attachments.foundation.numerals import counted
 from attachments.foundation.terminal_text import bounded, say
-from attachments.prefect_api.prefect_retry import make_patient
+from attachments.prefect_api.prefect_retry import add_retries
 from attachments.runs.deployment_spec import load_flow
-from attachments.runs.run_labels import DEATHS
+from attachments.runs.run_labels import CRASH_COUNT
 from attachments.worker.allowed_flows import NO_DEPLOYMENT, VARIABLE, FlowNotAllowed, check_allowed
-from attachments.worker.suspension import heed, take_over
+from attachments.worker.suspension import apply_suspension, disable_suspension_observer
 
-BEAT = 4.0  # seconds between heartbeats
-SILENCE = 20.0  # seconds without a heartbeat after which a worker counts as dead
+HEARTBEAT_INTERVAL = 4.0  # seconds between heartbeats
+HEARTBEAT_TIMEOUT = 20.0  # seconds without a heartbeat after which a worker counts as dead
 CANCEL_LOOK = 1.5  # seconds between looks for runs under way that somebody cancels or suspends
 CANCEL_GRACE = 2.0  # seconds that a cancelled run gets to end by itself; then it is left to itself
 LOOK = 5.0  # seconds between looks for runs of dead workers
@@ -79,7 +79,7 @@ POLL = 0.5  # seconds between looks for new runs, unless PREFECT_WORKER_QUERY_SE
 DRAIN = 20.0  # seconds that runs under way get to finish after SIGTERM
 HAND_BACK = 10.0  # seconds, after that, for handing back the others: Prefect's client alone would try for minutes
 LIMIT = 8  # runs at a time, unless `--limit` says otherwise
-MOST_DEATHS = 5  # a run that has broken off so often, mostly with its worker, is not tried again: it may be the cause
+MAX_CRASHES = 5  # a run that has broken off so often, mostly with its worker, is not tried again: it may be the cause
 UNSIGNED = 30.0  # seconds in one state after which a run whose state names no worker may be a dead one's
 DEATH_MARGIN = 60.0  # seconds; clocks differ, and a busy Prefect hears beats late
 UNCONFIRMED = 8  # events that are sent again after a connection broke; Prefect's own 700 make its server drop others
@@ -134,7 +134,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
                 "password. Set %s in the worker's environment.",
                 BYPASS,
             )
-        self._clients = _Clients(self.name)
+        self._clients = _ClientPool(self.name)
         self._under_way: dict[UUID, _UnderWay] = {}
         self._flows: dict[str, Flow[..., Any]] = {}
         """By deployment and version."""
@@ -159,11 +159,11 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
     async def setup(self) -> None:
         """Start the heartbeat and the watch over dead workers beside the polling."""
         await super().setup()
-        take_over()
+        disable_suspension_observer()
         if self.client.server_type == ServerType.SERVER:
             # Its server on SQLite drops new events beside a batch that it has already (docs/upstream).
             EventsWorker.set_client_override(PrefectEventsClient, checkpoint_every=UNCONFIRMED, checkpoint_interval=1.0)
-        self._watches = [asyncio.create_task(self._keep_watch()), asyncio.create_task(self._heed_wishes())]
+        self._watches = [asyncio.create_task(self._keep_watch()), asyncio.create_task(self._poll_cancellations())]
 
     async def teardown(self, *exc_info: Any) -> None:
         """Let what is under way finish, for `DRAIN` seconds; hand the rest back and end without it."""
@@ -232,7 +232,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
                 self._flows[version] = await asyncio.to_thread(load_flow, deployment.entrypoint)
         return self._flows[version]
 
-    async def _heed_wishes(self) -> None:
+    async def _poll_cancellations(self) -> None:
         """End the runs under way that somebody cancels or suspends. Prefect's own workers kill a process to cancel."""
         while True:
             await asyncio.sleep(CANCEL_LOOK)
@@ -244,7 +244,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
     async def _end_what_is_to_end(self) -> None:
         # A copy, made in one step: threads that end take theirs out meanwhile.
         under_way = dict(self._under_way)
-        waiting = [run_id for run_id, run in under_way.items() if not run.cancellation.is_asked]
+        waiting = [run_id for run_id, run in under_way.items() if not run.cancellation.is_cancelled]
         if not waiting:
             return
         found = await self.client.read_flow_runs(
@@ -257,7 +257,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             limit=PAGE,
         )
         for run in found:
-            heed(run)
+            apply_suspension(run)
         cancelled = [run for run in found if run.state_type == StateType.CANCELLING]
         await asyncio.gather(*(self._cancel(under_way[run.id]) for run in cancelled if run.id in under_way))
 
@@ -353,7 +353,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         """Prefect's own heartbeat, which likewise must outlive the API's absence once the worker is set up."""
         if not self.is_setup:
             # The first request of this client: with Prefect's own pauses a start beside busy workers took minutes.
-            make_patient(self.client)
+            add_retries(self.client)
         try:
             await super().sync_with_backend()
         except Exception as error:
@@ -364,19 +364,19 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
     # ---- the watch over dead workers ----
 
     async def _keep_watch(self) -> None:
-        watch = _Watch()
+        watch = LivenessMonitor()
         while True:
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(HEARTBEAT_INTERVAL)
             try:
-                await self.client.send_worker_heartbeat(self._work_pool_name, self.name, int(BEAT))
+                await self.client.send_worker_heartbeat(self._work_pool_name, self.name, int(HEARTBEAT_INTERVAL))
                 watch.api_answered()
                 if watch.is_time_to_look():
-                    await self._take_up_orphans(watch)
+                    await self._reap_orphans(watch)
             except Exception as error:  # noqa: BLE001  the outermost loop: whatever a proxy answers, the worker must go on beating
                 watch.api_failed()
                 logger.warning("Prefect does not take the worker's heartbeat (%s); it is tried again.", _reason(error))
 
-    async def _take_up_orphans(self, watch: "_Watch") -> None:
+    async def _reap_orphans(self, watch: "LivenessMonitor") -> None:
         workers = await self.client.read_workers_for_work_pool(
             self._work_pool_name,
             WorkerFilter(status=WorkerFilterStatus(any_=[WorkerStatus.ONLINE])),
@@ -440,16 +440,16 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         One of this worker's own has broken off: Prefect's engine raises when Prefect does not take a run's final state.
         """
         is_counted = not is_ours or run.state_type == StateType.RUNNING
-        deaths = int(str(run.labels.get(DEATHS, 0))) + is_counted
-        if deaths >= MOST_DEATHS:
+        deaths = int(str(run.labels.get(CRASH_COUNT, 0))) + is_counted
+        if deaths >= MAX_CRASHES:
             message = (
-                f"This run broke off {MOST_DEATHS} times: its worker died, or its final state could not be set. It is "
+                f"This run broke off {MAX_CRASHES} times: its worker died, or its final state could not be set. It is "
                 "not started again by itself; look at the workers' memory and logs, then retry it."
             )
             await self._set_state(run, Crashed(message=message))
             return
         if is_counted:
-            await self.client.update_flow_run_labels(run.id, {DEATHS: deaths})
+            await self.client.update_flow_run_labels(run.id, {CRASH_COUNT: deaths})
         if not is_ours:
             why = "Its worker is gone"
         elif run.state_type == StateType.RUNNING:
@@ -481,7 +481,7 @@ def _owner(run: FlowRun) -> str | None:
     return message.removeprefix(MINE) if message.startswith(MINE) else None
 
 
-class _Watch:
+class LivenessMonitor:
     """What this worker has heard of the others, by its own clock, since Prefect was last away."""
 
     def __init__(self) -> None:
@@ -509,18 +509,18 @@ class _Watch:
         return True
 
     def living(self, beats: Mapping[str, datetime | None]) -> set[str]:
-        """The workers of which a new beat was seen within `SILENCE`, from the last beats that the server knows."""
+        """The workers whose heartbeat changed within `HEARTBEAT_TIMEOUT`, from the last ones that the server knows."""
         now = anyio.current_time()
         for name, beat in beats.items():
             if name not in self._heard or self._heard[name][0] != beat:
                 self._heard[name] = (beat, now)
         self._heard = {name: known for name, known in self._heard.items() if name in beats}
-        return {name for name, (_, when) in self._heard.items() if now - when < SILENCE}
+        return {name for name, (_, when) in self._heard.items() if now - when < HEARTBEAT_TIMEOUT}
 
     @property
     def can_judge(self) -> bool:
         """Only who has heard the API for as long as a silence takes may call another worker dead."""
-        return self._since is not None and anyio.current_time() - self._since >= SILENCE
+        return self._since is not None and anyio.current_time() - self._since >= HEARTBEAT_TIMEOUT
 
     def seconds_unchanged(self, run: FlowRun) -> float:
         """For how long the run has been seen in the very same state, at each look; to be asked at each."""
@@ -531,7 +531,7 @@ class _Watch:
         return now - self._seen[run.id][1]
 
 
-class _Clients:
+class _ClientPool:
     """Clients of Prefect's API, each for one run at a time.
 
     A new one for each run would cost it an SSL context, a connection and a request for a token.
@@ -542,7 +542,7 @@ class _Clients:
         self._idle: list[SyncClientContext] = []
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
+    def acquire(self) -> Iterator[None]:
         """Let whatever of Prefect's is called in this thread meanwhile use one of them."""
         try:
             context = self._idle.pop()
@@ -563,7 +563,7 @@ class _Clients:
     def _new(self) -> SyncClientContext:
         context = SyncClientContext()
         context.client.__enter__()  # once more than it is left, so that it stays open
-        make_patient(context.client)
+        add_retries(context.client)
         _sign(context.client, self._worker)
         return context
 
@@ -580,9 +580,9 @@ def _stop_on_sigterm() -> None:
     loop.add_signal_handler(signal.SIGTERM, stop)
 
 
-def _run(flow: Flow[..., Any], flow_run: FlowRun, clients: _Clients) -> None:
+def _run(flow: Flow[..., Any], flow_run: FlowRun, clients: _ClientPool) -> None:
     """Run to a final state, which Prefect is told. Another worker that has taken the run meanwhile is no error."""
-    with suppress(Abort, Pause), clients.lent():
+    with suppress(Abort, Pause), clients.acquire():
         run_flow(flow, flow_run=flow_run, return_type="state")
 
 
@@ -601,7 +601,7 @@ def _sign(client: SyncPrefectClient, worker: str) -> None:
 class _UnderWay:
     """A run in a thread of its own, which does not keep the process from ending."""
 
-    def __init__(self, flow_run: FlowRun, clients: _Clients) -> None:
+    def __init__(self, flow_run: FlowRun, clients: _ClientPool) -> None:
         self.flow_run = flow_run
         self._clients = clients
         self.cancellation = Cancellation()

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from attachments.cli.main import main, setup
+from attachments.cli import setup
+from attachments.cli.main import main
 from attachments.demo.processes import surroundings
 
 ATTACHMENTS = str(Path(sys.executable).with_name("attachments"))

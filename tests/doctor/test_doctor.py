@@ -46,8 +46,8 @@ from attachments.doctor import schedules as schedules_of_the_doctor
 from attachments.doctor.deployments import look_at_deployments
 from attachments.doctor.examination import _Examination
 from attachments.doctor.findings import Finding, by_urgency, failed, ok, summary, warning
-from attachments.doctor.limits import Room, look_at_limits, room_in
-from attachments.doctor.probe import Silent, asked, trouble, within
+from attachments.doctor.limits import Capacity, capacity_of, look_at_limits
+from attachments.doctor.probe import NoResponse, asked, call_with_timeout, describe_error
 from attachments.doctor.receiver import SLOW, STUCK, look_at_inbox, look_at_receiver
 from attachments.doctor.reconciliation import look_at_reconciliation
 from attachments.doctor.schedules import look_at_schedules
@@ -102,13 +102,13 @@ def test_an_answer_is_waited_for_so_long_and_no_longer() -> None:
             raise
 
     started = time.monotonic()
-    with pytest.raises(Silent):
-        within(0.1, hang)
+    with pytest.raises(NoResponse):
+        call_with_timeout(0.1, hang)
     assert time.monotonic() - started < 5
     assert ended.wait(5)
-    assert within(5, lambda: 7) == 7
+    assert call_with_timeout(5, lambda: 7) == 7
     with pytest.raises(TimeoutError, match="its own"):
-        within(5, lambda: (_ for _ in ()).throw(TimeoutError("its own")))
+        call_with_timeout(5, lambda: (_ for _ in ()).throw(TimeoutError("its own")))
 
 
 def test_a_run_that_is_cancelled_ends_what_it_has_asked() -> None:
@@ -119,7 +119,7 @@ def test_a_run_that_is_cancelled_ends_what_it_has_asked() -> None:
     timer.start()
     try:
         with pytest.raises(cancellation.RunCancelled):
-            within(60, lambda: cancellation.sleep(60))
+            call_with_timeout(60, lambda: cancellation.sleep(60))
     finally:
         cancellation.CURRENT.reset(token)
         timer.join()
@@ -141,7 +141,7 @@ def test_a_module_that_another_one_shadows_is_called_that_and_no_proxy(
     for attempt, name in zip(attempts, ["module_that_is_nowhere", "shadowing_two", "shadowing_two"], strict=True):
         with pytest.raises((ImportError, AttributeError)) as caught:
             attempt()
-        text, remedy = trouble(caught.value)
+        text, remedy = describe_error(caught.value)
         assert text.startswith(f"Python cannot import the module {name} as it was installed (")
         assert "Run this from another folder" in remedy
         assert "proxy" not in text + remedy
@@ -152,7 +152,7 @@ def test_a_proxy_that_needs_a_package_is_called_that(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "socksio", None)
     with pytest.raises(ImportError) as caught:
         httpx.Client(proxy="socks5://127.0.0.1:1")
-    text, remedy = trouble(caught.value)
+    text, remedy = describe_error(caught.value)
     assert "proxy" in text
     assert "httpx[socks]" in remedy
 
@@ -178,7 +178,7 @@ def test_what_failed_comes_first_and_its_remedy_is_whole(
 @pytest.mark.parametrize("error", [httpx.ConnectError(CANARY), ValueError(CANARY), KeyError(CANARY)])
 def test_prefects_errors_are_told_without_their_text(error: Exception) -> None:
     """What happened, and what to do."""
-    text, remedy = trouble(error)
+    text, remedy = describe_error(error)
     assert CANARY not in text + remedy
     assert remedy.endswith(".")
 
@@ -322,7 +322,7 @@ def test_another_version_of_prefect_is_a_warning() -> None:
     with answering({"/health": (500, {})}) as address, Asked(address) as client:
         with pytest.raises(httpx.HTTPStatusError) as caught:
             asked(client, "GET", "/health")
-        assert trouble(caught.value)[0] == "Prefect's API answers 500."
+        assert describe_error(caught.value)[0] == "Prefect's API answers 500."
 
 
 @contextmanager
@@ -407,30 +407,30 @@ ACCOUNT = EmailgisticsAccount(api_key=SecretStr(KEY))
 @pytest.mark.parametrize(
     ("api", "other", "expected", "room"),
     [
-        (limit(), backlog(), (None, None), Room.FREE),
-        (limit(active_slots=100), backlog(), (None, None), Room.FULL),
-        (None, backlog(), ("There is none", None), Room.NONE),
-        (limit(), None, (None, "There is none"), Room.FREE),
-        (limit(active=False), backlog(), ("switched off", None), Room.NONE),
-        (limit(0), backlog(), ("It is 0", None), Room.NONE),
-        (limit(101), backlog(), ("It lets 101 calls", None), Room.FREE),
-        (limit(slot_decay_per_second=1.6), backlog(), ("come free by themselves", None), Room.FREE),
-        (limit(), backlog(active=False), (None, "switched off"), Room.FREE),
-        (limit(), backlog(slot_decay_per_second=0.1), (None, "come free by themselves"), Room.FREE),
-        (limit(), backlog(100), (None, "leaves live mail nothing of 100"), Room.FREE),
-        (limit(60), backlog(60), (None, "leaves live mail nothing of 60"), Room.FREE),
-        (limit(500), backlog(600), ("It lets 500 calls", "update emailgistics-backfill --limit 60`"), Room.FREE),
-        (limit(60), backlog(59), (None, None), Room.FREE),
+        (limit(), backlog(), (None, None), Capacity.FREE),
+        (limit(active_slots=100), backlog(), (None, None), Capacity.FULL),
+        (None, backlog(), ("There is none", None), Capacity.NONE),
+        (limit(), None, (None, "There is none"), Capacity.FREE),
+        (limit(active=False), backlog(), ("switched off", None), Capacity.NONE),
+        (limit(0), backlog(), ("It is 0", None), Capacity.NONE),
+        (limit(101), backlog(), ("It lets 101 calls", None), Capacity.FREE),
+        (limit(slot_decay_per_second=1.6), backlog(), ("come free by themselves", None), Capacity.FREE),
+        (limit(), backlog(active=False), (None, "switched off"), Capacity.FREE),
+        (limit(), backlog(slot_decay_per_second=0.1), (None, "come free by themselves"), Capacity.FREE),
+        (limit(), backlog(100), (None, "leaves live mail nothing of 100"), Capacity.FREE),
+        (limit(60), backlog(60), (None, "leaves live mail nothing of 60"), Capacity.FREE),
+        (limit(500), backlog(600), ("It lets 500 calls", "update emailgistics-backfill --limit 60`"), Capacity.FREE),
+        (limit(60), backlog(59), (None, None), Capacity.FREE),
         (
             limit(1, active_slots=0),
             backlog(1),
             (None, "`prefect global-concurrency-limit update emailgistics-api --limit"),
-            Room.FREE,
+            Capacity.FREE,
         ),
     ],
 )
 def test_a_limit_that_is_not_safe_is_a_failure(
-    api: Any, other: Any, expected: tuple[str | None, str | None], room: Room
+    api: Any, other: Any, expected: tuple[str | None, str | None], room: Capacity
 ) -> None:
     """Each way in which it would not keep the calls below the cap, or live mail from its share; and how to mend it."""
     found = list(look_at_limits(ACCOUNT, api, other))
@@ -439,7 +439,7 @@ def test_a_limit_that_is_not_safe_is_a_failure(
         assert (finding.status == "failed") == (text is not None)
         assert (text or "At most") in said(finding)
         assert bool(finding.remedy) == (text is not None)
-    assert room_in(api) is room
+    assert capacity_of(api) is room
 
 
 # ---- pool, queues, workers ----
@@ -804,15 +804,15 @@ LONG_AGO, SOON = "2026-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"
 @pytest.mark.parametrize(
     ("room", "taken", "pause", "expected"),
     [
-        (Room.FREE, 2, None, "FAILED   api-key default: Emailgistics does not answer within 0 s."),
-        (Room.FREE, 2, {"until": LONG_AGO}, "FAILED   api-key default: Emailgistics does not answer within 0 s."),
-        (Room.FREE, 2, "rubbish", "FAILED   api-key default: Emailgistics does not answer within 0 s."),
-        (Room.FREE, 3, None, "warning  api-key default: Not asked: all slots of the limit are taken"),
-        (Room.FULL, 2, None, "warning  api-key default: Not asked: all slots of the limit are taken"),
-        (Room.FREE, 2, {"until": SOON}, "warning  api-key default: Not asked: Emailgistics answered 429"),
+        (Capacity.FREE, 2, None, "FAILED   api-key default: Emailgistics does not answer within 0 s."),
+        (Capacity.FREE, 2, {"until": LONG_AGO}, "FAILED   api-key default: Emailgistics does not answer within 0 s."),
+        (Capacity.FREE, 2, "rubbish", "FAILED   api-key default: Emailgistics does not answer within 0 s."),
+        (Capacity.FREE, 3, None, "warning  api-key default: Not asked: all slots of the limit are taken"),
+        (Capacity.FULL, 2, None, "warning  api-key default: Not asked: all slots of the limit are taken"),
+        (Capacity.FREE, 2, {"until": SOON}, "warning  api-key default: Not asked: Emailgistics answered 429"),
     ],
 )
-def test_a_vendor_that_hangs_does_not_hang_the_doctor(room: Room, taken: int, pause: Any, expected: str) -> None:
+def test_a_vendor_that_hangs_does_not_hang_the_doctor(room: Capacity, taken: int, pause: Any, expected: str) -> None:
     """It is asked once, not three times; where a slot or the end of a pause was waited for, that is no failure."""
     told = SimpleNamespace(
         read_global_concurrency_limit_by_name=lambda _: limit(3, active_slots=taken),
@@ -843,7 +843,7 @@ def test_a_proxy_that_cannot_be_used_is_a_finding(proxy: str, monkeypatch: pytes
         # The pacer asks Prefect by the environment's proxies as well, and whoever comes here has reached Prefect.
         account.model_copy(update={"base_url": "https://c1.direct.example/api/v1"}).client()
         monkeypatch.setenv("HTTPS_PROXY", proxy)
-        (found,) = _Examination(cast("Any", None), 1)._vendor("default", account, Room.FREE)
+        (found,) = _Examination(cast("Any", None), 1)._vendor("default", account, Capacity.FREE)
     line = said(found)
     assert line.startswith("FAILED   api-key default: The proxy that the environment names")
     assert "HTTPS_PROXY" in line

@@ -12,7 +12,7 @@ from attachments.domain.backfill_request import IdFile, IdList, OrderError, Wind
 from attachments.domain.message_ids_source import ALLOWED
 from attachments.domain.progress import Counts, Pace, Tally
 from attachments.flows.backfill_attachments import _messages
-from attachments.runs.fan_out import Target
+from attachments.runs.fan_out import DownloadDeployment
 
 NOTHING: Mapping[str, None] = dict.fromkeys(("message_ids", "ids_url", "ids_block", "mailbox", "start", "end"))
 SPAN = {"mailbox": "claims@example.com", "start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00+01:00"}
@@ -74,7 +74,7 @@ def test_a_file_is_needed_no_longer_once_it_was_checked(tmp_path: Path, monkeypa
     monkeypatch.setenv(ALLOWED, tmp_path.as_uri())
     path = tmp_path / "ids.txt"
     path.write_text("messageId\na\nb\nc\n")
-    target = cast("Target", SimpleNamespace(store=SimpleNamespace(message_id=str)))
+    target = cast("DownloadDeployment", SimpleNamespace(store=SimpleNamespace(message_id=str)))
     with _messages(IdFile(str(path)), target) as messages:
         path.write_text("another\n")
         stream = iter(messages.stream)

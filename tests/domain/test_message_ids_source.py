@@ -28,7 +28,7 @@ from attachments.domain.backfill_request import IdFile
 from attachments.domain.message_ids import IdsError
 from attachments.domain.message_ids_source import ALLOWED, DEFAULT
 from attachments.flows import backfill_attachments as backfill
-from attachments.runs.fan_out import Target
+from attachments.runs.fan_out import DownloadDeployment
 from attachments.storage import StoreError
 from tests.servers.kinds import Rclone, Sftp
 from tests.storage.memory import PROTOCOL
@@ -37,7 +37,7 @@ A, B = "AAMkAGI1/a+b_c-d==", "AAMkAGI2-B="
 CANARY = "canary-7f3a91c2"
 IDS = f"{A}\n{B}\n".encode()
 PASSWORD = "correct horse"
-TARGET = cast("Target", SimpleNamespace(store=SimpleNamespace(message_id=str)))
+TARGET = cast("DownloadDeployment", SimpleNamespace(store=SimpleNamespace(message_id=str)))
 
 Blocks = Callable[..., None]
 

@@ -35,7 +35,7 @@ def running(shared_installation: Installation) -> Iterator[Installation]:
     shared_installation.since = datetime.now(UTC)
     yield shared_installation
     shared_installation.sandbox.control.clear_faults()
-    for process in shared_installation.road.processes:
+    for process in shared_installation.stack.processes:
         if process.code is not None:
             process.start()
     shared_installation.forget_unfinished_runs()

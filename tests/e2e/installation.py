@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
-from attachments.demo.processes import NotReady, Road, road, running, wait_for
+from attachments.demo.processes import NotReady, Stack, make_stack, running, wait_for
 from attachments.sandbox.process import Sandbox, running_sandbox
 from attachments.storage import Manifest, message_key
 from tests.servers.recorder import recording
@@ -37,7 +37,7 @@ exec "$@"
 class Installation:
     """A running road with the sandbox at its start."""
 
-    road: Road
+    stack: Stack
     sandbox: Sandbox
     prefect: httpx.Client
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -46,12 +46,12 @@ class Installation:
     @property
     def prefect_settings(self) -> dict[Any, str]:
         """With them, the test's own process uses this Prefect."""
-        return {PREFECT_API_URL: self.road.api_url, PREFECT_API_AUTH_STRING: ":".join(self.road.prefect_password)}
+        return {PREFECT_API_URL: self.stack.api_url, PREFECT_API_AUTH_STRING: ":".join(self.stack.prefect_password)}
 
     def send(self, message: dict[str, Any], deployment: str = "default", **options: Any) -> list[dict[str, Any]]:
         """Have the sandbox deliver a message's webhook; every delivery must succeed."""
         deliveries = self.sandbox.control.deliver(
-            message_id=message["id"], url=self.road.webhook_url(deployment), secret=self.road.secret, **options
+            message_id=message["id"], url=self.stack.webhook_url(deployment), secret=self.stack.secret, **options
         )
         assert [delivery["outcome"] for delivery in deliveries] == ["success"] * len(deliveries)
         return deliveries
@@ -155,8 +155,8 @@ class Installation:
         nothing = {"id": "probe", "event": "something-else"}
 
         def known() -> bool:
-            headers = {"Authorization": f"Bearer {self.road.secret}"}
-            url = self.road.webhook_url(name)
+            headers = {"Authorization": f"Bearer {self.stack.secret}"}
+            url = self.stack.webhook_url(name)
             return httpx.post(url, json=nothing, headers=headers, trust_env=False).is_success
 
         wait_for(known, f"the receiver to know deployment {name}")
@@ -164,12 +164,12 @@ class Installation:
     def save_blocks(self, code: str) -> None:
         """Run code that saves blocks, as a user's script would."""
         prelude = "from attachments.blocks import AttachmentStore, EmailgisticsAccount\n"
-        self.road.run("python", "-c", prelude + textwrap.dedent(code))
+        self.stack.run("python", "-c", prelude + textwrap.dedent(code))
 
     def manifest(self, message: dict[str, Any], root: Path | None = None) -> Manifest | None:
         """The manifest of a message as it stands in the store."""
         key = message_key(message["id"])
-        path = (root or self.road.store) / key / "manifest.json"
+        path = (root or self.stack.store) / key / "manifest.json"
         return Manifest.from_bytes(path.read_bytes(), message_key=key) if path.exists() else None
 
     def complete_manifest(self, message: dict[str, Any]) -> Manifest:
@@ -186,7 +186,7 @@ class Installation:
 
     def files(self, message: dict[str, Any]) -> list[Path]:
         """The message's files in the store, manifest aside."""
-        folder = self.road.store / message_key(message["id"])
+        folder = self.stack.store / message_key(message["id"])
         return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
 
     def calls(self, message: dict[str, Any], endpoint: str | None = None) -> list[dict[str, Any]]:
@@ -195,7 +195,7 @@ class Installation:
 
     def is_idle(self) -> bool:
         """Whether the inbox is empty and no run is under way, or will be within a minute."""
-        ready = httpx.get(f"{self.road.receiver_url}/ready", trust_env=False).json()
+        ready = httpx.get(f"{self.stack.receiver_url}/ready", trust_env=False).json()
         return ready["inbox"] == 0 and all(run["state_type"] in FINAL or _is_far_off(run) for run in self.runs())
 
     def forget_unfinished_runs(self) -> None:
@@ -216,7 +216,7 @@ class Installation:
         code = (
             f"from prefect.events import Event\nimport anyio\n{EMIT}\nanyio.run(emit, Event.model_validate({body!r}))"
         )
-        self.road.run("python", "-c", code)
+        self.stack.run("python", "-c", code)
 
     def events(self, name: str, resource: str) -> list[dict[str, Any]]:
         """Events of that name about that resource, which Prefect keeps."""
@@ -230,9 +230,9 @@ class Installation:
 
     def everything_kept(self) -> Iterator[tuple[str, bytes]]:
         """Every place where customer data must not be: Prefect's tables, and what every process has printed."""
-        for log in sorted(self.road.folder.glob("*.log")):
+        for log in sorted(self.stack.folder.glob("*.log")):
             yield log.name, log.read_bytes()
-        with sqlite3.connect(f"file:{self.road.database}?mode=ro", uri=True) as database:
+        with sqlite3.connect(f"file:{self.stack.database}?mode=ro", uri=True) as database:
             database.text_factory = bytes
             tables = [
                 name.decode() for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type='table'")
@@ -241,7 +241,7 @@ class Installation:
                 for row in database.execute(f'SELECT * FROM "{table}"'):
                     yield f"table {table}", b" ".join(v if isinstance(v, bytes) else str(v).encode() for v in row)
         database.close()
-        for path in (self.road.database, Path(f"{self.road.database}-wal")):
+        for path in (self.stack.database, Path(f"{self.stack.database}-wal")):
             if path.exists():
                 yield path.name, path.read_bytes()
 
@@ -297,7 +297,7 @@ def installation(
     with running_sandbox(limit=limit) as sandbox, recording() as proxy:
         # None of them may be asked for anything: all that the processes connect to is on this machine.
         proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), proxy.url)
-        stack = road(folder, sandbox.base_url, sandbox.key)
+        stack = make_stack(folder, sandbox.base_url, sandbox.key)
         stack = replace(stack, environment={**stack.environment, **proxies})
         for process in stack.processes:
             process.environment = {**process.environment, **proxies}

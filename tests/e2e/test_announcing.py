@@ -22,8 +22,8 @@ def announced(running: Installation, message: dict[str, Any]) -> list[dict[str, 
 @contextmanager
 def watched_worker(running: Installation) -> Iterator[Proxy]:
     """The worker started again, with a proxy between it and Prefect; afterwards again without."""
-    worker, environment = running.road.worker, running.road.worker.environment
-    with Proxy(urlsplit(running.road.api_url).port or 0) as proxy:
+    worker, environment = running.stack.worker, running.stack.worker.environment
+    with Proxy(urlsplit(running.stack.api_url).port or 0) as proxy:
         worker.kill()
         worker.environment = {**environment, "PREFECT_API_URL": f"http://127.0.0.1:{proxy.port}/api"}
         worker.start()
@@ -73,7 +73,7 @@ def test_a_worker_killed_between_manifest_and_final_state_leaves_nothing_untold(
     running: Installation, steps: list[str]
 ) -> None:
     """`kill -9` at each step: the run's next worker completes it, with one event, and asks Emailgistics nothing."""
-    worker = running.road.worker
+    worker = running.stack.worker
     with watched_worker(running) as proxy:
         for name in steps:
             step = STEPS[name]

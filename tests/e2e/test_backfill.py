@@ -72,12 +72,12 @@ def test_a_file_of_ids_is_taken_in_each_form(running: Installation) -> None:
     """Lines, packed CSV with other columns, and JSON lines: whichever it is, the same messages are done."""
     messages = added(running, 3)
     ids = [message["id"] for message in messages]
-    (running.road.ids / "ids.txt").write_text("\ufeff" + "\r\n".join(ids) + "\r\n\r\n")
+    (running.stack.ids / "ids.txt").write_text("\ufeff" + "\r\n".join(ids) + "\r\n\r\n")
     rows = "".join(f'"{CANARY}, a subject",{one}\n' for one in ids)
-    (running.road.ids / "ids.csv.gz").write_bytes(gzip.compress(f"subject,messageId\n{rows}".encode()))
-    (running.road.ids / "ids.jsonl").write_text("".join(json.dumps({"messageId": one}) + "\n" for one in ids))
+    (running.stack.ids / "ids.csv.gz").write_bytes(gzip.compress(f"subject,messageId\n{rows}".encode()))
+    (running.stack.ids / "ids.jsonl").write_text("".join(json.dumps({"messageId": one}) + "\n" for one in ids))
     said = [
-        backfill(running, ids_url=(running.road.ids / name).as_uri())["state"]["message"]
+        backfill(running, ids_url=(running.stack.ids / name).as_uri())["state"]["message"]
         for name in ("ids.txt", "ids.csv.gz", "ids.jsonl")
     ]
     assert said == ["Of 3 messages 3 done now.", *["Of 3 messages 3 done before."] * 2]
@@ -124,16 +124,16 @@ def test_an_attempt_that_follows_goes_on_with_the_same_runs(running: Installatio
 def test_bad_input_is_refused_before_anything_is_done(running: Installation) -> None:
     """Must show 5: one clear sentence, and no run was made and no call."""
     (message,) = added(running, 1)
-    (running.road.ids / "wrong.csv").write_text(f"subject,id\n{CANARY},{message['id']}\n")
-    (running.road.ids / "late.txt").write_text(f"{message['id']}\n{CANARY} b\n")
+    (running.stack.ids / "wrong.csv").write_text(f"subject,id\n{CANARY},{message['id']}\n")
+    (running.stack.ids / "late.txt").write_text(f"{message['id']}\n{CANARY} b\n")
     span = {"mailbox": "claims@example.com", "start": "2026-01-01T00:00:00Z", "end": "2026-02-01T00:00:00Z"}
     running.sandbox.control.clear_requests()
     asked: list[tuple[dict[str, Any], str]] = [
         ({}, "Set one of message_ids, ids_url, and mailbox"),
         ({"message_ids": [message["id"], "a b"]}, "Number 2 of the message ids is no message id"),
-        ({"ids_url": str(running.road.ids / "wrong.csv")}, "none is named messageId"),
-        ({"ids_url": str(running.road.ids / "late.txt")}, "Line 2 is no message id"),
-        ({"ids_url": str(running.road.ids / "missing.txt")}, "There is no file of ids at that URL"),
+        ({"ids_url": str(running.stack.ids / "wrong.csv")}, "none is named messageId"),
+        ({"ids_url": str(running.stack.ids / "late.txt")}, "Line 2 is no message id"),
+        ({"ids_url": str(running.stack.ids / "missing.txt")}, "There is no file of ids at that URL"),
         ({"ids_url": "/etc/hostname"}, "The worker may not read ids from there"),
         ({**span, "start": "2026-01-01"}, "start is a date without a time"),
         ({**span, "end": "2025-02-01T00:00:00Z"}, "end is not after start"),

@@ -25,7 +25,7 @@ def by_api(running: Installation, run: dict[str, Any]) -> None:
 
 def by_command(running: Installation, run: dict[str, Any]) -> None:
     """As a person in a terminal does."""
-    running.road.run("prefect", "flow-run", "cancel", run["id"])
+    running.stack.run("prefect", "flow-run", "cancel", run["id"])
 
 
 def cancelled_in_time(
@@ -43,8 +43,8 @@ def cancelled_in_time(
     took = time.monotonic() - asked
     print(f"cancelled after {took:.1f} s")
     assert took < SECONDS
-    assert (f"{run['id']} is cancelled; its thread sleeps" in running.road.worker.printed()) is sleeps
-    incoming = running.road.store / ".incoming"
+    assert (f"{run['id']} is cancelled; its thread sleeps" in running.stack.worker.printed()) is sleeps
+    incoming = running.stack.store / ".incoming"
 
     def is_gone() -> bool:
         return not [path for path in incoming.glob("*") if message_key(message["id"]) in path.name]

@@ -24,7 +24,7 @@ from attachments.foundation import cancellation
 from attachments.foundation.cancellation import CURRENT, Cancellation
 from attachments.runs import fan_out
 from attachments.runs.child_runs import Child, ChildRuns
-from attachments.runs.fan_out import ChildrenLeft, Starved, Target, Wanted, process
+from attachments.runs.fan_out import DownloadDeployment, FanOutCancelled, MessageRef, Starved, run_children
 from attachments.runs.run_outcome import FAILED_FOR_NOW, coded
 from attachments.storage import Manifest, ManifestAttachment, Store, message_key, open_store
 from attachments.storage.errors import AccessDenied
@@ -36,7 +36,7 @@ class Bench:
     """A deployment that no worker serves, and what a worker would say of its runs."""
 
     running: Installation
-    target: Target
+    target: DownloadDeployment
     store: Store
     prefix: str
     more_tags: tuple[str, ...] = ()
@@ -52,12 +52,12 @@ class Bench:
     def tags(self) -> list[str]:
         return [self.prefix, *self.more_tags]
 
-    def wanted(self, *names: str) -> list[Wanted]:
-        return [Wanted(message_id=f"{self.prefix}-{name}") for name in names]
+    def wanted(self, *names: str) -> list[MessageRef]:
+        return [MessageRef(message_id=f"{self.prefix}-{name}") for name in names]
 
-    def process(self, wanted: Sequence[Wanted], prefix: str = "", **options: Any) -> Counts:
+    def process(self, wanted: Sequence[MessageRef], prefix: str = "", **options: Any) -> Counts:
         with temporary_settings(self.running.prefect_settings):
-            return process(wanted, self.target, key_prefix=prefix or self.prefix, tags=self.tags, **options)
+            return run_children(wanted, self.target, key_prefix=prefix or self.prefix, tags=self.tags, **options)
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """By the name of the message."""
@@ -70,7 +70,7 @@ class Bench:
             body = {"state": one, "force": True}
             self.running._post(f"flow_runs/{self.runs()[which]['id']}/set_state", body)
 
-    def settle(self, wanted: Wanted, outcome: str = "stored", name: str = "a.pdf") -> None:
+    def settle(self, wanted: MessageRef, outcome: str = "stored", name: str = "a.pdf") -> None:
         """As a run that has done it."""
         entry = ManifestAttachment.model_validate(
             {"id": "x", "attachment_key": message_key("x"), "name": name, "outcome": outcome}
@@ -81,7 +81,7 @@ class Bench:
         self.store.update_manifest(wanted.key, lambda _: manifest)
 
     @contextmanager
-    def processing(self, wanted: Sequence[Wanted], **options: Any) -> Iterator[tuple[Any, Cancellation]]:
+    def processing(self, wanted: Sequence[MessageRef], **options: Any) -> Iterator[tuple[Any, Cancellation]]:
         """While it goes on in another thread, which can be cancelled."""
         cancellation = Cancellation()
 
@@ -106,7 +106,7 @@ def bench(running: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     running._post("work_pools/", {"name": prefix, "type": "warm"})
     store = open_store((tmp_path / "store").as_uri())
     account = EmailgisticsAccount(api_key=SecretStr("unused"))
-    target = Target(prefix, uuid4(), prefix, "default", Filter(), account, store)
+    target = DownloadDeployment(prefix, uuid4(), prefix, "default", Filter(), account, store)
     served = Bench(running, target, store, prefix)
     return replace(served, target=replace(target, deployment_id=served.another_deployment("mail")))
 
@@ -192,7 +192,7 @@ def test_the_runs_of_others_are_heeded(bench: Bench, monkeypatch: pytest.MonkeyP
     ended: list[tuple[str, str]] = []
     made: list[str] = []
     options: dict[str, Any] = {
-        "avoids_others": True,
+        "skip_existing_runs": True,
         "on_made": lambda one, _: made.append(one.message_id.rpartition("-")[2]),
         "on_ended": lambda one, child: ended.append((one.message_id.rpartition("-")[2], child.stage.value)),
     }
@@ -227,10 +227,10 @@ def test_what_another_kind_of_run_has_not_found_is_tried_once_more(bench: Bench)
         future.result(60)
     kind = f"{bench.prefix}-kind"
     mine = Bench(bench.running, bench.target, bench.store, kind)
-    with mine.processing(wanted, avoids_others=True) as (future, _):
+    with mine.processing(wanted, skip_existing_runs=True) as (future, _):
         mine.end("early", "FAILED", message=coded("It is not there", "not-found"))
         assert dict(future.result(60).failed) == {"not-found": 1}
-    assert dict(mine.process(wanted, avoids_others=True, prefix=f"{kind}-next").failed) == {"not-found": 1}
+    assert dict(mine.process(wanted, skip_existing_runs=True, prefix=f"{kind}-next").failed) == {"not-found": 1}
     assert len(bench.running.tagged(kind)) == 1, "and no more than once"
 
 
@@ -241,11 +241,11 @@ def test_what_was_cancelled_with_its_caller_is_done_after_all(bench: Bench) -> N
         bench.end("unwanted", "CANCELLED", message="no, thanks")
         until(lambda: "withdrawn" in bench.runs(), "the other run")
         cancellation.cancel()
-        with pytest.raises(ChildrenLeft):
+        with pytest.raises(FanOutCancelled):
             future.result(60)
     assert {run["state_type"] for run in bench.runs().values()} == {"CANCELLED"}
     mine = replace(bench, more_tags=(f"{bench.prefix}-mine",))
-    with mine.processing(wanted, avoids_others=True) as (_, cancellation):
+    with mine.processing(wanted, skip_existing_runs=True) as (_, cancellation):
         until(lambda: len(bench.running.tagged(f"{bench.prefix}-mine")) == 1, "a new run")
         time.sleep(0.5)
         (again,) = bench.running.tagged(f"{bench.prefix}-mine")
@@ -267,7 +267,7 @@ def test_later_attempts_are_not_waited_for(bench: Bench) -> None:
             },
         }
         bench.running._post(f"deployments/{bench.target.deployment_id}/create_flow_run", body)
-    counts = bench.process(wanted, avoids_others=True)
+    counts = bench.process(wanted, skip_existing_runs=True)
     assert (counts.for_now, counts.elsewhere, counts.seen) == (1, 1, 2)
 
 
@@ -300,7 +300,7 @@ def test_never_more_than_a_few_are_unfinished(bench: Bench, monkeypatch: pytest.
     monkeypatch.setattr(fan_out, "AHEAD", 4)
     read = []
 
-    def stream() -> Iterator[Wanted]:
+    def stream() -> Iterator[MessageRef]:
         for wanted in bench.wanted(*(str(number) for number in range(40))):
             read.append(wanted)
             yield wanted
@@ -315,7 +315,7 @@ def test_never_more_than_a_few_are_unfinished(bench: Bench, monkeypatch: pytest.
         time.sleep(0.5)
         assert len(bench.runs()) == 6
         cancellation.cancel()
-        with pytest.raises(ChildrenLeft, match="5 runs that waited were cancelled"):
+        with pytest.raises(FanOutCancelled, match="5 runs that waited were cancelled"):
             future.result(60)
     assert sorted(run["state_type"] for run in bench.runs().values()) == [*["CANCELLED"] * 5, "COMPLETED"]
 
@@ -328,7 +328,9 @@ def test_cancelling_leaves_alone_what_has_started(bench: Bench) -> None:
         bench.running._post(f"flow_runs/{bench.runs()['a']['id']}/set_state", body)
         time.sleep(1)
         cancellation.cancel()
-        with pytest.raises(ChildrenLeft, match="1 run that waited was cancelled with it; 1 that had started finishes"):
+        with pytest.raises(
+            FanOutCancelled, match="1 run that waited was cancelled with it; 1 that had started finishes"
+        ):
             future.result(60)
     assert {name: run["state_type"] for name, run in bench.runs().items()} == {"a": "RUNNING", "b": "CANCELLED"}
 
@@ -341,7 +343,7 @@ def test_a_caller_in_the_way_is_told(bench: Bench, monkeypatch: pytest.MonkeyPat
         until(lambda: "other" in bench.runs(), "another run")
         body = {"state": {"type": "RUNNING"}, "force": True}
         bench.running._post(f"flow_runs/{bench.runs()['other']['id']}/set_state", body)
-        with bench.processing(bench.wanted("mine"), steps_aside=True) as (future, _):
+        with bench.processing(bench.wanted("mine"), yield_slot=True) as (future, _):
             time.sleep(4)
             assert not future.done()
             bench.end("other")
@@ -358,7 +360,7 @@ def test_those_who_wait_likewise_are_not_waited_for(bench: Bench, monkeypatch: p
     waits = bench.another_deployment("waits", "reconcile-attachments")
     run = bench.running._post(f"deployments/{waits}/create_flow_run", {"state": {"type": "PENDING"}})
     bench.running._post(f"flow_runs/{run['id']}/set_state", {"state": {"type": "RUNNING"}, "force": True})
-    with bench.processing(bench.wanted("mine"), steps_aside=True) as (future, _), pytest.raises(Starved):
+    with bench.processing(bench.wanted("mine"), yield_slot=True) as (future, _), pytest.raises(Starved):
         future.result(60)
 
 
@@ -375,7 +377,7 @@ def test_cancelling_takes_the_later_attempts_along(bench: Bench) -> None:
     with bench.processing(bench.wanted("a")) as (future, cancellation):
         until(lambda: "a" in bench.runs(), "its run")
         cancellation.cancel()
-        with pytest.raises(ChildrenLeft, match="2 runs that waited were cancelled with it"):
+        with pytest.raises(FanOutCancelled, match="2 runs that waited were cancelled with it"):
             future.result(60)
     assert {name: run["state_type"] for name, run in bench.runs().items()} == {"a": "CANCELLED", "ours": "CANCELLED"}
     (others,) = bench.running.tagged(f"{bench.prefix}-others")
@@ -387,7 +389,7 @@ def test_what_reads_the_messages_ends_with_the_caller(bench: Bench, monkeypatch:
     monkeypatch.setattr(fan_out, "NOBODY", 1.0)
     begun = 0
 
-    def stream() -> Iterator[Wanted]:
+    def stream() -> Iterator[MessageRef]:
         nonlocal begun
         yield from bench.wanted("a")
         while True:
@@ -395,7 +397,7 @@ def test_what_reads_the_messages_ends_with_the_caller(bench: Bench, monkeypatch:
             cancellation.sleep(0.2)
 
     with pytest.raises(Starved):
-        bench.process(stream(), steps_aside=True)  # type: ignore[arg-type]
+        bench.process(stream(), yield_slot=True)  # type: ignore[arg-type]
     time.sleep(0.3)
     known = begun
     time.sleep(1)
@@ -409,7 +411,7 @@ def test_cancelling_says_when_something_may_be_left(bench: Bench, monkeypatch: p
     with bench.processing(bench.wanted("a")) as (future, cancellation):
         until(lambda: "a" in bench.runs(), "its run")
         cancellation.cancel()
-        with pytest.raises(ChildrenLeft, match=r"More of them may still wait: cancel the runs with its tag\."):
+        with pytest.raises(FanOutCancelled, match=r"More of them may still wait: cancel the runs with its tag\."):
             future.result(60)
 
 
@@ -417,10 +419,10 @@ def test_cancelling_says_when_something_may_be_left(bench: Bench, monkeypatch: p
 def test_waiting_takes_no_processor(bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """For a report, or for a Prefect that does not answer: live mail has its runs in the same process."""
     rounds = 0
-    move_on = fan_out._Work._move_on
+    move_on = fan_out.FanOut._move_on
     look = ChildRuns.look
 
-    def counted(work: fan_out._Work) -> None:
+    def counted(work: fan_out.FanOut) -> None:
         nonlocal rounds
         rounds += 1
         move_on(work)
@@ -429,11 +431,11 @@ def test_waiting_takes_no_processor(bench: Bench, monkeypatch: pytest.MonkeyPatc
         time.sleep(3)
         return look(runs, run_ids, at_all=at_all)
 
-    def stream() -> Iterator[Wanted]:
+    def stream() -> Iterator[MessageRef]:
         time.sleep(3)
         yield from []
 
-    monkeypatch.setattr(fan_out._Work, "_move_on", counted)
+    monkeypatch.setattr(fan_out.FanOut, "_move_on", counted)
     if what == "stream":
         bench.process(stream())  # type: ignore[arg-type]
     else:
@@ -447,7 +449,7 @@ def test_waiting_takes_no_processor(bench: Bench, monkeypatch: pytest.MonkeyPatc
 def test_what_reading_the_messages_raises_comes_out(bench: Bench) -> None:
     """A report that breaks off, a file that has changed: after what came before it was begun."""
 
-    def stream() -> Iterator[Wanted]:
+    def stream() -> Iterator[MessageRef]:
         yield from bench.wanted("a")
         raise KeyError("broken off")
 
@@ -459,11 +461,11 @@ def test_what_reading_the_messages_raises_comes_out(bench: Bench) -> None:
 @pytest.mark.soak
 def test_prefect_away_is_waited_for(bench: Bench) -> None:
     """Its server is stopped while runs wait: the caller goes on when it is back."""
-    with bench.processing(bench.wanted("a", "b"), steps_aside=True) as (future, _):
+    with bench.processing(bench.wanted("a", "b"), yield_slot=True) as (future, _):
         until(lambda: len(bench.runs()) == 2, "both runs")
-        bench.running.road.prefect.kill()
+        bench.running.stack.prefect.kill()
         time.sleep(3)
-        bench.running.road.prefect.start()
+        bench.running.stack.prefect.start()
         bench.end("a")
         bench.end("b")
         assert future.result(60) == Counts(seen=2, succeeded=2)

@@ -99,7 +99,7 @@ def test_something_else_under_the_key_is_an_error_and_stays_untouched(running: I
     message = running.sandbox.control.add_message(
         attachments=[{"name": "contract.pdf", "bytes": 1000}, {"name": "other.pdf", "bytes": 10}]
     )
-    folder = running.road.store / message_key(message["id"]) / attachment_key(message["attachments"][0]["id"])
+    folder = running.stack.store / message_key(message["id"]) / attachment_key(message["attachments"][0]["id"])
     folder.mkdir(parents=True)
     (folder / "contract.pdf").write_bytes(b"somebody else's")
     run = running.run_deployment(message_id=message["id"])
@@ -140,10 +140,10 @@ def test_hostile_and_colliding_names_all_arrive_each_in_its_folder(running: Inst
     )
     running.send(message)
     manifest = running.complete_manifest(message)
-    root = running.road.store / message_key(message["id"])
+    root = running.stack.store / message_key(message["id"])
     for n, entry in enumerate(manifest.attachments):
         assert entry.key is not None
-        path = running.road.store / entry.key
+        path = running.stack.store / entry.key
         assert path.read_text() == f"content {n}"
         assert path.parent == root / entry.attachment_key
         assert len(path.name.encode()) <= 255

@@ -15,7 +15,7 @@ def test_a_locked_database_delays_and_loses_nothing(running: Installation) -> No
     messages = [
         running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": f"message {n}"}]) for n in range(5)
     ]
-    lock = sqlite3.connect(running.road.database, isolation_level=None, timeout=60)
+    lock = sqlite3.connect(running.stack.database, isolation_level=None, timeout=60)
     try:
         lock.execute("BEGIN EXCLUSIVE")
         for message in messages:
@@ -47,8 +47,8 @@ def test_a_429_storm_slows_down_and_everything_completes(running: Installation) 
 @pytest.mark.timeout(900)
 def test_a_429_storm_costs_each_worker_two_calls(running: Installation) -> None:
     """The vendor says 429 for 90 s to two workers in the midst of their work; in the end all is stored."""
-    log = running.road.folder / "second worker.log"
-    second = dataclasses.replace(running.road.worker, log=log, is_ready=lambda: "started!" in second.printed())
+    log = running.stack.folder / "second worker.log"
+    second = dataclasses.replace(running.stack.worker, log=log, is_ready=lambda: "started!" in second.printed())
     second.start()
     try:
         made = running.sandbox.control.add_messages(

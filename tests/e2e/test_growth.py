@@ -54,7 +54,7 @@ def run_all(running: Installation, messages: list[dict[str, Any]]) -> None:
 
 def held(running: Installation, probe: str) -> Held:
     """Once the worker has come to rest."""
-    folder = Path(f"/proc/{running.road.worker.pid}")
+    folder = Path(f"/proc/{running.stack.worker.pid}")
 
     def status() -> dict[str, str]:
         return dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())

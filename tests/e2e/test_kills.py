@@ -26,7 +26,7 @@ def test_kills_of_every_process_lose_nothing(running: Installation) -> None:
         control.add_message(attachments=[{"name": f"{n}-{part}.bin", "bytes": 200_000} for part in range(2)])
         for n in range(MESSAGES)
     ]
-    victims = list(running.road.processes)
+    victims = list(running.stack.processes)
     chance.shuffle(victims)
     delays = [chance.uniform(0.5, 3) for _ in victims]
 
@@ -35,8 +35,8 @@ def test_kills_of_every_process_lose_nothing(running: Installation) -> None:
             pool.submit(
                 control.deliver,
                 message_id=message["id"],
-                url=running.road.webhook_url(),
-                secret=running.road.secret,
+                url=running.stack.webhook_url(),
+                secret=running.stack.secret,
                 retry_delay=15,
             )
             if number % 6 == 3 and victims:
@@ -60,8 +60,8 @@ def test_a_killed_worker_leaves_its_run_to_the_next_one(running: Installation) -
     running.sandbox.control.fault(endpoint="download", message_id=message["id"], times=1, fault=fault)
     running.send(message)
     until(lambda: bool(running.calls(message, "download")), "the download to begin")
-    running.road.worker.kill()
-    running.road.worker.start()
+    running.stack.worker.kill()
+    running.stack.worker.start()
     alive = time.monotonic()
     manifest = running.complete_manifest(message)
     print(f"taken up and complete {time.monotonic() - alive:.0f} s after a worker was alive")
@@ -70,16 +70,16 @@ def test_a_killed_worker_leaves_its_run_to_the_next_one(running: Installation) -
     assert len(running.files(message)) == 1
     assert len(running.runs(message_id=message["id"])) == 1
     assert not [
-        path for path in (running.road.store / ".incoming").iterdir() if message_key(message["id"]) in path.name
+        path for path in (running.stack.store / ".incoming").iterdir() if message_key(message["id"]) in path.name
     ]
 
 
 def test_a_run_whose_final_state_prefect_did_not_hear_ends_completed(running: Installation) -> None:
     """Prefect's engine raises then. The worker takes the run up again, which has nothing to download any more."""
-    worker = running.road.worker
+    worker = running.stack.worker
     environment = worker.environment
     set_state = "/api/flow_runs/[^/]+/set_state"
-    with Proxy(httpx.URL(running.road.api_url).port or 0) as proxy:
+    with Proxy(httpx.URL(running.stack.api_url).port or 0) as proxy:
         address = f"http://127.0.0.1:{proxy.port}/api"
         # With its default Prefect's client asks again for a minute.
         worker.environment = {**environment, "PREFECT_API_URL": address, "PREFECT_CLIENT_MAX_RETRIES": "0"}
@@ -113,7 +113,7 @@ def test_sigterm_lets_a_short_run_finish(running: Installation) -> None:
     running.sandbox.control.fault(endpoint="download", message_id=message["id"], times=1, fault=fault)
     running.send(message)
     until(lambda: bool(running.calls(message, "download")), "the download to begin")
-    assert running.road.worker.stop() == 0
+    assert running.stack.worker.stop() == 0
     manifest = running.manifest(message)
     assert manifest is not None
     assert manifest.complete
@@ -127,12 +127,12 @@ def test_sigterm_hands_a_long_run_back_within_the_deadline(running: Installation
     running.sandbox.control.fault(endpoint="download", message_id=message["id"], times=1, fault=fault)
     running.send(message)
     until(lambda: bool(running.calls(message, "download")), "the download to begin")
-    running.road.worker.signal(signal.SIGTERM)
-    until(lambda: running.road.worker.code is not None, "the worker to end")
+    running.stack.worker.signal(signal.SIGTERM)
+    until(lambda: running.stack.worker.code is not None, "the worker to end")
     (run,) = running.runs(message_id=message["id"])
     assert run["state_name"] == "AwaitingRetry"
     assert running.files(message) == []
-    running.road.worker.start()
+    running.stack.worker.start()
     running.complete_manifest(message)
     assert len(running.files(message)) == 1
 
@@ -143,7 +143,7 @@ def test_webhooks_are_taken_while_prefect_is_away(running: Installation, number:
     messages = [
         running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": f"message {n}"}]) for n in range(5)
     ]
-    server = running.road.prefect
+    server = running.stack.prefect
     server.signal(number)
     try:
         for message in messages:

@@ -15,8 +15,8 @@ def test_a_canary_is_found_in_the_store_alone(running: Installation) -> None:
     """
     control = running.sandbox.control
     running.save_blocks(f"""
-        AttachmentStore(url="file://{running.road.folder}/small").save("small", overwrite=True)
-        AttachmentStore(url="file://{running.road.folder}/readonly/store").save("readonly", overwrite=True)
+        AttachmentStore(url="file://{running.stack.folder}/small").save("small", overwrite=True)
+        AttachmentStore(url="file://{running.stack.folder}/readonly/store").save("readonly", overwrite=True)
     """)
 
     def message(**fault: object) -> dict[str, object]:
@@ -58,10 +58,10 @@ def test_a_canary_is_found_in_the_store_alone(running: Installation) -> None:
 
     (file, _) = running.files(stored)
     assert CANARY in file.name
-    assert CANARY.encode() in (running.road.store / message_key(str(stored["id"])) / "manifest.json").read_bytes()
+    assert CANARY.encode() in (running.stack.store / message_key(str(stored["id"])) / "manifest.json").read_bytes()
     assert CANARY not in str(answers)
     until(running.is_idle, "the inbox to be empty")
-    for path in running.road.folder.glob("inbox.sqlite*"):
+    for path in running.stack.folder.glob("inbox.sqlite*"):
         assert CANARY.encode() not in path.read_bytes()
     leaks = {place for place, content in running.everything_kept() if CANARY.encode() in content}
     assert leaks == set()
@@ -72,7 +72,7 @@ def test_no_key_or_secret_is_kept_in_the_clear(running: Installation) -> None:
     message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "a"}])
     running.send(message)
     running.complete_manifest(message)
-    secrets = (running.sandbox.key.encode(), running.road.secret.encode())
+    secrets = (running.sandbox.key.encode(), running.stack.secret.encode())
     leaks = {place for place, content in running.everything_kept() for secret in secrets if secret in content}
     assert leaks == set()
 
@@ -86,8 +86,8 @@ def test_a_store_that_fails_is_a_typed_error_and_a_retry_finishes(
 ) -> None:
     """Fault 21: what was stored stays; the error is named by key; once the store is well, a retry does the rest."""
     running.save_blocks(f"""
-        AttachmentStore(url="file://{running.road.folder}/small").save("small", overwrite=True)
-        AttachmentStore(url="file://{running.road.folder}/readonly/store").save("readonly", overwrite=True)
+        AttachmentStore(url="file://{running.stack.folder}/small").save("small", overwrite=True)
+        AttachmentStore(url="file://{running.stack.folder}/readonly/store").save("readonly", overwrite=True)
     """)
     message = running.sandbox.control.add_message(
         attachments=[{"name": "small.bin", "bytes": 1000}, {"name": "large.bin", "bytes": 2_000_000}]
@@ -97,8 +97,8 @@ def test_a_store_that_fails_is_a_typed_error_and_a_retry_finishes(
     assert remedy in run["state"]["message"]
     assert code in str(running.artifacts(run["id"])) or store == "readonly"
     if store == "small":
-        root = running.road.folder / "small"
-        seen_by_worker = f"/proc/{running.road.worker.pid}/root{root}"
+        root = running.stack.folder / "small"
+        seen_by_worker = f"/proc/{running.stack.worker.pid}/root{root}"
         manifest = running.manifest(message, root=type(root)(seen_by_worker))
         assert manifest is not None
         assert [entry.outcome for entry in manifest.attachments] == ["stored", "failed"]

@@ -35,7 +35,7 @@ def added(running: Installation, count: int) -> list[dict[str, Any]]:
 
 
 def count_done(running: Installation, messages: list[dict[str, Any]]) -> int:
-    return sum((running.road.store / message_key(one["id"]) / "manifest.json").exists() for one in messages)
+    return sum((running.stack.store / message_key(one["id"]) / "manifest.json").exists() for one in messages)
 
 
 def test_kills_of_worker_and_server_during_a_long_backfill(unpaced: Installation) -> None:
@@ -44,20 +44,20 @@ def test_kills_of_worker_and_server_during_a_long_backfill(unpaced: Installation
     print(f"seed {seed}; repeat with KILL_SEED={seed}")
     chance = random.Random(seed)
     messages = added(unpaced, MESSAGES)
-    file = unpaced.road.ids / "ids.csv"
+    file = unpaced.stack.ids / "ids.csv"
     file.write_text("messageId\n" + "".join(f"{message['id']}\n" for message in messages))
     started = time.monotonic()
     run = unpaced.start_deployment(flow=FLOW, ids_url=file.as_uri())
     for after in sorted(chance.sample(range(MESSAGES // 20, MESSAGES * 9 // 10), KILLS)):
         until(lambda after=after: count_done(unpaced, messages) >= after, f"{after} messages to be done", HOURS)
         time.sleep(chance.uniform(0, 1))
-        victims = [unpaced.road.worker, unpaced.road.prefect]
+        victims = [unpaced.stack.worker, unpaced.stack.prefect]
         chance.shuffle(victims)
         for victim in victims:
             victim.kill()
             time.sleep(chance.uniform(0, 2))
-        unpaced.road.prefect.start()
-        unpaced.road.worker.start()
+        unpaced.stack.prefect.start()
+        unpaced.stack.worker.start()
         print(f"killed after {after} messages, {time.monotonic() - started:.0f} s")
     until(lambda: unpaced.run(run["id"])["state_type"] in FINAL, "the backfill to end", HOURS)
     took = time.monotonic() - started
@@ -89,9 +89,9 @@ def test_kills_of_worker_and_server_during_a_long_backfill(unpaced: Installation
 
 def test_a_worker_with_one_place_does_a_backfill(unpaced: Installation) -> None:
     """The backfill holds the only place, its runs wait for it: it steps aside, goes on as another run, and ends."""
-    unpaced.road.worker.stop()
-    unpaced.road.worker.command.extend(["--limit", "1"])
-    unpaced.road.worker.start()
+    unpaced.stack.worker.stop()
+    unpaced.stack.worker.command.extend(["--limit", "1"])
+    unpaced.stack.worker.start()
     messages = added(unpaced, 60)  # more than may be unfinished at a time
     first = unpaced.start_deployment(flow=FLOW, message_ids=[message["id"] for message in messages])
 
@@ -112,9 +112,9 @@ def test_a_worker_with_one_place_does_a_backfill(unpaced: Installation) -> None:
 
 def test_a_worker_with_one_place_reconciles(unpaced: Installation) -> None:
     """The reconciliation steps aside for the runs that it has made, and the one that goes on tells of them all."""
-    unpaced.road.worker.stop()
-    unpaced.road.worker.command.extend(["--limit", "1"])
-    unpaced.road.worker.start()
+    unpaced.stack.worker.stop()
+    unpaced.stack.worker.command.extend(["--limit", "1"])
+    unpaced.stack.worker.start()
     came = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     parts = [{"name": "a.bin", "bytes": 20_000}]
     asked = [{"mailbox": "one@road.example", "received": came, "attachments": parts}] * 8

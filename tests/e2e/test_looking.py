@@ -20,7 +20,7 @@ from attachments.doctor.probe import prefect
 from attachments.doctor.schedules import look_at_schedules
 from attachments.doctor.work import look_at_pool, look_at_queues, look_at_workers
 from attachments.runs.deployment_spec import LIMITS
-from attachments.runs.watermarks import Marks
+from attachments.runs.watermarks import Watermarks
 from attachments.storage import message_key
 from tests.e2e.installation import FAST, FINAL, Installation, until
 
@@ -37,7 +37,7 @@ def well(running: Installation) -> Iterator[Installation]:
     for name, size in LIMITS.items():
         running.change(f"v2/concurrency_limits/{name}", {"limit": size})
     running.sandbox.control.add_message(mailbox=f"{CANARY}@example.com", attachments=[{"name": f"{CANARY}.pdf"}])
-    running.road.store.mkdir(exist_ok=True)
+    running.stack.store.mkdir(exist_ok=True)
     with temporary_settings(running.prefect_settings):
         yield running
     running.sandbox.control.settings(keys=keys)
@@ -79,8 +79,8 @@ def another(running: Installation, name: str, **parameters: Any) -> Iterator[Non
 def test_all_is_well_and_nothing_is_left_behind(well: Installation) -> None:
     """Status 0; three calls, each with a slot; the store as it was; the addresses are not in what goes elsewhere."""
     well.sandbox.control.clear_requests()
-    before = sorted(well.road.store.rglob("*"))
-    done = well.road.run("attachments", "doctor", "--json", "--receiver", well.road.receiver_url, check=False)
+    before = sorted(well.stack.store.rglob("*"))
+    done = well.stack.run("attachments", "doctor", "--json", "--receiver", well.stack.receiver_url, check=False)
     document = json.loads(done.stdout)
     bad = [finding for finding in document["findings"] if finding["status"] == "failed"]
     assert (done.returncode, document["ok"], bad) == (0, True, []), done.stderr
@@ -94,8 +94,8 @@ def test_all_is_well_and_nothing_is_left_behind(well: Installation) -> None:
     assert known >= {"scope", "mailboxes", "store", "reconciliation", "receiver", "ready", "inbox"}
     assert [call["endpoint"] for call in well.sandbox.control.requests()] == ["mailboxes", "list", "download"]
     assert well._get(API)["active_slots"] >= 3
-    assert sorted(well.road.store.rglob("*")) == before
-    for secret in (CANARY, well.sandbox.key, well.road.secret):
+    assert sorted(well.stack.store.rglob("*")) == before
+    for secret in (CANARY, well.sandbox.key, well.stack.secret):
         assert secret not in done.stdout + done.stderr
 
 
@@ -227,7 +227,7 @@ def test_the_doctors_flow_fails_by_name_and_leaks_nothing(well: Installation) ->
     assert good["state_type"] == "COMPLETED", good["state"]["message"]
     assert good["state"]["message"].startswith("Nothing failed in ")
     # A mount that the worker alone sees, and that may not be written.
-    AttachmentStore(url=f"file://{well.road.folder}/readonly/store").save("doctors-readonly", overwrite=True)
+    AttachmentStore(url=f"file://{well.stack.folder}/readonly/store").save("doctors-readonly", overwrite=True)
     with another(well, "unwritable", store="doctors-readonly"), changed(well, API, limit=FAST):
         bad = well.run_deployment(flow="doctor")
     assert bad["state_type"] == "FAILED"
@@ -246,7 +246,7 @@ def test_the_doctors_flow_fails_by_name_and_leaks_nothing(well: Installation) ->
 
 def test_status_counts_what_there_is(well: Installation) -> None:
     """Runs of our deployments alone, by state; late ones; calls; how far each mailbox is; and no name of any."""
-    inbox = well.road.inbox
+    inbox = well.stack.inbox
     before = look(inbox, seconds=20).runs
     default = well._get("deployments/name/download-attachments/default")
     fields = ("flow_id", "entrypoint", "parameter_openapi_schema")
@@ -274,9 +274,9 @@ def test_status_counts_what_there_is(well: Installation) -> None:
     }
 
     with prefect() as client:
-        marks = Marks(client, "default", "download-attachments/default")
-        marks.move("0" * 32, datetime(2026, 1, 2, 3, tzinfo=UTC))
-    done = well.road.run("attachments", "status", "--json", check=False)
+        marks = Watermarks(client, "default", "download-attachments/default")
+        marks.advance("0" * 32, datetime(2026, 1, 2, 3, tzinfo=UTC))
+    done = well.stack.run("attachments", "status", "--json", check=False)
     assert CANARY not in done.stdout + done.stderr
     found = json.loads(done.stdout)
     # Within its few seconds a busy machine may not tell all; what it tells is right, and the rest is named.
@@ -303,7 +303,7 @@ def test_preview_shows_what_a_deployment_would_take(well: Installation, capsys: 
     )
     with another(well, "previewed", filter={"include": [{"content_types": ["application/pdf"]}]}):
         well.sandbox.control.clear_requests()
-        run = well.road.run("attachments", "preview", message["id"], "--deployment", "previewed")
+        run = well.stack.run("attachments", "preview", message["id"], "--deployment", "previewed")
         lines = run.stdout.splitlines()
         assert lines[0].endswith("as download-attachments/previewed sees it; manifest: none.")
         assert [line.split()[0] for line in lines[1:3]] == ["take", "drop"]
@@ -316,7 +316,7 @@ def test_preview_shows_what_a_deployment_would_take(well: Installation, capsys: 
     assert (document["manifest"], document["nothing_to_do"]) == ("complete", True)
     assert [one["action"] for one in document["attachments"]] == ["stored", "drop"]
 
-    (well.road.store / document["message_key"] / "manifest.json").unlink()
+    (well.stack.store / document["message_key"] / "manifest.json").unlink()
     pdfs = {"include": [{"content_types": ["application/pdf"]}]}
     for name, force, actions in (("exists", False, ["stored", "drop"]), ("forced", "true", ["take", "drop"])):
         with another(well, name, filter=pdfs, force=force):

@@ -34,7 +34,7 @@ def test_every_attachment_is_stored_whole_and_the_manifest_says_so(running: Inst
     assert [entry.outcome for entry in manifest.attachments] == ["stored", "stored", "unsupported"]
     for entry, source in zip(manifest.attachments, message["attachments"][:2], strict=False):
         assert entry.key is not None
-        content = (running.road.store / entry.key).read_bytes()
+        content = (running.stack.store / entry.key).read_bytes()
         assert hashlib.sha256(content).hexdigest() == source["sha256"] == entry.sha256
         assert len(content) == entry.bytes
 
@@ -61,7 +61,7 @@ def test_a_run_tells_by_event_and_artifact_without_names(running: Installation) 
     (event,) = running.events("emailgistics.attachments.stored", resource)
     assert event["payload"] == {
         "message_key": key,
-        "manifest_url": f"{running.road.store.as_uri()}/{key}/manifest.json",
+        "manifest_url": f"{running.stack.store.as_uri()}/{key}/manifest.json",
         "complete": True,
         "counts": {"stored": 1},
         "bytes": 5000,
@@ -101,8 +101,8 @@ def test_a_redelivery_after_a_lost_manifest_gets_a_run_that_rebuilds_it(running:
     assert again["state"]["message"] == "Nothing to do: the manifest settles all. " + first["state"]["message"]
     assert running.calls(message) == []
 
-    (running.road.store / message_key(message["id"]) / "manifest.json").unlink()
-    running.road.run("attachments", "trigger", message["id"], "--url", running.road.webhook_url("default"))
+    (running.stack.store / message_key(message["id"]) / "manifest.json").unlink()
+    running.stack.run("attachments", "trigger", message["id"], "--url", running.stack.webhook_url("default"))
     assert running.ended_run(message, after=2)["state"]["message"] == first["state"]["message"]
     assert running.manifest(message) is not None
     assert running.calls(message, "download") == []
@@ -162,7 +162,7 @@ def test_a_lost_manifest_is_rebuilt_without_a_download(running: Installation) ->
     running.run_deployment(message_id=message["id"])
     before = running.manifest(message)
     assert before is not None
-    (running.road.store / message_key(message["id"]) / "manifest.json").unlink()
+    (running.stack.store / message_key(message["id"]) / "manifest.json").unlink()
     running.sandbox.control.clear_requests()
     running.run_deployment(message_id=message["id"])
     after = running.manifest(message)

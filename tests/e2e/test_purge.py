@@ -35,7 +35,7 @@ def listed(running: Installation, run: dict[str, Any], key: str = "purge-list") 
 
 def test_what_is_due_is_purged_once_and_for_all(running: Installation) -> None:
     """A dry run removes nothing, a real one just what is due; deliveries and runs leave it so, `force` does not."""
-    store = running.road.folder / "aged"
+    store = running.stack.folder / "aged"
     running.save_blocks(f'AttachmentStore(url="{store.as_uri()}").save("aged", overwrite=True)')
     running.deploy("aged", store="aged")
     old, forgotten, held, young = (
@@ -126,7 +126,7 @@ def test_a_purge_that_is_not_clear_is_refused_before_it_begins(
 
 def test_a_store_without_messages_is_said(running: Installation) -> None:
     """One that is there is perhaps new; one that is not there is a wrong URL, or a disk that is away: no success."""
-    store = running.road.folder / "bare"
+    store = running.stack.folder / "bare"
     running.save_blocks(f'AttachmentStore(url="{store.as_uri()}").save("bare", overwrite=True)')
     run = running.run_deployment(flow="purge-attachments", older_than_days=1, store="bare")
     assert run["state_type"] == "FAILED"

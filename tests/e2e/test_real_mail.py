@@ -63,7 +63,7 @@ def test_real_mail_comes_out_as_email_decodes_it(running: Installation, tmp_path
         decodable = {digest for path in paths for digest in _decoded(path)}
         for message in messages:
             other.control.deliver(
-                message_id=message["id"], url=running.road.webhook_url(name), secret=running.road.secret
+                message_id=message["id"], url=running.stack.webhook_url(name), secret=running.stack.secret
             )
         with_attachments = [message for message in messages if message["webhook"]["hasAttachments"]]
         until(lambda: all(map(running.manifest, with_attachments)), "all manifests", patience=240)
@@ -75,7 +75,7 @@ def test_real_mail_comes_out_as_email_decodes_it(running: Installation, tmp_path
                     assert entry.outcome == "unsupported"
                     continue
                 assert entry.key is not None
-                digest = hashlib.sha256((running.road.store / entry.key).read_bytes()).hexdigest()
+                digest = hashlib.sha256((running.stack.store / entry.key).read_bytes()).hexdigest()
                 assert digest == part["sha256"]
                 assert digest in decodable
                 stored += 1

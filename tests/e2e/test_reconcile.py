@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from attachments.blocks import EmailgisticsAccount
 from attachments.cli.schedule import SWITCHED, reporting_problem, switch_reconciliation
 from attachments.demo.processes import free_port
-from attachments.domain.watermark_policy import Tried
+from attachments.domain.watermark_policy import FirstAttempt
 from attachments.runs import watermarks as marking
 from attachments.runs.watermarks import PREFIX
 from attachments.storage import message_key
@@ -103,7 +103,7 @@ def test_what_was_lost_is_found_once(running: Installation) -> None:
 @pytest.mark.timeout(900)
 def test_fifty_lost_webhooks(running: Installation) -> None:
     """Fifty, while the receiver is down: stored and reported, all of them; then none."""
-    running.road.receiver.stop()
+    running.stack.receiver.stop()
     check_that_all_are_found_once(running, "fifty@road.example", 50, 600)
 
 
@@ -116,7 +116,7 @@ def test_an_event_tells_of_each(running: Installation) -> None:
     (event,) = missed(running, message)
     assert event["payload"] == {"message_key": message_key(message["id"]), "deployment": "default"}
 
-    shutil.rmtree(running.road.store / message_key(message["id"]))
+    shutil.rmtree(running.stack.store / message_key(message["id"]))
     again = reconcile(running, "event@road.example")
     assert "1 had been missed: 1 stored now." in again["state"]["message"]
     assert len(running.files(message)) == 1
@@ -274,13 +274,13 @@ def test_a_killed_worker_loses_neither_messages_nor_what_is_told(running: Instal
         return sum(running.manifest(message) is not None for message in messages)
 
     until(lambda: done() >= 3, "the first ones to be stored")
-    running.road.worker.kill()
+    running.stack.worker.kill()
     assert done() < len(messages)
     (name,) = set(marks(running)) - set(before)
     begun = datetime.fromisoformat(marks(running)[name]["until"])
     assert datetime.now(UTC) - begun > timedelta(days=1), "nothing is done so far"
     running.sandbox.control._answer(running.sandbox.control.delete(f"faults/{order}"))
-    running.road.worker.start()
+    running.stack.worker.start()
     until(lambda: running.run(run["id"])["state_type"] in FINAL, "the reconciliation to be taken up", 300)
     ended = running.run(run["id"])
     # One that was stored when its worker died, but not told so, may not have been taken up again yet.
@@ -402,7 +402,7 @@ def test_setup_switches_the_schedule_by_the_scopes_of_the_key(running: Installat
         mine = {"schedule": {"cron": "0 3 * * *"}, "active": False}  # the UI gives none a slug
         running._post(f"deployments/{deployment['id']}/schedules", [mine])
         switch("hourly", active=False)
-        said = running.road.run("attachments", "setup").stdout
+        said = running.stack.run("attachments", "setup").stdout
         assert f"schedule of {FLOW}/default: off, by hand" in said
         assert schedules() == {"hourly": False, "mine": False}
         assert running.deployment(f"{FLOW}/default")["concurrency_options"] == deployment["concurrency_options"]
@@ -420,22 +420,22 @@ def test_marks_are_read_page_by_page(running: Installation, monkeypatch: pytest.
     account = f"many-{uuid4().hex[:8]}"
     now = datetime.now(UTC)
     with temporary_settings(running.prefect_settings), get_client(sync_client=True) as client:
-        mine = marking.Marks(client, account, "default")
+        mine = marking.Watermarks(client, account, "default")
         for number in range(5):
-            mine.move(f"box-{number}", now - timedelta(days=number))
-        known = [mark for mark in marking.read_marks(client) if mark.account == account]
+            mine.advance(f"box-{number}", now - timedelta(days=number))
+        known = [mark for mark in marking.read_watermarks(client) if mark.account == account]
         assert [mark.mailbox_key for mark in known] == [f"box-{number}" for number in (4, 3, 2, 1, 0)]
 
-        mine.move("box-0", now - timedelta(days=9))
+        mine.advance("box-0", now - timedelta(days=9))
         assert known[-1] == mine.read("box-0"), "never backwards"
-        held = [Tried(now + timedelta(hours=hours), now) for hours in (-1, 1)]
-        mine.move("box-0", now - timedelta(days=9), held)
+        held = [FirstAttempt(now + timedelta(hours=hours), now) for hours in (-1, 1)]
+        mine.advance("box-0", now - timedelta(days=9), held)
         again = mine.read("box-0")
         assert again is not None
         assert (again.until, list(again.tried)) == (now, held[1:]), "what lies before it is done"
-        ahead = marking.Marks(client, account, "ahead")
-        ahead.move("box-0", now + timedelta(days=1))
-        ahead.move("box-0", now - timedelta(hours=1))
+        ahead = marking.Watermarks(client, account, "ahead")
+        ahead.advance("box-0", now + timedelta(days=1))
+        ahead.advance("box-0", now - timedelta(hours=1))
         corrected = ahead.read("box-0")
         assert corrected is not None
         assert corrected.until == now - timedelta(hours=1), "a mark in the future is put right"

@@ -128,7 +128,7 @@ def project(running: Installation, python: Path, tmp_path: Path, request: pytest
     else:
         (folder / "blocks.py").write_text(f"FOLDER = {str(folder)!r}\n")
     running._post("work_pools/", {"name": POOL, "type": "warm", "base_job_template": {}})
-    yield Project(folder, python, dict(running.road.environment))
+    yield Project(folder, python, dict(running.stack.environment))
     running.remove(f"work_pools/{POOL}")
     for deployment in running.deployments():
         if deployment["work_pool_name"] in (None, POOL):

@@ -15,7 +15,7 @@ from tests.e2e.installation import FAST, FINAL, Installation, until
 def test_the_prefect_command_line_runs_the_job(running: Installation) -> None:
     """Must show 7: `prefect deployment run download-attachments/default -p message_id=…`."""
     message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "a"}])
-    running.road.run(
+    running.stack.run(
         "prefect", "deployment", "run", "download-attachments/default", "-p", f"message_id={message['id']}"
     )
     assert running.ended_run(message)["state_type"] == "COMPLETED"
@@ -73,7 +73,7 @@ def test_setup_again_changes_nothing_and_says_so(running: Installation) -> None:
     running.change(f"deployments/{deployment['id']}", changed)
     (automation,) = running._post("automations/filter", {})
     running.change(f"automations/{automation['id']}", {"enabled": False})
-    done = running.road.run("attachments", "setup", "--schedules-off")
+    done = running.stack.run("attachments", "setup", "--schedules-off")
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith(("made", "updated"))] == []
     assert "was there block emailgistics-account/default" in lines
@@ -98,7 +98,7 @@ def test_setup_says_what_it_has_updated(running: Installation) -> None:
     running.change(f"deployments/{deployment['id']}", {"entrypoint": "flows.doctor.doctor"})
     (automation,) = running._post("automations/filter", {})
     running.remove(f"automations/{automation['id']}")
-    lines = running.road.run("attachments", "setup", "--schedules-off").stdout.splitlines()
+    lines = running.stack.run("attachments", "setup", "--schedules-off").stdout.splitlines()
     assert [line for line in lines if line.startswith(("made", "updated"))] == [
         "made      automation download-attachments/default on emailgistics.message.received",
         "updated   deployment doctor/default",
@@ -110,7 +110,7 @@ def test_locate_says_where_the_files_are(running: Installation) -> None:
     """`attachments locate` prints the manifest's place and a line an attachment."""
     message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "abc"}])
     running.run_deployment(message_id=message["id"])
-    done = running.road.run("attachments", "locate", message["id"])
+    done = running.stack.run("attachments", "locate", message["id"])
     assert f"{message_key(message['id'])}/manifest.json" in done.stdout
     assert "stored" in done.stdout
 
@@ -167,7 +167,7 @@ def test_a_name_is_not_cut_off_where_a_url_would_be(running: Installation, end: 
     assert run["state_type"] == "FAILED"
     assert f"no usable block attachment-store/default{end}" in run["state"]["message"]
     assert running.files(message) == []
-    told = running.road.run("attachments", "preview", message["id"], "--deployment", f"default{end}", check=False)
+    told = running.stack.run("attachments", "preview", message["id"], "--deployment", f"default{end}", check=False)
     assert f"There is no deployment download-attachments/default{end}." in told.stderr
 
 
@@ -185,14 +185,14 @@ def test_a_message_key_names_a_run_s_message(running: Installation) -> None:
 
 def test_setup_with_a_key_that_is_rejected_fails(running: Installation) -> None:
     """All is made in Prefect, but nothing would work: it says so, and exits with 1."""
-    environment = {**running.road.environment, "EMAILGISTICS_API_KEY": "a-key-that-nobody-knows"}
-    refused = dataclasses.replace(running.road, environment=environment).run(
+    environment = {**running.stack.environment, "EMAILGISTICS_API_KEY": "a-key-that-nobody-knows"}
+    refused = dataclasses.replace(running.stack, environment=environment).run(
         "attachments", "setup", "--schedules-off", check=False
     )
     assert refused.returncode == 1
     assert "All set." not in refused.stdout
     assert "no call to Emailgistics will succeed: " in refused.stderr
-    assert "All set." in running.road.run("attachments", "setup", "--schedules-off").stdout
+    assert "All set." in running.stack.run("attachments", "setup", "--schedules-off").stdout
 
 
 def test_a_missing_limit_is_an_error_not_an_unpaced_call(running: Installation) -> None:
@@ -227,19 +227,19 @@ def test_setup_names_the_variable_that_is_missing_and_makes_nothing(running: Ins
     document = {"EMAILGISTICS_API_KEY": "emailgistics-account", "ATTACHMENTS_URL": "attachment-store"}[variable]
     found = running._get(f"block_types/slug/{document}/block_documents/name/default")
     running.remove(f"block_documents/{found['id']}")
-    environment = {name: value for name, value in running.road.environment.items() if name != variable}
-    refused = dataclasses.replace(running.road, environment=environment).run("attachments", "setup", check=False)
+    environment = {name: value for name, value in running.stack.environment.items() if name != variable}
+    refused = dataclasses.replace(running.stack, environment=environment).run("attachments", "setup", check=False)
     assert refused.returncode == 1
     assert f"{variable} is not set." in refused.stderr
     assert refused.stdout == ""
-    assert f"made      block {document}/default" in running.road.run("attachments", "setup", "--schedules-off").stdout
+    assert f"made      block {document}/default" in running.stack.run("attachments", "setup", "--schedules-off").stdout
 
 
 def test_prefect_deploy_makes_the_same_deployment(running: Installation) -> None:
     """`prefect deploy --all` with our prefect.yaml: same entry point, one trigger, the same schedule and limit."""
     project = Path(__file__).parents[2]
     before = running._get("deployments/name/download-attachments/default")
-    running.road.run("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(project / "prefect.yaml"))
+    running.stack.run("prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(project / "prefect.yaml"))
     after = running._get("deployments/name/download-attachments/default")
     fields = ("id", "entrypoint", "work_pool_name", "parameters", "pull_steps")
     assert {field: after[field] or None for field in fields} == {field: before[field] or None for field in fields}

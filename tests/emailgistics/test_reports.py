@@ -575,7 +575,7 @@ class CountingPacer:
 
     def call(self) -> Any:
         self.calls += 1
-        return cancellation.waking(lambda: None)
+        return cancellation.on_cancel(lambda: None)
 
     def rate_limited(self) -> None:
         self.refused += 1

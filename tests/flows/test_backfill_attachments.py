@@ -13,7 +13,7 @@ from attachments.domain.progress import Counts
 from attachments.emailgistics import EmailgisticsClient
 from attachments.flows.backfill_attachments import _Received
 from attachments.runs.errors import NotConfigured
-from attachments.runs.fan_out import Wanted
+from attachments.runs.fan_out import MessageRef
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 BOX = SimpleNamespace(id="box-1", address="Claims@Example.com", name="Claims", active=True)
@@ -49,7 +49,7 @@ def test_a_mailbox_is_known_by_its_id_or_its_address(mailbox: str) -> None:
     with disable_run_logger():
         found = list(stream)
     assert reports.asked == [("box-1", START, START + timedelta(days=20))]
-    assert found[1] == Wanted(
+    assert found[1] == MessageRef(
         message_id="m1", mailbox="Claims@Example.com", received=START + timedelta(days=1), conversation_id="c1"
     )
     assert len(found) == 10

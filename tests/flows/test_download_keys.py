@@ -10,7 +10,7 @@ from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.domain.selection import Filter
 from attachments.flows.backfill_attachments import named as backfilled
 from attachments.flows.download_attachments import Message, download_attachments, identified
-from attachments.runs.child_runs import Target
+from attachments.runs.child_runs import DownloadDeployment
 from attachments.storage import Manifest, message_key, open_store
 
 ID = "AAMkAGI1/xyz="
@@ -39,7 +39,7 @@ def test_a_backfill_takes_a_message_by_its_key(tmp_path: Path) -> None:
     manifest = Manifest(message_id=ID, message_key=key, updated=datetime.now(UTC))
     store.update_manifest(key, lambda _: manifest)
     account = EmailgisticsAccount.model_construct()
-    target = Target("backfill", uuid4(), None, None, Filter(), account, store)
+    target = DownloadDeployment("backfill", uuid4(), None, None, Filter(), account, store)
     for text in (ID, key, key.upper()):
         assert backfilled(text, target).key == key
     unknown = message_key("never seen")

@@ -27,7 +27,7 @@ def read(
 
     monkeypatch.setattr(download_attachments, "list_attachments", list_attachments)
     monkeypatch.setattr(download_attachments, "FRESH_PAUSES", (0.0,) * 4)
-    monkeypatch.setattr(download_attachments, "is_backlog", lambda: is_backlog)
+    monkeypatch.setattr(download_attachments, "is_low_priority", lambda: is_backlog)
     message = Message(id="m", key=message_key("m"), has_attachments=True)
     account = EmailgisticsAccount.model_construct()
     listed, pending = download_attachments._final_list(message, account, force=force)

@@ -19,8 +19,8 @@ from attachments.flows import reconcile_attachments
 from attachments.flows.reconcile_attachments import Found, _chosen
 from attachments.runs import watermarks as marking
 from attachments.runs.child_runs import WITHDRAWN, Child, Stage
-from attachments.runs.fan_out import ChildrenLeft, Starved
-from attachments.runs.watermarks import Marks, UnreadableMark
+from attachments.runs.fan_out import FanOutCancelled, Starved
+from attachments.runs.watermarks import UnreadableWatermark, Watermarks
 
 NOW = datetime(2026, 6, 15, 12, 0, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -130,11 +130,11 @@ class OneMailbox:
         self.lag = timedelta(0)
         self.unnamed: list[str] = []
         self.variables = Variables()
-        self.marks = Marks(cast("Any", self.variables), "default", "default")
+        self.marks = Watermarks(cast("Any", self.variables), "default", "default")
         self.shown: list[int] = []
         monkeypatch.setattr(reconcile_attachments, "datetime", Clock)
         monkeypatch.setattr(marking, "datetime", Clock)
-        monkeypatch.setattr(reconcile_attachments, "patiently", lambda ask: ask())
+        monkeypatch.setattr(reconcile_attachments, "retry_until_available", lambda ask: ask())
         monkeypatch.setattr(reconcile_attachments, "own_client", lambda _: nullcontext(self.variables))
         monkeypatch.setattr(reconcile_attachments, "_show", lambda _, found: self.shown.append(found.unnamed))
         monkeypatch.setattr(reconcile_attachments, "get_run_logger", lambda: logging.getLogger("test"))
@@ -305,10 +305,10 @@ def test_rows_that_name_no_message_are_told_by_a_reconciliation_that_steps_aside
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its mark knows them already, so the next reconciliation would not report them."""
-    stuck, left = Starved(Counts(seen=3)), ChildrenLeft("left")
+    stuck, left = Starved(Counts(seen=3)), FanOutCancelled("left")
     lineage = SimpleNamespace(go_on_later=lambda *_, **__: "Another one goes on.")
     wish = cast("Any", SimpleNamespace(lineage=lineage))
-    monkeypatch.setattr(reconcile_attachments, "contained", nullcontext)
+    monkeypatch.setattr(reconcile_attachments, "error_boundary", nullcontext)
 
     told: list[int] = []
     monkeypatch.setattr(reconcile_attachments, "_tell_of_rows", lambda _, __, found: told.append(found.unnamed))
@@ -379,7 +379,7 @@ def test_what_was_cancelled_with_another_reconciliation_holds_the_mark(monkeypat
                 on_ended(one, Child(uuid4(), Stage.CANCELLED, code))
             return Counts(seen=1, cancelled=1)
 
-        monkeypatch.setattr(reconcile_attachments, "process", process)
+        monkeypatch.setattr(reconcile_attachments, "run_children", process)
         lineage = SimpleNamespace(can_continue=True)
         wish = SimpleNamespace(target=SimpleNamespace(deployment_id=uuid4()), tag="reconcile:mine", lineage=lineage)
         box = Mailbox(id="1", address="a@b.c")
@@ -408,7 +408,9 @@ def test_a_mark_that_cannot_be_read_stays_as_it_is(monkeypatch: pytest.MonkeyPat
     """As if there were none, the time since would be passed over, and the last trace of it written over."""
     box = OneMailbox(monkeypatch)
     box.variables.value = value
-    with pytest.raises(UnreadableMark, match=r"the Prefect Variable attachments-mark-[0-9a-f]{32}, its mark, cannot"):
+    with pytest.raises(
+        UnreadableWatermark, match=r"the Prefect Variable attachments-mark-[0-9a-f]{32}, its mark, cannot"
+    ):
         box.reconcile(NOW)
     assert box.variables.value == value
     assert box.looked == []

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from prefect.context import refresh_global_settings_context
 
-from attachments.demo.processes import Process, road
+from attachments.demo.processes import Process, make_stack
 from attachments.foundation.cancellation import CURRENT, Cancellation, RunCancelled
 from attachments.prefect_api import prefect_retry
 from attachments.prefect_api.prefect_retry import PrefectAway
@@ -39,13 +39,13 @@ def call():
 threads = [threading.Thread(target=call) for _ in range({calls})]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
-time.sleep({window} + lease_pool.KEEP + 1)  # until the slots are released: leases end with the process
+time.sleep({window} + lease_pool.REUSE_WINDOW + 1)  # until the slots are released: leases end with the process
 """
 
 
 @pytest.fixture(scope="module")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    stack = road(tmp_path_factory.mktemp("pacing"), "http://127.0.0.1:1", "key")
+    stack = make_stack(tmp_path_factory.mktemp("pacing"), "http://127.0.0.1:1", "key")
     stack.prefect.start()
     with pytest.MonkeyPatch.context() as here:
         for name, value in stack.prefect.environment.items():
@@ -315,17 +315,17 @@ class Answers:
 
 
 @pytest.fixture
-def returns(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[lease_pool._Returns, Answers]]:
-    def made(*failures: Exception) -> tuple[lease_pool._Returns, Answers]:
+def returns(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[lease_pool.LeasePool, Answers]]:
+    def made(*failures: Exception) -> tuple[lease_pool.LeasePool, Answers]:
         answers = Answers(*failures)
-        found = lease_pool._Returns()
+        found = lease_pool.LeasePool()
         monkeypatch.setattr(found, "client", answers)
         return found, answers
 
     return made
 
 
-Returns = Callable[..., tuple[lease_pool._Returns, Answers]]
+Returns = Callable[..., tuple[lease_pool.LeasePool, Answers]]
 
 
 def test_a_lease_that_was_not_renewed_is_renewed_soon(returns: Returns, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +340,7 @@ def test_a_lease_that_runs_out_within_the_window_is_renewed(returns: Returns) ->
     """The answer came late, and the renewals before it had failed."""
     watch, answers = returns()
     slot = watch.hold(NAMES, uuid4(), time.monotonic() - lease_pool.LEASE + 10)
-    watch.due(slot, time.monotonic() + lease_pool.WINDOW)
+    watch.release_at(slot, time.monotonic() + lease_pool.WINDOW)
     _eventually(lambda: answers.asked[:1] == ["renew"], 5)
     assert slot.leased > time.monotonic() - 10
     assert slot.next_action() == slot.due
@@ -352,9 +352,9 @@ def test_a_slot_is_not_given_back_twice(
 ) -> None:
     """Prefect takes off two for two requests at once; what it may have heard of is left to the lease."""
     monkeypatch.setattr(lease_pool, "AWAY", 0.1)
-    monkeypatch.setattr(lease_pool, "KEEP", 0.0)
+    monkeypatch.setattr(lease_pool, "REUSE_WINDOW", 0.0)
     watch, answers = returns(PrefectAway("ReadTimeout", may_have_heard=may_have_heard))
-    watch.due(watch.hold(NAMES, uuid4(), time.monotonic()), time.monotonic())
+    watch.release_at(watch.hold(NAMES, uuid4(), time.monotonic()), time.monotonic())
     time.sleep(1)
     assert answers.asked == ["release"] * asked
 
@@ -366,10 +366,10 @@ def test_a_slot_goes_from_caller_to_caller_and_then_to_others(
     watch, answers = returns()
     slot = watch.hold(NAMES, uuid4(), time.monotonic())
     for _ in range(lease_pool.CALLS_IN_A_ROW - 1):
-        watch.due(slot, time.monotonic() + 0.1)
-        assert watch.handed_over(NAMES, 5) is slot
-    watch.due(slot, time.monotonic() + 0.1)
-    assert watch.handed_over(NAMES, 1) is None
+        watch.release_at(slot, time.monotonic() + 0.1)
+        assert watch.wait_for_reuse(NAMES, 5) is slot
+    watch.release_at(slot, time.monotonic() + 0.1)
+    assert watch.wait_for_reuse(NAMES, 1) is None
     assert answers.asked == ["renew"] * (lease_pool.CALLS_IN_A_ROW - 1) + ["release"]
 
 
@@ -379,7 +379,7 @@ def test_a_process_asks_less_often_while_it_has_slots_of_its_own(returns: Return
     assert not watch.will_be_free(NAMES, 10)
     slot = watch.hold(NAMES, uuid4(), time.monotonic())
     assert not watch.will_be_free(NAMES, 10), "its call has no answer yet"
-    watch.due(slot, time.monotonic() + 5)
+    watch.release_at(slot, time.monotonic() + 5)
     assert watch.will_be_free(NAMES, 10)
     assert not watch.will_be_free(NAMES, 1)
     assert not watch.will_be_free((*NAMES, "test-backlog"), 10)
@@ -419,7 +419,7 @@ def test_a_caller_that_a_locked_database_keeps_waiting_takes_what_comes_back(
 ) -> None:
     """A slot that was handed over needs no database; in the next second it would be given back unused."""
     monkeypatch.setattr(lease_pool, "WINDOW", 1.5)
-    monkeypatch.setattr(lease_pool, "KEEP", 0.05)
+    monkeypatch.setattr(lease_pool, "REUSE_WINDOW", 0.05)
     monkeypatch.setattr(lease_pool, "BUSY", 10.0)
     pacer = lease_pool.PrefectPacer("test-limit")
     with pacer.call():
@@ -456,16 +456,16 @@ def test_a_database_that_stays_locked_is_told_of(
 
 def test_a_slot_waits_a_moment_for_the_next_caller(returns: Returns, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's next call often comes just after: no slot has to be asked for. Without one it is given back."""
-    monkeypatch.setattr(lease_pool, "KEEP", 1.0)
+    monkeypatch.setattr(lease_pool, "REUSE_WINDOW", 1.0)
     watch, answers = returns()
-    assert watch.at_hand(NAMES) is None
+    assert watch.try_reuse(NAMES) is None
     slot = watch.hold(NAMES, uuid4(), time.monotonic())
-    watch.due(slot, time.monotonic())
+    watch.release_at(slot, time.monotonic())
     _eventually(lambda: bool(watch._kept), 5)
-    assert watch.at_hand((*NAMES, "test-backlog")) is None
-    assert watch.at_hand(NAMES) is slot
-    assert watch.at_hand(NAMES) is None
-    watch.due(slot, time.monotonic())
+    assert watch.try_reuse((*NAMES, "test-backlog")) is None
+    assert watch.try_reuse(NAMES) is slot
+    assert watch.try_reuse(NAMES) is None
+    watch.release_at(slot, time.monotonic())
     _eventually(lambda: answers.asked == ["renew", "release"], 5)
     assert not watch._kept
     assert not watch._heap
@@ -475,22 +475,22 @@ def test_a_kept_slot_that_was_left_to_its_lease_is_left_alone(
     returns: Returns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prefect hangs as it is handed over and as it is given back; it may have heard, so nothing more is sent."""
-    monkeypatch.setattr(lease_pool, "KEEP", 1.0)
+    monkeypatch.setattr(lease_pool, "REUSE_WINDOW", 1.0)
     away = [PrefectAway("ReadTimeout", may_have_heard=True) for _ in range(2)]
     watch, answers = returns(*away)
-    watch.due(watch.hold(NAMES, uuid4(), time.monotonic()), time.monotonic())
+    watch.release_at(watch.hold(NAMES, uuid4(), time.monotonic()), time.monotonic())
     _eventually(lambda: bool(watch._kept), 5)
-    assert watch.at_hand(NAMES) is None
+    assert watch.try_reuse(NAMES) is None
     time.sleep(2)
     assert answers.asked == ["renew", "release"]
 
 
 def test_a_slot_is_handed_over_for_the_same_limits_alone(returns: Returns, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot of a backfill is no live mail's, which does not count against the backfill's share."""
-    monkeypatch.setattr(lease_pool, "KEEP", 0.0)
+    monkeypatch.setattr(lease_pool, "REUSE_WINDOW", 0.0)
     watch, answers = returns()
-    watch.due(watch.hold((*NAMES, "test-backlog"), uuid4(), time.monotonic()), time.monotonic() + 0.1)
-    assert watch.handed_over(NAMES, 0.5) is None
+    watch.release_at(watch.hold((*NAMES, "test-backlog"), uuid4(), time.monotonic()), time.monotonic() + 0.1)
+    assert watch.wait_for_reuse(NAMES, 0.5) is None
     assert answers.asked == ["release"]
 
 
@@ -506,7 +506,7 @@ def test_a_slot_whose_caller_is_cancelled_is_given_back(
     def wait() -> None:
         CURRENT.set(cancellation)
         with pytest.raises(RunCancelled):
-            watch.handed_over(NAMES, 30)
+            watch.wait_for_reuse(NAMES, 30)
         ended.set()
 
     renew = answers.renew_concurrency_lease
@@ -523,7 +523,7 @@ def test_a_slot_whose_caller_is_cancelled_is_given_back(
     if moment == "before":
         cancellation.cancel()
         thread.join(10)
-    watch.due(watch.hold(NAMES, uuid4(), time.monotonic()), time.monotonic() + 0.1)
+    watch.release_at(watch.hold(NAMES, uuid4(), time.monotonic()), time.monotonic() + 0.1)
     _eventually(lambda: answers.asked[-1:] == ["release"], 5)
     assert ended.wait(5)
     assert not watch._heap
@@ -547,7 +547,7 @@ def test_a_backfill_waits_for_its_own_slots_and_holds_up_nobody(api: httpx.Clien
 
     def fill() -> None:
         CURRENT.set(cancellation)
-        with suppress(RunCancelled), lease_pool.backlog():
+        with suppress(RunCancelled), lease_pool.low_priority():
             for number in range(3):
                 with pacer.call():
                     made.append(number)
@@ -578,7 +578,7 @@ def test_the_first_calls_of_a_backfill_are_spread(
     made: list[float] = []
 
     def fill() -> None:
-        with lease_pool.backlog(), pacer.call():
+        with lease_pool.low_priority(), pacer.call():
             made.append(time.monotonic())
 
     threads = [threading.Thread(target=fill, daemon=True) for _ in range(3)]
@@ -593,7 +593,7 @@ def test_the_first_calls_of_a_backfill_are_spread(
 def test_a_backfill_without_its_limit_is_an_error(api: httpx.Client, no_pause: None) -> None:
     """It would take all slots from live mail."""
     pacer = lease_pool.PrefectPacer("test-limit", "test-nowhere")
-    with pytest.raises(lease_pool.PacingError, match="test-nowhere"), lease_pool.backlog(), pacer.call():
+    with pytest.raises(lease_pool.PacingError, match="test-nowhere"), lease_pool.low_priority(), pacer.call():
         pytest.fail("the call was made")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from attachments.receiver.responses import Answer, AnswersInvalid, load_answers
+from attachments.receiver.responses import InvalidResponses, WebhookResponse, load_responses
 
 from .conftest import Receiver
 
@@ -183,8 +183,8 @@ def test_answers_that_break_the_contract_are_refused(tmp_path: Path, kind: str) 
     document, told = WRONG[kind]
     path = tmp_path / "answers.yaml"
     path.write_text(json.dumps(document))
-    with pytest.raises(AnswersInvalid, match=told) as refused:
-        load_answers(path, 0)
+    with pytest.raises(InvalidResponses, match=told) as refused:
+        load_responses(path, 0)
     assert str(path) in str(refused.value)
 
 
@@ -205,7 +205,7 @@ def test_what_the_file_does_not_say_is_the_default(tmp_path: Path) -> None:
     """An empty file is fine; a deployment that it does not name waits as the option says."""
     path = tmp_path / "answers.yaml"
     path.write_text("# nothing yet\n")
-    assert load_answers(path, 5.0).of("default") == Answer(5.0)
+    assert load_responses(path, 5.0).of("default") == WebhookResponse(5.0)
     path.write_text("default: {actions: []}\nother: {wait: 0}\n")
-    assert load_answers(path, 5.0).of("default") == Answer(5.0)
-    assert load_answers(path, 5.0).of("other") == Answer(0.0)
+    assert load_responses(path, 5.0).of("default") == WebhookResponse(5.0)
+    assert load_responses(path, 5.0).of("other") == WebhookResponse(0.0)

@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from attachments.runs.child_runs import Target
+from attachments.runs.child_runs import DownloadDeployment
 from attachments.runs.errors import NotConfigured
 
 
@@ -60,7 +60,7 @@ def prefect() -> Iterator[Prefect]:
 def test_a_deployments_whole_name_is_asked_for(prefect: Prefect, name: str, path: str) -> None:
     """Cut off, it would be another deployment's, with that one's filter and store."""
     with pytest.raises(NotConfigured):
-        Target.load(name)
+        DownloadDeployment.load(name)
     assert [asked for asked in prefect.asked if "/deployments/" in asked] == [
         f"/api/deployments/name/download-attachments/{path}"
     ]

@@ -16,9 +16,9 @@ from attachments.runs.run_labels import ENDED, IDLE
 def test_a_queue_that_stays_paused_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch, idle: int) -> None:
     """Every quarter of an hour at the least, however often nothing came of it before."""
     made: list[object] = []
-    monkeypatch.setattr(continuation, "patiently", made.append)
+    monkeypatch.setattr(continuation, "retry_until_available", made.append)
     run = FlowRun(flow_id=uuid4(), deployment_id=uuid4(), labels={ENDED: 0, IDLE: idle})
-    told = Lineage(run, "origin").go_on_later(Counts(), waiting=1)
+    told = Lineage(run, "origin").schedule_continuation(Counts(), waiting=1)
     assert len(made) == 1
     latest = datetime.now(UTC) + timedelta(seconds=IDLE_LONGEST)
     assert told in {

@@ -11,16 +11,16 @@ from pydantic import TypeAdapter
 
 from attachments.emailgistics import Forbidden, InvalidKey, NotFound, RateLimited, ServerError, TimedOut, Truncated
 from attachments.flows.download_attachments import Received, download_attachment, list_attachments
-from attachments.rate_limit.lease_pool import PacingError, backlog
+from attachments.rate_limit.lease_pool import PacingError, low_priority
 from attachments.runs import errors
 from attachments.runs.errors import (
     PrefectLost,
     UnexpectedError,
-    can_get_better,
-    can_get_better_or_is_fresh,
-    code_of,
-    contained,
-    patiently,
+    error_boundary,
+    error_code,
+    is_transient,
+    is_transient_or_fresh,
+    retry_until_available,
 )
 from attachments.storage.errors import AccessDenied, AlreadyExists, OutOfSpace, StoreUnavailable
 
@@ -36,7 +36,7 @@ def _asked(condition: Any, error: Exception, tries: int = 1) -> bool:
 )
 def test_what_can_get_better_is_tried_again(error: Exception) -> None:
     """Time-outs, 429, 5xx, truncation and a store that is away."""
-    assert _asked(can_get_better, error)
+    assert _asked(is_transient, error)
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def test_what_can_get_better_is_tried_again(error: Exception) -> None:
 )
 def test_nothing_else_is_tried_again(error: Exception) -> None:
     """What stays wrong until somebody does something."""
-    assert not _asked(can_get_better, error)
+    assert not _asked(is_transient, error)
 
 
 def test_a_404_is_not_believed_for_half_a_minute() -> None:
     """The first four tries, 2 + 4 + 8 + 16 s; then the message is gone."""
-    answers = [_asked(can_get_better_or_is_fresh, NotFound("x"), tries) for tries in (1, 4, 5)]
+    answers = [_asked(is_transient_or_fresh, NotFound("x"), tries) for tries in (1, 4, 5)]
     assert answers == [True, True, False]
 
 
@@ -62,15 +62,15 @@ def test_a_message_and_its_parts_have_the_same_half_minute(task: Any) -> None:
     """Exchange may list a part and answer 404 to its download for a few seconds more."""
     answers = [_asked(task.retry_condition_fn, NotFound("x"), tries) for tries in (1, 4, 5)]
     assert answers == [True, True, False]
-    with backlog():
+    with low_priority():
         assert not _asked(task.retry_condition_fn, NotFound("x"))
 
 
 def test_a_404_in_a_backfill_is_believed_at_once() -> None:
     """Old mail has many messages that are gone; half a minute for each would hold up the others."""
-    with backlog():
-        assert not _asked(can_get_better_or_is_fresh, NotFound("x"))
-        assert _asked(can_get_better_or_is_fresh, ServerError("x", status=500))
+    with low_priority():
+        assert not _asked(is_transient_or_fresh, NotFound("x"))
+        assert _asked(is_transient_or_fresh, ServerError("x", status=500))
 
 
 def test_an_unknown_error_comes_out_without_its_text() -> None:
@@ -82,7 +82,7 @@ def test_an_unknown_error_comes_out_without_its_text() -> None:
     assert CANARY not in shown
 
 
-@contained()
+@error_boundary()
 def _fail_in_a_way_that_nobody_thought_of() -> None:
     try:
         raise KeyError(CANARY)
@@ -93,7 +93,13 @@ def _fail_in_a_way_that_nobody_thought_of() -> None:
 def test_every_failure_has_a_code_for_the_manifest() -> None:
     """Short stable words, also for what has no type of its own."""
     errors = [Forbidden("x"), OutOfSpace("x"), PacingError("x"), UnexpectedError("x"), None]
-    assert [code_of(error) for error in errors] == ["forbidden", "out-of-space", "unpaced", "unexpected", "unexpected"]
+    assert [error_code(error) for error in errors] == [
+        "forbidden",
+        "out-of-space",
+        "unpaced",
+        "unexpected",
+        "unexpected",
+    ]
 
 
 def test_a_run_waits_for_prefect_and_gives_up_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,11 +113,11 @@ def test_a_run_waits_for_prefect_and_gives_up_late(monkeypatch: pytest.MonkeyPat
             raise answer
         return answer
 
-    assert patiently(ask) == "block"
+    assert retry_until_available(ask) == "block"
     answers[:] = [httpx.ReadError("gone")]
     monkeypatch.setattr(errors, "PATIENCE", 0.1)
     with pytest.raises(PrefectLost, match=r"does not answer \(ReadError\)") as caught:
-        patiently(ask)
+        retry_until_available(ask)
     assert errors.is_retryable(caught.value)
 
 

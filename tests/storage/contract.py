@@ -309,7 +309,7 @@ class StoreContract(ABC):
         store.remove(removed.key)
         assert sorted(self.visible(store)) == sorted([kept.key, f"{MESSAGE}/manifest.json"])
         assert self.pending(store) == []
-        assert list(store.residue(older_than=timedelta(0))) == []
+        assert list(store.orphans(older_than=timedelta(0))) == []
         assert (store.stored(MESSAGE), store.read_manifest(MESSAGE)) == ({two: kept}, record)
         store.remove(removed.key)
         assert store.write(MESSAGE, ATTACHMENT, "a.pdf", in_chunks(content, 500_000)).key == removed.key

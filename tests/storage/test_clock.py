@@ -11,7 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from attachments.storage import open_store
-from attachments.storage.backends.base import Conflict, Labels, Standing, Version
+from attachments.storage.backends.base import Conflict, ObjectHeaders, ObjectStat, Version
 from attachments.storage.backends.rename import RenameBackend
 from attachments.storage.errors import StoreUnavailable
 from attachments.storage.object_store import ObjectStore
@@ -28,13 +28,13 @@ def store() -> ObjectStore:
 def backend(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> RenameBackend:
     """The store's, whose clock is far behind."""
     backend = cast("RenameBackend", store._backend)
-    look = backend.look
+    look = backend.stat
 
-    def late(path: str) -> Standing | None:
+    def late(path: str) -> ObjectStat | None:
         standing = look(path)
-        return standing and Standing(standing.bytes, standing.modified - BEHIND)
+        return standing and ObjectStat(standing.bytes, standing.modified - BEHIND)
 
-    monkeypatch.setattr(backend, "look", late)
+    monkeypatch.setattr(backend, "stat", late)
     return backend
 
 
@@ -46,16 +46,16 @@ def test_who_asks_while_another_does_is_told_the_stores_time(
     store: ObjectStore, backend: RenameBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other has come, and removed what is its own, before we have looked."""
-    look = backend.look
+    look = backend.stat
     others: list[datetime] = []
 
-    def overtaken(path: str) -> Standing | None:
+    def overtaken(path: str) -> ObjectStat | None:
         if not others:
             others.append(datetime.now(UTC))
             others.append(store.clock())
         return look(path)
 
-    monkeypatch.setattr(backend, "look", overtaken)
+    monkeypatch.setattr(backend, "stat", overtaken)
     assert is_behind(store.clock())
     assert is_behind(others[1])
     assert list(backend.objects("")) == []
@@ -65,7 +65,7 @@ def test_a_store_that_shows_nothing_of_what_was_written_tells_no_time(
     store: ObjectStore, backend: RenameBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ours might be ahead. It may pass, and is tried again."""
-    monkeypatch.setattr(backend, "look", lambda _: None)
+    monkeypatch.setattr(backend, "stat", lambda _: None)
     with pytest.raises(StoreUnavailable, match="what was written is not there") as caught:
         store.clock()
     assert caught.value.retryable
@@ -76,13 +76,13 @@ def test_an_answer_that_was_lost_is_no_conflict(
     store: ObjectStore, backend: RenameBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that tries again by itself meets what it has written."""
-    save = backend.save
+    save = backend.put
 
-    def lost(path: str, data: bytes, labels: Labels, *, replaces: Version | None) -> None:
+    def lost(path: str, data: bytes, labels: ObjectHeaders, *, replaces: Version | None) -> None:
         save(path, data, labels, replaces=replaces)
         raise Conflict
 
-    monkeypatch.setattr(backend, "save", lost)
+    monkeypatch.setattr(backend, "put", lost)
     assert is_behind(store.clock())
 
 

@@ -54,7 +54,7 @@ def chunked(content: bytes, step: int = 256 * 1024) -> Iterator[bytes]:
 
 def clear(store: Store) -> None:
     """As `attachments verify --clean --older-than 0`."""
-    for left in list(store.residue(older_than=timedelta(0))):
+    for left in list(store.orphans(older_than=timedelta(0))):
         store.clear(left)
 
 

@@ -53,7 +53,7 @@ def test_a_store_that_has_encrypted_refuses_plaintext(place: Place) -> None:
     refusing.update_manifest(MESSAGE, lambda current: manifest())
     assert set(refusing.message_keys()) == {MESSAGE}
     assert [key for key in place.everything() if key.startswith(".encryption/")] == [".encryption/age"]
-    assert list(refusing.residue(older_than=timedelta(0))) == []
+    assert list(refusing.orphans(older_than=timedelta(0))) == []
     allowed = place.open(encryption=Encryption(allow_plaintext=True))
     assert allowed.write(MESSAGE, three, "c.pdf", [b"public"]).key == f"{MESSAGE}/{three}/c.pdf"
 

@@ -44,7 +44,7 @@ def test_a_store_without_the_right_to_remove_says_so(store: ObjectStore, monkeyp
     assert list(backend.objects("")) == []
 
 
-@pytest.mark.parametrize("method", ["load", "save"])
+@pytest.mark.parametrize("method", ["get", "put"])
 def test_a_store_that_refuses_is_told_without_paths(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -60,8 +60,8 @@ def test_a_store_that_loses_what_it_took_is_told(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, loaded: Any
 ) -> None:
     """After some tries: another prober may have been in between."""
-    spoil(store, monkeypatch, "save", lambda *_, **__: None)
-    spoil(store, monkeypatch, "load", lambda _: loaded)
+    spoil(store, monkeypatch, "put", lambda *_, **__: None)
+    spoil(store, monkeypatch, "get", lambda _: loaded)
     monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(StoreUnavailable, match="does not hand back what was written"):
         store.probe()

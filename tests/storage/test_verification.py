@@ -152,10 +152,10 @@ def test_what_dead_writers_left_is_found_and_cleared(store: Store, root: Path) -
 
     def looking() -> object:
         yield b"x"
-        assert [left.key for left in store.residue(older_than=timedelta(0))] == [f"{MESSAGE}/{TWO}"]
+        assert [left.key for left in store.orphans(older_than=timedelta(0))] == [f"{MESSAGE}/{TWO}"]
 
     store.write(MESSAGE, attachment_key("three"), "b.pdf", looking())  # type: ignore[arg-type]
-    assert list(store.residue(older_than=timedelta(hours=1))) == []
-    for left in store.residue(older_than=timedelta(0)):
+    assert list(store.orphans(older_than=timedelta(hours=1))) == []
+    for left in store.orphans(older_than=timedelta(0)):
         store.clear(left)
     assert not dead.exists()

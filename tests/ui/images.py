@@ -30,9 +30,9 @@ def main() -> int:
     with (
         tempfile.TemporaryDirectory(prefix="attachments-images-") as folder,
         installation(Path(folder)) as everything,
-        opened(everything.road.api_url.removesuffix("/api")) as page,
+        opened(everything.stack.api_url.removesuffix("/api")) as page,
     ):
-        log_in(page, ":".join(everything.road.prefect_password))
+        log_in(page, ":".join(everything.stack.prefect_password))
         for name, slots in LIMITS.items():
             everything.change(f"v2/concurrency_limits/{name}", {"limit": slots})
         _deployments(page)

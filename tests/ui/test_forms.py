@@ -19,8 +19,8 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installatio
 
 @pytest.fixture
 def page(everything: Installation) -> Iterator[Page]:
-    with opened(everything.road.api_url.removesuffix("/api")) as page:
-        log_in(page, ":".join(everything.road.prefect_password))
+    with opened(everything.stack.api_url.removesuffix("/api")) as page:
+        log_in(page, ":".join(everything.stack.prefect_password))
         yield page
 
 

@@ -30,9 +30,9 @@ from prefect.states import Cancelling, Pending, Running
 from prefect.workers.base import BaseWorker
 
 from attachments.demo.processes import Process, _script, wait_for
-from attachments.runs.run_labels import DEATHS
+from attachments.runs.run_labels import CRASH_COUNT
 from attachments.worker import warm_worker as figures
-from attachments.worker.warm_worker import MINE, WarmWorker, _stop_on_sigterm, _UnderWay, _Watch
+from attachments.worker.warm_worker import MINE, LivenessMonitor, WarmWorker, _stop_on_sigterm, _UnderWay
 
 ELSEWHERE = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}
 """Settings for a Prefect that is not there, and is not asked."""
@@ -67,7 +67,7 @@ def test_a_run_that_is_not_over_here_is_not_started_again() -> None:
 
 def test_the_watch_counts_from_when_a_state_was_first_seen(clock: list[float]) -> None:
     """A new state begins anew, and so does a run that was not there at the look before."""
-    watch, run = _Watch(), pending()
+    watch, run = LivenessMonitor(), pending()
     told = []
     for seconds in (0, 5, 5):
         clock[0] += seconds
@@ -126,14 +126,14 @@ def looks(worker: WarmWorker, asked: Asked, clock: list[float], seconds: float, 
 
     async def look() -> None:
         worker._client = cast("Any", asked)
-        watch = _Watch()
+        watch = LivenessMonitor()
         watch.api_answered()
-        clock[0] += figures.SILENCE
+        clock[0] += figures.HEARTBEAT_TIMEOUT
         for _ in range(int(seconds / figures.LOOK) + 1):
             clock[0] += figures.LOOK
             assert watch.is_time_to_look()
             before()
-            await worker._take_up_orphans(watch)
+            await worker._reap_orphans(watch)
 
     asyncio.run(look())
 
@@ -196,7 +196,7 @@ def test_a_run_of_its_own_that_broke_off_starts_again_but_not_for_ever(
     """Prefect may refuse a final state whenever it is set: each time the run would call the vendor again."""
     run = pending()
     run.state, run.state_type = state.model_copy(update={"message": f"{MINE}{worker.name}"}), state.type
-    run.labels = {DEATHS: broke_off}
+    run.labels = {CRASH_COUNT: broke_off}
     states: list[State[Any]] = []
 
     class Told(Asked):
@@ -208,7 +208,7 @@ def test_a_run_of_its_own_that_broke_off_starts_again_but_not_for_ever(
 
     looks(worker, Told(run, before_it_answers=lambda: None), clock, figures.LOOK, lambda: None)
     assert f"{states[0].type.value.title()}: {states[0].message}".startswith(told)
-    assert run.labels == {DEATHS: counted}
+    assert run.labels == {CRASH_COUNT: counted}
 
 
 @pytest.mark.parametrize("error", [ObjectNotFound(OSError()), httpx.ReadTimeout(""), ValueError("no JSON")])
@@ -374,7 +374,7 @@ def test_the_look_for_cancelled_runs_outlives_whatever_answers(
         under_way.append(_UnderWay(run, worker._clients))
         worker._under_way[under_way[0].flow_run.id] = under_way[0]
         worker._client = cast("Any", Odd())
-        heeding = asyncio.create_task(worker._heed_wishes())
+        heeding = asyncio.create_task(worker._poll_cancellations())
         await asyncio.wait_for(under_way[0].ended, 10)
         assert not heeding.done()
         heeding.cancel()
@@ -423,7 +423,7 @@ def test_runs_lend_each_other_their_clients(worker: WarmWorker, monkeypatch: pyt
             raise end
 
     def beside() -> SyncPrefectClient:
-        with temporary_settings(ELSEWHERE), worker._clients.lent():
+        with temporary_settings(ELSEWHERE), worker._clients.acquire():
             return get_client(sync_client=True)
 
     monkeypatch.setattr(figures, "run_flow", run)
@@ -434,16 +434,16 @@ def test_runs_lend_each_other_their_clients(worker: WarmWorker, monkeypatch: pyt
             assert SyncClientContext.get() is None, f"after {end!r}"
         assert len({id(client) for client in used}) == 1
         assert not used[0]._client.is_closed
-        with worker._clients.lent():
+        with worker._clients.acquire():
             assert Context().run(beside) is not used[0], "a thread starts with no context"
 
 
 def test_a_client_that_could_not_begin_is_not_lent_again(worker: WarmWorker) -> None:
     """Prefect is away when the first run of all asks for its version."""
     asked = {**ELSEWHERE, PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: True}
-    with temporary_settings(asked), pytest.raises(RuntimeError, match="Failed to reach"), worker._clients.lent():
+    with temporary_settings(asked), pytest.raises(RuntimeError, match="Failed to reach"), worker._clients.acquire():
         pass
-    with temporary_settings(ELSEWHERE), worker._clients.lent():
+    with temporary_settings(ELSEWHERE), worker._clients.acquire():
         assert SyncClientContext.get() is not None
 
 

@@ -47,10 +47,10 @@ from attachments.storage.backends.base import (
     Backend,
     Conflict,
     Failure,
-    Labels,
     Listed,
-    Residue,
-    Standing,
+    ObjectHeaders,
+    ObjectStat,
+    Orphan,
     Upload,
     Version,
     check_options,
@@ -220,7 +220,7 @@ class AzureBackend(Backend):
             if name.endswith("/") and not name.startswith("."):
                 yield name.rstrip("/")
 
-    def look(self, path: str) -> Standing | None:
+    def stat(self, path: str) -> ObjectStat | None:
         blob = self._run(lambda: self._properties(path))
         if blob is None or _is_rubbish(blob):
             return None
@@ -229,7 +229,7 @@ class AzureBackend(Backend):
             for name, value in (blob.metadata or {}).items()
             if name.startswith(_OURS)
         }
-        return Standing(blob.size, blob.last_modified.astimezone(UTC), ours)
+        return ObjectStat(blob.size, blob.last_modified.astimezone(UTC), ours)
 
     def read(self, path: str) -> Iterator[bytes]:
         """One request a block, of one and the same version."""
@@ -255,7 +255,7 @@ class AzureBackend(Backend):
             if data:
                 yield data
 
-    def load(self, path: str) -> tuple[bytes, Version] | None:
+    def get(self, path: str) -> tuple[bytes, Version] | None:
         async def load() -> tuple[bytes, Version] | None:
             stream = await self._absent_is_none(self._blob(path).download_blob(**self._request))
             # The first request fetches 32 MiB at most, and `read` no more than it is asked for.
@@ -263,7 +263,7 @@ class AzureBackend(Backend):
 
         return self._run(load)
 
-    def save(self, path: str, data: bytes, labels: Labels, *, replaces: Version | None) -> None:
+    def put(self, path: str, data: bytes, labels: ObjectHeaders, *, replaces: Version | None) -> None:
         if replaces is None:
             return self._run(lambda: self.create(path, data, labels, {}))
         match = {"match_condition": MatchConditions.IfNotModified, "etag": replaces}
@@ -281,27 +281,27 @@ class AzureBackend(Backend):
 
         return self._run(replace)
 
-    def upload(self, path: str, labels: Labels) -> Upload:
+    def upload(self, path: str, labels: ObjectHeaders) -> Upload:
         return _AzureUpload(self, path, labels, self._fs.loop)
 
     def remove(self, path: str) -> None:
         self._run(lambda: self._absent_is_none(self._blob(path).delete_blob(**self._request)))
 
-    def residue(self) -> Iterator[Residue]:
+    def orphans(self) -> Iterator[Orphan]:
         for blob in self._listed("", include=["metadata", "uncommittedblobs"]):
             path = self._path(blob.name)
             place = "/".join(path.split("/")[:2])
             if _is_rubbish(blob):
-                yield Residue("emptied blocks", place, path, blob.last_modified.astimezone(UTC))
+                yield Orphan("emptied blocks", place, path, blob.last_modified.astimezone(UTC))
             # Azure tells no Last-Modified and no ETag of a blob that has only blocks; Azurite tells both. So whatever
             # has no bytes is asked for: it is there, or it has only blocks.
             elif not blob.size and not _is_folder(blob) and self._run(partial(self._properties, path)) is None:
-                yield Residue("uncommitted blocks", place, path, self._run(partial(self._begun, path)))
+                yield Orphan("uncommitted blocks", place, path, self._run(partial(self._begun, path)))
 
-    def clear(self, residue: Residue) -> None:
+    def clear(self, residue: Orphan) -> None:
         self._run(lambda: self._absent_is_none(self._emptied(residue.path)))
 
-    async def create(self, path: str, data: bytes, labels: Labels, metadata: Mapping[str, str]) -> None:
+    async def create(self, path: str, data: bytes, labels: ObjectHeaders, metadata: Mapping[str, str]) -> None:
         """Put Blob, where none stands. Raises Conflict."""
         await self._creating(path, lambda match: self._put(path, data, labels, metadata, match))
 
@@ -312,7 +312,7 @@ class AzureBackend(Backend):
             block, body, length=len(data), validate_content=True, **self._scope, **self._request
         )
 
-    async def commit(self, path: str, blocks: list[str], labels: Labels, metadata: Mapping[str, str]) -> None:
+    async def commit(self, path: str, blocks: list[str], labels: ObjectHeaders, metadata: Mapping[str, str]) -> None:
         """Put Block List, where no blob stands. Raises Conflict."""
         listed = [BlobBlock(block) for block in blocks]
         described = self._described(labels, metadata)
@@ -325,7 +325,7 @@ class AzureBackend(Backend):
         return await patiently(ask, (ServiceRequestError, ServiceResponseError, HttpResponseError), _may_pass)
 
     async def _put(
-        self, path: str, data: bytes, labels: Labels, metadata: Mapping[str, str], match: Mapping[str, Any]
+        self, path: str, data: bytes, labels: ObjectHeaders, metadata: Mapping[str, str], match: Mapping[str, Any]
     ) -> None:
         await self._blob(path).upload_blob(
             io.BytesIO(data),
@@ -381,7 +381,7 @@ class AzureBackend(Backend):
         ids = [_BLOCK_ID.fullmatch(block.id) for block in blocks]
         return max((datetime.fromtimestamp(int(found[1], 16), UTC) for found in ids if found), default=None)
 
-    def _described(self, labels: Labels, metadata: Mapping[str, str]) -> dict[str, Any]:
+    def _described(self, labels: ObjectHeaders, metadata: Mapping[str, str]) -> dict[str, Any]:
         """The arguments that say what a blob is, and how it is encrypted."""
         settings = ContentSettings(content_type=labels.content_type, content_disposition=labels.content_disposition)
         # Azure takes names as C# has them: no hyphens.
@@ -450,7 +450,9 @@ class AzureBackend(Backend):
 class _AzureUpload(PartedUpload):
     """A Put Blob, or blocks and their list."""
 
-    def __init__(self, backend: AzureBackend, path: str, labels: Labels, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, backend: AzureBackend, path: str, labels: ObjectHeaders, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(loop)
         self._backend = backend
         self.path = path

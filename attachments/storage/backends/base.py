@@ -30,7 +30,7 @@ class Conflict(Exception):
 
 
 @dataclass(frozen=True)
-class Labels:
+class ObjectHeaders:
     """What an object tells of itself to whoever fetches it."""
 
     content_type: str
@@ -48,7 +48,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Standing:
+class ObjectStat:
     """What is known of an object that stands under a path."""
 
     bytes: int
@@ -59,7 +59,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Residue:
+class Orphan:
     """What a writer left behind that died: no reader sees it, but it may cost money."""
 
     what: str
@@ -153,34 +153,34 @@ class Backend(ABC):
         """The first part of all paths, each once, dotted ones left out: a listing of one level."""
 
     @abstractmethod
-    def look(self, path: str) -> Standing | None:
+    def stat(self, path: str) -> ObjectStat | None:
         """What stands there; None when nothing does."""
 
     def is_file(self, path: str) -> bool:
         """Whether a file stands there, of whatever making, that no link leads to."""
-        return self.look(path) is not None
+        return self.stat(path) is not None
 
     @abstractmethod
     def read(self, path: str) -> Iterator[bytes]:
         """The bytes that stand there, in blocks of at most some MiB. Closing the iterator ends the transfer."""
 
     @abstractmethod
-    def load(self, path: str) -> tuple[bytes, Version] | None:
-        """A small object as a whole, with the version that `save` can name; None when there is none.
+    def get(self, path: str) -> tuple[bytes, Version] | None:
+        """A small object as a whole, with the version that `put` can name; None when there is none.
 
         Of an object that is larger than a manifest may be, the first `MOST_READ` bytes: no reader takes these. Others
         may write to the store, and no more than that may be held of what they put there.
         """
 
     @abstractmethod
-    def save(self, path: str, data: bytes, labels: Labels, *, replaces: Version | None) -> None:
+    def put(self, path: str, data: bytes, labels: ObjectHeaders, *, replaces: Version | None) -> None:
         """Writes a small object as one step in the place of that version; None: nothing stands there.
 
         Raises Conflict when that is not so, where the backend can tell.
         """
 
     @abstractmethod
-    def upload(self, path: str, labels: Labels) -> Upload:
+    def upload(self, path: str, labels: ObjectHeaders) -> Upload:
         """Begins an object. Nothing need be sent before its first bytes are."""
 
     @abstractmethod
@@ -188,11 +188,11 @@ class Backend(ABC):
         """Removes an object, with whatever the backend keeps beside it. Nothing there is fine."""
 
     @abstractmethod
-    def residue(self) -> Iterator[Residue]:
+    def orphans(self) -> Iterator[Orphan]:
         """What dead and living writers have under way, outside of all paths that a reader sees."""
 
     @abstractmethod
-    def clear(self, residue: Residue) -> None:
+    def clear(self, residue: Orphan) -> None:
         """Removes one of these. Gone already is fine."""
 
 

@@ -40,10 +40,10 @@ from attachments.storage.backends.base import (
     Backend,
     Conflict,
     Failure,
-    Labels,
     Listed,
-    Residue,
-    Standing,
+    ObjectHeaders,
+    ObjectStat,
+    Orphan,
     Upload,
     Version,
     check_options,
@@ -166,7 +166,7 @@ class GcsBackend(Backend):
                 if not (key := self._path(found).rstrip("/")).startswith("."):
                     yield key
 
-    def look(self, path: str) -> Standing | None:
+    def stat(self, path: str) -> ObjectStat | None:
         wanted = {"fields": "size,timeCreated,metadata"}
         answer = self._absent_is_none(lambda: self.ask("GET", self._object(path), params=wanted))
         if answer is None:
@@ -176,7 +176,7 @@ class GcsBackend(Backend):
         if (proof := ours.pop("proof", None)) is not None:
             ours = dict(read_proof(self, path, proof))
         # Not `updated`, which changes with the metadata.
-        return Standing(int(told["size"]), _moment(told["timeCreated"]), ours)
+        return ObjectStat(int(told["size"]), _moment(told["timeCreated"]), ours)
 
     def read(self, path: str) -> Iterator[bytes]:
         loop = self._fs.loop
@@ -187,14 +187,14 @@ class GcsBackend(Backend):
         finally:
             run(blocks.aclose(), loop)
 
-    def load(self, path: str) -> tuple[bytes, Version] | None:
+    def get(self, path: str) -> tuple[bytes, Version] | None:
         answer = self._absent_is_none(lambda: self.ask("GET", self._object(path), params={"alt": "media"}))
         return None if answer is None else (answer.body, answer.headers["x-goog-generation"])
 
-    def save(self, path: str, data: bytes, labels: Labels, *, replaces: Version | None) -> None:
-        self._run(lambda: self.put(path, data, labels, {}, replaces or "0"))
+    def put(self, path: str, data: bytes, labels: ObjectHeaders, *, replaces: Version | None) -> None:
+        self._run(lambda: self.put_object(path, data, labels, {}, replaces or "0"))
 
-    def upload(self, path: str, labels: Labels) -> Upload:
+    def upload(self, path: str, labels: ObjectHeaders) -> Upload:
         return _GcsUpload(self, path, labels, self._fs.loop)
 
     def remove(self, path: str) -> None:
@@ -203,7 +203,7 @@ class GcsBackend(Backend):
         if proof:
             self._delete(proof_path(path, proof))
 
-    def residue(self) -> Iterator[Residue]:
+    def orphans(self) -> Iterator[Orphan]:
         """Proofs alone: sessions cannot be listed, and cost nothing."""
         return orphaned_proofs(self, self._named_proof)
 
@@ -213,11 +213,11 @@ class GcsBackend(Backend):
         answer = self._absent_is_none(lambda: self.ask("GET", self._object(path), params=wanted))
         return None if answer is None else _ours(answer.told).get("proof")
 
-    def clear(self, residue: Residue) -> None:
+    def clear(self, residue: Orphan) -> None:
         self._delete(residue.path)
 
-    async def put(
-        self, path: str, data: bytes, labels: Labels, metadata: Mapping[str, str], generation: Version
+    async def put_object(
+        self, path: str, data: bytes, labels: ObjectHeaders, metadata: Mapping[str, str], generation: Version
     ) -> None:
         """The whole object in one request, in the place of that generation; 0 is none. Raises Conflict."""
         md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()  # Google compares it
@@ -239,7 +239,7 @@ class GcsBackend(Backend):
             data=b"".join(parts),
         )
 
-    async def begin(self, path: str, labels: Labels, proof: str) -> str:
+    async def begin(self, path: str, labels: ObjectHeaders, proof: str) -> str:
         """A session for a resumable upload, as its address. Raises Conflict."""
         answer = await self.ask(
             "POST",
@@ -255,7 +255,7 @@ class GcsBackend(Backend):
         told = json.dumps(dict(metadata)).encode()
         # A conflict is our own, of a request whose answer was lost: no two writers take one name.
         with suppress(Conflict):
-            await self.put(proof_path(path, proof), told, Labels("application/json"), {}, "0")
+            await self.put_object(proof_path(path, proof), told, ObjectHeaders("application/json"), {}, "0")
 
     async def disprove(self, path: str, proof: str, *, is_given_up: bool) -> None:
         """Removes the proof of an object that will never be finished: it was given up, or another stands there.
@@ -445,7 +445,7 @@ class GcsBackend(Backend):
 class _GcsUpload(PartedUpload):
     """One request, or a resumable upload."""
 
-    def __init__(self, backend: GcsBackend, path: str, labels: Labels, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, backend: GcsBackend, path: str, labels: ObjectHeaders, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._backend = backend
         self.path = path
@@ -457,7 +457,7 @@ class _GcsUpload(PartedUpload):
         self._sum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
 
     async def _whole(self, data: bytes, metadata: Mapping[str, str]) -> None:
-        await self._backend.patiently(lambda: self._backend.put(self.path, data, self._labels, metadata, "0"))
+        await self._backend.patiently(lambda: self._backend.put_object(self.path, data, self._labels, metadata, "0"))
 
     async def _begin(self) -> None:
         # A conflict is told by the commit, when the source has been read and can be compared.
@@ -563,7 +563,7 @@ def _ours(told: Mapping[str, Any]) -> dict[str, str]:
     return {name.removeprefix(_OURS): value for name, value in metadata.items() if name.startswith(_OURS)}
 
 
-def _described(labels: Labels, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _described(labels: ObjectHeaders, metadata: Mapping[str, str]) -> dict[str, Any]:
     told: dict[str, Any] = {"contentType": labels.content_type}
     if labels.content_disposition:
         told["contentDisposition"] = labels.content_disposition

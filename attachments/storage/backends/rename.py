@@ -37,10 +37,10 @@ from attachments.storage.backends.base import (
     Backend,
     Conflict,
     Failure,
-    Labels,
     Listed,
-    Residue,
-    Standing,
+    ObjectHeaders,
+    ObjectStat,
+    Orphan,
     Upload,
     Version,
 )
@@ -139,18 +139,18 @@ class RenameBackend(Backend):
                 if not name.startswith("."):
                     yield name
 
-    def look(self, path: str) -> Standing | None:
+    def stat(self, path: str) -> ObjectStat | None:
         told = self._info(path)
         if told is None:
             return None
-        return Standing(int(told["size"]), self._modified(path, told), self._proof(path))
+        return ObjectStat(int(told["size"]), self._modified(path, told), self._proof(path))
 
     def read(self, path: str) -> Iterator[bytes]:
         with self._fs.open(self._path(path), "rb") as file:
             while block := file.read(_BLOCK):
                 yield block
 
-    def load(self, path: str) -> tuple[bytes, Version] | None:
+    def get(self, path: str) -> tuple[bytes, Version] | None:
         try:
             with self._fs.open(self._path(path), "rb") as file:
                 data: bytes = file.read(MOST_READ)
@@ -158,9 +158,9 @@ class RenameBackend(Backend):
             return None
         return data, hashlib.sha256(data).hexdigest()
 
-    def save(self, path: str, data: bytes, labels: Labels, *, replaces: Version | None) -> None:  # noqa: ARG002  as below
+    def put(self, path: str, data: bytes, labels: ObjectHeaders, *, replaces: Version | None) -> None:  # noqa: ARG002  as below
         self.check_moves()
-        standing = self.load(path)
+        standing = self.get(path)
         if (standing and standing[1]) != replaces:
             raise Conflict
         temporary = self._temporary(path)
@@ -168,7 +168,7 @@ class RenameBackend(Backend):
         self._fs.pipe_file(self._path(temporary), data)
         self._move(temporary, path)
 
-    def upload(self, path: str, labels: Labels) -> Upload:  # noqa: ARG002  file systems keep no labels
+    def upload(self, path: str, labels: ObjectHeaders) -> Upload:  # noqa: ARG002  file systems keep no labels
         self.check_moves()
         return _MovingUpload(self, path)
 
@@ -177,14 +177,14 @@ class RenameBackend(Backend):
             with suppress(FileNotFoundError):
                 self._fs.rm_file(self._path(each))
 
-    def residue(self) -> Iterator[Residue]:
+    def orphans(self) -> Iterator[Orphan]:
         for folder, what in ((INCOMING, "temporary file"), (PROOFS, "proof without its object")):
             for found in self.objects(f"{folder}/"):
                 key = "/".join(found.path.rpartition("/")[2].split(".")[:2])
                 if folder == INCOMING or not any(self.objects(f"{key}/")):
-                    yield Residue(what, key, found.path, self._begun(found.path))
+                    yield Orphan(what, key, found.path, self._begun(found.path))
 
-    def clear(self, residue: Residue) -> None:
+    def clear(self, residue: Orphan) -> None:
         self.remove(residue.path)
 
     def check_moves(self) -> None:
@@ -257,7 +257,7 @@ class RenameBackend(Backend):
         return f"{PROOFS}/{place.replace('/', '.')}.{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
     def _proof(self, path: str) -> Mapping[str, str]:
-        found = self.load(self._proof_path(path))
+        found = self.get(self._proof_path(path))
         return proven(found[0]) if found else {}
 
     def _info(self, path: str) -> Mapping[str, Any] | None:
@@ -359,7 +359,7 @@ class _MovingUpload(Upload):
         backend = self._backend
         claims = {proven(claim).get("stored-sha256"): claim}
         for _ in range(_SETTLING):
-            found = backend.load(proof)
+            found = backend.get(proof)
             stands = found[0] if found else b""
             claimed = proven(stands).get("stored-sha256")
             if claimed in claims and len(claims) == 1:

@@ -52,10 +52,10 @@ from attachments.storage.backends.base import (
     Backend,
     Conflict,
     Failure,
-    Labels,
     Listed,
-    Residue,
-    Standing,
+    ObjectHeaders,
+    ObjectStat,
+    Orphan,
     Upload,
     Version,
     check_options,
@@ -76,7 +76,7 @@ from attachments.storage.manifest import MOST_READ
 from attachments.storage.names import shortened
 
 _STORE = ".store"
-_NOTHING = Labels("application/octet-stream")
+_NOTHING = ObjectHeaders("application/octet-stream")
 _OURS = "attachments-"
 _BLOCK = 1024 * 1024
 _CONFIG: Mapping[str, Any] = {
@@ -261,7 +261,7 @@ class S3Backend(Backend):
             for found in page.get("CommonPrefixes", ()):
                 yield found["Prefix"].removeprefix(self._root).rstrip("/")
 
-    def look(self, path: str) -> Standing | None:
+    def stat(self, path: str) -> ObjectStat | None:
         told = self._absent_is_none(self._call("head_object", Key=self._root + path))
         if told is None:
             return None
@@ -272,7 +272,7 @@ class S3Backend(Backend):
         }
         if (proof := ours.pop("proof", None)) is not None:
             ours = dict(read_proof(self, path, proof))
-        return Standing(told["ContentLength"], told["LastModified"].astimezone(UTC), ours)
+        return ObjectStat(told["ContentLength"], told["LastModified"].astimezone(UTC), ours)
 
     def read(self, path: str) -> Iterator[bytes]:
         answer = self._run(self._call("get_object", Key=self._root + path))
@@ -283,19 +283,19 @@ class S3Backend(Backend):
         finally:
             body.close()
 
-    def load(self, path: str) -> tuple[bytes, Version] | None:
+    def get(self, path: str) -> tuple[bytes, Version] | None:
         return cast("tuple[bytes, Version] | None", self._absent_is_none(self._load(path)))
 
-    def save(self, path: str, data: bytes, labels: Labels, *, replaces: Version | None) -> None:
+    def put(self, path: str, data: bytes, labels: ObjectHeaders, *, replaces: Version | None) -> None:
         condition: dict[str, str] = {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
         if not self.is_conditional:
             condition = {}
-            standing = self.load(path)
+            standing = self.get(path)
             if (standing and standing[1]) != replaces:
                 raise Conflict
-        self._run(self.creating(self.put(path, data, labels, {}, condition)))
+        self._run(self.creating(self.put_object(path, data, labels, {}, condition)))
 
-    def upload(self, path: str, labels: Labels) -> Upload:
+    def upload(self, path: str, labels: ObjectHeaders) -> Upload:
         return _S3Upload(self, path, labels, self._fs.loop)
 
     def remove(self, path: str) -> None:
@@ -305,24 +305,24 @@ class S3Backend(Backend):
         if proof:
             self._run(self._call("delete_object", Key=self._root + proof_path(path, proof)))
 
-    def residue(self) -> Iterator[Residue]:
+    def orphans(self) -> Iterator[Orphan]:
         yield from self._open_uploads()
         yield from orphaned_proofs(self, lambda path: self._run(self.named_proof(path)))
 
-    def _open_uploads(self) -> Iterator[Residue]:
+    def _open_uploads(self) -> Iterator[Orphan]:
         try:
             for page in self._pages("list_multipart_uploads", Prefix=self._root):
                 for found in page.get("Uploads", ()):
                     path = found["Key"].removeprefix(self._root)
                     place = "/".join(path.split("/")[:2])
                     begun = found["Initiated"].astimezone(UTC)
-                    yield Residue("open multipart upload", place, path, begun, found["UploadId"])
+                    yield Orphan("open multipart upload", place, path, begun, found["UploadId"])
         except ClientError as error:
             # rclone says so of a bucket that never had one.
             if _code(error) != "NoSuchUpload":
                 raise
 
-    def clear(self, residue: Residue) -> None:
+    def clear(self, residue: Orphan) -> None:
         if residue.handle is None:
             self._run(self._call("delete_object", Key=self._root + residue.path))
             return
@@ -351,8 +351,8 @@ class S3Backend(Backend):
                 raise
         raise Conflict
 
-    async def put(
-        self, path: str, data: bytes, labels: Labels, metadata: Mapping[str, str], condition: Mapping[str, str]
+    async def put_object(
+        self, path: str, data: bytes, labels: ObjectHeaders, metadata: Mapping[str, str], condition: Mapping[str, str]
     ) -> Any:
         """PutObject."""
         return await self._call(
@@ -383,7 +383,7 @@ class S3Backend(Backend):
         """A request about a multipart upload of this path."""
         return await self._call(method, Key=self._root + path, **more)
 
-    def described(self, labels: Labels, metadata: Mapping[str, str]) -> dict[str, Any]:
+    def described(self, labels: ObjectHeaders, metadata: Mapping[str, str]) -> dict[str, Any]:
         """The arguments that say what an object is, and how it is encrypted."""
         told: dict[str, Any] = {
             "ContentType": labels.content_type,
@@ -397,14 +397,14 @@ class S3Backend(Backend):
     async def _heeds_conditions(self) -> bool:
         for _ in range(2):
             try:
-                await self.put(_STORE, b"", _NOTHING, {}, {"IfNoneMatch": "*"})
+                await self.put_object(_STORE, b"", _NOTHING, {}, {"IfNoneMatch": "*"})
             except ClientError as error:
                 if _code(error) in _CONFLICTS:
                     return True
                 if _code(error) not in _UNKNOWN_CONDITION:
                     raise
                 # The same without the condition: if that is refused too, something else is the reason.
-                await self.put(_STORE, b"", _NOTHING, {}, {})
+                await self.put_object(_STORE, b"", _NOTHING, {}, {})
                 return False
         return False
 
@@ -474,7 +474,7 @@ class S3Backend(Backend):
 class _S3Upload(PartedUpload):
     """A PutObject, or a multipart upload."""
 
-    def __init__(self, backend: S3Backend, path: str, labels: Labels, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, backend: S3Backend, path: str, labels: ObjectHeaders, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._backend = backend
         self.path = path
@@ -490,7 +490,7 @@ class _S3Upload(PartedUpload):
     async def _whole(self, data: bytes, metadata: Mapping[str, str]) -> None:
         async def put() -> None:
             condition = await self._condition()
-            await self._backend.creating(self._backend.put(self.path, data, self._labels, metadata, condition))
+            await self._backend.creating(self._backend.put_object(self.path, data, self._labels, metadata, condition))
 
         await self._named(put)
 
@@ -523,7 +523,9 @@ class _S3Upload(PartedUpload):
     async def _complete(self, number: int, data: bytes, metadata: Mapping[str, str]) -> None:
         await self._part(number, data)
         proof = json.dumps(dict(metadata)).encode()
-        await self._backend.put(proof_path(self.path, self._proof), proof, Labels("application/json"), {}, {})
+        await self._backend.put_object(
+            proof_path(self.path, self._proof), proof, ObjectHeaders("application/json"), {}, {}
+        )
         condition = await self._condition()
         await self._backend.creating(
             self._backend.multipart(

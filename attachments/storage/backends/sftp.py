@@ -44,10 +44,10 @@ from attachments.storage.backends.base import (
     Backend,
     Conflict,
     Failure,
-    Labels,
     Listed,
-    Residue,
-    Standing,
+    ObjectHeaders,
+    ObjectStat,
+    Orphan,
     Upload,
     Version,
 )
@@ -57,11 +57,11 @@ from attachments.storage.backends.sftp_client import (
     PORT,
     Connections,
     Failed,
-    Lacks,
     Refused,
     RemoteFile,
     RootGone,
     SftpClient,
+    Unsupported,
     host_keys,
     private_key,
 )
@@ -84,7 +84,7 @@ _NEW = SFTP_FLAG_WRITE | SFTP_FLAG_CREATE | SFTP_FLAG_EXCL
 class SftpBackend(Backend):
     """A folder of an SFTP server."""
 
-    errors = (paramiko.SSHException, SFTPError, EOFError, OSError, Refused, RootGone, Lacks)
+    errors = (paramiko.SSHException, SFTPError, EOFError, OSError, Refused, RootGone, Unsupported)
     patience: ClassVar[float] = 60.0
     """Seconds after which a lock that has not changed is taken for a dead writer's."""
 
@@ -135,7 +135,7 @@ class SftpBackend(Backend):
             return Failure(NotFound, symbol, "its root folder is gone; bring it back, or start the worker again")
         if isinstance(error, Refused):
             return Failure(AccessDenied, error.symbol, error.advice)
-        if isinstance(error, Lacks):
+        if isinstance(error, Unsupported):
             advice = "the server can't rename folders or replace files; use another server, or the storage behind it"
             return Failure(UnsupportedStore, symbol, advice)
         number = error.errno if isinstance(error, OSError) else None
@@ -163,7 +163,7 @@ class SftpBackend(Backend):
             names = sftp.folders(self._path(""))
         yield from (name for name in names if not name.startswith("."))
 
-    def look(self, path: str) -> Standing | None:
+    def stat(self, path: str) -> ObjectStat | None:
         place, _, name = path.rpartition("/")
         with self._session() as sftp:
             try:
@@ -175,7 +175,7 @@ class SftpBackend(Backend):
                 return None
             proof = _Proof.parsed(sftp.bytes_of(self._path(f"{place}/{PROOF}"), _PROOF_BYTES))
         size = told.st_size or 0
-        return Standing(size, _moment(told), proof.metadata if (proof.name, proof.bytes) == (name, size) else {})
+        return ObjectStat(size, _moment(told), proof.metadata if (proof.name, proof.bytes) == (name, size) else {})
 
     def is_file(self, path: str) -> bool:
         ends = [end for end, letter in enumerate(f"{path}/") if letter == "/"]
@@ -192,7 +192,7 @@ class SftpBackend(Backend):
             yield from file.blocks()
             file.close()
 
-    def load(self, path: str) -> tuple[bytes, Version] | None:
+    def get(self, path: str) -> tuple[bytes, Version] | None:
         with self._session() as sftp:
             data = sftp.bytes_of(self._path(path), MOST_READ)
             if data is None:
@@ -200,7 +200,7 @@ class SftpBackend(Backend):
                 return None
         return data, hashlib.sha256(data).hexdigest()
 
-    def save(self, path: str, data: bytes, labels: Labels, *, replaces: Version | None) -> None:  # noqa: ARG002  files keep no labels
+    def put(self, path: str, data: bytes, labels: ObjectHeaders, *, replaces: Version | None) -> None:  # noqa: ARG002  files keep no labels
         with self._session() as sftp, self._locked(sftp, path) as still_ours:
             standing = sftp.bytes_of(self._path(path), MOST_READ)
             if (None if standing is None else hashlib.sha256(standing).hexdigest()) != replaces:
@@ -217,7 +217,7 @@ class SftpBackend(Backend):
                     sftp.remove(temporary)
                 raise
 
-    def upload(self, path: str, labels: Labels) -> Upload:  # noqa: ARG002  files keep no labels
+    def upload(self, path: str, labels: ObjectHeaders) -> Upload:  # noqa: ARG002  files keep no labels
         return _SftpUpload(self, path)
 
     def remove(self, path: str) -> None:
@@ -237,16 +237,16 @@ class SftpBackend(Backend):
             with suppress(FileNotFoundError, Failed):
                 sftp.rmdir(self._path(place))
 
-    def residue(self) -> Iterator[Residue]:
+    def orphans(self) -> Iterator[Orphan]:
         with self._session() as sftp:
             self._look_at_root(sftp)
             found = [(INCOMING, "temporary file", told) for told in sftp.listed(self._path(INCOMING))]
             found += [(LOCKS, "lock of a manifest", told) for told in sftp.listed(self._path(LOCKS))]
         for folder, what, told in found:
             place = "/".join(part for part in told.filename.split(".")[:2] if is_key(part))
-            yield Residue(what, place, f"{folder}/{told.filename}", _moment(told))
+            yield Orphan(what, place, f"{folder}/{told.filename}", _moment(told))
 
-    def clear(self, residue: Residue) -> None:
+    def clear(self, residue: Orphan) -> None:
         with self._session() as sftp:
             sftp.remove_all(self._path(residue.path))
 
@@ -316,7 +316,7 @@ class SftpBackend(Backend):
         if not isinstance(error, Failed):
             return error
         with suppress(*self.errors):
-            if number := sftp.what_ails(self._path("")):
+            if number := sftp.write_error(self._path("")):
                 return OSError(number, "statvfs")
         return error
 

@@ -85,11 +85,11 @@ class Failed(OSError):
     """The server says no, and in version 3 of the protocol that is all it can say."""
 
 
-class Lacks(Exception):
+class Unsupported(Exception):
     """The server does not do what is asked, ever."""
 
 
-ANSWERED = (Failed, Lacks, RootGone, Conflict, FileNotFoundError, PermissionError, FileExistsError)
+ANSWERED = (Failed, Unsupported, RootGone, Conflict, FileNotFoundError, PermissionError, FileExistsError)
 """What leaves a channel in step: the server has answered."""
 
 
@@ -161,7 +161,7 @@ class SftpClient(paramiko.SFTPClient):  # type: ignore[misc]  # paramiko ships n
     def replace(self, source: str, target: str) -> None:
         """Renames a file over another."""
         if b"posix-rename@openssh.com" in self.extensions:
-            with suppress(Lacks):
+            with suppress(Unsupported):
                 self.posix_rename(source, target)
                 return
         # There is a moment without a manifest; whoever reads or dies then lists the message again.
@@ -179,7 +179,7 @@ class SftpClient(paramiko.SFTPClient):  # type: ignore[misc]  # paramiko ships n
                 self.remove_all(f"{path}/{told.filename}")
             self.rmdir(path)
 
-    def what_ails(self, path: str) -> int | None:
+    def write_error(self, path: str) -> int | None:
         """Why nothing can be written there, as the number of an error, where the server can be asked."""
         if b"statvfs@openssh.com" not in self.extensions:
             return None
@@ -218,7 +218,7 @@ class SftpClient(paramiko.SFTPClient):  # type: ignore[misc]  # paramiko ships n
         if code == SFTP_EOF:
             raise EOFError
         if code == SFTP_OP_UNSUPPORTED:
-            raise Lacks
+            raise Unsupported
         number = {SFTP_NO_SUCH_FILE: errno.ENOENT, SFTP_PERMISSION_DENIED: errno.EACCES}.get(code)
         text = msg.get_binary().lower()
         # The words are no part of the protocol, but some servers have no other way to tell.
@@ -268,7 +268,7 @@ class RemoteFile:
         """Makes it survive a power failure, where the server knows how; paramiko has no method for it."""
         self._settle()
         if b"fsync@openssh.com" in self._sftp.extensions:
-            with suppress(Lacks):
+            with suppress(Unsupported):
                 self._sftp._request(CMD_EXTENDED, "fsync@openssh.com", self._handle)
 
     def close(self) -> None:
@@ -331,7 +331,7 @@ class RemoteFile:
             return
         try:
             self._sftp._convert_status(answer)
-        except (OSError, EOFError, Lacks) as error:
+        except (OSError, EOFError, Unsupported) as error:
             self._error = self._error or error
 
 

@@ -19,8 +19,8 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from attachments.storage.backends.base import Residue
-from attachments.storage.content import Seal, pour
+from attachments.storage.backends.base import Orphan
+from attachments.storage.content import Transform, pour
 from attachments.storage.encryption_marker import is_marked, mark, plaintext_refused
 from attachments.storage.errors import InvalidManifest, NothingStored
 from attachments.storage.keys import (
@@ -49,7 +49,7 @@ class LocalStore(Store):
     """Attachments in folders of this machine, or of a mount with POSIX semantics."""
 
     def __init__(
-        self, path: Path, *, seal: Seal | None = None, suffix: str = "", allow_plaintext: bool = False
+        self, path: Path, *, seal: Transform | None = None, suffix: str = "", allow_plaintext: bool = False
     ) -> None:
         """`seal` encrypts what is written, and `suffix` is then added to its name.
 
@@ -230,12 +230,12 @@ class LocalStore(Store):
             while block := os.read(fd, BLOCK):
                 yield block
 
-    def residue(self, *, older_than: timedelta) -> Iterator[Residue]:
+    def orphans(self, *, older_than: timedelta) -> Iterator[Orphan]:
         with translated("look for what writers left in the store"), ExitStack() as opened:
             root = self._root.opened(opened)
             for name, begun in abandoned(root) if root else ():
                 if begun <= datetime.now(UTC) - older_than:
-                    yield Residue("temporary file", known_place(name.split(".")), f"{INCOMING}/{name}", begun)
+                    yield Orphan("temporary file", known_place(name.split(".")), f"{INCOMING}/{name}", begun)
 
     def probe(self) -> Probe:
         with translated("probe the store"), ExitStack() as opened:
@@ -249,7 +249,7 @@ class LocalStore(Store):
                 _try_out(opened.enter_context(root.folder(INCOMING)))
         return "works"
 
-    def clear(self, residue: Residue) -> None:
+    def clear(self, residue: Orphan) -> None:
         with translated("clear", key=residue.key), ExitStack() as opened:
             root = self._root.opened(opened)
             if root is not None:

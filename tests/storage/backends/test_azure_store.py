@@ -29,7 +29,7 @@ from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, 
 from attachments.storage import Store, attachment_key, open_store
 from attachments.storage.backends import parts as parts_module
 from attachments.storage.backends.azure import AzureBackend, _may_pass
-from attachments.storage.backends.base import Conflict, Labels
+from attachments.storage.backends.base import Conflict, ObjectHeaders
 from attachments.storage.backends.parts import PART_BYTES
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import (
@@ -50,7 +50,7 @@ MIB = 1024 * 1024
 LARGE = bytes(range(256)) * (12 * MIB // 256)
 KEY = f"{PLACE}/a.pdf"
 RUBBISH = {"attachments_rubbish": "uncommitted"}
-PDF = Labels("application/pdf", 'attachment; filename="a.pdf"')
+PDF = ObjectHeaders("application/pdf", 'attachment; filename="a.pdf"')
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +201,7 @@ def begun_and_left(place: Place, store: Store, content: bytes) -> None:
 
 
 def clear(store: Store) -> None:
-    for left in list(store.residue(older_than=timedelta(0))):
+    for left in list(store.orphans(older_than=timedelta(0))):
         store.clear(left)
 
 
@@ -232,7 +232,7 @@ def test_only_our_metadata_come_back(place: Place, backend: AzureBackend) -> Non
     upload.write(b"x")
     upload.commit({"stored-sha256": "0" * 64, "bytes": "1"})
     plant(place, "theirs", b"x", {"sha256": "0" * 64, "attachmentsbytes": "1"})
-    ours, theirs = backend.look("ours"), backend.look("theirs")
+    ours, theirs = backend.stat("ours"), backend.stat("theirs")
     assert ours is not None
     assert theirs is not None
     assert ours.metadata == {"stored-sha256": "0" * 64, "bytes": "1"}
@@ -290,14 +290,14 @@ def test_blocks_that_were_left_are_found_and_cleared(place: Place, between: Betw
     begun_and_left(place, store, LARGE[: int(len(LARGE) * share)])
     assert between.sent("comp=blocklist") == []
     assert place.visible() == {}
-    left = list(store.residue(older_than=timedelta(0)))
+    left = list(store.orphans(older_than=timedelta(0)))
     assert [(each.what, each.key) for each in left] == ([("uncommitted blocks", PLACE)] if share else [])
     assert all_blobs(place) == ([f"root/{KEY}"] if share else [])
     assert "a.pdf" not in repr(left)
     for each in left * 2:  # gone already is fine
         store.clear(each)
     assert all_blobs(place) == []
-    assert list(store.residue(older_than=timedelta(0))) == []
+    assert list(store.orphans(older_than=timedelta(0))) == []
 
 
 def test_the_age_of_blocks_stands_in_their_ids(place: Place, between: Between) -> None:
@@ -311,10 +311,10 @@ def test_the_age_of_blocks_stands_in_their_ids(place: Place, between: Between) -
         "</Properties></Blob></Blobs><NextMarker /></EnumerationResults>"
     )
     between.reply("GET .*comp=list", 200, "", listed.encode())
-    [left] = store.residue(older_than=timedelta(0))
+    [left] = store.orphans(older_than=timedelta(0))
     assert left.begun is not None
     assert before <= left.begun <= datetime.now(UTC)
-    assert list(store.residue(older_than=timedelta(hours=1))) == []
+    assert list(store.orphans(older_than=timedelta(hours=1))) == []
     store.clear(left)
     assert all_blobs(place) == []
 
@@ -327,7 +327,7 @@ def test_blocks_of_others_are_of_unknown_age(place: Place, store: Store) -> None
     raw = base64.b64encode(b"\xff" * 16).decode()
     blob = container(place).get_blob_client(f"root/{KEY}")
     blob._client.block_blob.stage_block(block_id=raw, content_length=1, body=b"x")
-    left = list(store.residue(older_than=timedelta(days=9)))
+    left = list(store.orphans(older_than=timedelta(days=9)))
     assert [each.begun for each in left] == [None] * 3
     clear(store)
     assert all_blobs(place) == []
@@ -337,13 +337,13 @@ def test_the_uploads_of_other_programs_are_none_of_ours(place: Place, store: Sto
     """They may be under way, in the same folder; and their names are not to be told."""
     for path in ("root/backups/Salaries.xlsx", f"root/{MESSAGE}/Salaries.xlsx", "root/Salaries.xlsx"):
         container(place).get_blob_client(path).stage_block("another tool", b"x")
-    assert list(store.residue(older_than=timedelta(0))) == []
+    assert list(store.orphans(older_than=timedelta(0))) == []
 
 
 def test_clearing_spares_what_was_committed_meanwhile(place: Place, store: Store) -> None:
     """A writer that was taken for dead and lives."""
     begun_and_left(place, store, LARGE)
-    [left] = store.residue(older_than=timedelta(0))
+    [left] = store.orphans(older_than=timedelta(0))
     store.write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE])
     store.clear(left)
     assert place.visible() == {KEY: LARGE}
@@ -403,9 +403,9 @@ def test_an_empty_blob_that_a_crash_left_is_found_and_cleared(place: Place, stor
     """By the next who clears; an empty attachment is something else."""
     plant(place, KEY, b"", RUBBISH)
     store.write(MESSAGE, attachment_key("empty"), "b.pdf", [])
-    [left] = store.residue(older_than=timedelta(0))
+    [left] = store.orphans(older_than=timedelta(0))
     assert (left.what, left.key) == ("emptied blocks", PLACE)
-    assert list(store.residue(older_than=timedelta(hours=1))) == []
+    assert list(store.orphans(older_than=timedelta(hours=1))) == []
     store.clear(left)
     store.clear(left)
     assert all_blobs(place) == [f"root/{MESSAGE}/{attachment_key('empty')}/b.pdf"]
@@ -446,22 +446,22 @@ def test_a_foreign_blob_under_the_key_stays(place: Place) -> None:
 
 def test_a_small_object_is_replaced_in_its_version_only(place: Place, backend: AzureBackend) -> None:
     """Not when it is there already, was changed, or is gone."""
-    backend.save("m", b"1", PDF, replaces=None)
+    backend.put("m", b"1", PDF, replaces=None)
     with pytest.raises(Conflict):
-        backend.save("m", b"x", PDF, replaces=None)
-    found = backend.load("m")
+        backend.put("m", b"x", PDF, replaces=None)
+    found = backend.get("m")
     assert found is not None
-    backend.save("m", b"2", PDF, replaces=found[1])
+    backend.put("m", b"2", PDF, replaces=found[1])
     with pytest.raises(Conflict):
-        backend.save("m", b"x", PDF, replaces=found[1])
-    found = backend.load("m")
+        backend.put("m", b"x", PDF, replaces=found[1])
+    found = backend.get("m")
     assert found is not None
     assert found[0] == b"2"
     backend.remove("m")
     backend.remove("m")
-    assert backend.load("m") is None
+    assert backend.get("m") is None
     with pytest.raises(Conflict):
-        backend.save("m", b"x", PDF, replaces=found[1])
+        backend.put("m", b"x", PDF, replaces=found[1])
     assert all_blobs(place) == []
 
 
@@ -487,7 +487,7 @@ def test_a_folder_is_no_object(place: Place, backend: AzureBackend) -> None:
     plant(place, KEY, b"x")
     assert [found.path for found in backend.objects(f"{MESSAGE}/")] == [KEY]
     assert list(backend.message_keys()) == [MESSAGE]
-    assert list(backend.residue()) == []
+    assert list(backend.orphans()) == []
 
 
 @pytest.mark.parametrize("size", [0, 1, 4 * MIB, 4 * MIB + 1, 12 * MIB])
@@ -549,7 +549,7 @@ def fails(store: Store, kind: type[StoreError], symbol: str, caplog: pytest.LogC
         lambda: list(store.read(f"{PLACE}/{CANARY}")),
         lambda: store.read_manifest(MESSAGE),
         lambda: store.update_manifest(MESSAGE, lambda current: manifest()),
-        lambda: list(store.residue(older_than=timedelta(0))),
+        lambda: list(store.orphans(older_than=timedelta(0))),
     ]
     for call in calls:
         with pytest.raises(StoreError) as caught:
@@ -577,7 +577,7 @@ def test_what_is_missing_in_a_container_is_no_error(store: Store) -> None:
     assert store.stored(MESSAGE) == {}
     assert store.read_manifest(MESSAGE) is None
     assert list(store.message_keys()) == []
-    assert list(store.residue(older_than=timedelta(0))) == []
+    assert list(store.orphans(older_than=timedelta(0))) == []
 
 
 def test_an_unreachable_service_is_unavailable(place: Place, caplog: pytest.LogCaptureFixture) -> None:

@@ -34,7 +34,7 @@ from google.auth.exceptions import RefreshError, TransportError
 
 from attachments.storage import Store, attachment_key, open_store
 from attachments.storage.backends import parts as parts_module
-from attachments.storage.backends.base import Conflict, Labels
+from attachments.storage.backends.base import Conflict, ObjectHeaders
 from attachments.storage.backends.gcs import GcsBackend
 from attachments.storage.backends.parts import PART_BYTES
 from attachments.storage.encryption import Encryption
@@ -431,22 +431,22 @@ def test_names_reach_the_service_as_they_are(gcs: FakeGcs, store: Store, strict:
     """Whatever means something in a URL: written, described, read, loaded, removed."""
     for backend in (backend_at(store.url, gcs.options()), strict_backend(strict)):
         path = f"{PLACE}/{name}"
-        upload = backend.upload(path, Labels("a/b"))
+        upload = backend.upload(path, ObjectHeaders("a/b"))
         upload.write(CONTENT)
         upload.commit({"sha256": "x"})
         assert [found.path for found in backend.objects(f"{MESSAGE}/")] == [path]
-        standing = backend.look(path)
+        standing = backend.stat(path)
         assert standing is not None
         assert (standing.bytes, dict(standing.metadata)) == (len(CONTENT), {"sha256": "x"})
         assert b"".join(backend.read(path)) == CONTENT
-        loaded = backend.load(path)
+        loaded = backend.get(path)
         assert loaded is not None
-        backend.save(path, b"new", Labels("a/b"), replaces=loaded[1])
+        backend.put(path, b"new", ObjectHeaders("a/b"), replaces=loaded[1])
         with pytest.raises(Conflict):
-            backend.save(path, b"newer", Labels("a/b"), replaces=loaded[1])
+            backend.put(path, b"newer", ObjectHeaders("a/b"), replaces=loaded[1])
         backend.remove(path)
         backend.remove(path)
-        assert backend.look(path) is None
+        assert backend.stat(path) is None
 
 
 def proof_of(strict: StandIn) -> str:
@@ -561,7 +561,7 @@ def test_a_session_that_is_refused_at_once_reads_the_source_all_the_same(strict:
     """What stands there already is recognised by its content, and that takes all of it."""
     backend = strict_backend(strict)
     strict.make({"name": f"root/{KEY}"}, LARGE)
-    upload = backend.upload(KEY, Labels("a/b"))
+    upload = backend.upload(KEY, ObjectHeaders("a/b"))
     upload.write(LARGE)
     with pytest.raises(Conflict):
         upload.commit({})
@@ -664,7 +664,7 @@ def test_a_proof_without_its_object_is_found_and_cleared(strict: StandIn, last: 
         with pytest.raises(StoreUnavailable):
             strict.open(proxy.port).write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE])
     store = strict.open()
-    left = list(store.residue(older_than=timedelta(0)))
+    left = list(store.orphans(older_than=timedelta(0)))
     assert [each.what for each in left] == ([] if last == "PUT" else ["proof without its object"])
     for each in left:
         assert each.key == PLACE
@@ -866,7 +866,7 @@ def test_what_is_missing_in_a_bucket_is_no_error(gcs: FakeGcs, store: Store, str
         assert each.stored(MESSAGE) == {}
         assert each.read_manifest(MESSAGE) is None
         assert list(each.message_keys()) == []
-        assert list(each.residue(older_than=timedelta(0))) == []
+        assert list(each.orphans(older_than=timedelta(0))) == []
 
 
 def test_an_unreachable_service_is_unavailable(caplog: pytest.LogCaptureFixture) -> None:

@@ -188,11 +188,11 @@ def test_the_proof_of_a_writer_that_came_second_is_found_and_cleared(places: Pla
     written = store.write(MESSAGE, ATTACHMENT, "a.bin", in_chunks(LARGE, 1_000_000))
     second = f".proofs/{MESSAGE}.{ATTACHMENT}.0011223344556677"
     place.plant(second, b"{}")
-    left = list(store.residue(older_than=timedelta(0)))
+    left = list(store.orphans(older_than=timedelta(0)))
     assert [(residue.key, residue.path) for residue in left] == [(PLACE, second)]
     for residue in left:
         store.clear(residue)
-    assert list(store.residue(older_than=timedelta(0))) == []
+    assert list(store.orphans(older_than=timedelta(0))) == []
     assert place.open().stored(MESSAGE) == {ATTACHMENT: written}
 
 

@@ -230,7 +230,7 @@ def test_a_source_that_fails_leaves_nothing_on_its_way(spot: Spot, part: float) 
 
 
 def test_a_killed_writer_leaves_what_is_found_and_cleared(spot: Spot) -> None:
-    """Nothing that a reader sees; `residue` names it by key, and `clear` removes it."""
+    """Nothing that a reader sees; `orphans` names it by key, and `clear` removes it."""
 
     def write() -> None:
         def dying() -> Iterator[bytes]:
@@ -242,8 +242,8 @@ def test_a_killed_writer_leaves_what_is_found_and_cleared(spot: Spot) -> None:
     assert processes.ended(processes.start(write)) == -signal.SIGKILL
     assert visible(spot) == {}
     store = spot.open()
-    assert list(store.residue(older_than=timedelta(hours=1))) == []
-    [left] = store.residue(older_than=timedelta(0))
+    assert list(store.orphans(older_than=timedelta(hours=1))) == []
+    [left] = store.orphans(older_than=timedelta(0))
     assert (left.what, left.key) == ("temporary file", PLACE)
     assert CANARY not in f"{left!r} {left.path}"
     (spot.root / left.path / "sub").mkdir()
@@ -251,7 +251,7 @@ def test_a_killed_writer_leaves_what_is_found_and_cleared(spot: Spot) -> None:
     store.clear(left)
     store.clear(left)
     assert leftovers(spot.root) == []
-    assert list(store.residue(older_than=timedelta(0))) == []
+    assert list(store.orphans(older_than=timedelta(0))) == []
 
 
 def test_a_server_that_restarts_in_mid_write_is_ridden_out(own: Spot) -> None:
@@ -430,7 +430,7 @@ def test_a_root_that_is_missing_is_an_empty_store(spot: Spot) -> None:
     assert list(store.message_keys()) == []
     assert store.stored(MESSAGE) == {}
     assert store.read_manifest(MESSAGE) is None
-    assert list(store.residue(older_than=timedelta(0))) == []
+    assert list(store.orphans(older_than=timedelta(0))) == []
     assert not spot.root.parent.exists()
     store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
     assert visible(spot) == {f"{PLACE}/a.pdf": CONTENT}
@@ -469,7 +469,7 @@ def test_a_root_that_vanishes_is_not_made_anew(spot: Spot, was: str) -> None:
         lambda: store.read_manifest(MESSAGE),
         lambda: list(store.message_keys()),
         store.exists,
-        lambda: list(store.residue(older_than=timedelta(0))),
+        lambda: list(store.orphans(older_than=timedelta(0))),
     ]
     for call in calls:
         with pytest.raises(NotFound, match="root folder is gone"):
@@ -599,7 +599,7 @@ def test_a_lock_that_its_writer_left_is_broken(spot: Spot, monkeypatch: pytest.M
     store = spot.open()
     store.update_manifest(MESSAGE, lambda current: manifest(entry("first")))
     (spot.root / LOCKS / MESSAGE).write_bytes(b"a dead writer's")
-    assert [left.key for left in store.residue(older_than=timedelta(0))] == [MESSAGE]
+    assert [left.key for left in store.orphans(older_than=timedelta(0))] == [MESSAGE]
 
     def add(name: str) -> None:
         def change(current: Any) -> Any:
@@ -615,7 +615,7 @@ def test_a_lock_that_its_writer_left_is_broken(spot: Spot, monkeypatch: pytest.M
     assert found is not None
     assert len(found.attachments) == 5
     assert list((spot.root / LOCKS).iterdir()) == []
-    for left in list(store.residue(older_than=timedelta(0))):
+    for left in list(store.orphans(older_than=timedelta(0))):
         store.clear(left)
     assert leftovers(spot.root) == []
 
