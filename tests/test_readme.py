@@ -16,7 +16,6 @@ from prefect.server.utilities import encryption
 from pydantic_core import PydanticUndefined
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
-from attachments.cli.main import main
 from attachments.cli.secret_files import SECRETS
 from attachments.cli.setup import LIMITS
 from attachments.domain.selection import Filter
@@ -70,7 +69,7 @@ def code_blocks(document: Path, language: str = "") -> str:
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
     """The parsers of `attachments …`."""
-    actions = main._parser()._actions
+    actions = cli._parser()._actions
     (choices,) = [action.choices for action in actions if isinstance(action, argparse._SubParsersAction)]
     return {**choices, "sandbox": sandbox._parser()}  # the sandbox reads its own options
 
@@ -251,7 +250,7 @@ def test_the_units_start_what_there_is(unit: Path) -> None:
     program, *arguments = parsed["Service"]["ExecStart"].split()
     assert Path(sys.executable).with_name(Path(program).name).exists()
     if Path(program).name == "attachments":
-        main._parser().parse_args(arguments)
+        cli._parser().parse_args(arguments)
     assert parsed["Service"]["Restart"] == "always"
 
 

@@ -108,7 +108,7 @@ def run_children(
         yield_slot: Raise `Starved` when no run is started for half a minute.
 
     Raises:
-        ChildrenLeft: The caller was cancelled, and its runs that had not started with it.
+        FanOutCancelled: The caller was cancelled, and its runs that had not started with it.
         Starved: See `yield_slot`. The runs are left as they are.
         StoreError, PrefectLost, NotConfigured: It cannot go on. The runs are left as they are.
         Whatever reading the messages raises.

@@ -286,24 +286,24 @@ STEPS: dict[str, dict[str, tuple[str, str]]] = {
         "middle part": ("PUT", r"partNumber=2\b"),
         "last part": ("PUT", r"partNumber=3\b"),
         "complete": ("POST", r"uploadId="),
-        "look": ("HEAD", r"a\.pdf"),
+        "stat": ("HEAD", r"a\.pdf"),
     },
     "azure": {
         "list": ("GET", r"comp=list"),
         "small put": ("PUT", r"a\.pdf(\?timeout=\d+)?$"),
         "first part": ("PUT", r"comp=block&.*LTAwMDAwM|comp=block&blockid=[^&]*"),
         "complete": ("PUT", r"comp=blocklist"),
-        "look": ("HEAD", r"a\.pdf"),
+        "stat": ("HEAD", r"a\.pdf"),
     },
     "gcs": {
         "list": ("GET", r"/o\?.*prefix="),
         "small put": ("POST", r"uploadType=multipart"),
         "create": ("POST", r"uploadType=resumable"),
         "first part": ("PUT", r"upload_id|/upload/"),
-        "look": ("GET", r"a\.pdf"),
+        "stat": ("GET", r"a\.pdf"),
     },
 }
-SMALL_STEPS = {"list", "small put", "look"}
+SMALL_STEPS = {"list", "small put", "stat"}
 FAULTS: dict[str, Fault] = {
     "500": Answer(500),
     "503": Answer(503),

@@ -73,7 +73,7 @@ class Orphan:
     """What the backend needs besides to remove it."""
 
     def __repr__(self) -> str:
-        return f"Residue(what={self.what!r}, key={self.key!r})"
+        return f"Orphan(what={self.what!r}, key={self.key!r})"
 
 
 @dataclass(frozen=True)
