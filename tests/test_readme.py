@@ -16,6 +16,7 @@ from prefect.server.utilities import encryption
 from pydantic_core import PydanticUndefined
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.cli import main as cli
 from attachments.cli.secret_files import SECRETS
 from attachments.cli.setup import LIMITS
 from attachments.domain.selection import Filter
