@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from attachments.cli.secret_files import SECRETS
-from tests.test_readme import ROOT, UNITS, read_unit
+from tests.test_documentation import ROOT, UNITS, read_unit
 
 FOLDER = ROOT / "deploy" / "systemd"
 ANALYZE = shutil.which("systemd-analyze")

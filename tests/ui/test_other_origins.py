@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from attachments.demo.processes import Process, answers, free_port, surroundings
-from tests.test_readme import code_blocks
+from tests.test_documentation import code_blocks
 from tests.ui.browser import log_in, opened, show
 
 ROOT = Path(__file__).parents[2]
