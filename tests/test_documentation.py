@@ -1,17 +1,21 @@
-"""What the documents say exists: commands, options, variables, fields, errors, files."""
+"""What the documentation says exists: commands, options, variables, fields, errors, metrics, files; and its site."""
 
 import argparse
 import configparser
 import inspect
+import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import prefect.settings
 import pytest
 import yaml
+from prefect.flows import Flow
 from prefect.server.utilities import encryption
 from pydantic_core import PydanticUndefined
 
@@ -22,16 +26,24 @@ from attachments.cli.setup import LIMITS
 from attachments.domain.selection import Filter
 from attachments.emailgistics import errors as vendor_errors
 from attachments.emailgistics.errors import EmailgisticsError
+from attachments.flows.backfill_attachments import backfill_attachments
 from attachments.flows.download_attachments import download_attachments
+from attachments.flows.purge_attachments import purge_attachments
+from attachments.flows.reconcile_attachments import reconcile_attachments
+from attachments.receiver.metrics import Metrics
+from attachments.runs.child_runs import CRASHED, DELETED, REFUSED
+from attachments.runs.errors import OTHER_CODES, UnexpectedError
+from attachments.runs.run_outcome import UNKNOWN
 from attachments.sandbox import __main__ as sandbox
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage import errors as store_errors
 from attachments.storage.errors import StoreError
+from attachments.storage.manifest import Pending
 from attachments.worker.warm_worker import DRAIN
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *PAGES]
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
 KNOWN_HOSTS = {
     "docs.prefect.io",
@@ -44,17 +56,33 @@ KNOWN_HOSTS = {
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 
-def section(heading: str) -> str:
-    """The README's text under a heading, up to the next one."""
-    found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", README, re.MULTILINE | re.DOTALL)
-    assert found, f"no section {heading}"
+def section(page: str, heading: str) -> str:
+    """The text under a heading of a page, up to the next one."""
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"{page} has no section {heading}"
     return found.group(1)
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The rows of each table, without its head."""
+    return [table(part) for part in text.split("\n\n") if part.startswith("|")]
 
 
 def table(text: str) -> list[list[str]]:
     """The rows of the first table, without its head; each cell without its backticks."""
     rows = [line.strip().strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of a document's headings, as the site and code hosts make them."""
+    headings = re.findall(
+        r"^#+ (.*)",
+        re.sub(r"^```.*?^```", "", document.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL),
+        re.MULTILINE,
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 def names(cell: str) -> list[str]:
@@ -86,15 +114,42 @@ def test_every_command_of_ours_exists_with_its_options(document: Path) -> None:
             assert option in known[name]._option_string_actions, f"attachments {name} {option}"
 
 
-def test_every_option_of_the_receiver_is_documented_with_its_default() -> None:
-    """And none that is not there."""
-    rows = {option: row[1] for row in table(section("Options of `attachments receive`")) for option in names(row[0])}
-    actions = {
-        action.option_strings[-1]: action for action in subcommands()["receive"]._actions if action.dest != "help"
+def options(command: str) -> dict[str, str]:
+    """The options of `attachments <command>`, and their defaults as text; flags and None have none."""
+    actions = [action for action in subcommands()[command]._actions if action.option_strings and action.dest != "help"]
+    return {
+        action.option_strings[-1]: "" if action.default is None or action.default is False else str(action.default)
+        for action in actions
     }
-    assert set(rows) == set(actions)
-    for option in ("--host", "--port"):
-        assert rows[option].strip("`") == str(actions[option].default)
+
+
+@pytest.mark.parametrize("command", sorted(subcommands()))
+def test_every_option_is_documented_with_its_default(command: str) -> None:
+    """All of a command's options, and no other."""
+    written = {
+        option: row[1].strip("`")
+        for row in table(section("command-line.md", f"`attachments {command}`"))
+        for option in names(row[0])
+    }
+    expected = options(command)
+    assert set(written) == set(expected)
+    for option, default in expected.items():
+        hours = re.fullmatch(r"1 day, 0:00:00", default)
+        assert not default or float_or_text(written[option]) == (24.0 if hours else float_or_text(default)), option
+
+
+def float_or_text(text: str) -> float | str:
+    """A number as one, so that 0 and 0.0 are the same."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def test_every_command_is_documented() -> None:
+    """In a section of its own, and no command that is not there."""
+    text = (ROOT / "docs" / "command-line.md").read_text("utf-8")
+    assert set(re.findall(r"^## `attachments ([a-z]+)`$", text, re.MULTILINE)) == set(subcommands())
 
 
 @each_document
@@ -123,24 +178,24 @@ def test_every_variable_is_known_to_the_code(document: Path) -> None:
         assert known or (name.startswith("PREFECT_") and hasattr(prefect.settings, name)), name
 
 
-def test_the_variables_that_name_a_secrets_file_are_in_the_readme() -> None:
+def test_the_variables_that_name_a_secrets_file_are_documented() -> None:
     """All of them, in the section of the environment."""
-    written = {name for name in variables(section("Environment")) if name.endswith("_FILE")}
+    written = {name for name in variables(section("configuration.md", "Environment")) if name.endswith("_FILE")}
     assert written == {f"{name}_FILE" for name in SECRETS}
 
 
-def test_every_variable_that_the_code_reads_is_in_the_readme() -> None:
+def test_every_variable_that_the_code_reads_is_documented() -> None:
     """In the table of the environment."""
     sources = "".join(path.read_text("utf-8") for path in (ROOT / "attachments").rglob("*.py"))
     read = set(re.findall(r'"((?:EMAILGISTICS|ATTACHMENTS)_[A-Z_]+)"', sources))
-    documented = {name for row in table(section("Environment")) for name in names(row[0])}
+    documented = {name for row in table(section("configuration.md", "Environment")) for name in names(row[0])}
     assert read <= documented
 
 
 @pytest.mark.parametrize("block", [EmailgisticsAccount, AttachmentStore], ids=lambda block: block.__name__)
 def test_the_blocks_fields_and_defaults_are_documented(block: type[EmailgisticsAccount | AttachmentStore]) -> None:
     """All of them, and none besides."""
-    rows = table(section(f"Block `{block._block_type_slug}`"))
+    rows = table(section("configuration.md", f"Block `{block._block_type_slug}`"))
     written = {name: row[1].strip("`") for row in rows for name in names(row[0])}
     assert set(written) == set(block.model_fields)
     for name, field in block.model_fields.items():
@@ -151,28 +206,50 @@ def test_the_blocks_fields_and_defaults_are_documented(block: type[EmailgisticsA
             assert written[name] == ("none" if field.default is PydanticUndefined else f"{field.default}")
 
 
-def test_the_flows_parameters_and_defaults_are_documented() -> None:
-    """All of them, and none besides."""
-    written = {
-        name: row[1].strip("`")
-        for row in table(section("Parameters of `download-attachments`"))
-        for name in names(row[0])
-    }
-    signature = inspect.signature(download_attachments.fn)
+@pytest.mark.parametrize(
+    ("page", "flow", "defaults"),
+    [
+        ("configuration.md", download_attachments, {}),
+        (
+            "backfill.md",
+            backfill_attachments,
+            dict.fromkeys(("message_ids", "ids_url", "ids_block", "mailbox", "start", "end")),
+        ),
+        ("reconciliation.md", reconcile_attachments, {"mailboxes": "all active ones"}),
+        ("retention.md", purge_attachments, {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_flows_parameters_and_defaults_are_documented(
+    page: str, flow: Flow[..., object], defaults: dict[str, str | None]
+) -> None:
+    """All of them, and none besides; `defaults` are those that the page states in words, or not at all (None)."""
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    parts = [part for part in text.split("\n\n") if part.startswith("| parameter |")]
+    written = {name: row[1].strip("`") for part in parts for row in table(part) for name in names(row[0])}
+    signature = inspect.signature(flow.fn)
+    words = {None: "null", False: "false", True: "true", inspect.Parameter.empty: "none"}
     assert set(written) == set(signature.parameters)
-    words = {None: "null", False: "false", inspect.Parameter.empty: "none"}
     for name, parameter in signature.parameters.items():
-        assert written[name] == words.get(parameter.default, parameter.default)
+        if name in defaults:
+            assert defaults[name] in {None, written[name]}
+        else:
+            default = parameter.default
+            assert written[name] == (
+                words[default]
+                if default is None or default is inspect.Parameter.empty or isinstance(default, bool)
+                else f"{default}"
+            )
 
 
 def test_the_limits_are_documented() -> None:
     """With their sizes."""
-    assert {names(row[0])[0]: int(row[1]) for row in table(section("Limits"))} == LIMITS
+    assert {names(row[0])[0]: int(row[1]) for row in table(section("configuration.md", "Limits"))} == LIMITS
 
 
 def test_the_manifests_names_are_documented() -> None:
     """Of the message and of each attachment: all of them, and none besides."""
-    text = section("Where the files are")
+    text = section("manifest.md", "manifest.json")
     message, attachment = (part for part in text.split("\n\n") if part.startswith("| name |"))
     expected = {"schema", *Manifest.model_fields, *Manifest.model_computed_fields} - {"schema_"}
     assert {name for row in table(message) for name in names(row[0])} == expected
@@ -188,38 +265,80 @@ def concrete(base: type[Exception], module: object) -> Iterator[type[Exception]]
 
 @pytest.mark.parametrize(
     ("heading", "base", "module"),
-    [("Emailgistics' side", EmailgisticsError, vendor_errors), ("The store's side", StoreError, store_errors)],
+    [
+        ("Errors of Emailgistics", EmailgisticsError, vendor_errors),
+        ("Errors of the store", StoreError, store_errors),
+    ],
     ids=["vendor", "store"],
 )
 def test_every_error_is_documented_with_its_code_and_whether_it_is_tried_again(
     heading: str, base: type[Exception], module: object
 ) -> None:
     """All of them, and none besides."""
-    written = {(names(row[0])[0], names(row[1])[0]): row[2] for row in table(section(heading))}
+    written = {(names(row[0])[0], names(row[1])[0]): row[2] for row in table(section("errors.md", heading))}
     errors = {(error.outcome_code, error.__name__): error for error in concrete(base, module)}  # type: ignore[attr-defined]
     assert set(written) == set(errors)
     for key, error in errors.items():
         assert (written[key] == "yes") == error.retryable, key  # type: ignore[attr-defined]
 
 
-def test_every_filter_in_the_readme_is_a_filter() -> None:
-    """Those of the table, of the deployment and of the command."""
-    written = [names(row[1])[0] for row in table(section("Filters"))] + re.findall(r"-p 'filter=(.*?)'", README)
-    assert len(written) > 5
+def test_our_own_errors_are_documented_with_their_codes() -> None:
+    """Those of the flows, and the codes that no error stands for."""
+    written = {
+        names(row[0])[0]: (names(row[1]) or [None])[0] for row in table(section("errors.md", "Errors of this service"))
+    }
+    expected = {code: error.__name__ for error, code in OTHER_CODES.items()} | {UNKNOWN: UnexpectedError.__name__}
+    without = {CRASHED, DELETED, REFUSED, *get_args(Pending)}
+    assert written == expected | dict.fromkeys(without)
+
+
+def test_every_metric_is_documented_with_its_type() -> None:
+    """And none that is not there."""
+    families = {
+        metric.name + "_total" * (metric.type == "counter"): metric.type for metric in Metrics().registry.collect()
+    }
+    page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+    written = {names(row[0])[0]: row[1] for row in tables(page)[1]}
+    assert written == families
+
+
+def test_every_outcome_of_a_delivery_is_documented() -> None:
+    """Those that the receiver counts."""
+    source = (ROOT / "attachments" / "receiver" / "app.py").read_text("utf-8")
+    counted = re.findall(
+        r'(?:_answer|labels)\("([a-z-]+)"|_Refused\(\d+, .*"([a-z-]+)"\)|^ +(?:else )?\("([a-z-]+)", f?"',
+        source,
+        re.MULTILINE,
+    )
+    page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+    assert {name for row in tables(page)[2] for name in names(row[0])} == {
+        name for found in counted for name in found if name
+    }
+
+
+def test_every_filter_in_the_documentation_is_a_filter() -> None:
+    """Those of the table, of the deployment and of the commands."""
+    page = (ROOT / "docs" / "filters.md").read_text("utf-8")
+    written = [names(row[1])[0] for row in table(page)]
+    written += re.findall(r"(?:-p 'filter=|--filter ')(.*?)'", page)
+    assert len(written) > 6
     for text in written:
         Filter.model_validate_json(text)
-    deployment = yaml.safe_load(code_blocks(ROOT / "README.md", "yaml"))["deployments"][0]
+    deployment = yaml.safe_load(code_blocks(ROOT / "docs" / "more-deployments.md", "yaml"))["deployments"][0]
     Filter.model_validate(deployment["parameters"]["filter"])
     assert (
         deployment["entrypoint"] == yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][0]["entrypoint"]
     )
 
 
-def test_the_python_in_the_readme_is_python() -> None:
+@pytest.mark.parametrize(
+    "document", [each for each in DOCUMENTS if code_blocks(each, "python")], ids=lambda path: path.name
+)
+def test_the_python_in_the_documentation_is_python(document: Path) -> None:
     """It compiles, and what it imports is there."""
-    code = code_blocks(ROOT / "README.md", "python")
+    code = code_blocks(document, "python")
     imports = "\n".join(line for line in code.splitlines() if line.startswith(("from", "import")))
-    compile(code, "README.md", "exec")
+    compile(code, document.name, "exec")
     subprocess.run([sys.executable, "-c", imports], check=True, timeout=60)
 
 
@@ -227,13 +346,58 @@ def test_the_python_in_the_readme_is_python() -> None:
 def test_every_file_that_is_linked_or_named_exists(document: Path) -> None:
     """Links are relative to the document; paths in backticks to the root, and those of tests without backticks too."""
     text = document.read_text("utf-8")
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert "://" in link or (document.parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", text):
+        target = (document.parent / link) if link else document
+        assert "://" in link or target.exists(), link
+        assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
     paths = re.findall(r"`((?:attachments|tests|flows|blocks|docs|deploy)/[\w./-]+)`", text)
     for path in [*paths, *re.findall(r"\btests/[\w/-]+(?:\.py)?", text)]:
         assert (ROOT / path).exists(), path
     tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert set(re.findall(r"\btest_\w+\.py", text)) <= tests
+
+
+@pytest.mark.parametrize("language", ["json", "yaml"])
+def test_the_examples_can_be_parsed(language: str) -> None:
+    """Each block of JSON or YAML; those with templates of Prefect's are text until Prefect has filled them in."""
+    found = [
+        block
+        for document in DOCUMENTS
+        for block in re.findall(rf"^```{language}\n(.*?)^```$", document.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    ]
+    assert found
+    for block in found:
+        (json.loads if language == "json" else yaml.safe_load)(re.sub(r"\{\{ body\.\w+ \| tojson \}\}", "null", block))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_each_page_begins_with_whom_it_is_for(page: Path) -> None:
+    """In the line under its title."""
+    title, audience, empty = page.read_text("utf-8").splitlines()[:3]
+    assert title.startswith("# ")
+    assert re.fullmatch(r"_For .*\._", audience)
+    assert not empty
+
+
+def test_the_readme_is_short() -> None:
+    """At most 200 lines; everything else is in docs/."""
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 200
+
+
+def test_the_site_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
+    """Fonts, scripts, styles and pictures are its own, so that no other host learns who reads it."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=240)
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    for page in pages:
+        text = page.read_text("utf-8")
+        loaded = re.findall(r"<(?!a\b)[^>]*\b(?:src|href)=[\"']?((?:https?:)?//[^\"'\s>]+)", text)
+        assert not loaded, f"{page.name}: {loaded}"
+        assert 'class="mermaid"' not in text  # the theme would load its renderer from another host
+    for sheet in tmp_path.rglob("*.css"):
+        assert not re.search(r"url\([\"']?(?:https?:)?//|@import", sheet.read_text("utf-8")), sheet.name
 
 
 @each_document

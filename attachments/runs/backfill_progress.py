@@ -97,7 +97,7 @@ def _markdown(counts: Counts, estimate: Estimate, tag: str) -> str:
         ordered = sorted(counts.failed.items(), key=lambda item: (-item[1], item[0]))
         lines += ["", "| failed with code | messages |", "| --- | ---: |"]
         lines += [f"| `{code}` | {count:,} |" for code, count in ordered]
-        lines += ["", "The README says for each code what it means and what to do."]
+        lines += ["", "docs/errors.md says what each code means and what to do."]
     lines += ["", f"Each message has a run of its own: look for the tag `{tag}` under Runs."]
     return "\n".join(lines)
 

@@ -118,7 +118,7 @@ class DownloadDeployment:
             wanted = Filter.model_validate(asked.get("filter") or {})
         except ValidationError:
             raise NotConfigured(
-                f"The filter of the deployment {FLOW}/{name} cannot be right. See the README on filters."
+                f"The filter of the deployment {FLOW}/{name} cannot be right. See docs/filters.md."
             ) from None
         account_name = str(asked.get("account") or "default")
         return cls(

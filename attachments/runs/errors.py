@@ -114,7 +114,7 @@ def is_transient_or_fresh(task: Task[Any, Any], run: TaskRun, state: State[Any])
     """As `is_transient`; and a message or part that is not found may be too new, for half a minute.
 
     A new message's list, and each of its parts, can answer 404 for some seconds before Exchange has settled, the parts
-    also after the list (README.md). The old mail of a backfill is not new, and much of it is gone.
+    also after the list (docs/errors.md). The old mail of a backfill is not new, and much of it is gone.
     """
     is_not_found = isinstance(state.result(raise_on_failure=False), NotFound)
     is_fresh = is_not_found and run.run_count <= FRESH and not is_low_priority()

@@ -268,7 +268,7 @@ def test_verify_decrypts_when_it_is_given_the_identity(
 def test_verify_tells_an_altered_file_from_a_wrong_identity(
     sealed: Path, identity: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the README says of `cannot-decrypt`: with the identity it tells which."""
+    """What docs/errors.md says of `cannot-decrypt`: with the identity it tells which."""
     path = sealed / PLACE / f"{NAME}.age"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

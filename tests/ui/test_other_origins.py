@@ -60,7 +60,7 @@ async ({server, planted}) => {
 
 @dataclass(frozen=True)
 class Server:
-    """A Prefect server that was started as the README says, with a secret in a block."""
+    """A Prefect server that was started as docs/separate-programs.md says, with a secret in a block."""
 
     port: int
     password: str | None
@@ -79,9 +79,11 @@ class Server:
 
 
 def documented(folder: Path, port: int, *, is_closed: bool) -> str:
-    """A script of the README's lines that give Prefect's programs their environment, and of the line that starts it."""
+    """A script of the documented lines that set the environment of Prefect's programs, and that start the server."""
     lines = re.findall(
-        r"^(?:export PREFECT_|\[ -s |prefect server start).*$", code_blocks(ROOT / "README.md"), re.MULTILINE
+        r"^(?:export PREFECT_|\[ -s |prefect server start).*$",
+        code_blocks(ROOT / "docs/separate-programs.md"),
+        re.MULTILINE,
     )
     text = "\n".join(lines).replace(":4200", f":{port}").replace("~/", f"{folder}/")
     text = text.replace("prefect server start", f"exec prefect server start --port {port}")
@@ -150,7 +152,7 @@ def test_a_page_of_another_origin_reads_nothing_and_makes_nothing(server: Server
 @pytest.mark.parametrize("server", [True], indirect=True, ids=["as documented"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_person_with_the_password_uses_the_ui(server: Server, host: str) -> None:
-    """At both addresses that the README lets in; at one of them the API is of another origin than the page."""
+    """At both addresses that the documentation lets in; at one of them the API is of another origin than the page."""
     with opened(server.url.replace("127.0.0.1", host)) as page:
         log_in(page, server.password or "")
         show(page, "/blocks", until="planted")
