@@ -357,6 +357,15 @@ def test_every_file_that_is_linked_or_named_exists(document: Path) -> None:
     assert set(re.findall(r"\btest_\w+\.py", text)) <= tests
 
 
+def test_every_page_that_a_message_or_a_comment_names_exists() -> None:
+    """`docs/stores.md` and the like, in the code, the units and the configuration."""
+    places = [path for folder in ("attachments", "flows", "blocks") for path in (ROOT / folder).rglob("*.py")]
+    places += [*(ROOT / "deploy").rglob("*.*"), *ROOT.glob("*.yaml"), *ROOT.glob("*.yml"), ROOT / "pyproject.toml"]
+    named = {page for path in places for page in re.findall(r"\bdocs/[\w/-]+\.md", path.read_text("utf-8"))}
+    assert {page for page in named if not (ROOT / page).exists()} == set()
+    assert "docs/stores.md" in named
+
+
 @pytest.mark.parametrize("language", ["json", "yaml"])
 def test_the_examples_can_be_parsed(language: str) -> None:
     """Each block of JSON or YAML; those with templates of Prefect's are text until Prefect has filled them in."""
