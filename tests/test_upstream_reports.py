@@ -29,7 +29,7 @@ def test_prefects_sqlite_persister_drops_new_events_beside_known_ones(known: int
 
 
 @pytest.mark.parametrize(
-    "place", ["docs/separate-programs.md", "deploy/systemd/prefect-server.service", "attachments/demo/processes.py"]
+    "place", ["docs/separate-programs.md", "deploy/systemd/prefect-server.service", "attachments/demo/services.py"]
 )
 def test_no_settings_of_ours_make_the_servers_batches_larger(place: str) -> None:
     """A larger one loses events when the server is restarted; and events are written within a second, for runs wait."""

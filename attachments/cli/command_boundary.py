@@ -28,7 +28,7 @@ FRAMES = 3
 
 
 class CommandFailed(Exception):
-    """The command cannot go on; the text says why, and what to do."""
+    """The command cannot go on; the text says why, and what to do. Each argument is a line."""
 
 
 def run_command(command: Callable[[], int], *, finishes: bool) -> int:
@@ -50,7 +50,7 @@ def run_command(command: Callable[[], int], *, finishes: bool) -> int:
         except _ReaderGone:
             return UNREAD
         except CommandFailed as error:
-            return _fail(str(error))
+            return _fail(*error.args)
         except Exception as error:  # noqa: BLE001  the process's outermost handler
             return _fail(
                 f"The command met an error of its own ({type(error).__name__} at {_places(error.__traceback__)}). "
@@ -164,6 +164,6 @@ def _places(found: TracebackType | None) -> str:
     return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
 
 
-def _fail(message: str) -> int:
-    say(message, is_error=True)
+def _fail(*lines: str) -> int:
+    say(*lines, is_error=True)
     return FAILED

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from attachments.doctor import Finding
 
 DEFAULT_INBOX = "~/.local/state/emailgistics-attachments/inbox.sqlite"
-FINISHING = (["setup"], ["receive"], ["sandbox"], ["decrypt"])
+FINISHING = (["up"], ["setup"], ["receive"], ["sandbox"], ["decrypt"])
 """Commands that go on when their output is not read any more: they change something, or serve others."""
 HIGHEST_PORT = 65535
 MOST_AT_ONCE = 64
@@ -54,7 +54,7 @@ def _run(arguments: Sequence[str], *, is_process: bool) -> int:
         return _sandbox(list(arguments[1:]))
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
-    if command not in {_check, _demo}:
+    if command not in {_check, _demo, _up}:
         read_secret_files(os.environ)
     if command in {_setup, _receive, _preview, _doctor, _status}:
         import_prefect()
@@ -75,6 +75,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="attachments", description="Mail attachments, from Emailgistics into your storage.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    _add_up(commands)
 
     setup = commands.add_parser(
         "setup", help="make blocks, limits, work pool and deployments in Prefect; safe to repeat"
@@ -168,6 +170,20 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("sandbox", help="a stand-in Emailgistics: API and webhook sender")  # it reads its own options
     return parser
+
+
+def _add_up(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    up = commands.add_parser("up", help="run everything on this host: Prefect's server, a worker and the receiver")
+    up.add_argument("receiver_options", nargs="*", help="after --, options of `attachments receive`")
+    up.add_argument("--data", type=_path, metavar="FOLDER")
+    up.add_argument("--env-file", type=_path, metavar="FILE")
+    up.add_argument("--host", default="127.0.0.1")
+    up.add_argument("--port", type=_port, default=8080)
+    up.add_argument("--prefect-port", type=_port, default=4200)
+    up.add_argument("--log-format", choices=["text", "json"], default="text")
+    up.add_argument("--sandbox", action="store_true")
+    up.add_argument("--mail", type=_path, metavar="PATH")
+    up.set_defaults(command=_up)
 
 
 def _add_views(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -288,7 +304,8 @@ def _setup(options: argparse.Namespace) -> int:
     if untried:
         say(f"Everything is made in Prefect, but the API key could not be tried: {untried}")
     else:
-        say("All set. Next: `prefect worker start --pool attachments` and `attachments receive`.")
+        by_hand = "`prefect worker start --pool attachments --type warm` and `attachments receive`"
+        say(f"All set. Next: {by_hand}." if sys.stdout.isatty() else "All set.")
     return 0
 
 
@@ -501,6 +518,14 @@ def _decrypt(options: argparse.Namespace) -> int:
     if not count:
         return _fail("Nothing of this message was encrypted by us; `attachments locate` says where its files are.")
     return 0
+
+
+def _up(options: argparse.Namespace) -> int:
+    from attachments.cli.up import up  # noqa: PLC0415
+
+    arguments = vars(options)
+    del arguments["command"]
+    return up(*arguments.pop("receiver_options"), **arguments)
 
 
 def _demo(options: argparse.Namespace) -> int:

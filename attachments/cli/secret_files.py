@@ -22,13 +22,18 @@ LARGEST = 64 * 1024  # bytes of a secret's file
 def read_secret_files(environment: MutableMapping[str, str]) -> None:
     """Set each secret that a file holds, as if the variable had been set. Raises `CommandFailed`."""
     for name in SECRETS:
-        path = environment.get(f"{name}_FILE", "")
-        if not path.strip():
-            continue
-        if environment.get(name, "").strip():
-            raise CommandFailed(f"{name} and {name}_FILE are both set. Keep one of the two.")
-        environment[name] = _secret(name, Path(path))
-        del environment[f"{name}_FILE"]
+        read_secret_file(name, environment)
+
+
+def read_secret_file(name: str, environment: MutableMapping[str, str]) -> None:
+    """Set this secret if a file holds it, as if the variable had been set. Raises `CommandFailed`."""
+    path = environment.get(f"{name}_FILE", "")
+    if not path.strip():
+        return
+    if environment.get(name, "").strip():
+        raise CommandFailed(f"{name} and {name}_FILE are both set. Keep one of the two.")
+    environment[name] = _secret(name, Path(path))
+    del environment[f"{name}_FILE"]
 
 
 def _secret(name: str, path: Path) -> str:

@@ -14,8 +14,9 @@ import httpx
 from attachments.demo.comparison import Row, compare
 from attachments.demo.make_mail import write_all
 from attachments.demo.originals import Original, read_originals
-from attachments.demo.processes import NotReady, Process, Stack, make_stack, running, wait_for
+from attachments.demo.processes import FOREIGN, NotReady, Process, wait_for
 from attachments.demo.screen import Screen
+from attachments.demo.stack import Stack, make_stack, running
 from attachments.demo.stopping import Stop, Stopped, stop_on_signals
 from attachments.demo.workspace import NotOurs, fresh
 from attachments.foundation.numerals import counted
@@ -26,7 +27,6 @@ FINE, FAILED, STOPPED = 0, 1, 130
 START = 90.0  # seconds for the sandbox, which reads all mail first
 RUNS = 120.0  # seconds for all runs to end
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-FOREIGN = ("PREFECT_", "EMAILGISTICS_", "ATTACHMENTS_")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def show(folder: Path, *, keep: bool) -> int:
     `keep` leaves all running until Ctrl-C or SIGTERM. Whatever happens, no process is left behind.
     """
     screen = Screen()
-    with stop_on_signals() as stop:
+    with stop_on_signals("\nStopping: ending all processes ...\n") as stop:
         try:
             with fresh(folder):
                 return _show(folder, screen, stop, keep=keep)

@@ -1,10 +1,11 @@
 """The demo's folder: made afresh for each run, without touching what is not the demo's."""
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from attachments.demo.folder_lock import Locked, locked
 
 MARKER = ".attachments-demo"
 """Stands in every folder that the demo has made its own, and is locked while a demo runs there."""
@@ -30,17 +31,16 @@ def fresh(folder: Path) -> Iterator[Path]:
             "Name another folder: attachments demo --folder FOLDER"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with marker.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NotOurs(f"Another demo is running in {folder}. End it with Ctrl-C, or name another folder.") from None
-        lock.truncate(0)
-        lock.write(_NOTE)
-        lock.flush()
-        for name in (*OURS, *LOGS):
-            _remove(folder / name)
-        yield folder
+    try:
+        with locked(marker) as lock:
+            lock.truncate(0)
+            lock.write(_NOTE)
+            lock.flush()
+            for name in (*OURS, *LOGS):
+                _remove(folder / name)
+            yield folder
+    except Locked:
+        raise NotOurs(f"Another demo is running in {folder}. End it with Ctrl-C, or name another folder.") from None
 
 
 def _remove(path: Path) -> None:

@@ -33,10 +33,10 @@ def say(*lines: str, is_error: bool = False) -> None:
         print(bounded(line), file=file, flush=True)
 
 
-def say_json(document: Any) -> None:
+def say_json(document: Any, *, in_one_line: bool = False) -> None:
     """Print a JSON document, whole, in ASCII."""
     # Of ASCII's control characters JSON leaves DEL as it is; it can only stand in a text.
-    text = json.dumps(document, indent=1).replace("\x7f", "\\u007f")
+    text = json.dumps(document, indent=None if in_one_line else 1).replace("\x7f", "\\u007f")
     print(text, flush=True)  # noqa: T201  as above, of what is ASCII already
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
-from attachments.demo.processes import NotReady, Stack, make_stack, running, wait_for
+from attachments.demo.processes import NotReady, wait_for
+from attachments.demo.stack import Stack, make_stack, running
 from attachments.sandbox.process import Sandbox, running_sandbox
 from attachments.storage import Manifest, message_key
 from tests.servers.recorder import recording

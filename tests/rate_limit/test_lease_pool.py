@@ -15,7 +15,8 @@ import httpx
 import pytest
 from prefect.context import refresh_global_settings_context
 
-from attachments.demo.processes import Process, make_stack
+from attachments.demo.processes import Process
+from attachments.demo.stack import make_stack
 from attachments.foundation.cancellation import CURRENT, Cancellation, RunCancelled
 from attachments.prefect_api import prefect_retry
 from attachments.prefect_api.prefect_retry import PrefectAway

@@ -29,7 +29,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_SERVER_VERSION_CHEC
 from prefect.states import Cancelling, Pending, Running
 from prefect.workers.base import BaseWorker
 
-from attachments.demo.processes import Process, _script, wait_for
+from attachments.demo.processes import Process, script, wait_for
 from attachments.runs.run_labels import CRASH_COUNT
 from attachments.worker import warm_worker as figures
 from attachments.worker.warm_worker import MINE, LivenessMonitor, WarmWorker, _stop_on_sigterm, _UnderWay
@@ -509,7 +509,7 @@ def test_sigterm_stops_a_worker_whose_parent_ignores_sigint(tmp_path: Path) -> N
     log = tmp_path / "worker.log"
     process = Process(
         "worker",
-        ["sh", "-c", "trap '' INT; exec \"$0\" worker start --pool pool --type warm", _script("prefect")],
+        ["sh", "-c", "trap '' INT; exec \"$0\" worker start --pool pool --type warm", script("prefect")],
         {
             "PREFECT_API_URL": "http://127.0.0.1:9/api",
             "PREFECT_HOME": str(tmp_path),

@@ -1,0 +1,76 @@
+"""`attachments up`."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Literal
+
+from attachments.cli.command_boundary import INTERRUPTED, CommandFailed
+
+DATA = Path("~/.local/share/emailgistics-attachments")
+SANDBOX_DATA = Path("attachments-sandbox")
+
+
+def up(
+    *receiver_options: str,
+    data: Path | None = None,
+    env_file: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    prefect_port: int = 4200,
+    log_format: Literal["text", "json"] = "text",
+    sandbox: bool = False,
+    mail: Path | None = None,
+) -> int:
+    """Run everything on this host: Prefect's server, a worker and the receiver.
+
+    With PREFECT_API_URL set, that Prefect server is used, and none is started.
+
+    For example:
+      attachments up --env-file settings.env
+      attachments up --env-file settings.env --host 0.0.0.0 --port 8443 -- --tls-certificate cert.pem --tls-key key.pem
+      attachments up --sandbox --mail ~/some-mail
+
+    Args:
+        receiver_options: After `--`, options of `attachments receive`.
+        data: The folder for Prefect's database, the inbox and Prefect's password (default:
+            ~/.local/share/emailgistics-attachments, or attachments-sandbox in this folder with --sandbox).
+        env_file: A file of variables, a line NAME=value for each. Those of the environment take precedence.
+        host: The address on which the receiver listens.
+        port: The port on which the receiver listens.
+        prefect_port: The port on which Prefect's server listens, on 127.0.0.1.
+        log_format: The log as text, or as JSON with an object in each line.
+        sandbox: Use a stand-in for Emailgistics; no variable is read.
+        mail: With --sandbox: a file or folder of mail (.eml, mbox, Maildir) to deliver (default: mail that we made up).
+    """
+    if mail is not None and not sandbox:
+        raise CommandFailed("--mail is the sandbox's mail: use it with --sandbox.")
+    if mail is not None and not mail.exists():
+        raise CommandFailed(f"There is no mail at {mail}. Correct --mail.")
+    from attachments.cli.actions.one_host_settings import make_settings, variables  # noqa: PLC0415  takes a while
+    from attachments.demo.data_folder import FolderUnusable  # noqa: PLC0415
+    from attachments.demo.make_mail import SHIPPED  # noqa: PLC0415
+    from attachments.demo.one_host import CannotStart, run  # noqa: PLC0415
+    from attachments.demo.supervisor import PartFailed  # noqa: PLC0415
+
+    settings = make_settings(
+        {} if sandbox else variables(os.environ, env_file),
+        data=_absolute(data or (SANDBOX_DATA if sandbox else DATA)),
+        mail=(mail or SHIPPED).resolve() if sandbox else None,
+        host=host,
+        port=port,
+        prefect_port=prefect_port,
+        receiver_options=receiver_options,
+    )
+    try:
+        stopped_by = run(settings, log_format)
+    except (FolderUnusable, CannotStart, PartFailed) as error:
+        raise CommandFailed(str(error)) from None
+    return INTERRUPTED if stopped_by == signal.SIGINT else 0
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().resolve()
+    except RuntimeError:  # no home folder, or no such user
+        raise CommandFailed(f"There is no home folder for {path}. Give --data a whole path.") from None

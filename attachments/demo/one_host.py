@@ -1,0 +1,209 @@
+"""All parts on one host, for `attachments up`: Prefect's server, set-up, worker and receiver, and the sandbox."""
+
+import re
+import secrets
+import shlex
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from attachments.demo import services
+from attachments.demo.data_folder import REAL, SANDBOX, DataFolder, data_folder
+from attachments.demo.merged_log import Format, MergedLog
+from attachments.demo.processes import LOOPBACK, free_port
+from attachments.demo.stopping import Stop, stop_on_signals
+from attachments.demo.supervisor import Part, Supervisor
+
+SERVER_END = 20.0  # seconds for Prefect's server to end; a page of its UI that is open would hold it up for ever
+PORT_PATIENCE = 5.0  # seconds for a port to become free; what a killed command has left behind ends within one
+SANDBOX_KEY = "sandbox-key"
+
+
+class CannotStart(Exception):
+    """What is missing or in the way; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the installation is set up.
+
+    `environment` is what every part gets of the user's variables; the secrets that the set-up and the receiver need
+    are apart, since no other part gets them.
+    """
+
+    data: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    setup_secrets: Mapping[str, str] = field(default_factory=dict)
+    receiver_secrets: Mapping[str, str] = field(default_factory=dict)
+    prefect_password: str | None = None
+    """That of our server; None generates one."""
+    host: str = LOOPBACK
+    port: int = 8080
+    prefect_port: int = 4200
+    receiver_options: Sequence[str] = ()
+    mail: Path | None = None
+    """Run against the sandbox, with the mail of this folder."""
+
+
+def run(settings: Settings, form: Format) -> int | None:
+    """Run everything until SIGTERM, SIGINT or SIGHUP, and return which of them came.
+
+    Raises `FolderUnusable`, `CannotStart` and `PartFailed`.
+    """
+    kind = REAL if settings.mail is None else SANDBOX
+    with stop_on_signals() as stop, data_folder(settings.data, kind) as folder:
+        log = MergedLog(form)
+        try:
+            OneHost(settings, folder, log).run(stop)
+            log.say("Stopped. What waits in the inbox or in Prefect is done after the next start.")
+        finally:
+            log.close()
+        return stop.by
+
+
+class OneHost:
+    """The parts of an installation, and what a person has to know about it."""
+
+    def __init__(self, settings: Settings, folder: DataFolder, log: MergedLog) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._log = log
+        self._is_first_start = not folder.set_up.exists()
+        self._sandbox_port = free_port() if settings.mail else 0
+        self._common, self._setup_secrets, self._receiver_secrets = self._environments()
+        self._has_server = "PREFECT_API_URL" not in settings.environment
+
+    def run(self, stop: Stop) -> None:
+        """Run all parts until the stop is requested. Raises `CannotStart` and `PartFailed`."""
+        self.check_ports()
+        self.write_files()
+        supervisor = Supervisor(self.parts(), self._log, is_first_start=self._is_first_start)
+        supervisor.run(stop, when_ready=self._tell)
+
+    @property
+    def _webhook(self) -> str:
+        scheme = "https" if "--tls-certificate" in self._settings.receiver_options else "http"
+        return f"{scheme}://{self._settings.host}:{self._settings.port}/webhooks/default"
+
+    @property
+    def _api_url(self) -> str:
+        return f"{services.server_address(self._settings.prefect_port)}/api"
+
+    def _environments(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        """What every part gets, and in addition the set-up and the receiver."""
+        settings, folder = self._settings, self._folder
+        common = {"ATTACHMENTS_INBOX": str(folder.inbox), **settings.environment}
+        if "PREFECT_API_URL" not in settings.environment:
+            common = {
+                **services.server_settings(settings.prefect_port),
+                **common,
+                "PREFECT_API_URL": self._api_url,
+                "PREFECT_HOME": str(folder.prefect_home),
+                "PREFECT_PROFILES_PATH": str(folder.profiles),
+            }
+        if settings.mail is None:
+            return common, dict(settings.setup_secrets), dict(settings.receiver_secrets)
+        common |= {
+            "EMAILGISTICS_BASE_URL": f"http://{LOOPBACK}:{self._sandbox_port}/api/v1",
+            "ATTACHMENTS_URL": (folder.path / "attachments").as_uri(),
+            "ATTACHMENTS_IDS_ALLOWED": (folder.path / "ids").as_uri(),
+        }
+        return (
+            common,
+            {"EMAILGISTICS_API_KEY": SANDBOX_KEY},
+            {"EMAILGISTICS_WEBHOOK_SECRET": secrets.token_hex(16)},
+        )
+
+    def check_ports(self) -> None:
+        """Raises `CannotStart` when a port is taken, before anything is started."""
+        settings = self._settings
+        wanted = [(settings.host, settings.port, "--port")]
+        if self._has_server:
+            wanted.append((LOOPBACK, settings.prefect_port, "--prefect-port"))
+        end = time.monotonic() + PORT_PATIENCE
+        for host, port, option in wanted:
+            while problem := _why_not_free(host, port):
+                if time.monotonic() > end:
+                    raise CannotStart(
+                        f"Cannot listen on {host} port {port} ({problem}). Choose another port with {option}, or end "
+                        "the program that listens there."
+                    )
+                time.sleep(0.1)
+
+    def write_files(self) -> None:
+        """Write Prefect's password, and how other commands reach this installation."""
+        told = {"ATTACHMENTS_INBOX": self._common["ATTACHMENTS_INBOX"]}
+        if self._has_server:
+            self._folder.write_profile(self._api_url, self._settings.prefect_password or self._folder.password())
+            told["PREFECT_HOME"] = str(self._folder.prefect_home)
+        if self._settings.mail is not None:
+            (self._folder.path / "ids").mkdir(mode=0o700, exist_ok=True)
+            names = ("EMAILGISTICS_BASE_URL", "ATTACHMENTS_URL")
+            told |= {name: self._common[name] for name in names} | self._setup_secrets | self._receiver_secrets
+        self._folder.write_environment(told)
+
+    def parts(self) -> list[Part]:
+        """In the order in which they start. They stop in reverse: the worker needs Prefect while it drains."""
+        settings, common = self._settings, self._common
+        sandbox, server = [], []
+        receiver_environment = {**common, **self._receiver_secrets}
+        if settings.mail is not None:
+            log, port = self._log_of("sandbox"), self._sandbox_port
+            sandbox = [Part(services.sandbox(receiver_environment, log, port, settings.mail, self._webhook))]
+        if self._has_server:
+            process = services.prefect_server(common, self._log_of("Prefect server"), settings.prefect_port)
+            server = [Part(process, patience=SERVER_END)]
+        process = services.setup({**common, **self._setup_secrets}, self._log_of("setup"))
+        setup = Part(process, needs=(*sandbox, *server), once=True)
+        # A receiver that knows no deployment yet answers 404, which ends a delivery. Later it starts at once: it takes
+        # webhooks without Prefect.
+        process = services.worker(common, self._log_of("worker"))
+        worker = Part(process, needs=(setup,) if self._is_first_start else tuple(server))
+        log, options = self._log_of("receiver"), settings.receiver_options
+        process = services.receiver(receiver_environment, log, settings.host, settings.port, *options)
+        receiver = Part(process, needs=(setup,) if self._is_first_start else ())
+        parts = [*sandbox, *server, setup, worker, receiver]
+        for part in parts:
+            part.process.keeps = (self._folder.lock,)  # the lock is free once nothing of ours runs any more
+        return parts
+
+    def _log_of(self, part: str) -> Callable[[str], None]:
+        return partial(self._log.add, part)
+
+    def _tell(self) -> None:
+        """Say where everything is."""
+        self._folder.set_up.touch(mode=0o600)
+        folder, settings = self._folder, self._settings
+        if not self._has_server:
+            log_in = ""
+        elif settings.prefect_password:
+            log_in = " (log in with the text of PREFECT_API_AUTH_STRING)"
+        else:
+            log_in = f" (log in with the text in {folder.password_file})"
+        url = settings.environment.get("PREFECT_API_URL", self._api_url)
+        self._log.say("Everything is running.")
+        self._log.say(f"Prefect UI: {url.removesuffix('/api')}{log_in}")
+        self._log.say(f"Webhook:    {self._webhook}")
+        self._log.say(f"Store:      {_without_credentials(self._common['ATTACHMENTS_URL'])}")
+        self._log.say(f"Data:       {folder.path}")
+        variables = shlex.quote(str(folder.environment_file))
+        self._log.say(f"For other commands, such as `attachments status`: set -a; . {variables}; set +a")
+        self._log.say("Ctrl-C stops everything; a second one does not wait for downloads.")
+
+
+def _without_credentials(url: str) -> str:
+    return re.sub(r"//[^/]*@|\?.*", lambda found: "//" if found[0].startswith("//") else "", url)
+
+
+def _why_not_free(host: str, port: int) -> str | None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
