@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from attachments.cli.secret_files import SECRETS
+from attachments.demo import one_host, services
+from attachments.receiver import server as receiver
+from attachments.worker.warm_worker import DRAIN, HAND_BACK
 from tests.test_documentation import ROOT, UNITS, read_unit
 
 FOLDER = ROOT / "deploy" / "systemd"
@@ -48,9 +51,36 @@ def test_no_service_gets_a_secret_that_it_does_not_need(unit: Path) -> None:
     text = unit.read_text()
     given = re.findall(r"^LoadCredential=([^:]+):/etc/attachments/secrets/(\S+)$", text, re.MULTILINE)
     expected = ["prefect.toml"] + ["EMAILGISTICS_WEBHOOK_SECRET"] * (unit.stem == "attachments-receiver")
+    if unit.stem == "attachments":  # it makes Prefect's password itself, and runs the set-up, which needs the API key
+        expected = ["EMAILGISTICS_API_KEY", "EMAILGISTICS_WEBHOOK_SECRET"]
     assert given == [(name, name) for name in expected]
     assert not re.search(rf"^Environment=({'|'.join(SECRETS)})=", text, re.MULTILINE)
     assert read_unit(unit)["Service"]["UMask"] == "0077"
+
+
+def test_the_units_run_the_services_as_attachments_up_does() -> None:
+    """The same commands, and for Prefect's server the same settings."""
+    server = services.prefect_server({}, print, 4200).command
+    commands = {
+        "prefect-server": server,
+        "attachments-worker": services.worker({}, print).command,
+        "attachments-receiver": [services.script("attachments"), "receive"],
+    }
+    for stem, command in commands.items():
+        program, *arguments = read_unit(FOLDER / f"{stem}.service")["Service"]["ExecStart"].split()
+        assert [Path(program).name, *arguments] == [Path(command[0]).name, *command[1:]]
+    text = (FOLDER / "prefect-server.service").read_text()
+    given = dict(re.findall(r"^Environment=(PREFECT_SERVER_\w+)=(.*)$", text, re.MULTILINE))
+    assert given == services.server_settings(4200)
+
+
+def test_one_unit_for_one_host_gives_everything_the_time_to_stop() -> None:
+    """The parts stop one after the other; no other unit runs the same services beside it."""
+    service = read_unit(FOLDER / "attachments.service")
+    patience = receiver.DRAIN + DRAIN + HAND_BACK + one_host.SERVER_END
+    assert float(service["Service"]["TimeoutStopSec"]) > patience + 20
+    others = {unit.name for unit in UNITS} - {"attachments.service"}
+    assert set(service["Unit"]["Conflicts"].split()) == others
 
 
 def test_a_command_of_the_installation_gets_all_secrets_as_credentials(tmp_path: Path) -> None:
