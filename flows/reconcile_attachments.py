@@ -25,11 +25,11 @@ from attachments.foundation.numerals import counted
 from attachments.prefect_api.prefect_retry import own_client
 from attachments.rate_limit.lease_pool import low_priority
 from attachments.runs.announcements import announce, event, send
-from attachments.runs.child_runs import ANSWER_TIMEOUT, WITHDRAWN, Child, Stage, made_before
+from attachments.runs.child_runs import ANSWER_TIMEOUT, Child, Stage, made_before
 from attachments.runs.continuation import Lineage
 from attachments.runs.errors import OUR_ERRORS, OurError, error_boundary, error_code, retry_until_available
 from attachments.runs.fan_out import BACKFILL, DownloadDeployment, FanOutCancelled, MessageRef, Starved, run_children
-from attachments.runs.run_outcome import coded
+from attachments.runs.state_record import WITHDRAWN, StateRecord, write_record
 from attachments.runs.watermarks import UnreadableWatermark, Watermarks, mailbox_key
 
 MISSED = "emailgistics.message.missed"
@@ -107,7 +107,7 @@ def reconcile_attachments(
     except RunCancelled:
         raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
     except OUR_ERRORS as error:
-        return Failed(message=_stopped(error))
+        return _failed(_stopped(error), error)
 
 
 @dataclass(frozen=True)
@@ -368,7 +368,7 @@ def _ended(wish: _Wish, found: Found, stopped: OurError | None) -> State[None]:
         told.append(_stopped(stopped))
     message = " ".join(told)
     if failed or found.broken or found.passed or found.unnamed or stopped is not None:
-        return Failed(message=message)
+        return _failed(message, stopped)
     return Completed(message=message)
 
 
@@ -428,4 +428,8 @@ def _show(missed: Sequence[tuple[str, Child]], found: Found) -> None:
 
 def _stopped(error: OurError) -> str:
     # No attempt of its own: the schedule brings the next one, and each of those would bring more.
-    return coded(f"{error} The marks of what was not done stay, so the next reconciliation does it", error_code(error))
+    return f"{error} The watermarks of what was not done stay, so the next reconciliation does it."
+
+
+def _failed(message: str, stopped: OurError | None) -> State[None]:
+    return write_record(Failed(message=message), StateRecord(code=stopped and error_code(stopped)))

@@ -138,7 +138,7 @@ def import_prefect() -> None:
         ) from None
     except Exception as error:  # noqa: BLE001  whatever a profile or a file of settings makes of it
         raise CommandFailed(
-            settings_problem()
+            " ".join(settings_problem() or ())
             or f"Prefect cannot be loaded as it is set up ({type(error).__name__}). Check the variables that begin "
             "with PREFECT_, Prefect's profiles and prefect.toml."
         ) from None

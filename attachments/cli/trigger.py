@@ -51,7 +51,8 @@ def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) 
         answer = httpx.post(url, content=json.dumps(payload), headers=headers, timeout=TIMEOUT)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         raise TriggerError(
-            settings_problem() or f"{url} is no URL. It looks like http://127.0.0.1:8080/webhooks/default."
+            " ".join(settings_problem() or ())
+            or f"{url} is no URL. It looks like http://127.0.0.1:8080/webhooks/default."
         ) from None
     except httpx.LocalProtocolError:  # before anything is sent; nothing else of what we send could be refused
         raise TriggerError(
@@ -66,7 +67,7 @@ def trigger(url: str, secret: str | None, message_id: str, mailbox: str | None) 
         ) from None
     except (OSError, ValueError, ImportError) as error:  # before anything is sent, for what the environment names
         raise TriggerError(
-            settings_problem()
+            " ".join(settings_problem() or ())
             or f"The proxy that the environment names needs a package that is not installed ({type(error).__name__}). "
             "Name an HTTP proxy in HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or install `httpx[socks]`."
         ) from None

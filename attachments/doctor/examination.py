@@ -124,14 +124,14 @@ class _Examination:
             return
         asked: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
             ("api-key", lambda: look_at_key(client, name)),
-            ("scope messages:read", lambda: (look_at_reading(client, name),)),
-            ("scope messages:content", lambda: (look_at_content(client, name),)),
+            ("scope", lambda: (look_at_reading(client, name),)),
+            ("scope", lambda: (look_at_content(client, name),)),
         ]
         for check, look in asked:
             try:
                 found = call_with_timeout(self._patience, partial(_all_of, look))
             except NoResponse:
-                yield self._vendor_is_silent(check.partition(" ")[0], name, account.limit_name, room)
+                yield self._vendor_is_silent(check, name, account.limit_name, room)
                 return
             yield from found
             if check == "api-key" and found[0].status != "ok":

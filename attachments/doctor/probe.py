@@ -110,8 +110,7 @@ def describe_error(error: Exception) -> tuple[str, str]:
             "Start it (`prefect server start`), or correct PREFECT_API_URL.",
         )
     if problem := settings_problem():
-        what, _, remedy = problem.partition(". ")
-        return f"{what}.", remedy
+        return problem
     return _not_to_be_asked(error, status)
 
 

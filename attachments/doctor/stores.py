@@ -13,8 +13,9 @@ def look_at_store(block: AttachmentStore, subject: str) -> Finding:
         found = store.probe()
         has_encrypted = store.has_encrypted()
     except StoreError as error:
-        happened, _, remedy = str(error).partition(": ")
-        return failed("store", f"{_capital(happened)}.", f"{_capital(remedy or 'Look at the store')}.", subject=subject)
+        return failed(
+            "store", _sentence(error.happened), _sentence(error.remedy or "look at the store"), subject=subject
+        )
     encryption = _encryption(block)
     if has_encrypted and not block.age_recipients:
         return _without_recipients(store.url, subject, is_allowed=block.allow_plaintext)
@@ -61,5 +62,5 @@ def _without_recipients(url: str, subject: str, *, is_allowed: bool) -> Finding:
     )
 
 
-def _capital(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}".removesuffix(".")
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}".removesuffix(".") + "."

@@ -404,7 +404,10 @@ class Filter(_Strict):
 
 def problem(error: ValidationError) -> str:
     """What is wrong with a filter, in one sentence for each fault: where, and what to write instead."""
-    return "; ".join(f"{_place(found['loc'])}{found['msg'].removeprefix('Value error, ')}" for found in error.errors())
+    return "; ".join(
+        f"{_place(found['loc'])}{found['ctx']['error'] if found['type'] == 'value_error' else found['msg']}"
+        for found in error.errors()
+    )
 
 
 def _place(steps: Sequence[int | str]) -> str:

@@ -3,8 +3,8 @@
 import httpx
 
 
-def settings_problem() -> str | None:
-    """What is wrong with the proxies or certificates that the environment names; None when clients can use them.
+def settings_problem() -> tuple[str, str] | None:
+    """What is wrong with the environment's proxies or certificates, and the remedy; None when clients can use them.
 
     A proxy that needs a package which is not installed raises ImportError elsewhere, and is told there.
     """
@@ -12,8 +12,8 @@ def settings_problem() -> str | None:
         httpx.Client().close()
     except (OSError, ValueError, httpx.InvalidURL) as error:
         return (
-            f"The proxy or the certificates that the environment names cannot be used ({type(error).__name__}). Check "
-            "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR."
+            f"The proxy or the certificates that the environment names cannot be used ({type(error).__name__}).",
+            "Check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR.",
         )
     except ImportError:
         return None

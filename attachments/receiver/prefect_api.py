@@ -23,7 +23,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from attachments.prefect_api.prefect_retry import add_retries
 from attachments.receiver.inbox import Entry
-from attachments.runs.run_outcome import FAILED_FOR_NOW, stored_count
+from attachments.runs.state_record import FAILED_FOR_NOW, read_record
 from attachments.storage.keys import SHORT_KEY_LENGTH
 
 FLOW = "download-attachments"
@@ -185,7 +185,7 @@ def _ending(state: State[Any] | None) -> Ending | None:
     if state is None or not state.is_final():
         return None
     if state.is_completed():
-        return Ending("stored", stored_count(state.message or ""))
+        return Ending("stored", read_record(state).stored)
     passes = state.is_crashed() or state.name == FAILED_FOR_NOW
     return Ending("failed-for-now" if passes else "failed")
 

@@ -19,7 +19,7 @@ from attachments.foundation.numerals import counted
 from attachments.runs.announcements import announce, event
 from attachments.runs.delayed_retry import failed_for_now
 from attachments.runs.errors import OurError, error_code, is_retryable
-from attachments.runs.run_outcome import UNKNOWN, coded
+from attachments.runs.state_record import CODE, UNKNOWN, StateRecord, write_record
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage.manifest import Outcome, Pending
 
@@ -31,7 +31,6 @@ WORDS: dict[Outcome, str] = {
     "purged": "purged earlier",
     "failed": "failed",
 }
-CODE = re.compile(r"[a-z-]{1,40}", re.ASCII)
 MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]{1,100}", re.ASCII | re.IGNORECASE)
 
 
@@ -60,7 +59,8 @@ class Report:
 
 def already_stored(manifest: Manifest) -> State[None]:
     """The final state of a run that had nothing to do."""
-    return Completed(message=f"Nothing to do: the manifest settles all. {_sentence(manifest.attachments)}.")
+    sentence = f"Nothing to do: the manifest settles all. {_sentence(manifest.attachments)}."
+    return _completed(sentence, manifest.attachments)
 
 
 def announce_stored(manifest: Manifest, manifest_url: str, announcement: UUID, *, look_first: bool) -> bool:
@@ -88,32 +88,44 @@ def announce_stored(manifest: Manifest, manifest_url: str, announcement: UUID, *
 def finish(report: Report) -> State[None]:
     """Show what became of each attachment, and say in one sentence how the run ended."""
     _show(report)
-    sentence = _sentence([outcome.entry for outcome in report.outcomes])
+    entries = [outcome.entry for outcome in report.outcomes]
+    sentence = _sentence(entries)
     failures = [outcome for outcome in report.outcomes if outcome.entry.outcome == "failed"]
     if not failures and report.pending is None:
-        return Completed(message=f"{sentence}.")
+        return _completed(f"{sentence}.", entries)
     if report.pending is not None:
         sentence = f"{sentence}. {NOT_FINAL[report.pending]}" if report.outcomes else NOT_FINAL[report.pending]
     if not failures:
-        return _failed(coded(sentence, report.pending or UNKNOWN), passing=True)
+        return _failed(sentence, report.pending or UNKNOWN, passing=True)
     # What can be mended goes before what cannot: a reconciliation goes by this code whether to look again.
     first = next((failure for failure in failures if failure.entry.code not in PERMANENT_CODES), failures[0])
-    told = coded(f"{sentence.rstrip('.')}. First failure: {first.error or ''}", first.entry.code or UNKNOWN)
+    sentences = f"{_as_sentence(sentence)} First failure: {_as_sentence(first.error or '')}"
     return _failed(
-        f"{told} A retry fetches only what is missing.",
+        f"{sentences} A retry fetches only what is missing.",
+        _plain_code(first.entry.code) or UNKNOWN,
         passing=report.pending is not None or any(outcome.retryable for outcome in failures),
     )
 
 
 def failed_state(error: OurError, labels: Mapping[str, str] | None = None) -> State[None]:
     """The final state of a run that could not go on. The labels are for the attempt that follows, if one does."""
-    return _failed(coded(str(error), error_code(error)), passing=is_retryable(error), labels=labels)
+    return _failed(_as_sentence(str(error)), error_code(error), passing=is_retryable(error), labels=labels)
 
 
-def _failed(message: str, *, passing: bool, labels: Mapping[str, str] | None = None) -> State[None]:
-    if not passing:
-        return Failed(message=message.rstrip())
-    return failed_for_now(message, labels)
+def _completed(message: str, entries: Sequence[ManifestAttachment]) -> State[None]:
+    stored = sum(entry.outcome == "stored" for entry in entries)
+    return write_record(Completed(message=message), StateRecord(stored=stored))
+
+
+def _failed(message: str, code: str, *, passing: bool, labels: Mapping[str, str] | None = None) -> State[None]:
+    if passing:
+        return failed_for_now(message, code, labels)
+    return write_record(Failed(message=message), StateRecord(code=code))
+
+
+def _as_sentence(sentence: str) -> str:
+    """The sentence with a full stop, unless it has an end."""
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
 def _sentence(entries: Sequence[ManifestAttachment]) -> str:
@@ -158,7 +170,7 @@ def _make_table(report: Report) -> None:
 
 def _plain_code(code: str | None) -> str | None:
     """One of our words. An earlier manifest's entry may hold any text: others may write to the store."""
-    return code if code is None or CODE.fullmatch(code) else "other"
+    return code if code is None or re.fullmatch(CODE, code) else "other"
 
 
 def _plain_type(content_type: str | None) -> str:

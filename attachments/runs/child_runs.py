@@ -40,7 +40,7 @@ from attachments.prefect_api.url_path import path_part
 from attachments.runs.block_loader import load_account, load_store
 from attachments.runs.delayed_retry import ATTEMPT
 from attachments.runs.errors import NotConfigured, retry_until_available
-from attachments.runs.run_outcome import FAILED_FOR_NOW, failure_code, follows_by_itself
+from attachments.runs.state_record import UNKNOWN, WITHDRAWN, StateRecord, read_record, write_record
 from attachments.storage import Store, message_key
 from attachments.storage.keys import SHORT_KEY_LENGTH
 
@@ -59,9 +59,6 @@ REFUSED = "refused"
 CRASHED = "crashed"
 NOT_FOUND = NotFound.outcome_code
 DELETED = "deleted"
-WITHDRAWN = "withdrawn"
-"""Cancelled with the run that had made it: nobody has decided that its message should not be fetched."""
-_WITHDRAWN = "The run that had made this one was cancelled before it started."
 
 T = TypeVar("T")
 PAGE = 200  # runs in one answer of Prefect's
@@ -300,7 +297,8 @@ class ChildRuns:
         with suppress(PrefectAway, httpx.HTTPError, ObjectNotFound, Abort):
             now = self._client.read_flow_run(run_id).state
             if now is not None and now.is_scheduled():
-                self._client.set_flow_run_state(run_id, Cancelled(message=_WITHDRAWN))
+                withdrawn: State[None] = Cancelled(message="Its parent run was cancelled before this run started.")
+                self._client.set_flow_run_state(run_id, write_record(withdrawn, StateRecord(code=WITHDRAWN)))
                 return True
         return False
 
@@ -340,14 +338,12 @@ def _stage(state: State[Any] | None) -> tuple[Stage, str | None]:
     if state is None or not state.is_final():
         is_waiting = state is None or state.is_scheduled() or state.is_paused()
         return (Stage.WAITING if is_waiting else Stage.RUNNING), None
-    said = state.message or ""
-    if state.is_failed() and not (state.name == FAILED_FOR_NOW and follows_by_itself(said)):
-        return Stage.FAILED, failure_code(said)
+    record = read_record(state)
+    if state.is_failed() and record.next_attempt is None:
+        return Stage.FAILED, record.code or UNKNOWN
     if state.is_crashed():
         return Stage.FAILED, CRASHED
-    if state.is_cancelled() and said == _WITHDRAWN:
-        return Stage.CANCELLED, WITHDRAWN
-    return ENDS[state.type], None
+    return ENDS[state.type], record.code if state.is_cancelled() else None
 
 
 def made_before(client: SyncPrefectClient, tag: str) -> Iterator[tuple[str, Child]]:

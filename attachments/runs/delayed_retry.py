@@ -16,7 +16,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.states import Failed, Scheduled
 
-from attachments.runs.run_outcome import FAILED_FOR_NOW
+from attachments.runs.state_record import FAILED_FOR_NOW, StateRecord, write_record
 
 FIRST_PAUSE = 5  # minutes, doubled each time: 5, 10, 20, … 640
 ATTEMPTS = 9  # in all: over 21 hours
@@ -24,26 +24,34 @@ TAG = "attempt-"
 ATTEMPT = re.compile(r"attempt-[0-9]{1,3}", re.ASCII)
 
 
-def failed_for_now(message: str, labels: Mapping[str, str] | None = None) -> State[None]:
+def failed_for_now(message: str, code: str | None = None, labels: Mapping[str, str] | None = None) -> State[None]:
     """The final state of this run, which failed for a reason that can pass. The labels are for the next attempt.
 
-    After the last attempt it is a plain failure: nothing follows by itself, and somebody has to be told.
+    After the last attempt it is a plain failure: nothing follows by itself, and a person is needed.
     """
+
+    def failed(remedy: str, *, name: str = FAILED_FOR_NOW, next_attempt: int | None = None) -> State[None]:
+        record = StateRecord(code=code, next_attempt=next_attempt)
+        return write_record(Failed(name=name, message=f"{message} {remedy}"), record)
+
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run is None or run.deployment_id is None:
-        return Failed(name=FAILED_FOR_NOW, message=f"{message} Run it again when the cause is gone.".strip())
-    attempt = next((int(tag.removeprefix(TAG)) for tag in run.tags if ATTEMPT.fullmatch(tag)), 1)
-    if attempt >= ATTEMPTS:
-        told = f"That was attempt {ATTEMPTS}, the last one that is made by itself: run it again when the cause is gone."
-        return Failed(message=f"{message} {told}".strip())
-    return Failed(name=FAILED_FOR_NOW, message=f"{message} {_try_again_later(run, attempt, labels or {})}".strip())
+        return failed("Run it again when the cause is gone.")
+    attempt = next((int(tag.removeprefix(TAG)) for tag in run.tags if ATTEMPT.fullmatch(tag)), 1) + 1
+    if attempt > ATTEMPTS:
+        last = f"That was attempt {ATTEMPTS}, the last automatic one: run it again when the cause is gone."
+        return failed(last, name="Failed")
+    pause = timedelta(minutes=FIRST_PAUSE * 2 ** (attempt - 2))
+    if not _schedule(run, attempt, pause, labels or {}):
+        return failed("The next attempt could not be scheduled: run it again when the cause is gone.")
+    follows = f"Attempt {attempt} of {ATTEMPTS} follows by itself in {pause.total_seconds() / 60:.0f} minutes."
+    return failed(follows, next_attempt=attempt)
 
 
-def _try_again_later(run: FlowRun, attempt: int, labels: Mapping[str, str]) -> str:
-    """Schedule the next attempt of a deployment's run, once, and say so in a sentence. Its parameters stay the same."""
+def _schedule(run: FlowRun, attempt: int, pause: timedelta, labels: Mapping[str, str]) -> bool:
+    """Schedule the next attempt of a deployment's run, once, with the same parameters. False when that failed."""
     assert run.deployment_id is not None  # noqa: S101  looked at before
-    pause = timedelta(minutes=FIRST_PAUSE * 2 ** (attempt - 1))
     try:
         get_client(sync_client=True).create_flow_run_from_deployment(
             run.deployment_id,
@@ -51,11 +59,11 @@ def _try_again_later(run: FlowRun, attempt: int, labels: Mapping[str, str]) -> s
             name=run.name,  # by which a reconciliation sees that the message is taken care of
             parameters=run.parameters,
             idempotency_key=f"{run.id}/{run.run_count}/again",
-            tags=[*(tag for tag in run.tags if not ATTEMPT.fullmatch(tag)), f"{TAG}{attempt + 1}"],
-            state=Scheduled(scheduled_time=datetime.now(UTC) + pause, message=f"Attempt {attempt + 1} of {ATTEMPTS}"),
+            tags=[*(tag for tag in run.tags if not ATTEMPT.fullmatch(tag)), f"{TAG}{attempt}"],
+            state=Scheduled(scheduled_time=datetime.now(UTC) + pause, message=f"Attempt {attempt} of {ATTEMPTS}"),
             labels=dict(labels),
         )
     except (httpx.HTTPError, ObjectNotFound) as error:
         get_run_logger().warning("The next attempt could not be scheduled (%s).", type(error).__name__)
-        return "The next attempt could not be scheduled: run it again when the cause is gone."
-    return f"Attempt {attempt + 1} of {ATTEMPTS} follows by itself in {pause.total_seconds() / 60:.0f} minutes."
+        return False
+    return True

@@ -17,7 +17,7 @@ from attachments.emailgistics import EmailgisticsError, NotFound
 from attachments.foundation import cancellation
 from attachments.foundation.cancellation import RunCancelled
 from attachments.rate_limit.lease_pool import PacingError, is_low_priority
-from attachments.runs.run_outcome import UNKNOWN
+from attachments.runs.state_record import UNKNOWN
 from attachments.storage import StoreError
 
 RETRIES = 6

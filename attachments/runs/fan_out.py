@@ -31,7 +31,6 @@ from attachments.foundation.numerals import counted
 from attachments.runs.child_runs import (
     BACKFILL,
     NOT_FOUND,
-    WITHDRAWN,
     Child,
     ChildRuns,
     DownloadDeployment,
@@ -40,6 +39,7 @@ from attachments.runs.child_runs import (
     child_runs,
 )
 from attachments.runs.errors import error_boundary
+from attachments.runs.state_record import WITHDRAWN
 from attachments.storage import StoreError
 from attachments.storage.errors import AccessDenied, InvalidManifest, NewerManifest
 

@@ -79,7 +79,7 @@ class EncryptionMarker:
                 time.sleep(random.uniform(0.01, 0.05) * (attempt + 1))  # noqa: S311  # no secret
             else:
                 return
-        raise StoreUnavailable("could not mark the store as encrypted: others write to it; it is tried again")
+        raise StoreUnavailable("could not mark the store as encrypted", remedy="others write to it; it is tried again")
 
 
 def plaintext_refused(key: str) -> PlaintextRefused:

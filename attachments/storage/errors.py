@@ -26,6 +26,7 @@ from typing import ClassVar
 class StoreError(Exception):
     """A store failed.
 
+    `happened` says what, and `remedy` what to do where that is not part of it; the text of the error is both.
     `key` says where: ``<message_key>`` or ``<message_key>/<attachment_key>``, None when it concerns the
     whole store. `retryable` says whether the same call may succeed when it is made again in a moment;
     `outcome_code` is the short stable word for a manifest's ``code``.
@@ -34,8 +35,10 @@ class StoreError(Exception):
     retryable: ClassVar[bool] = False
     outcome_code: ClassVar[str] = "store-error"
 
-    def __init__(self, message: str, *, key: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, happened: str, *, key: str | None = None, remedy: str = "") -> None:
+        super().__init__(f"{happened}: {remedy}" if remedy else happened)
+        self.happened = happened
+        self.remedy = remedy
         self.key = key
 
 

@@ -28,7 +28,7 @@ def probe(backend: Backend, is_refused: Callable[[Exception], bool]) -> Probe:
             return _tried(backend, is_refused)
         except Conflict:
             time.sleep(random.uniform(0.01, 0.05) * (attempt + 1))  # noqa: S311  # no secret
-    raise StoreUnavailable("could not probe the store: it does not hand back what was written; look at the store")
+    raise StoreUnavailable("could not probe the store: it does not return what was written")
 
 
 def _tried(backend: Backend, is_refused: Callable[[Exception], bool]) -> Probe:

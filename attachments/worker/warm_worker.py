@@ -6,9 +6,9 @@ code imported and the connections open, and runs each flow in a thread.
 `prefect worker start --pool attachments` finds it through the `prefect.collections` entry point. Other types of
 work pool run the same deployments: nothing in the flows depends on this worker.
 
-**Taking up what a dead worker left.** Prefect leaves the runs of a worker that died as they were. The message of
-each run's state names the worker that took it, each worker beats every few seconds, and the living one whose name
-comes first gives the runs of silent workers back to the queue.
+**Taking up what a dead worker left.** Prefect leaves the runs of a worker that died as they were. Each
+run's state names the worker that took it, each worker sends a heartbeat every few seconds, and the living worker whose
+name comes first gives the runs of silent workers back to the queue.
 """
 
 import asyncio
@@ -67,6 +67,7 @@ from attachments.foundation.terminal_text import bounded, say
 from attachments.prefect_api.prefect_retry import add_retries
 from attachments.runs.deployment_spec import load_flow
 from attachments.runs.run_labels import CRASH_COUNT
+from attachments.runs.state_record import StateRecord, read_record, write_record
 from attachments.worker.allowed_flows import NO_DEPLOYMENT, VARIABLE, FlowNotAllowed, check_allowed
 from attachments.worker.suspension import apply_suspension, disable_suspension_observer
 
@@ -84,7 +85,6 @@ UNSIGNED = 30.0  # seconds in one state after which a run whose state names no w
 DEATH_MARGIN = 60.0  # seconds; clocks differ, and a busy Prefect hears beats late
 UNCONFIRMED = 8  # events that are sent again after a connection broke; Prefect's own 700 make its server drop others
 FLOWS_KEPT = 64  # deployment versions whose code stays loaded
-MINE = "By worker "  # how the message of a state begins that names the worker
 PAGE = 200
 
 SIGINT_IS_IGNORED = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -343,7 +343,8 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
     async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
         """Take a run, in this worker's name; False when it may not be started."""
         try:
-            state = await propose_state(self.client, Pending(message=f"{MINE}{self.name}"), flow_run_id=flow_run.id)
+            taken: State[None] = write_record(Pending(), StateRecord(worker=self.name))
+            state = await propose_state(self.client, taken, flow_run_id=flow_run.id)
         except Abort as abort:
             logger.info("Flow run %s is not started: %s", flow_run.id, bounded(str(abort)))
             return False
@@ -391,7 +392,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             stood = watch.seconds_unchanged(run)
             if run.id in ours | self._at_hand():
                 continue
-            owner = _owner(run)
+            owner = read_record(run.state).worker
             if owner == self.name:
                 is_left = stood > 0
             elif owner:
@@ -473,12 +474,6 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
 def _reason(error: Exception) -> str:
     """Why Prefect could not be asked: a status or a kind of error, never a text of unknown origin."""
     return str(error.response.status_code) if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
-
-
-def _owner(run: FlowRun) -> str | None:
-    """The worker that has set the run's state, if it says."""
-    message = (run.state and run.state.message) or ""
-    return message.removeprefix(MINE) if message.startswith(MINE) else None
 
 
 class LivenessMonitor:
@@ -592,7 +587,7 @@ def _sign(client: SyncPrefectClient, worker: str) -> None:
 
     def set_flow_run_state(flow_run_id: UUID | str, state: State[Any], force: bool = False) -> Any:
         if state.is_running() and not state.message:
-            state = state.model_copy(update={"message": f"{MINE}{worker}"})
+            state = write_record(state, StateRecord(worker=worker))
         return told(flow_run_id, state, force)
 
     client.set_flow_run_state = set_flow_run_state  # type: ignore[method-assign]

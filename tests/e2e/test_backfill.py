@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from attachments.runs.run_labels import ORIGIN
-from attachments.runs.run_outcome import FAILED_FOR_NOW
+from attachments.runs.state_record import FAILED_FOR_NOW
 from tests.e2e.installation import FINAL, Installation, until
 
 FLOW = "backfill-attachments"

@@ -25,7 +25,7 @@ from attachments.foundation.cancellation import CURRENT, Cancellation
 from attachments.runs import fan_out
 from attachments.runs.child_runs import Child, ChildRuns
 from attachments.runs.fan_out import DownloadDeployment, FanOutCancelled, MessageRef, Starved, run_children
-from attachments.runs.run_outcome import FAILED_FOR_NOW, coded
+from attachments.runs.state_record import FAILED_FOR_NOW
 from attachments.storage import Manifest, ManifestAttachment, Store, message_key, open_store
 from attachments.storage.errors import AccessDenied
 from tests.e2e.installation import Installation, until
@@ -118,9 +118,9 @@ def test_each_ending_is_counted_as_what_it_is(bench: Bench) -> None:
     bench.settle(wanted[0])
     with bench.processing(wanted) as (future, _):
         bench.end("done")
-        bench.end("failed", "FAILED", message=coded("It is gone", "not-found"))
-        bench.end("later", "FAILED", name=FAILED_FOR_NOW, message="x Attempt 2 of 9 follows by itself in 5 minutes.")
-        bench.end("last", "FAILED", name=FAILED_FOR_NOW, message=coded("x", "timeout") + " That was attempt 9.")
+        bench.end("failed", "FAILED", message="It is gone [code=not-found]")
+        bench.end("later", "FAILED", name=FAILED_FOR_NOW, message="x [code=timeout, next_attempt=2]")
+        bench.end("last", "FAILED", name=FAILED_FOR_NOW, message="x [code=timeout]")
         bench.end("crashed", "CRASHED")
         bench.end("cancelled", "CANCELLED")
         until(lambda: "deleted" in bench.runs(), "the run to be deleted")
@@ -168,7 +168,7 @@ def test_a_caller_that_was_killed_finds_its_runs_again(bench: Bench) -> None:
     wanted = bench.wanted("done", "failed", "waiting")
     with bench.processing(wanted) as (future, _):
         bench.end("done")
-        bench.end("failed", "FAILED", message=coded("x", "forbidden"))
+        bench.end("failed", "FAILED", message="x [code=forbidden]")
         until(lambda: "waiting" in bench.runs(), "the third run")
         before = {name: run["id"] for name, run in bench.runs().items()}
         # The first caller hangs on, as one that was taken for dead would; the second one is the same run, started anew.
@@ -197,7 +197,7 @@ def test_the_runs_of_others_are_heeded(bench: Bench, monkeypatch: pytest.MonkeyP
         "on_ended": lambda one, child: ended.append((one.message_id.rpartition("-")[2], child.stage.value)),
     }
     with bench.processing(wanted, prefix=f"{bench.prefix}-webhook") as (_, others):
-        bench.end("failed", "FAILED", message=coded("It is gone", "not-found"))
+        bench.end("failed", "FAILED", message="It is gone [code=not-found]")
         bench.end("done")
         until(lambda: "waits" in bench.runs(), "the third run")
         mine = replace(bench, more_tags=(f"{bench.prefix}-mine",))
@@ -223,12 +223,12 @@ def test_what_another_kind_of_run_has_not_found_is_tried_once_more(bench: Bench)
     """Whoever asks has it from a report: it was too new for its webhook, or the key's allowlist was wrong."""
     wanted = bench.wanted("early")
     with bench.processing(wanted) as (future, _):
-        bench.end("early", "FAILED", message=coded("It is not there", "not-found"))
+        bench.end("early", "FAILED", message="It is not there [code=not-found]")
         future.result(60)
     kind = f"{bench.prefix}-kind"
     mine = Bench(bench.running, bench.target, bench.store, kind)
     with mine.processing(wanted, skip_existing_runs=True) as (future, _):
-        mine.end("early", "FAILED", message=coded("It is not there", "not-found"))
+        mine.end("early", "FAILED", message="It is not there [code=not-found]")
         assert dict(future.result(60).failed) == {"not-found": 1}
     assert dict(mine.process(wanted, skip_existing_runs=True, prefix=f"{kind}-next").failed) == {"not-found": 1}
     assert len(bench.running.tagged(kind)) == 1, "and no more than once"

@@ -224,7 +224,7 @@ def test_a_list_that_is_not_final_settles_nothing(
     for known in ({"has_attachments": True}, {}):
         run = running.run_deployment("backfill", message_id=message["id"], **known)
         assert (run["state_type"], run["state"]["name"]) == ("FAILED", "FailedForNow")
-        assert f"Code: {code}. Attempt 2 of 9 follows by itself" in run["state"]["message"]
+        assert run["state"]["message"].endswith(f" [code={code}, next_attempt=2]")
         manifest = running.manifest(message)
         assert manifest is not None
         assert (manifest.complete, manifest.pending, len(manifest.attachments)) == (False, code, stored)

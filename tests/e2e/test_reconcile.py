@@ -328,7 +328,7 @@ def test_an_emailgistics_that_is_away_is_left_to_the_next_hour(running: Installa
     run = reconcile(running, box)
     running.sandbox.control.clear_faults()
     assert run["state_type"] == "FAILED"
-    assert "so the next reconciliation does it. Code: server-error." in run["state"]["message"]
+    assert run["state"]["message"].endswith("so the next reconciliation does it. [code=server-error]")
     assert len(running.runs(mailboxes=[box])) == 1
 
 

@@ -18,8 +18,9 @@ from attachments.emailgistics import Mailbox, ReceivedMessage, ReportFailed
 from attachments.flows import reconcile_attachments
 from attachments.flows.reconcile_attachments import Found, _chosen
 from attachments.runs import watermarks as marking
-from attachments.runs.child_runs import WITHDRAWN, Child, Stage
+from attachments.runs.child_runs import Child, Stage
 from attachments.runs.fan_out import FanOutCancelled, Starved
+from attachments.runs.state_record import WITHDRAWN
 from attachments.runs.watermarks import UnreadableWatermark, Watermarks
 
 NOW = datetime(2026, 6, 15, 12, 0, tzinfo=UTC)

@@ -17,7 +17,7 @@ from .conftest import Receiver
 
 TAG = {"type": "tag", "value": {"tags": ["Saved", "Finance"]}}
 FIELDS = {"type": "setCustomFields", "value": {"attachments": "saved", "by": "x" * 100}, "name": "mark"}
-STORED = "Of 3 attachments 2 stored, 1 left out by the filter; 10 bytes are in the store."
+STORED = "Of 3 attachments 2 stored, 1 left out by the filter; 10 bytes are in the store. [stored=2]"
 ANSWERS = {
     "default": {"actions": [TAG, FIELDS]},
     "at-once": {"wait": 0, "actions": [TAG]},

@@ -29,10 +29,11 @@ EXPECTED = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_survives_being_pickled_and_copied(kind: type[StoreError]) -> None:
     """Prefect may carry an exception from one process to another; text and key arrive."""
-    error = kind("could not do it", key=PLACE)
+    error = kind("could not do it", key=PLACE, remedy="try this")
     for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(twin) is kind
-        assert (str(twin), twin.key, twin.retryable) == ("could not do it", PLACE, kind.retryable)
+        assert (str(twin), twin.key, twin.retryable) == ("could not do it: try this", PLACE, kind.retryable)
+        assert (twin.happened, twin.remedy) == ("could not do it", "try this")
 
 
 def test_every_kind_has_a_code_of_its_own() -> None:

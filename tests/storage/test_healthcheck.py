@@ -63,7 +63,7 @@ def test_a_store_that_loses_what_it_took_is_told(
     spoil(store, monkeypatch, "put", lambda *_, **__: None)
     spoil(store, monkeypatch, "get", lambda _: loaded)
     monkeypatch.setattr("time.sleep", lambda _: None)
-    with pytest.raises(StoreUnavailable, match="does not hand back what was written"):
+    with pytest.raises(StoreUnavailable, match="does not return what was written"):
         store.probe()
 
 

@@ -31,8 +31,9 @@ from prefect.workers.base import BaseWorker
 
 from attachments.demo.processes import Process, script, wait_for
 from attachments.runs.run_labels import CRASH_COUNT
+from attachments.runs.state_record import StateRecord, write_record
 from attachments.worker import warm_worker as figures
-from attachments.worker.warm_worker import MINE, LivenessMonitor, WarmWorker, _stop_on_sigterm, _UnderWay
+from attachments.worker.warm_worker import LivenessMonitor, WarmWorker, _stop_on_sigterm, _UnderWay
 
 ELSEWHERE = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}
 """Settings for a Prefect that is not there, and is not asked."""
@@ -144,7 +145,7 @@ def test_a_run_that_ends_while_prefect_answers_is_not_taken_up(
 ) -> None:
     """The answer says that it runs, and it has ended by the time that it is read; what nobody runs is taken up."""
     run = pending()
-    run.state = Running(message=f"{MINE}{worker.name}")
+    run.state = write_record(Running(), StateRecord(worker=worker.name))
 
     def begin() -> None:
         if ends:
@@ -162,7 +163,7 @@ def test_a_run_that_ends_while_prefect_answers_is_not_taken_up(
         (Pending(), ["a worker"], True),
         (Running(message="somebody's own words"), [], False),
         (Cancelling(), [], True),
-        (Running(message=f"{MINE}a worker"), [], True),
+        (write_record(Running(), StateRecord(worker="a worker")), [], True),
     ],
 )
 def test_a_run_whose_state_names_no_worker_is_taken_up_when_one_has_died(
@@ -195,7 +196,7 @@ def test_a_run_of_its_own_that_broke_off_starts_again_but_not_for_ever(
 ) -> None:
     """Prefect may refuse a final state whenever it is set: each time the run would call the vendor again."""
     run = pending()
-    run.state, run.state_type = state.model_copy(update={"message": f"{MINE}{worker.name}"}), state.type
+    run.state, run.state_type = write_record(state, StateRecord(worker=worker.name)), state.type
     run.labels = {CRASH_COUNT: broke_off}
     states: list[State[Any]] = []
 

@@ -91,7 +91,7 @@ class Failure:
         whole = f"{doing} {key}" if key else doing
         # A service sends it: whatever is no word of that kind could be a name, or hold what moves a cursor.
         symbol = self.symbol if _SYMBOL.fullmatch(self.symbol) else "unknown"
-        return self.kind(f"could not {whole} ({symbol}): {self.advice}", key=key)
+        return self.kind(f"could not {whole} ({symbol})", key=key, remedy=self.advice)
 
 
 class Upload(ABC):

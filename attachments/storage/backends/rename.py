@@ -236,8 +236,8 @@ class RenameBackend(Backend):
                     self._opened = self._kind(**self._options, skip_instance_cache=True, use_listings_cache=False)
                 except (TypeError, ValueError, AttributeError, LookupError):
                     raise UnsupportedStore(
-                        f"the options of the {self.url.partition(':')[0]}: store cannot be used; compare them with "
-                        "those of its fsspec file system"
+                        f"the options of the {self.url.partition(':')[0]}: store cannot be used",
+                        remedy="compare them with those of its fsspec file system",
                     ) from None
             return self._opened
 

@@ -451,7 +451,8 @@ class S3Backend(Backend):
         except (ValueError, TypeError):
             # What botocore says of options that it does not take, such as an endpoint_url without a scheme.
             raise UnsupportedStore(
-                "the store's options cannot be used: check endpoint_url (https://host), client_kwargs and config_kwargs"
+                "the store's options cannot be used",
+                remedy="check endpoint_url (https://host), client_kwargs and config_kwargs",
             ) from None
         self._sends_checksums = client.meta.config.request_checksum_calculation != "when_required"
         return client
