@@ -33,7 +33,7 @@ from attachments.flows.reconcile_attachments import reconcile_attachments
 from attachments.receiver.metrics import Metrics
 from attachments.runs.child_runs import CRASHED, DELETED, REFUSED
 from attachments.runs.errors import OTHER_CODES, UnexpectedError
-from attachments.runs.run_outcome import UNKNOWN
+from attachments.runs.state_record import UNKNOWN
 from attachments.sandbox import __main__ as sandbox
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage import errors as store_errors
