@@ -307,7 +307,7 @@ def test_rows_that_name_no_message_are_told_by_a_reconciliation_that_steps_aside
 ) -> None:
     """Its mark knows them already, so the next reconciliation would not report them."""
     stuck, left = Starved(Counts(seen=3)), FanOutCancelled("left")
-    lineage = SimpleNamespace(go_on_later=lambda *_, **__: "Another one goes on.")
+    lineage = SimpleNamespace(schedule_continuation=lambda *_, **__: "Another one goes on.")
     wish = cast("Any", SimpleNamespace(lineage=lineage))
     monkeypatch.setattr(reconcile_attachments, "error_boundary", nullcontext)
 
