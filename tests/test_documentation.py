@@ -1,6 +1,5 @@
 """What the documentation says exists: commands, options, variables, fields, errors, metrics, files; and its site."""
 
-import argparse
 import configparser
 import inspect
 import json
@@ -20,9 +19,8 @@ from prefect.server.utilities import encryption
 from pydantic_core import PydanticUndefined
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
-from attachments.cli import main as cli
+from attachments.cli.main import COMMANDS, app
 from attachments.cli.secret_files import SECRETS
-from attachments.cli.setup import LIMITS
 from attachments.domain.selection import Filter
 from attachments.emailgistics import errors as vendor_errors
 from attachments.emailgistics.errors import EmailgisticsError
@@ -32,9 +30,9 @@ from attachments.flows.purge_attachments import purge_attachments
 from attachments.flows.reconcile_attachments import reconcile_attachments
 from attachments.receiver.metrics import Metrics
 from attachments.runs.child_runs import CRASHED, DELETED, REFUSED
+from attachments.runs.deployment_spec import LIMITS
 from attachments.runs.errors import OTHER_CODES, UnexpectedError
 from attachments.runs.state_record import UNKNOWN
-from attachments.sandbox import __main__ as sandbox
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage import errors as store_errors
 from attachments.storage.errors import StoreError
@@ -104,35 +102,32 @@ def code_of(document: Path) -> str:
     return blocks + "\n".join(" ".join(passage.split()) for passage in re.findall(r"`([^`]+)`", prose))
 
 
-def subcommands() -> dict[str, argparse.ArgumentParser]:
-    """The parsers of `attachments …`."""
-    actions = cli._parser()._actions
-    (choices,) = [action.choices for action in actions if isinstance(action, argparse._SubParsersAction)]
-    return {**choices, "sandbox": sandbox._parser()}  # the sandbox reads its own options
+COMMAND_NAMES = sorted(command.__name__ for commands in COMMANDS.values() for command in commands)
 
 
 @each_document
 def test_every_command_of_ours_exists_with_its_options(document: Path) -> None:
     """`attachments X --option`, wherever it is written."""
-    known = subcommands()
     for name, rest in re.findall(
         r"(?:^|bin/|as-attachments )attachments ([a-z]+)(.*)", code_of(document), re.MULTILINE
     ):
-        assert name in known, name
+        assert name in COMMAND_NAMES
+        known = {*options(name), "--help"}
         for option in re.findall(r"(--[a-z-]+)", rest.partition(" -- ")[0]):  # what follows is for `receive`
-            assert option in known[name]._option_string_actions, f"attachments {name} {option}"
+            assert option in known, f"attachments {name} {option}"
 
 
 def options(command: str) -> dict[str, str]:
     """The options of `attachments <command>`, and their defaults as text; flags and None have none."""
-    actions = [action for action in subcommands()[command]._actions if action.option_strings and action.dest != "help"]
+    arguments = app[command].assemble_argument_collection(default_parameter=app.default_parameter)
+    known = {argument.name: argument.field_info.default for argument in arguments if argument.name.startswith("-")}
     return {
-        action.option_strings[-1]: "" if action.default is None or action.default is False else str(action.default)
-        for action in actions
+        name: "" if default is None or default is False or default is inspect.Parameter.empty else str(default)
+        for name, default in known.items()
     }
 
 
-@pytest.mark.parametrize("command", sorted(subcommands()))
+@pytest.mark.parametrize("command", COMMAND_NAMES)
 def test_every_option_is_documented_with_its_default(command: str) -> None:
     """All of a command's options, and no other."""
     written = {
@@ -158,7 +153,7 @@ def float_or_text(text: str) -> float | str:
 def test_every_command_is_documented() -> None:
     """In a section of its own, and no command that is not there."""
     text = (ROOT / "docs" / "command-line.md").read_text("utf-8")
-    assert set(re.findall(r"^## `attachments ([a-z]+)`$", text, re.MULTILINE)) == set(subcommands())
+    assert set(re.findall(r"^## `attachments ([a-z]+)`$", text, re.MULTILINE)) == set(COMMAND_NAMES)
 
 
 @each_document
@@ -433,7 +428,7 @@ def test_the_units_start_what_there_is(unit: Path) -> None:
     program, *arguments = parsed["Service"]["ExecStart"].split()
     assert Path(sys.executable).with_name(Path(program).name).exists()
     if Path(program).name == "attachments":
-        cli._parser().parse_args(arguments)
+        app.parse_args(arguments)
     assert parsed["Service"]["Restart"] == "always"
 
 

@@ -22,12 +22,11 @@ import pytest
 from markdown_it import MarkdownIt
 
 import attachments.doctor as doctor_package
-from attachments.cli import preview as preview_command
-from attachments.cli import setup as setup_command
-from attachments.cli import status as status_command
+from attachments.cli.actions import message_preview, provisioning, status_report
+from attachments.cli.actions.message_preview import Record, judged
+from attachments.cli.actions.status_report import Calls, Reconciled, StatusReport
+from attachments.cli.command_boundary import CommandFailed
 from attachments.cli.main import main
-from attachments.cli.preview import Record, judged
-from attachments.cli.status import Calls, Reconciled, StatusReport
 from attachments.doctor.findings import failed, ok, summary, warning
 from attachments.domain.selection import Filter
 from attachments.emailgistics import Attachment
@@ -224,9 +223,9 @@ def test_what_a_receiver_answers_is_harmless(
 
 def test_what_a_receiver_answers_is_harmless_to_the_sandbox(capsys: pytest.CaptureFixture[str]) -> None:
     """It prints the error of its client, which may quote what it met."""
-    from attachments.sandbox.__main__ import _say
+    from attachments.sandbox.output import say as sandbox_say
 
-    _say(LONG.replace("\u3164", ""))
+    sandbox_say(LONG.replace("\u3164", ""))
     assert is_harmless(capsys.readouterr().out)
 
 
@@ -240,14 +239,14 @@ def test_what_a_preview_shows_is_harmless(monkeypatch: pytest.MonkeyPatch, said:
         for text in (HOSTILE, HOSTILE * 20)
     ]
     shown = judged(MESSAGE_ID, f"download-attachments/{HOSTILE}", listed, Record(), Filter())
-    monkeypatch.setattr(preview_command, "preview", lambda *_: shown)
+    monkeypatch.setattr(message_preview, "preview_message", lambda *_: shown)
     said("preview", MESSAGE_ID)
     said("preview", MESSAGE_ID, "--json", shows="\\u001b")
 
     def refused(*_: object) -> None:
-        raise preview_command.PreviewError(LONG)
+        raise CommandFailed(LONG)
 
-    monkeypatch.setattr(preview_command, "preview", refused)
+    monkeypatch.setattr(message_preview, "preview_message", refused)
     said("preview", MESSAGE_ID)
 
 
@@ -258,7 +257,7 @@ def test_what_a_status_shows_is_harmless(monkeypatch: pytest.MonkeyPatch, said: 
         reconciliation=(Reconciled(mailbox_key=HOSTILE, account=LONG, deployment=HOSTILE, until=datetime.now(UTC)),),
         problems=(LONG,),
     )
-    monkeypatch.setattr(status_command, "look", lambda *_: shown)
+    monkeypatch.setattr(status_report, "read_status", lambda *_: shown)
     said("status")
     said("status", "--json", shows="\\u001b")
 
@@ -285,10 +284,10 @@ def test_what_setup_shows_is_harmless(monkeypatch: pytest.MonkeyPatch, said: Any
         return HOSTILE
 
     async def refused(*_: object, **__: object) -> None:
-        raise setup_command.SetupError(LONG)
+        raise CommandFailed(LONG)
 
     for outcome in (set_up, refused):
-        monkeypatch.setattr(setup_command, "set_up", outcome)
+        monkeypatch.setattr(provisioning, "set_up", outcome)
         said("setup")
 
 
@@ -302,8 +301,7 @@ def test_what_check_shows_is_harmless(tmp_path: Path, said: Any) -> None:
 
 def test_a_wrong_call_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
     """What was pasted is quoted."""
-    with pytest.raises(SystemExit):
-        main(["locate", MESSAGE_ID, LONG])
+    assert main(["locate", MESSAGE_ID, LONG]) == 2
     said = capsys.readouterr().err
     assert "\\x1b" in said
     assert is_harmless(said)

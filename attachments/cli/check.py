@@ -1,91 +1,35 @@
-"""`attachments check`: what is wrong with the filters of a prefect.yaml, one sentence for each mistake."""
+"""`attachments check`."""
 
-from __future__ import annotations
-
-import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import yaml
-from pydantic import ValidationError
+from cyclopts import Parameter
 
-from attachments.cli.command_boundary import import_prefect
-from attachments.domain.selection import Filter, problem
-from attachments.foundation.terminal_text import escaped
-
-FLOW = "download_attachments"
+from attachments.cli.command_boundary import FAILED
+from attachments.foundation.terminal_text import say
 
 
-class CheckError(Exception):
-    """There is nothing to check; the text says why, and what to do."""
+def check(
+    file: Path = Path("prefect.yaml"),
+    /,
+    *,
+    filter: Annotated[str | None, Parameter(metavar="JSON")] = None,  # noqa: A002  the option's name
+) -> int:
+    """Check the filters of a prefect.yaml, or one filter.
 
+    For example:
+      attachments check ~/my-project/prefect.yaml
+      attachments check --filter '{"include": [{"names": ["*.pdf"]}]}'
 
-def check_text(text: str) -> Iterator[str]:
-    """What is wrong with a filter in JSON."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckError(f"The filter is not JSON ({_reason(error)}). Quote it for the shell with '…'.") from None
-    yield from _mistakes(found, "filter")
+    Args:
+        file: The prefect.yaml.
+        filter: Check this filter, not a file.
+    """
+    from attachments.cli.actions.filter_check import check_file, check_text
 
-
-def check_file(path: Path) -> Iterator[str]:
-    """What is wrong with the filters of the deployments in a prefect.yaml."""
-    for deployment in _deployments(path):
-        name = escaped(str(deployment.get("name")))
-        if "filter" in deployment:
-            yield f"Deployment {name}: filter is in the wrong place, so it is ignored. Move it below parameters."
-        parameters = deployment.get("parameters")
-        if not isinstance(parameters, dict):
-            continue
-        for key in sorted(set(map(str, parameters)) - _known_parameters()):
-            known = ", ".join(sorted(_known_parameters()))
-            yield f"Deployment {name}: there is no parameter {escaped(key)}; the flow has {known}."
-        for mistake in _mistakes(parameters.get("filter"), "filter"):
-            yield f"Deployment {name}: {mistake}"
-
-
-def _mistakes(value: Any, place: str) -> Iterator[str]:
-    if value is None or (isinstance(value, str) and "{{" in value):  # Prefect fills that in on deploying
-        return
-    if not isinstance(value, dict):
-        yield f"{place}: a filter has include, exclude or both, each with a list of rules."
-        return
-    try:
-        Filter.model_validate(value)
-    except ValidationError as error:
-        yield f"{place}: {escaped(problem(error))}."
-
-
-def _deployments(path: Path) -> Iterator[dict[Any, Any]]:
-    """The deployments of the flow that downloads."""
-    try:
-        document = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise CheckError(
-            f"{path} cannot be read ({error.strerror}). Name the file: `attachments check FOLDER/prefect.yaml`."
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise CheckError(f"{path} is not YAML ({_reason(error)}).") from None
-    listed = document.get("deployments") if isinstance(document, dict) else None
-    found = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-    found = [each for each in found if re.split("[.:]", str(each.get("entrypoint")))[-1] == FLOW]
-    if not found:
-        raise CheckError(f"{path} has no deployment of the flow {FLOW}. Is it the right file?")
-    yield from found
-
-
-def _known_parameters() -> set[str]:
-    import_prefect()
-    from attachments.flows.download_attachments import download_attachments  # noqa: PLC0415  Prefect takes seconds
-
-    return set(download_attachments.parameters.properties)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {escaped(str(error.problem))}"
-    return escaped(" ".join(str(error).split()))
+    mistakes = list(check_text(filter) if filter is not None else check_file(file))
+    if mistakes:
+        say(*mistakes, is_error=True)
+        return FAILED
+    say("No mistake found.")
+    return 0

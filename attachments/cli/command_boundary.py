@@ -121,15 +121,15 @@ def _opened(stream: TextIO | None, original: TextIO | None, failures: list[str] 
 
 def import_prefect() -> None:
     """Import what reads Prefect's settings: a wrong one makes that fail. Raises `CommandFailed`."""
-    from pydantic import ValidationError  # noqa: PLC0415  takes a while, and not every command needs it
+    from pydantic import ValidationError  # takes a while, and not every command needs it
 
-    from attachments.foundation.connection_settings import settings_problem  # noqa: PLC0415
+    from attachments.foundation.connection_settings import settings_problem
 
     said = io.StringIO()
     try:
         with redirect_stderr(said):  # it also prints a few lines, with the value in them
-            import prefect.context  # noqa: F401, PLC0415  takes seconds
-            from prefect.settings import PREFECT_API_URL  # noqa: PLC0415
+            import prefect.context  # noqa: F401  takes seconds
+            from prefect.settings import PREFECT_API_URL
 
             bypass_proxies(PREFECT_API_URL.value() or "")
     except ValidationError as error:

@@ -11,6 +11,6 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where i
 
 def main() -> int:
     """Run a command; see `attachments.cli.main`."""
-    from attachments.cli.main import main as run  # noqa: PLC0415  takes a while, and Ctrl-C may come meanwhile
+    from attachments.cli.main import main as run  # takes a while, and Ctrl-C may come meanwhile
 
     return run()

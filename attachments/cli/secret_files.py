@@ -4,10 +4,12 @@ Such a file is a systemd credential, a container's secret, or one that only its 
 process was started with can be read in `/proc` by every process of the same user; a credential belongs to one service.
 """
 
+import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
 from attachments.cli.command_boundary import CommandFailed
+from attachments.receiver.secrets import VARIABLE, split_secrets
 
 SECRETS = (
     "EMAILGISTICS_API_KEY",
@@ -54,3 +56,8 @@ def _secret(name: str, path: Path) -> str:
     if not text:
         raise CommandFailed(f"The file that {name}_FILE names is empty. Write the secret into it, in one line.")
     return text
+
+
+def webhook_secrets() -> list[str]:
+    """The webhook's valid secrets, from the environment."""
+    return split_secrets(os.environ.get(VARIABLE, ""))

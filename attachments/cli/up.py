@@ -3,9 +3,12 @@
 import os
 import signal
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from attachments.cli.command_boundary import INTERRUPTED, CommandFailed
+from attachments.cli.options import FilePath, Port
 
 DATA = Path("~/.local/share/emailgistics-attachments")
 SANDBOX_DATA = Path("attachments-sandbox")
@@ -13,14 +16,14 @@ SANDBOX_DATA = Path("attachments-sandbox")
 
 def up(
     *receiver_options: str,
-    data: Path | None = None,
-    env_file: Path | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    prefect_port: int = 4200,
+    data: FilePath | None = None,
+    env_file: FilePath | None = None,
+    host: Annotated[str, Parameter(metavar="HOST")] = "127.0.0.1",
+    port: Port = 8080,
+    prefect_port: Port = 4200,
     log_format: Literal["text", "json"] = "text",
     sandbox: bool = False,
-    mail: Path | None = None,
+    mail: FilePath | None = None,
 ) -> int:
     """Run everything on this host: Prefect's server, a worker and the receiver.
 
@@ -28,7 +31,7 @@ def up(
 
     For example:
       attachments up --env-file settings.env
-      attachments up --env-file settings.env --host 0.0.0.0 --port 8443 -- --tls-certificate cert.pem --tls-key key.pem
+      attachments up --env-file settings.env -- --wait 60
       attachments up --sandbox --mail ~/some-mail
 
     Args:
@@ -47,11 +50,11 @@ def up(
         raise CommandFailed("--mail is the sandbox's mail: use it with --sandbox.")
     if mail is not None and not mail.exists():
         raise CommandFailed(f"There is no mail at {mail}. Correct --mail.")
-    from attachments.cli.actions.one_host_settings import make_settings, variables  # noqa: PLC0415  takes a while
-    from attachments.demo.data_folder import FolderUnusable  # noqa: PLC0415
-    from attachments.demo.make_mail import SHIPPED  # noqa: PLC0415
-    from attachments.demo.one_host import CannotStart, run  # noqa: PLC0415
-    from attachments.demo.supervisor import PartFailed  # noqa: PLC0415
+    from attachments.cli.actions.one_host_settings import make_settings, variables
+    from attachments.demo.data_folder import FolderUnusable
+    from attachments.demo.make_mail import SHIPPED
+    from attachments.demo.one_host import CannotStart, run
+    from attachments.demo.supervisor import PartFailed
 
     settings = make_settings(
         {} if sandbox else variables(os.environ, env_file),

@@ -1,240 +1,35 @@
 """`python -m attachments.sandbox`: the stand-in Emailgistics as a process of its own."""
 
-import argparse
-import asyncio
-import hashlib
-import os
-import signal
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
-from http import HTTPStatus
-from pathlib import Path
-from typing import TextIO
-from urllib.parse import SplitResult, urlsplit
+from collections.abc import Sequence
 
-import aiohttp
+from cyclopts import App, CycloptsError, Parameter
 
-from attachments.sandbox.account import Account
-from attachments.sandbox.bodies import Spool
-from attachments.sandbox.delivery import Delivery, Posting, deliver, require_private
-from attachments.sandbox.fields import BadFieldError
-from attachments.sandbox.keys import Key, KeyRing
-from attachments.sandbox.mail import read_mail
-from attachments.sandbox.mail_files import FORMATS
-from attachments.sandbox.messages import Messages
-from attachments.sandbox.payload import webhook_payload
-from attachments.sandbox.server import serving
-from attachments.sandbox.window import SlidingWindow
+from attachments.sandbox.command import sandbox
+from attachments.sandbox.output import say
 
-SECRET = "EMAILGISTICS_WEBHOOK_SECRET"  # noqa: S105  the variable's name
-_LONGEST_LINE = 2_000  # characters
-_CONNECT_SECONDS = 0.25
-"""Between two attempts to connect to a receiver that does not listen yet."""
-_ADVICE = {
-    HTTPStatus.UNAUTHORIZED: f"401 means that the receiver has another secret: set {SECRET} to the receiver's.",
-    HTTPStatus.NOT_FOUND: "404 means that the receiver does not know the path of --deliver-to: check it.",
-}
-
-
-class _CannotStart(Exception):
-    """The text names the option or variable that is wrong."""
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Lets an error of the system be told with the option or variable that it comes from."""
-    try:
-        yield
-    except OSError as error:
-        number = error.errno or 0
-        reason = os.strerror(number) if number > 0 else error.strerror or type(error).__name__
-        raise _CannotStart(f"{what} ({reason})") from None
+_app = App(
+    name="attachments sandbox",
+    default_command=sandbox,
+    version_flags=[],
+    help_format="plaintext",
+    default_parameter=Parameter(
+        negative=(), allow_repeating=True, show_default=lambda value: None if value is None else str(value)
+    ),
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+    suppress_keyboard_interrupt=False,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the sandbox until SIGTERM (0) or Ctrl-C (130); 1 when it could not start."""
-    options = _parser().parse_args(argv)
-    spool = Spool()
+    """Runs the sandbox; 2 when it is called wrongly, otherwise what `attachments.sandbox.run` returns."""
     try:
-        secret = _secret()
-        if options.deliver_to and secret:
-            require_private(options.deliver_to.geturl())
-        return asyncio.run(_run(options, secret, spool))
-    except BadFieldError as error:
-        _say(f"sandbox: {error}; check --deliver-to", file=sys.stderr)
-        return 1
-    except (_CannotStart, OSError) as error:
-        _say(f"sandbox: {error}", file=sys.stderr)
-        return 1
-    finally:
-        spool.close()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="attachments sandbox",
-        description="A stand-in Emailgistics: its API, and a sender of webhooks.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--mail", type=Path, metavar="PATH", help=f"a file, or a folder of {FORMATS}")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=_port, default=0, help="0 lets the system choose")
-    parser.add_argument("--key", default="sandbox-key", help="API key with every scope and mailbox")
-    parser.add_argument("--limit", type=_limit, default=100, help="calls a window for the account, or 'off'")
-    parser.add_argument("--window", type=_seconds, default=60.0, metavar="SECONDS")
-    parser.add_argument(
-        "--deliver-to",
-        type=_url,
-        metavar="URL",
-        help="deliver a webhook for every message of --mail once, as soon as something listens there; with the secret "
-        f"in {SECRET} or in the file that {SECRET}_FILE names",
-    )
-    parser.add_argument("--port-file", type=Path, metavar="PATH", help="write the port here once listening")
-    return parser
-
-
-def _limit(text: str) -> int | None:
-    if text != "off" and not text.isdecimal():
-        raise argparse.ArgumentTypeError("give a number of calls, or 'off'")
-    return None if text == "off" else int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("give a number of seconds, such as 60") from None
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) not in range(2**16):
-        raise argparse.ArgumentTypeError("give a number from 0 to 65535")
-    return int(text)
-
-
-def _url(text: str) -> SplitResult:
-    try:
-        url = urlsplit(text)
-        is_usable = url.scheme in ("http", "https") and url.port != 0 and bool((url.hostname or "").encode("idna"))
-    except ValueError:
-        is_usable = False
-    if not is_usable:
-        raise argparse.ArgumentTypeError("give a URL such as http://127.0.0.1:8080/webhooks/default")
-    return url
-
-
-def _secret() -> str:
-    """The secret of the environment, whole: a comma may be part of it.
-
-    Raises _CannotStart when its file cannot be read, or no header can carry it.
-    """
-    text = os.environ.get(SECRET) or ""
-    if not text.strip() and (file := os.environ.get(f"{SECRET}_FILE")):
-        with _named(f"{SECRET}_FILE: cannot read {file}"):
-            text = Path(file).read_text("utf-8", "surrogateescape")
-    if not text.strip().isprintable():
-        raise _CannotStart(
-            f"a secret cannot hold a line break or another control character: check {SECRET} and {SECRET}_FILE"
-        )
-    return text.strip()
-
-
-async def _run(options: argparse.Namespace, secret: str, spool: Spool) -> int:
-    stop: asyncio.Future[int] = asyncio.Future()
-    for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 128 + signal.SIGINT)):
-        asyncio.get_running_loop().add_signal_handler(number, _stop, stop, status)
-    account = Account(KeyRing([Key(options.key)]), SlidingWindow(options.limit, options.window), Messages())
-    if options.mail is not None:
-        with _named(f"--mail: cannot read {options.mail}"):
-            account.messages.add(await asyncio.to_thread(lambda: list(read_mail(options.mail, spool))))
-        if not len(account.messages):
-            _say(f"no mail found in {options.mail}; the sandbox reads {FORMATS}")
-    async with AsyncExitStack() as until_end:
-        with _named(f"cannot listen on {options.host}, port {options.port}: choose others with --host and --port"):
-            address = await until_end.enter_async_context(serving(account, options.host, options.port))
-        count = len(account.messages)
-        _say(f"Emailgistics sandbox: {address}/api/v1 ({count} message{'' if count == 1 else 's'})")
-        if options.port_file is not None:
-            with _named(f"--port-file: cannot write {options.port_file}"):
-                _write_whole(options.port_file, address.rpartition(":")[2])
-        delivering = asyncio.create_task(_deliver_all(account, options.deliver_to, secret))
-        status = await stop
-        delivering.cancel()
-        await asyncio.gather(delivering, return_exceptions=True)
-    return status
-
-
-def _stop(stop: asyncio.Future[int], status: int) -> None:
-    if not stop.done():
-        stop.set_result(status)
-
-
-async def _deliver_all(account: Account, url: SplitResult | None, secret: str) -> None:
-    """Delivers every message once, one after the other; prints each by its key, without names."""
-    if url is None:
-        return
-    await _wait_for_listener(url)
-    deliveries: list[Delivery] = []
-    async with aiohttp.ClientSession() as session:
-        for message in list(account.messages):
-            posting = Posting(webhook_payload(message), url.geturl(), secret)
-            delivery = posting.begin()
-            deliveries.append(delivery)
-            account.deliveries.append(delivery)
-            await deliver(session, posting, delivery)
-            key = hashlib.sha256(message.id.encode()).hexdigest()[:32]
-            last, count = delivery.attempts[-1], len(delivery.attempts)
-            _say(
-                f"message {key}: {delivery.outcome} after {count} attempt{'s' if count > 1 else ''},"
-                f" last response {last.status or last.error}"
-            )
-    _say(_summary(deliveries))
-
-
-async def _wait_for_listener(url: SplitResult) -> None:
-    """Returns once something accepts connections there; until then it posts nothing."""
-    host, port = url.hostname, url.port or (443 if url.scheme == "https" else 80)
-    is_announced = False
-    while True:
-        try:
-            _, writer = await asyncio.open_connection(host, port)
-        except OSError:
-            if not is_announced:
-                _say(f"waiting for the receiver at {host}:{port}")
-                is_announced = True
-            await asyncio.sleep(_CONNECT_SECONDS)
-        else:
-            writer.close()
-            return
-
-
-def _say(line: str, *, file: TextIO | None = None) -> None:
-    """Prints a line. What a receiver or a file name says in it can neither move the cursor nor begin another line."""
-    # No code of the product's, not even for this.
-    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line[:_LONGEST_LINE])
-    print(shown, file=file or sys.stdout, flush=True)
-
-
-def _summary(deliveries: Sequence[Delivery]) -> str:
-    """How many were accepted, and what to do about the others."""
-    outcomes = Counter(delivery.outcome for delivery in deliveries)
-    text = f"delivered {outcomes['success']} of {len(deliveries)} message{'' if len(deliveries) == 1 else 's'}"
-    if outcomes["success"] == len(deliveries):
-        return text
-    refused = (f"{outcomes['error']} rejected (error)", f"{outcomes['failed']} failed")
-    statuses = {delivery.attempts[-1].status for delivery in deliveries}
-    advice = [text for status, text in _ADVICE.items() if status in statuses]
-    others = ", ".join(part for part in refused if not part.startswith("0 "))
-    return " ".join([f"{text}; {others}.", *advice, "To deliver again, restart the sandbox."])
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes the file so that nobody ever reads a part of it."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text + "\n")
-    beside.replace(path)
+        return _app(sys.argv[1:] if argv is None else argv) or 0
+    except CycloptsError as error:
+        say(f"sandbox: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

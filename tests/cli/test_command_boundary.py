@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from attachments.cli import setup
+from attachments.cli.actions import provisioning
 from attachments.cli.main import main
 from attachments.demo.processes import surroundings
 
@@ -127,7 +127,7 @@ COMMANDS: dict[str, Callable[[Path, str], list[str]]] = {
 }
 
 
-def said(capsys: pytest.CaptureFixture[str], code: object) -> str:
+def said(capsys: pytest.CaptureFixture[str], code: int) -> str:
     """What a command has printed; no traceback, and no error that nobody foresaw."""
     out, err = capsys.readouterr()
     assert code in {0, 1, 2}
@@ -152,7 +152,7 @@ def test_no_command_shows_a_traceback_whatever_a_variable_holds(
     Each variable meets the values that suit it badly, and one of those that suit none, another in each command. That
     every variable meets every value in every command takes a minute, and is left to the long tests.
     """
-    monkeypatch.setattr(setup, "STARTING", 0)
+    monkeypatch.setattr(provisioning, "STARTING", 0)
     foreign = tmp_path / "not the demo's"
     foreign.mkdir()
     (foreign / "mine.txt").touch()
@@ -178,10 +178,7 @@ def test_no_command_shows_a_traceback_whatever_a_variable_holds(
         with monkeypatch.context() as patch, temporary_settings({PREFECT_API_URL: address}):
             for name, value in {**good, **case}.items():
                 patch.setenv(name, value)
-            try:
-                code: object = main(COMMANDS[command](foreign, taken))
-            except SystemExit as ended:
-                code = ended.code
+            code = main(COMMANDS[command](foreign, taken))
         assert said(capsys, code) or command == "trigger", case
 
 
@@ -296,10 +293,10 @@ def test_an_error_that_nobody_foresaw_is_one_line_without_its_text(
 ) -> None:
     """The text may quote a customer's data; where it struck is what a report needs."""
 
-    def fail(_: object) -> int:
+    def fail(*_: object) -> int:
         raise RuntimeError("canary")
 
-    monkeypatch.setattr("attachments.cli.main._locate", fail)
+    monkeypatch.setattr("attachments.cli.actions.store_access.open_store", fail)
     assert main(["locate", MESSAGE]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("The command met an error of its own (RuntimeError at test_command_boundary.py:")
@@ -310,7 +307,7 @@ def test_a_store_that_does_not_answer_is_told_soon(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The endpoint takes connections and says nothing; its library would try for minutes."""
-    monkeypatch.setattr("attachments.cli.upkeep.PATIENCE", 0.2)
+    monkeypatch.setattr("attachments.cli.actions.store_access.PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         options = {"endpoint_url": f"http://127.0.0.1:{listener.getsockname()[1]}", "key": "a", "secret": "b"}
         monkeypatch.setenv("ATTACHMENTS_URL", "s3://bucket/folder")
@@ -380,7 +377,7 @@ sys.exit(console.main())
         "attachments.cli.main",
         "attachments.cli.command_boundary",
         "attachments.foundation.terminal_text",
-        "argparse",
+        "cyclopts",
     ):
         command = [sys.executable, "-c", f"import sys; sys.argv[:] = [{module!r}, '--help']{code}"]
         found = subprocess.run(command, env=surroundings({}), capture_output=True, text=True, check=False, timeout=60)

@@ -10,8 +10,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.cli.actions.message_preview import Preview, Record, Target, judged, to_lines
 from attachments.cli.main import main
-from attachments.cli.preview import Preview, Record, Target, judged, shown
 from attachments.domain.selection import Filter
 from attachments.emailgistics import Attachment
 from attachments.storage import Manifest, ManifestAttachment, StoredObject, attachment_key, message_key
@@ -87,11 +87,11 @@ def test_a_message_that_a_scanner_holds_back_is_not_said_to_have_no_attachments(
     alone = found([attachment("1", name=SCAN, size=1)])
     assert (alone.pending, alone.attachments) == ("scan-in-progress", ())
     wait = "A scanner's placeholder is listed, so an attachment is still to come. Look again in a minute."
-    assert list(shown(alone))[1:] == [wait]
+    assert list(to_lines(alone))[1:] == [wait]
     beside = found([attachment("a.pdf"), attachment("1", name=SCAN, size=1)])
-    assert list(shown(beside))[2:] == ["Of 1 attachment: 1 to take.", wait]
+    assert list(to_lines(beside))[2:] == ["Of 1 attachment: 1 to take.", wait]
     forced = found([attachment("1", name=SCAN, size=1)], force=True)
-    assert (forced.pending, list(shown(forced))[-1]) == (None, "Of 1 attachment: 1 to take.")
+    assert (forced.pending, list(to_lines(forced))[-1]) == (None, "Of 1 attachment: 1 to take.")
 
 
 def test_an_empty_list_that_contradicts_what_a_run_was_told_is_not_final() -> None:
@@ -99,10 +99,10 @@ def test_an_empty_list_that_contradicts_what_a_run_was_told_is_not_final() -> No
     unfinished = manifest().model_copy(update={"pending": "not-listed"})
     preview = found([], unfinished)
     assert preview.pending == "not-listed"
-    assert list(shown(preview))[1:] == [
+    assert list(to_lines(preview))[1:] == [
         "The webhook says that there are attachments, and Emailgistics lists none yet. Look again in a minute."
     ]
-    assert list(shown(found([])))[1:] == ["It has no attachments."]
+    assert list(to_lines(found([])))[1:] == ["It has no attachments."]
 
 
 def test_a_deployment_that_forces_takes_what_is_stored_and_what_was_purged() -> None:
@@ -114,7 +114,9 @@ def test_a_deployment_that_forces_takes_what_is_stored_and_what_was_purged() -> 
     assert [one.action for one in forced.attachments] == ["take", "take", "drop"]
     assert [one.action for one in usual.attachments] == ["stored", "purged", "drop"]
     assert (forced.force, forced.nothing_to_do) == (True, False)
-    assert next(shown(forced)).endswith("; manifest: complete; force: what is stored is downloaded again and compared.")
+    assert next(to_lines(forced)).endswith(
+        "; manifest: complete; force: what is stored is downloaded again and compared."
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_a_run_with_nothing_to_do_is_told(recorded: Any, state: str, is_done: bo
     """That is: the manifest settles what this filter wants, so that the message is not even listed."""
     preview = found([attachment("a.pdf")], recorded)
     assert (preview.manifest, preview.nothing_to_do) == (state, is_done)
-    assert ("A run would do nothing" in list(shown(preview))[-1]) == is_done
+    assert ("A run would do nothing" in list(to_lines(preview))[-1]) == is_done
 
 
 def test_a_hostile_name_cannot_fool_the_terminal() -> None:
@@ -139,7 +141,7 @@ def test_a_hostile_name_cannot_fool_the_terminal() -> None:
         attachment(HOSTILE, contentType="image/png\n\x1b[31m\u202e", size=3),
         attachment("nothing.pdf", name=None, size=None),
     ]
-    lines = list(shown(found(listed)))
+    lines = list(to_lines(found(listed)))
     kind, rule = r"image/png\n\x1b[31m\u202e", "exclude[0]: content_types image/*, max_size 20000"
     dropped = f"drop                3  {kind}  [{rule}]"
     assert lines == [
@@ -148,7 +150,7 @@ def test_a_hostile_name_cannot_fool_the_terminal() -> None:
         'take                ?  application/pdf  ""',
         "Of 2 attachments: 1 to take, 1 dropped by the filter.",
     ]
-    assert list(shown(found([])))[-1] == "It has no attachments."
+    assert list(to_lines(found([])))[-1] == "It has no attachments."
     document = json.dumps(found(listed).model_dump(mode="json"))
     assert document.isascii()
     assert document.isprintable()
@@ -165,7 +167,7 @@ def test_a_key_without_a_manifest_is_told_as_it_is(
         account=EmailgisticsAccount(api_key=SecretStr("k" * 20)),
         store=AttachmentStore(url=tmp_path.as_uri()),
     )
-    monkeypatch.setattr("attachments.cli.preview._target", lambda _: target)
+    monkeypatch.setattr("attachments.cli.actions.message_preview._target", lambda _: target)
     assert main(["preview", named]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{KEY} has the form of a message key, and the store has no manifest")

@@ -15,8 +15,9 @@ import pytest
 from pydantic import SecretStr
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
-from attachments.cli import setup
-from attachments.cli.schedule import Problem, switch_reconciliation
+from attachments.cli.actions import provisioning
+from attachments.cli.actions.schedule import Problem, switch_reconciliation
+from attachments.cli.command_boundary import CommandFailed
 from attachments.demo.processes import free_port, surroundings
 from attachments.runs.deployment_spec import current_entrypoint, declared_deployments, declared_flow, load_flow
 
@@ -82,10 +83,10 @@ def test_options_of_another_kind_of_store_are_left_behind(monkeypatch: pytest.Mo
     async def existing(*_: object) -> AttachmentStore:
         return standing
 
-    monkeypatch.setattr(setup, "_existing", existing)
+    monkeypatch.setattr(provisioning, "_existing", existing)
 
     def options(**environment: str) -> dict[str, object]:
-        return asyncio.run(setup._store(environment, cast("Any", None))).options.get_secret_value()
+        return asyncio.run(provisioning._store(environment, cast("Any", None))).options.get_secret_value()
 
     assert options(ATTACHMENTS_URL="file:///srv/attachments") == {}
     for same in ({}, {"ATTACHMENTS_URL": "s3://other/root"}):
@@ -117,11 +118,11 @@ def test_recipients_come_from_the_environment_or_stay(
     async def existing(*_: object) -> AttachmentStore | None:
         return block
 
-    monkeypatch.setattr(setup, "_existing", existing)
+    monkeypatch.setattr(provisioning, "_existing", existing)
     environment = {"ATTACHMENTS_URL": "file:///srv/attachments"}
     if variable is not None:
         environment["ATTACHMENTS_AGE_RECIPIENTS"] = variable
-    assert asyncio.run(setup._store(environment, cast("Any", None))).age_recipients == expected
+    assert asyncio.run(provisioning._store(environment, cast("Any", None))).age_recipients == expected
 
 
 @pytest.mark.parametrize(
@@ -143,9 +144,9 @@ def test_recipients_that_got_lost_on_their_way_are_told(
     async def existing(*_: object) -> AttachmentStore:
         return AttachmentStore(url="s3://bucket/root", age_recipients=[A])
 
-    monkeypatch.setattr(setup, "_existing", existing)
-    with pytest.raises(setup.SetupError) as caught:
-        asyncio.run(setup._store({"ATTACHMENTS_AGE_RECIPIENTS": variable}, cast("Any", None)))
+    monkeypatch.setattr(provisioning, "_existing", existing)
+    with pytest.raises(CommandFailed) as caught:
+        asyncio.run(provisioning._store({"ATTACHMENTS_AGE_RECIPIENTS": variable}, cast("Any", None)))
     assert str(caught.value).startswith(said)
 
 
@@ -155,7 +156,7 @@ def test_recipients_that_are_removed_are_told() -> None:
     before = AttachmentStore(url="s3://bucket/root", age_recipients=[f" {A}", B])
     for after in ([A, B], [A], []):
         block = AttachmentStore(url="s3://bucket/root", age_recipients=after)
-        setup._tell_removed(before, block, lambda result, subject: told.append((result, subject)))
+        provisioning._tell_removed(before, block, lambda result, subject: told.append((result, subject)))
     assert [(result, subject.partition(" not named")[0]) for result, subject in told] == [
         ("REMOVED", "1 age recipient of the block was"),
         ("REMOVED", "2 age recipients of the block were"),
@@ -175,11 +176,11 @@ def test_the_location_of_the_store_is_shown(monkeypatch: pytest.MonkeyPatch) -> 
     async def registered(*_: object, **__: object) -> None:
         pass
 
-    monkeypatch.setattr(setup, "_existing", existing)
+    monkeypatch.setattr(provisioning, "_existing", existing)
     monkeypatch.setattr(AttachmentStore, "aregister_type_and_schema", registered)
-    asyncio.run(setup._save(block, "default", cast("Any", None), lambda _, subject: told.append(subject)))
+    asyncio.run(provisioning._save(block, "default", cast("Any", None), lambda _, subject: told.append(subject)))
     assert told == ["block attachment-store/default: file:///srv/attachments"]
-    assert setup._encryption(sealed) == ", encrypted to 2 age recipients"
+    assert provisioning._encryption(sealed) == ", encrypted to 2 age recipients"
 
 
 def test_the_declared_deployments_are_module_paths() -> None:
@@ -281,7 +282,7 @@ def test_filters_that_no_run_takes_are_told() -> None:
 
     told: list[tuple[str, str]] = []
     client = SimpleNamespace(read_flow_by_name=read_flow_by_name, read_deployments=read_deployments)
-    asyncio.run(setup._migrate(cast("Any", client), lambda result, subject: told.append((result, subject))))
+    asyncio.run(provisioning._migrate(cast("Any", client), lambda result, subject: told.append((result, subject))))
     ((result, subject),) = told
     assert result == "WRONG"
     assert subject == (
@@ -302,8 +303,8 @@ def test_a_block_that_cannot_be_used_is_named_with_what_to_do(monkeypatch: pytes
         lambda _: EmailgisticsAccount(base_url="http://c1.example.com", api_key=SecretStr("secret-canary")),
     )
     client = cast("Any", SimpleNamespace(read_block_document_by_name=there))
-    with pytest.raises(setup.SetupError, match="The block emailgistics-account/default cannot be used") as caught:
-        asyncio.run(setup._account({"EMAILGISTICS_BASE_URL": "https://c1.example.com/api/v1"}, client))
+    with pytest.raises(CommandFailed, match="The block emailgistics-account/default cannot be used") as caught:
+        asyncio.run(provisioning._account({"EMAILGISTICS_BASE_URL": "https://c1.example.com/api/v1"}, client))
     assert "canary" not in str(caught.value)
 
 

@@ -11,8 +11,16 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from attachments.cli.actions.status_report import (
+    MAILBOXES,
+    Calls,
+    InboxStatus,
+    Reconciled,
+    StatusReport,
+    read_status,
+    to_lines,
+)
 from attachments.cli.main import main
-from attachments.cli.status import MAILBOXES, Calls, InboxStatus, Reconciled, StatusReport, look, shown
 from attachments.receiver.inbox import Inbox
 
 NAMES = {"inbox", "workers", "runs", "calls", "reconciliation", "problems"}
@@ -78,7 +86,7 @@ def test_a_prefect_that_hangs_costs_a_few_seconds(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         started = time.monotonic()
         with temporary_settings({PREFECT_API_URL: url}):
-            found = look(tmp_path / "inbox.sqlite", seconds=0.5)
+            found = read_status(tmp_path / "inbox.sqlite", seconds=0.5)
         assert time.monotonic() - started < 3
     assert found == StatusReport(problems=found.problems)
     assert 1 <= len(found.problems) <= 2
@@ -88,7 +96,7 @@ def test_an_inbox_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     """It is not taken for an empty one."""
     (tmp_path / "inbox.sqlite").write_bytes(b"\x00rubbish" * 1000)
     with temporary_settings({PREFECT_API_URL: None}):
-        found = look(tmp_path / "inbox.sqlite")
+        found = read_status(tmp_path / "inbox.sqlite")
     assert found.inbox is None
     assert any("The inbox " in problem for problem in found.problems)
 
@@ -103,7 +111,7 @@ def test_all_of_it_on_a_terminal() -> None:
         for n in range(MAILBOXES + 2)
     )
     lines = list(
-        shown(
+        to_lines(
             StatusReport(
                 inbox=InboxStatus(entries=3, oldest_seconds=12.4),
                 workers=2,

@@ -12,8 +12,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import temporary_settings
 
 from attachments.blocks import AttachmentStore
+from attachments.cli.actions.status_report import read_status
 from attachments.cli.main import main
-from attachments.cli.status import look
 from attachments.doctor import Finding, examine, schedules, work
 from attachments.doctor.deployments import look_at_deployments, read_deployments
 from attachments.doctor.probe import prefect
@@ -247,7 +247,7 @@ def test_the_doctors_flow_fails_by_name_and_leaks_nothing(well: Installation) ->
 def test_status_counts_what_there_is(well: Installation) -> None:
     """Runs of our deployments alone, by state; late ones; calls; how far each mailbox is; and no name of any."""
     inbox = well.stack.inbox
-    before = look(inbox, seconds=20).runs
+    before = read_status(inbox, seconds=20).runs
     default = well._get("deployments/name/download-attachments/default")
     fields = ("flow_id", "entrypoint", "parameter_openapi_schema")
     # Without a work pool nobody takes its runs.
@@ -259,7 +259,7 @@ def test_status_counts_what_there_is(well: Installation) -> None:
         body = {"parameters": {"message_id": "x"}, "state": state}
         runs.append(well._post(f"deployments/{made['id']}/create_flow_run", body))
         runs.append(well._post("flow_runs/", {"flow_id": others, "state": state}))
-    after = look(inbox, seconds=20).runs
+    after = read_status(inbox, seconds=20).runs
     for run in runs:  # other tests wait until nothing is under way
         well.remove(f"flow_runs/{run['id']}")
     well.remove(f"deployments/{made['id']}")
@@ -282,7 +282,7 @@ def test_status_counts_what_there_is(well: Installation) -> None:
     # Within its few seconds a busy machine may not tell all; what it tells is right, and the rest is named.
     assert (done.returncode == 0) == (found["problems"] == [])
     assert found["inbox"] == {"entries": 0, "oldest_seconds": 0.0}
-    status = look(inbox, seconds=20)
+    status = read_status(inbox, seconds=20)
     assert status.problems == ()
     assert status.workers == 1
     assert set(status.calls or ()) == {"emailgistics-api", "emailgistics-backfill"}

@@ -14,7 +14,7 @@ from prefect.settings import temporary_settings
 from pydantic import SecretStr
 
 from attachments.blocks import EmailgisticsAccount
-from attachments.cli.schedule import SWITCHED, reporting_problem, switch_reconciliation
+from attachments.cli.actions.schedule import SWITCHED, reporting_problem, switch_reconciliation
 from attachments.demo.processes import free_port
 from attachments.domain.watermark_policy import FirstAttempt
 from attachments.runs import watermarks as marking

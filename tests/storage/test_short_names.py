@@ -15,7 +15,7 @@ import pyrage
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from attachments.cli.upkeep import decrypt_message
+from attachments.cli.actions.decryption import decrypt_message
 from attachments.domain.selection import Filter
 from attachments.emailgistics import Attachment
 from attachments.storage import Encryption, Store, open_store

@@ -1,0 +1,383 @@
+"""Creates in Prefect what the product needs; safe to repeat.
+
+Blocks come from the environment; limits, the work pool and the deployments from here and from prefect.yaml.
+What a user has changed (a limit's size, a pool's type) stays as it is.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+import httpx
+from prefect.blocks.core import Block
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    DeploymentUpdate,
+    GlobalConcurrencyLimitCreate,
+    WorkPoolCreate,
+)
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.sorting import DeploymentSort
+from prefect.events import Automation, DeploymentTriggerTypes, TriggerTypes
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
+
+from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.cli.actions.schedule import Result, Tell, reporting_problem, switch_reconciliation
+from attachments.cli.command_boundary import CommandFailed
+from attachments.doctor.deployments import DOWNLOAD, filter_mistakes
+from attachments.doctor.probe import describe_error
+from attachments.foundation.numerals import counted
+from attachments.runs.block_problems import reasons
+from attachments.runs.deployment_spec import (
+    LIMITS,
+    POOL,
+    QUEUES,
+    as_deployed,
+    current_entrypoint,
+    declared_deployments,
+    declared_flow,
+    form_of,
+)
+from attachments.storage import StoreError
+from attachments.storage.recipients import parsed, split
+from attachments.worker.warm_worker import WarmWorker
+
+PAGE = 200  # deployments asked for at a time, the most that Prefect names
+# What Prefect writes anew with the same content, and what other programs write meanwhile.
+STORING = {"id", "created", "updated", "created_by", "updated_by", "version_id", "last_polled", "status"}
+RECIPIENTS = "ATTACHMENTS_AGE_RECIPIENTS"
+STARTING = 30.0  # seconds; a server needs 10 to 20 until it answers
+B = TypeVar("B", bound=Block)
+_triggers: TypeAdapter[DeploymentTriggerTypes] = TypeAdapter(DeploymentTriggerTypes)
+
+
+async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool = True) -> str | None:
+    """Make blocks, limits, the work pool and the deployments, and tell of each.
+
+    With `switch_on`, the schedule of the reconciliation is switched on when the API key allows for it, or off.
+    Returns why the API key could not be tried, None when Emailgistics has accepted it.
+
+    Raises:
+        CommandFailed: a variable is missing or wrong, or Prefect cannot be reached: nothing was made then. Or
+            Emailgistics rejects the API key: all was made.
+    """
+    if not PREFECT_API_URL.value():
+        raise CommandFailed(
+            "PREFECT_API_URL is not set. Start a server with `prefect server start` and set it, for example to "
+            "http://127.0.0.1:4200/api."
+        )
+    async with get_client() as client:
+        problem = await _answering(client)
+        if isinstance(problem, httpx.TransportError):
+            raise CommandFailed(
+                f"Prefect does not answer at {PREFECT_API_URL.value()} ({type(problem).__name__}). Is it running?"
+            )
+        if problem is not None:
+            raise CommandFailed(" ".join(describe_error(problem)))
+        account = await _account(environment, client)
+        store = await _store(environment, client)
+        await _save(account, "default", client, tell)
+        await _save(store, "default", client, tell)
+        for name, slots in LIMITS.items():
+            await _make_limit(name, slots, client, tell)
+        await _make_pool(client, tell)
+        for name, (priority, limit) in QUEUES.items():
+            await _make_queue(name, priority, limit, client, tell)
+        for spec in declared_deployments():
+            await _deploy(spec, client, tell)
+        await _migrate(client, tell)
+        found = await reporting_problem(account)
+        if switch_on:
+            await switch_reconciliation(found, client, tell)
+    if found is None or found.lacks_scope:
+        return None
+    if found.is_lasting:
+        raise CommandFailed(f"Everything is made in Prefect, but no call to Emailgistics will succeed: {found.told}")
+    return found.told
+
+
+async def _answering(client: PrefectClient) -> Exception | None:
+    """What is wrong with Prefect, None when it answers. A server that was started just now gets `STARTING` seconds."""
+    end = time.monotonic() + STARTING
+    while (problem := await client.api_healthcheck()) is not None and time.monotonic() < end:
+        if isinstance(problem, httpx.HTTPStatusError) and problem.response.is_client_error:
+            break  # a server that answers so has started
+        await asyncio.sleep(0.5)
+    return problem
+
+
+async def _account(environment: Mapping[str, str], client: PrefectClient) -> EmailgisticsAccount:
+    key = environment.get("EMAILGISTICS_API_KEY", "").strip()
+    base_url = environment.get("EMAILGISTICS_BASE_URL", "").strip()
+    existing = await _existing(EmailgisticsAccount, client)
+    if not key and existing is None:
+        raise CommandFailed(
+            "EMAILGISTICS_API_KEY is not set. Make a key with the scopes messages:read and messages:content in "
+            "Emailgistics Admin and put it there."
+        )
+    values: dict[str, Any] = existing.model_dump(exclude={"block_type_slug"}) if existing else {}
+    if key:
+        values["api_key"] = SecretStr(key)
+    if base_url:
+        values["base_url"] = base_url
+    return _valid(EmailgisticsAccount, values, "EMAILGISTICS_API_KEY and EMAILGISTICS_BASE_URL")
+
+
+async def _store(environment: Mapping[str, str], client: PrefectClient) -> AttachmentStore:
+    url = environment.get("ATTACHMENTS_URL", "").strip()
+    options = environment.get("ATTACHMENTS_STORAGE_OPTIONS", "").strip()
+    existing = await _existing(AttachmentStore, client)
+    if not url and existing is None:
+        raise CommandFailed("ATTACHMENTS_URL is not set. Put the folder for the files there: file:///srv/attachments.")
+    values: dict[str, Any] = existing.model_dump(exclude={"block_type_slug"}) if existing else {}
+    if url:
+        values["url"] = url
+    if existing and url and url.partition(":")[0] != existing.url.partition(":")[0]:
+        values["options"] = {}  # nothing that was said of the other kind of store holds for this one
+    if options:
+        try:
+            values["options"] = json.loads(options)
+        except (ValueError, RecursionError):
+            raise CommandFailed(
+                'ATTACHMENTS_STORAGE_OPTIONS is not JSON. Write an object: {"option": "value"}.'
+            ) from None
+    if RECIPIENTS in environment:
+        values["age_recipients"] = _recipients(environment[RECIPIENTS])
+    return _valid(AttachmentStore, values, f"ATTACHMENTS_URL, ATTACHMENTS_STORAGE_OPTIONS and {RECIPIENTS}")
+
+
+def _recipients(text: str) -> list[str]:
+    """The recipients that the variable names. None is an error: a variable that got lost must not end an encryption."""
+    found = split(text)
+    if not found:
+        raise CommandFailed(
+            f"{RECIPIENTS} is set, and empty. Write the public keys there, separated by commas or line breaks; or "
+            "remove the variable, which leaves the block's age recipients as they are."
+        )
+    try:
+        parsed(found)
+    except StoreError as error:
+        raise CommandFailed(f"{RECIPIENTS}: {error}.") from None
+    return found
+
+
+def _valid(block: type[B], values: dict[str, Any], variables: str) -> B:
+    try:
+        return block(**values)
+    except ValidationError as error:
+        raise CommandFailed(f"{variables}: {reasons(error)}") from None
+
+
+async def _existing(block: type[B], client: PrefectClient) -> B | None:
+    """The default block as it stands, None when there is none."""
+    slug = cast("str", block._block_type_slug)
+    try:
+        document = await client.read_block_document_by_name("default", slug)
+    except ObjectNotFound:
+        return None
+    try:
+        return block._from_block_document(document)
+    except ValidationError as error:
+        raise CommandFailed(
+            f"The block {slug}/default cannot be used: {reasons(error)}. Correct or delete it in the Prefect UI under "
+            "Blocks, then run this again."
+        ) from None
+
+
+async def _save(block: Block, name: str, client: PrefectClient, tell: Tell) -> None:
+    # What the UI shows beside a block's fields comes with the version, whether or not a value has changed.
+    await type(block).aregister_type_and_schema(client=client)
+    existing = await _existing(type(block), client)
+    place = f": {block.store().url}{_encryption(block)}" if isinstance(block, AttachmentStore) else ""
+    subject = f"block {block._block_type_slug}/{name}{place}"
+    if existing is not None and _revealed(existing) == _revealed(block):
+        tell("was there", subject)
+        return
+    await block.asave(name, overwrite=True, client=client)
+    tell("updated" if existing else "made", f"{subject}, from the environment")
+    if isinstance(block, AttachmentStore) and isinstance(existing, AttachmentStore):
+        _tell_removed(existing, block, tell)
+
+
+def _encryption(block: AttachmentStore) -> str:
+    if not block.age_recipients:
+        return ""
+    return f", encrypted to {counted(len(block.age_recipients), 'age recipient')}"
+
+
+def _tell_removed(before: AttachmentStore, after: AttachmentStore, tell: Tell) -> None:
+    """The owner of a key that is no longer a recipient cannot decrypt what is stored from now on."""
+    removed = {text.strip() for text in before.age_recipients} - {text.strip() for text in after.age_recipients}
+    if removed:
+        were = counted(len(removed), "age recipient of the block was", "age recipients of the block were")
+        tell(
+            "REMOVED",
+            f"{were} not named in {RECIPIENTS}: what is stored from now on cannot be decrypted with their keys. To "
+            "keep them, name them there and run this again.",
+        )
+
+
+def _revealed(block: Block) -> dict[str, Any]:
+    return block.model_dump(mode="json", context={"include_secrets": True}, exclude={"block_type_slug"})
+
+
+async def _make_limit(name: str, slots: int, client: PrefectClient, tell: Tell) -> None:
+    try:
+        existing = await client.read_global_concurrency_limit_by_name(name)
+    except ObjectNotFound:
+        await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=slots, active=True))
+        tell("made", f"limit {name}: {slots} calls in any 60 s")
+    else:
+        state = "" if existing.active else ", SWITCHED OFF: runs refuse to start until it is on again"
+        tell("was there", f"limit {name}: {existing.limit} calls in any 60 s{state}")
+
+
+async def _make_pool(client: PrefectClient, tell: Tell) -> None:
+    try:
+        pool = await client.read_work_pool(POOL)
+    except ObjectNotFound:
+        template = WarmWorker.get_default_base_job_template()
+        await client.create_work_pool(WorkPoolCreate(name=POOL, type=WarmWorker.type, base_job_template=template))
+        tell("made", f"work pool {POOL}, type {WarmWorker.type}")
+    else:
+        tell("was there", f"work pool {POOL}, type {pool.type}")
+
+
+async def _make_queue(name: str, priority: int, limit: int | None, client: PrefectClient, tell: Tell) -> None:
+    subject = f"work queue {POOL}/{name}"
+    try:
+        queue = await client.read_work_queue_by_name(name, POOL)
+    except ObjectNotFound:
+        await client.create_work_queue(name=name, work_pool_name=POOL, priority=priority, concurrency_limit=limit)
+        tell("made", f"{subject}, priority {priority}{f', {limit} runs at a time' if limit else ''}")
+    else:
+        tell("was there", f"{subject}, priority {queue.priority}")
+
+
+async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> None:
+    flow = declared_flow(spec)
+    name = f"{flow.name}/{spec['name']}"
+    try:
+        existing = await client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        existing = None
+    automations = {trigger["name"]: await _automation(trigger["name"], client) for trigger in spec.get("triggers", [])}
+    triggers: list[DeploymentTriggerTypes | TriggerTypes] = [
+        _triggers.validate_python({**trigger, "enabled": _is_enabled(trigger, automations[trigger["name"]])})
+        for trigger in spec.get("triggers", [])
+    ]
+    deployment = as_deployed(
+        flow,
+        spec["name"],
+        description=existing.description if existing else spec.get("description"),
+        # What a user has set in the UI outlives an upgrade.
+        parameters={**spec.get("parameters", {}), **(existing.parameters if existing else {})},
+        job_variables=existing.job_variables if existing else None,
+        paused=existing.paused if existing else spec.get("paused"),
+        tags=(existing.tags if existing else []) or spec.get("tags"),
+        concurrency_limit=_limit(existing) if existing else _declared_limit(spec),
+        triggers=triggers,
+        work_pool_name=spec["work_pool"]["name"],
+        work_queue_name=spec["work_pool"].get("work_queue_name"),
+        schedules=[_schedule(declared) for declared in spec.get("schedules", [])],
+    )
+    if existing is not None:
+        # An empty list would take away the schedules that a user has made, and a full one those that he has changed.
+        deployment.schedules = None
+        deployment.__pydantic_fields_set__.discard("schedules")
+    await deployment.aapply()
+    tell(_result(existing, await client.read_deployment_by_name(name)), f"deployment {name}")
+    for trigger, before in automations.items():
+        automation = await _automation(trigger, client)
+        state = "" if automation and automation.enabled else ": switched off"
+        tell(_result(before, automation), f"automation {trigger}{state}")
+
+
+def _result(before: BaseModel | None, after: BaseModel | None) -> Result:
+    """Whether it was made, or something of it has changed but when and as what it was stored."""
+    if before is None:
+        return "made"
+    return "was there" if _content(before) == _content(after) else "updated"
+
+
+def _content(stored: BaseModel | None) -> dict[str, Any]:
+    """Without what is empty: Prefect stores no steps as an empty list at first, and as nothing later."""
+    content = stored.model_dump(mode="json", exclude=STORING) if stored else {}
+    return {name: value for name, value in content.items() if value not in (None, [], {})}
+
+
+async def _automation(name: str, client: PrefectClient) -> Automation | None:
+    return next(iter(await client.read_automations_by_name(name)), None)
+
+
+async def _migrate(client: PrefectClient, tell: Tell) -> None:
+    """Bring the deployments that users have made with an older version to where our flows are now, and to their form.
+
+    By its form the receiver knows whether a run may have a parameter that is new: an older flow fails with it. Filters
+    that no run takes are told; only their author can correct them.
+    """
+    ours = {spec["entrypoint"]: declared_flow(spec) for spec in declared_deployments()}
+    downloads = (await client.read_flow_by_name(DOWNLOAD)).id
+    flows = FlowFilter(name=FlowFilterName(any_=sorted({flow.name for flow in ours.values()})))
+    offset = 0
+    while page := await client.read_deployments(
+        flow_filter=flows, sort=DeploymentSort.NAME_ASC, limit=PAGE, offset=offset
+    ):
+        for deployment in page:
+            if deployment.flow_id == downloads:
+                _tell_mistakes(deployment, tell)
+            entrypoint = current_entrypoint(deployment.entrypoint or "")
+            if entrypoint not in ours:
+                continue
+            flow = ours[entrypoint]
+            if (deployment.entrypoint, deployment.parameter_openapi_schema) != (entrypoint, form_of(flow)):
+                changed = {"entrypoint": entrypoint, "parameter_openapi_schema": form_of(flow)}
+                await client.update_deployment(deployment.id, DeploymentUpdate.model_validate(changed))
+                tell(
+                    "updated", f"deployment {flow.name}/{deployment.name}: its parameters are now those of {entrypoint}"
+                )
+        offset += len(page)
+
+
+def _tell_mistakes(deployment: DeploymentResponse, tell: Tell) -> None:
+    """A filter that an older version took, and that makes each run fail from now on."""
+    for finding in filter_mistakes(f"{DOWNLOAD}/{deployment.name}", deployment.parameters.get("filter")):
+        tell("WRONG", f"{finding.about}: {finding.text} {finding.remedy}")
+
+
+def _schedule(declared: dict[str, Any]) -> DeploymentScheduleCreate:
+    return DeploymentScheduleCreate(
+        schedule=CronSchedule(cron=declared["cron"], timezone=declared.get("timezone")),
+        active=bool(declared.get("active", True)),
+        slug=declared.get("slug"),
+    )
+
+
+def _is_enabled(trigger: dict[str, Any], existing: Automation | None) -> bool:
+    """A trigger that a user has switched off stays off."""
+    return existing.enabled if existing else bool(trigger.get("enabled", True))
+
+
+def _limit(existing: DeploymentResponse) -> ConcurrencyLimitConfig | int | None:
+    """How many runs may be under way at a time, as it stands; what a user has taken away stays away."""
+    limit, options = existing.global_concurrency_limit, existing.concurrency_options
+    if limit is None:
+        return None
+    return (
+        ConcurrencyLimitConfig(limit=limit.limit, collision_strategy=options.collision_strategy)
+        if options
+        else limit.limit
+    )
+
+
+def _declared_limit(spec: Mapping[str, Any]) -> ConcurrencyLimitConfig | None:
+    declared = spec.get("concurrency_limit")
+    return ConcurrencyLimitConfig.model_validate(declared) if declared else None

@@ -1,0 +1,21 @@
+"""`attachments demo`."""
+
+from pathlib import Path
+
+from attachments.cli.options import FilePath
+
+
+def demo(*, folder: FilePath = Path("build/demo"), keep: bool = False) -> int:
+    """Run the whole product on this machine, with mail that we made up.
+
+    For example:
+      attachments demo
+      attachments demo --keep
+
+    Args:
+        folder: The folder for everything that the demo writes.
+        keep: Leave everything running until Ctrl-C.
+    """
+    from attachments.demo.show import show
+
+    return show(folder.resolve(), keep=keep)

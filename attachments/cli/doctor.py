@@ -1,0 +1,74 @@
+"""`attachments doctor`."""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import MutuallyExclusive
+
+from attachments.cli.command_boundary import FAILED, import_prefect
+from attachments.cli.options import Address, InboxPath, Json, Url, inbox_path
+from attachments.cli.secret_files import read_secret_files, webhook_secrets
+from attachments.foundation.terminal_text import bounded, printable, say, say_json
+
+if TYPE_CHECKING:
+    from attachments.doctor import Finding
+
+_RECEIVER = Parameter(group=Group("Receiver", validator=MutuallyExclusive()))
+
+
+def doctor(
+    *,
+    receiver: Annotated[Url | None, _RECEIVER] = None,
+    no_receiver: Annotated[bool, _RECEIVER] = False,
+    monitoring_address: Address | None = None,
+    inbox: InboxPath | None = None,
+    json: Json = False,
+) -> int:
+    """Check that everything the product needs is there and right.
+
+    For example:
+      attachments doctor
+      attachments doctor --receiver http://127.0.0.1:8080 --json
+
+    Args:
+        receiver: The receiver's address, such as http://127.0.0.1:8080.
+        no_receiver: Leave the receiver out: there is none.
+        monitoring_address: Where the receiver serves /ready (default: where it does without this option).
+    """
+    read_secret_files(os.environ)
+    import_prefect()
+    from attachments.doctor import by_urgency, examine, summary
+    from attachments.doctor.receiver import look_at_inbox, look_at_receiver
+
+    at_receiver = () if no_receiver else look_at_receiver(webhook_secrets(), receiver, monitoring_address)
+    found = by_urgency(_with_progress(itertools.chain(examine(), at_receiver, look_at_inbox(inbox_path(inbox)))))
+    is_well = all(finding.status != "failed" for finding in found)
+    if json:
+        say_json({"ok": is_well, "findings": [finding.model_dump(mode="json") for finding in found]})
+        return 0 if is_well else FAILED
+    for finding in found:
+        say(str(finding))
+        if sys.stdout.isatty():  # a log must hold no addresses
+            for name in finding.names:
+                say(f"{'':<9}  {printable(name)}")
+    say(summary(found))
+    return 0 if is_well else FAILED
+
+
+def _with_progress(findings: Iterable["Finding"]) -> list["Finding"]:
+    """All findings. Meanwhile the terminal shows the last one, since they may take a minute."""
+    from rich.console import Console
+    from rich.text import Text
+
+    if not sys.stderr.isatty():
+        return list(findings)
+    found = []
+    with Console(stderr=True).status("Looking at Prefect") as line:
+        for finding in findings:
+            found.append(finding)
+            line.update(Text(bounded(f"Looked at {finding.about}")))
+    return found
