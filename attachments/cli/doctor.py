@@ -17,7 +17,7 @@ from attachments.foundation.terminal_text import bounded, printable, say, say_js
 if TYPE_CHECKING:
     from attachments.doctor import Finding
 
-_RECEIVER = Parameter(group=Group("Receiver", validator=MutuallyExclusive()))
+_RECEIVER = Parameter(group=Group("Receiver", validator=MutuallyExclusive()))  # type: ignore[no-untyped-call]
 
 
 def doctor(

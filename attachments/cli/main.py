@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from attachments.foundation.loopback import bypass_proxies
 from attachments.foundation.terminal_text import say
 
 WRONG_CALL = 2
-COMMANDS = {
+COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
     "Install and run": (up, setup, receive, demo, sandbox),
     "Look after it": (status, doctor, check, trigger),
     "Work with stored messages": (locate, preview, verify, decrypt),

@@ -11,6 +11,7 @@ from attachments.cli.command_boundary import INTERRUPTED, CommandFailed, import_
 from attachments.cli.options import Address, FilePath, InboxPath, Port, Wait, inbox_path
 from attachments.cli.secret_files import read_secret_files, webhook_secrets
 from attachments.foundation.terminal_text import LogFormatter
+from attachments.receiver.secrets import LONGER, LONGER_PARTS, SHORT_PART, TOO_SHORT, has_short_part, is_short
 
 _LISTENING = Parameter(group=Group.create_ordered("Where it listens"))
 _WEBHOOKS = Parameter(group=Group.create_ordered("What it accepts and answers"))
@@ -47,9 +48,6 @@ def receive(
         list_all: Also list messages without attachments, for PDFs inside the text; one call to Emailgistics each.
     """
     read_secret_files(os.environ)
-    import_prefect()
-    from attachments.receiver.secrets import LONGER, LONGER_PARTS, SHORT_PART, TOO_SHORT, has_short_part, is_short
-
     secrets = webhook_secrets()
     if not secrets and not insecure:
         raise CommandFailed(
@@ -63,6 +61,7 @@ def receive(
     if tls_certificate and not tls_key:
         raise CommandFailed("--tls-certificate needs the certificate's key: name its file with --tls-key.")
 
+    import_prefect()
     from attachments.receiver.inbox import InboxUnavailable
     from attachments.receiver.responses import InvalidResponses, load_responses
     from attachments.receiver.server import CannotServe, ReceiverSettings, serve

@@ -105,9 +105,9 @@ async def _run(options: Options, secret: str, spool: Spool) -> int:
     for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 128 + signal.SIGINT)):
         asyncio.get_running_loop().add_signal_handler(number, _stop, stop, status)
     account = Account(KeyRing([Key(options.key)]), SlidingWindow(options.limit, options.window), Messages())
-    if options.mail is not None:
-        with _named(f"--mail: cannot read {options.mail}"):
-            account.messages.add(await asyncio.to_thread(lambda: list(read_mail(options.mail, spool))))
+    if (mail := options.mail) is not None:
+        with _named(f"--mail: cannot read {mail}"):
+            account.messages.add(await asyncio.to_thread(lambda: list(read_mail(mail, spool))))
         if not len(account.messages):
             say(f"no mail found in {options.mail}; the sandbox reads {FORMATS}")
     async with AsyncExitStack() as until_end:
