@@ -296,6 +296,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_without_its_text(
     def fail(*_: object) -> int:
         raise RuntimeError("canary")
 
+    monkeypatch.setenv("ATTACHMENTS_URL", "file:///srv/attachments")
     monkeypatch.setattr("attachments.cli.actions.store_access.open_store", fail)
     assert main(["locate", MESSAGE]) == 1
     (line,) = capsys.readouterr().err.splitlines()
