@@ -27,7 +27,7 @@ from attachments.demo.stopping import Stop
 from attachments.demo.supervisor import Part, PartFailed, Supervisor, Timing
 from tests.demo.test_demo import ATTACHMENTS, processes_of
 
-PATIENCE = 400.0  # seconds for an installation to be ready or to finish its work on a busy machine
+PATIENCE = 1200.0  # seconds to be ready or to finish the work; on a busy machine, set-up alone takes minutes
 GIVEN = {
     "EMAILGISTICS_API_KEY": "key",
     "EMAILGISTICS_WEBHOOK_SECRET": "a-secret-of-many-characters",
@@ -385,7 +385,7 @@ SHIPPED_WITH_FILES = 5  # messages of the demo's mail
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(6000)
 def test_one_command_stores_the_attachments_and_survives_kills(tmp_path: Path) -> None:
     """From an empty folder; then `kill -9` of each part, which runs again, and of the command, which leaves nothing."""
     with running_up(tmp_path, *ports()) as (process, output, command):
@@ -413,7 +413,7 @@ def has_restarted(folder: Path, text: str, killed: int) -> bool:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(6000)
 def test_sigterm_during_a_download_loses_nothing(tmp_path: Path) -> None:
     """The parts stop in order with status 0, nothing half-done is in the store, and the next start completes it."""
     mail = tmp_path / "mail"
