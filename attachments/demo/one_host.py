@@ -161,7 +161,9 @@ class OneHost:
         # A receiver that knows no deployment yet answers 404, which ends a delivery. Later it starts at once: it takes
         # webhooks without Prefect.
         process = services.worker(common, self._log_of("worker"))
-        worker = Part(process, needs=(setup,) if self._is_first_start else tuple(server))
+        # The sandbox has another port at each start, which the worker finds in the block.
+        needs_setup = self._is_first_start or settings.mail is not None
+        worker = Part(process, needs=(setup,) if needs_setup else tuple(server))
         log, options = self._log_of("receiver"), settings.receiver_options
         process = services.receiver(receiver_environment, log, settings.host, settings.port, *options)
         receiver = Part(process, needs=(setup,) if self._is_first_start else ())

@@ -420,14 +420,33 @@ def test_sigterm_during_a_download_loses_nothing(tmp_path: Path) -> None:
     mail.mkdir()
     head = "From: a@example.com\nSubject: large\nMIME-Version: 1.0\nContent-Type: application/pdf; name=a.pdf\n\n"
     (mail / "large.eml").write_text(head + "x" * 70 + ("\n" + "x" * 70) * 100_000)
-    with running_up(tmp_path, "--mail", mail, *ports()) as (process, output, command):
-        base = re.search(r"(http://127\.0\.0\.1:\d+)/api/v1", output.read_text())
-        assert base
-        with httpx.Client(base_url=f"{base[1]}/_sandbox/", trust_env=False, timeout=60) as control:
-            wait_for(lambda: bool(control.get("requests").json()["requests"]), "a request", PATIENCE)
-        process.terminate()
-        assert process.wait(200) == 0
-        stopped = re.findall(r"Stopping the (.*)\.", output.read_text())
-        assert stopped == ["receiver", "worker", "Prefect server", "sandbox"]
-        with up_again(command, output):
-            wait_for(lambda: are_stored(tmp_path, 1), "the message", PATIENCE, 1)
+    output = tmp_path / "output"
+    command: list[str | Path] = [ATTACHMENTS, "up", "--sandbox", "--data", tmp_path / "data", "--mail", mail, *ports()]
+    with output.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+        try:
+            with httpx.Client(base_url=sandbox_of(output), trust_env=False, timeout=60) as control:
+                slow = {"kind": "slow", "bytes_per_second": 20_000}  # six minutes; the worker drains for 20 s
+                control.post("faults", json={"endpoint": "download", "fault": slow}).raise_for_status()
+                wait_for(lambda: has_begun(control), "the download", PATIENCE)
+        finally:
+            process.terminate()
+            assert process.wait(200) == 0
+    assert processes_of(tmp_path) == []
+    assert re.findall(r"Stopping the (.*)\.", output.read_text()) == ["receiver", "worker", "Prefect server", "sandbox"]
+    assert not [file for file in (tmp_path / "data" / "attachments").rglob("*.pdf") if ".incoming" not in file.parts]
+    with up_again(command, output):
+        wait_for(lambda: are_stored(tmp_path, 1), "the message", PATIENCE, 1)
+
+
+def sandbox_of(output: Path) -> str:
+    """The address of the control API of the sandbox that has just started."""
+    address = re.compile(r"(http://127\.0\.0\.1:\d+)/api/v1")
+    wait_for(lambda: address.search(output.read_text()) is not None, "the sandbox", PATIENCE)
+    found = address.search(output.read_text())
+    assert found
+    return f"{found[1]}/_sandbox/"
+
+
+def has_begun(control: httpx.Client) -> bool:
+    """Whether a download has begun."""
+    return any(request["endpoint"] == "download" for request in control.get("requests").json()["requests"])
