@@ -166,6 +166,8 @@ _ALIASES = {
 }
 """Other names of a type, and the one that we compare."""
 
+_KNOWN_TYPES = frozenset({*_TYPES.values(), *_ALIASES.values(), _UNKNOWN, "message/rfc822", "text/calendar"})
+
 _RESTRICTED_NAME = r"[a-z0-9*?][a-z0-9!#$&^_.+*?-]*"  # RFC 6838, section 4.2, and the two wildcards
 _TYPE_PATTERN = re.compile(rf"{_RESTRICTED_NAME}(?:/{_RESTRICTED_NAME})?")
 _PARAMETERS = re.compile(r"""(?:;\s*(?:[^\s;,|/="]+\s*=\s*(?:"[^"]*"|[^\s;,|/="]*)\s*)?)*""")
@@ -430,6 +432,15 @@ def _judged_types(attachment: AttachmentLike) -> Sequence[str]:
 def _says_nothing(attachment: AttachmentLike) -> bool:
     stated = _without_parameters(attachment.content_type or "")
     return stated in _SAYS_NOTHING or "/" not in stated or "*" in stated
+
+
+def known_type(content_type: str | None) -> str | None:
+    """The media type in its usual spelling when it is one of those that mail carries; None otherwise.
+
+    The sender writes it. What is no known type may be any text, up to a file name.
+    """
+    canonical = _canonical(_without_parameters(content_type or ""))
+    return canonical if canonical in _KNOWN_TYPES else None
 
 
 def _canonical(content_type: str) -> str:

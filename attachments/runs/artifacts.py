@@ -14,6 +14,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from attachments.domain.plan import NOT_FINAL
+from attachments.domain.selection import known_type
 from attachments.domain.watermark_policy import PERMANENT_CODES
 from attachments.foundation.numerals import counted
 from attachments.runs.announcements import announce, event
@@ -32,7 +33,6 @@ WORDS: dict[Outcome, str] = {
     "failed": "failed",
 }
 CODE = re.compile(r"[a-z-]{1,40}", re.ASCII)
-MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]{1,100}", re.ASCII | re.IGNORECASE)
 
 
 class Attempt(Protocol):
@@ -162,6 +162,5 @@ def _plain_code(code: str | None) -> str | None:
 
 
 def _plain_type(content_type: str | None) -> str:
-    """The media type alone: its parameters may carry a file name."""
-    plain = (content_type or "").partition(";")[0].strip()
-    return plain if MEDIA_TYPE.fullmatch(plain) else "other"
+    """A type that is known: the sender writes it, and may write anything."""
+    return known_type(content_type) or "other"

@@ -16,7 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from attachments.domain.selection import _ALIASES, _SAYS_NOTHING, _TYPES, Decision, Filter, Rule, decide, problem
+from attachments.domain.selection import (
+    _ALIASES,
+    _SAYS_NOTHING,
+    _TYPES,
+    Decision,
+    Filter,
+    Rule,
+    decide,
+    known_type,
+    problem,
+)
 
 
 @dataclass(frozen=True)
@@ -497,3 +507,23 @@ def test_a_form_can_be_made_of_it() -> None:
         for field in model["properties"].values():
             assert field["title"]
             assert field["description"]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "known"),
+    [
+        ("application/pdf", "application/pdf"),
+        (' Application/X-PDF; name="jane.pdf"', "application/pdf"),
+        ("image/pjpeg", "image/jpeg"),
+        ("message/rfc822", "message/rfc822"),
+        ("application/octet-stream", "application/octet-stream"),
+        ("application/jane-doe", None),
+        ("application/vnd.jane.doe+pdf", None),
+        ("pdf", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_type_that_is_shown_is_a_known_one(content_type: str | None, known: str | None) -> None:
+    """A sender may write anything as the type: what is in no table is not repeated in an artifact."""
+    assert known_type(content_type) == known
