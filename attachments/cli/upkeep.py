@@ -188,6 +188,11 @@ def _known_key(store: Store, named: str) -> str:
 def found_manifest(store: Store, named: str) -> tuple[str, Manifest]:
     """The key of the message that a person names, and its manifest. Raises UpkeepError when there is none."""
     key, manifest = soon(lambda: store.find(named))
+    if manifest is None and soon(lambda: store.objects(key)):
+        raise UpkeepError(
+            f"Message {key} has attachments in {store.url}, but no manifest: its run has not ended, or was interrupted. "
+            "Look at the run in Prefect; a run that ends writes the manifest."
+        )
     if manifest is None:
         raise _unknown(store, named, f"There is no manifest of message {key}")
     return key, manifest
