@@ -190,8 +190,8 @@ def found_manifest(store: Store, named: str) -> tuple[str, Manifest]:
     key, manifest = soon(lambda: store.find(named))
     if manifest is None and soon(lambda: store.objects(key)):
         raise UpkeepError(
-            f"Message {key} has attachments in {store.url}, but no manifest: its run has not ended, or was interrupted. "
-            "Look at the run in Prefect; a run that ends writes the manifest."
+            f"Message {key} has attachments in {store.url}, but no manifest: its run has not ended, or was "
+            "interrupted. Look at the run in Prefect; a run that ends writes the manifest."
         )
     if manifest is None:
         raise _unknown(store, named, f"There is no manifest of message {key}")
