@@ -36,7 +36,7 @@ from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from attachments.foundation import cancellation
-from attachments.foundation.terminal_text import bounded
+from attachments.foundation.terminal_text import bounded, shown_name
 from attachments.prefect_api.prefect_retry import Backoff, PrefectAway, PrefectBusy, add_retries
 from attachments.prefect_api.url_path import path_part
 
@@ -192,8 +192,8 @@ class PrefectPacer:
             self._wait_for_prefect(str(status))
         else:
             raise PacingError(
-                f"Prefect refused a slot of the limit {self.limit_name} ({status}). Check what this process may do in "
-                "Prefect (PREFECT_API_KEY, PREFECT_API_AUTH_STRING)."
+                f"Prefect refused a slot of the limit {shown_name(self.limit_name)} ({status}). Check what this "
+                "process may do in Prefect (PREFECT_API_KEY, PREFECT_API_AUTH_STRING)."
             ) from None
 
     def _ask(self, names: tuple[str, ...]) -> httpx.Response:
@@ -213,7 +213,7 @@ class PrefectPacer:
             raise self._missing(name) from None
         if not limit.active:
             raise PacingError(
-                f"The limit {name} is switched off, so nothing would keep the calls below the cap of "
+                f"The limit {shown_name(name)} is switched off, so nothing would keep the calls below the cap of "
                 "Emailgistics. Switch it on in the Prefect UI under Concurrency."
             )
         if name not in self._names[False]:
@@ -222,7 +222,7 @@ class PrefectPacer:
 
     def _missing(self, name: str) -> PacingError:
         return PacingError(
-            f"There is no global concurrency limit {name}, so nothing would keep the calls below the cap "
+            f"There is no global concurrency limit {shown_name(name)}, so nothing would keep the calls below the cap "
             "of Emailgistics. `attachments setup` makes it."
         )
 

@@ -17,6 +17,7 @@ from attachments.domain.plan import NOT_FINAL
 from attachments.domain.selection import known_type
 from attachments.domain.watermark_policy import PERMANENT_CODES
 from attachments.foundation.numerals import counted
+from attachments.foundation.terminal_text import bounded
 from attachments.runs.announcements import announce, event
 from attachments.runs.delayed_retry import failed_for_now
 from attachments.runs.errors import OurError, error_code, is_retryable
@@ -111,9 +112,8 @@ def failed_state(error: OurError, labels: Mapping[str, str] | None = None) -> St
 
 
 def _failed(message: str, *, passing: bool, labels: Mapping[str, str] | None = None) -> State[None]:
-    if not passing:
-        return Failed(message=message.rstrip())
-    return failed_for_now(message, labels)
+    told = bounded(message.rstrip())
+    return failed_for_now(told, labels) if passing else Failed(message=told)
 
 
 def _sentence(entries: Sequence[ManifestAttachment]) -> str:

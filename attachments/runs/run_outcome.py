@@ -7,7 +7,7 @@ FAILED_FOR_NOW = "FailedForNow"
 
 UNKNOWN = "unexpected"
 
-_STORED = re.compile(r"\bOf [0-9,]+ attachments? ([0-9]+) stored\b")
+_STORED = re.compile(r"\bOf [0-9,]+ attachments? ([0-9]{1,9}) stored\b")
 _CODE = re.compile(r"\bCode: ([a-z]+(?:-[a-z]+)*)\.")
 _FOLLOWS = re.compile(r"\bAttempt [0-9]+ of [0-9]+ follows by itself\b")
 
