@@ -14,7 +14,7 @@ from typing import Annotated, Any, Protocol, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from attachments.storage.names import bounded, is_nameless, safe_name
+from attachments.storage.names import SELECTORS, bounded, is_nameless, safe_name
 
 # The standard library's own table (never the machine's), and what mail carries that it lacks in some version.
 _TYPES = {
@@ -464,5 +464,6 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _folded(text: str) -> str:
-    """One spelling for what readers take for the same: NFC, without case."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    """One spelling for what readers take for the same: NFC, without case and variation selectors."""
+    shown = "".join(character for character in text if character not in SELECTORS)
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", shown).casefold())

@@ -232,6 +232,8 @@ def test_brackets_stand_for_themselves(name: str, pattern: str) -> None:
         "setup.exe\u200b",
         "set\u00adup.exe",
         "setup.\u202eexe",
+        "setup.exe\ufe0f",
+        "setup.e\U000e0100xe\u180b",
         "setup.exe\n",
         "C:\\tools\\setup.exe",
         "../setup.exe",
@@ -258,6 +260,13 @@ def test_a_name_is_compared_as_it_is_stored_too(name: str) -> None:
 )
 def test_a_name_is_compared_as_it_was_sent_too(name: str, pattern: str) -> None:
     """Either is enough."""
+    assert matches(Attachment(name), names=[pattern])
+
+
+@pytest.mark.parametrize("name", ["a.❤", "a.❤\ufe0f", "a.❤\ufe0e"])
+@pytest.mark.parametrize("pattern", ["*.❤", "*.❤\ufe0f"])
+def test_the_variant_of_a_character_makes_no_difference(name: str, pattern: str) -> None:
+    """Nobody sees in a pattern which of them it asks for."""
     assert matches(Attachment(name), names=[pattern])
 
 
