@@ -233,7 +233,7 @@ def test_brackets_stand_for_themselves(name: str, pattern: str) -> None:
         "set\u00adup.exe",
         "setup.\u202eexe",
         "setup.exe\ufe0f",
-        "setup.e\U000e0100xe\u180b",
+        "setup.\U000e0100exe\u180b",
         "setup.exe\n",
         "C:\\tools\\setup.exe",
         "../setup.exe",
