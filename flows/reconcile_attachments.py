@@ -430,6 +430,7 @@ def _show(missed: Sequence[tuple[str, Child]], found: Found) -> None:
 def _stopped(error: OurError) -> str:
     # No attempt of its own: the schedule brings the next one, and each of those would bring more.
     return coded(
-        f"{bounded(str(error))} The marks of what was not done stay, so the next reconciliation does it",
+        f"{bounded(str(error)).rstrip('.')}. The watermarks of what was not done stay, so the next reconciliation does "
+        "it",
         error_code(error),
     )

@@ -196,6 +196,10 @@ class ChildRuns:
         self._client = client
         self._target = target
         self._key_prefix = key_prefix
+        if not tags:
+            raise ValueError(
+                "child runs need a tag: cancelling them goes by their tags, and none would match every run"
+            )
         self._tags = tuple(tags)
         self._force = force
         # Whatever deployment it is: old mail waits behind live mail.

@@ -82,7 +82,7 @@ def run_children(
     target: DownloadDeployment,
     *,
     key_prefix: str,
-    tags: Sequence[str] = (),
+    tags: Sequence[str],
     force: bool = False,
     on_progress: Callable[[Counts], None] = lambda _: None,
     on_made: Callable[[MessageRef, Child], None] = lambda *_: None,
