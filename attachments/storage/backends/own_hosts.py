@@ -1,6 +1,6 @@
 """One rule for S3, Azure and Google: the worker's own credentials go to the service's own hosts, over HTTPS, alone.
 
-Whoever writes a store's block chooses its options, and would otherwise read from a host of theirs what the worker's
+The writer of a store's block chooses its options, and could otherwise read on a host of their own what the worker's
 environment, files or machine identify it with. Options that bring credentials of their own may lead anywhere, and so
 may the worker's environment, which is its administrator's.
 """

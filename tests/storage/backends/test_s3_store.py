@@ -280,7 +280,7 @@ def _aimed(options: Any, url: str) -> Any:
 @pytest.mark.usefixtures("_workers")
 @pytest.mark.parametrize("options", ELSEWHERE, ids=str)
 def test_the_workers_own_credentials_go_to_aws_alone(options: dict[str, Any]) -> None:
-    """A block's options name host, proxy and signature, and whoever wrote them would get what the worker has."""
+    """A block's options name host, proxy and signature, and their writer would get what the worker has."""
     with recording() as thief:
         with pytest.raises(UnsupportedStore, match="put key and secret into the block's options"):
             open_store("s3://bucket/root", _aimed(options, thief.url)).stored(MESSAGE)
