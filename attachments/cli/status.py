@@ -16,7 +16,7 @@ from attachments.blocks import EmailgisticsAccount
 from attachments.doctor.deployments import Deployments, blocks_named, read_deployments
 from attachments.doctor.limits import read_limit
 from attachments.doctor.probe import PREFECT_ERRORS, NoResponse, TimedCall, asked, describe_error, prefect
-from attachments.doctor.work import living_workers
+from attachments.doctor.work import NO_RUNS, are_runs_given, living_workers
 from attachments.foundation.numerals import counted
 from attachments.prefect_api.url_path import path_part
 from attachments.receiver.inbox import InboxUnavailable
@@ -144,6 +144,7 @@ _ALWAYS = ("scheduled", "pending", "running")
 def _seen(client: SyncPrefectClient, end: float, problems: list[str]) -> dict[str, Any]:
     """What Prefect tells, all asked at the same time."""
     workers = TimedCall(lambda: living_workers(client))
+    given = TimedCall(lambda: not living_workers(client) or are_runs_given(client))
     reconciled = TimedCall(lambda: _marks(client))
     standing: Deployments = _answer(TimedCall(lambda: read_deployments(client)), end, problems) or {}
     seen: dict[str, Any] = {}
@@ -157,6 +158,8 @@ def _seen(client: SyncPrefectClient, end: float, problems: list[str]) -> dict[st
     elif not problems:
         problems.append("There are no deployments of ours in Prefect. Run `attachments setup`.")
     seen["workers"] = _answer(workers, end, problems)
+    if _answer(given, end, problems) is False:
+        problems.append(f"{NO_RUNS} `attachments doctor` names what causes it.")
     seen["reconciliation"] = _answer(reconciled, end, problems)
     return seen
 

@@ -58,7 +58,9 @@ def prefect(seconds: float = PATIENCE) -> Iterator[SyncPrefectClient]:
 
 def asked(client: SyncPrefectClient, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
     """The JSON of an answer of Prefect's API, of what its client has no method for. Raises `PREFECT_ERRORS`."""
-    return client._client.request(method, path, json=body).raise_for_status().json()
+    # Prefect's server resets a connection on which it has answered 500, and the next question would meet that.
+    alone = {"Connection": "close"}
+    return client._client.request(method, path, json=body, headers=alone).raise_for_status().json()
 
 
 def is_unknown(error: httpx.HTTPStatusError) -> bool:
