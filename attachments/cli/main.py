@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     decrypt.add_argument("--to", type=_path, metavar="FOLDER", required=True, help="where the files go")
     decrypt.set_defaults(command=_decrypt)
 
-    demo = commands.add_parser("demo", help="show the whole road on this machine, with mail that we made up")
+    demo = commands.add_parser("demo", help="run the whole product on this machine, with invented mail")
     demo.add_argument("--folder", type=_path, default=Path("build/demo"), help="where all goes (default: %(default)s)")
     demo.add_argument("--keep", action="store_true", help="leave everything running, until Ctrl-C")
     demo.set_defaults(command=_demo)

@@ -144,7 +144,6 @@ _ALWAYS = ("scheduled", "pending", "running")
 def _seen(client: SyncPrefectClient, end: float, problems: list[str]) -> dict[str, Any]:
     """What Prefect tells, all asked at the same time."""
     workers = TimedCall(lambda: living_workers(client))
-    given = TimedCall(lambda: not living_workers(client) or are_runs_given(client))
     reconciled = TimedCall(lambda: _marks(client))
     standing: Deployments = _answer(TimedCall(lambda: read_deployments(client)), end, problems) or {}
     seen: dict[str, Any] = {}
@@ -158,7 +157,7 @@ def _seen(client: SyncPrefectClient, end: float, problems: list[str]) -> dict[st
     elif not problems:
         problems.append("There are no deployments of ours in Prefect. Run `attachments setup`.")
     seen["workers"] = _answer(workers, end, problems)
-    if _answer(given, end, problems) is False:
+    if seen["workers"] and _answer(TimedCall(lambda: are_runs_given(client)), end, problems) is False:
         problems.append(f"{NO_RUNS} `attachments doctor` names what causes it.")
     seen["reconciliation"] = _answer(reconciled, end, problems)
     return seen

@@ -202,7 +202,7 @@ class Stack:
 def make_stack(
     folder: Path, base_url: str, api_key: str, *, worker_options: tuple[str, ...] = (), database: str | None = None
 ) -> Stack:
-    """A road whose files are under `folder`; nothing is started yet. Prefect's `database` is an SQLite of its own."""
+    """A stack whose files are under `folder`; nothing is started yet. Prefect's `database` is an SQLite of its own."""
     (folder / "ids").mkdir(parents=True, exist_ok=True)
     prefect_port, receiver_port = free_port(), free_port()
     api_url = f"http://{LOOPBACK}:{prefect_port}/api"

@@ -76,7 +76,7 @@ def look_at_workers(client: SyncPrefectClient) -> Iterator[Finding]:
 def are_runs_given(client: SyncPrefectClient) -> bool:
     """Whether Prefect answers what each worker of ours asks: which runs are due, and which are under way.
 
-    To be asked beside a living worker: for Prefect, whoever asks what is due is one, and the queues are ready.
+    Call it only while a worker is alive: Prefect takes the caller for one, and marks the queues as ready.
     """
     try:
         due = {"scheduled_before": (datetime.now(UTC) + AHEAD).isoformat()}
@@ -90,9 +90,9 @@ def are_runs_given(client: SyncPrefectClient) -> bool:
 
 
 def look_at_runs(client: SyncPrefectClient) -> Iterator[Finding]:
-    """Whether the workers get their runs: one that Prefect takes and cannot give out keeps all others from them."""
+    """Whether the workers get their runs: one that Prefect stores and cannot serialize keeps all others from them."""
     if not living_workers(client):
-        return  # which was said
+        return  # the check of the workers reports that
     if are_runs_given(client):
         yield ok("runs", "Prefect gives out those that are due, and shows those under way.")
         return
@@ -106,7 +106,7 @@ def look_at_runs(client: SyncPrefectClient) -> Iterator[Finding]:
 
 
 def _ids_of_unfinished(client: SyncPrefectClient) -> Sequence[str]:
-    """Ids of the pool's runs, which Prefect's UI asks for without what is in them; none of Prefect Cloud."""
+    """Ids of the pool's runs, from a route of Prefect's UI that omits their parameters; none from Prefect Cloud."""
     body = {**_in_states([StateType.SCHEDULED, *UNDER_WAY]), "limit": IDS}
     try:
         return [run["id"] for run in asked(client, "POST", "/ui/flow_runs/history", body)]
@@ -121,7 +121,7 @@ def _in_states(states: Sequence[StateType]) -> dict[str, Any]:
 
 
 def _unwritable(client: SyncPrefectClient, ids: Sequence[str]) -> Iterator[str]:
-    """Those of these runs that Prefect answers 500 about."""
+    """Those of these runs for which Prefect answers 500, found by halving."""
     if not ids:
         return
     if len(ids) <= PAGE:

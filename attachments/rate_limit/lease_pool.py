@@ -65,7 +65,7 @@ class PacingError(Exception):
     """The vendor must not be called, since nothing would keep the calls below its cap."""
 
 
-_low_priority: ContextVar[bool] = ContextVar("attachments_backlog", default=False)
+_low_priority: ContextVar[bool] = ContextVar("attachments_low_priority", default=False)
 
 
 @contextmanager
@@ -367,7 +367,7 @@ class _Slot:
         self.leased = asked  # monotonic: since when the lease runs, at the latest
         self.retry = asked  # monotonic: not to be renewed before
         self.due: float | None = None  # monotonic; None while the response has not begun
-        self.is_kept = False  # for KEEP seconds after that, for another caller
+        self.is_kept = False  # for REUSE_WINDOW seconds after that, for another caller
         self.is_over = False  # it is being given back, or left to its lease
         self.failures = 0
 
@@ -414,7 +414,7 @@ class LeasePool:
         self._closed = False
         self._wishes: deque[Waiter] = deque()
         self._kept: list[_Slot] = []
-        threading.Thread(target=self._serve, name="pacing-returns", daemon=True).start()
+        threading.Thread(target=self._serve, name="lease-pool", daemon=True).start()
         atexit.register(self._close)
 
     def hold(self, names: tuple[str, ...], lease: UUID, asked: float) -> _Slot:

@@ -24,6 +24,7 @@ import httpx
 import prefect
 import pyrage
 import pytest
+import respx
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import Worker, WorkerStatus
@@ -219,13 +220,14 @@ class Asked:
     """As much of Prefect's client as `asked` needs."""
 
     def __init__(self, address: str) -> None:
-        self._client = httpx.Client(base_url=address, trust_env=False)
+        self._http = httpx.Client(base_url=address, trust_env=False)
+        self.request = self._http.request
 
     def __enter__(self) -> Any:
         return cast("Any", self)
 
     def __exit__(self, *_: object) -> None:
-        self._client.close()
+        self._http.close()
 
 
 def settings(leases: str, retention: Any = "P7D") -> dict[str, Any]:
@@ -520,9 +522,15 @@ def prefect_with_runs(unwritable: set[str], ids: list[str]) -> Iterator[SyncPref
         broken = is_listed and bool(unwritable & set(named))
         return httpx.Response(500, json={}) if broken else httpx.Response(200, json=[])
 
+    with prefect_that_answers(answer) as client:
+        yield client
+
+
+@contextmanager
+def prefect_that_answers(answer: Callable[[httpx.Request], httpx.Response]) -> Iterator[SyncPrefectClient]:
     elsewhere = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}
-    with temporary_settings(elsewhere), prefect_client(5) as client:
-        client._client._transport = httpx.MockTransport(answer)
+    with temporary_settings(elsewhere), respx.mock(assert_all_called=False) as api, prefect_client(5) as client:
+        api.route(host="127.0.0.1", port=9).mock(side_effect=answer)
         yield client
 
 
@@ -543,8 +551,7 @@ def test_runs_that_prefect_cannot_give_out_are_named(number: int) -> None:
 
 def test_a_prefect_that_answers_500_for_another_reason_is_told_as_that() -> None:
     """No run is to blame, so none is named."""
-    with prefect_with_runs({"another"}, ["another"]) as client:
-        client._client._transport = httpx.MockTransport(_fails_where_workers_ask)
+    with prefect_that_answers(_fails_where_workers_ask) as client:
         (finding,) = work.look_at_runs(client)
     assert finding.status == "failed"
     assert "flow-run delete" not in said(finding)
@@ -681,7 +688,7 @@ def unplanned(*schedules: Any) -> str:
     active = [SimpleNamespace(active=True, schedule=one, updated=None) for one in schedules]
     deployment = SimpleNamespace(id="1", paused=False, schedules=active)
     no_runs = httpx.Response(200, json=0, request=httpx.Request("POST", "http://prefect"))
-    client = SimpleNamespace(_client=SimpleNamespace(request=lambda *_, **__: no_runs))
+    client = SimpleNamespace(request=lambda *_, **__: no_runs)
     with pytest.MonkeyPatch.context() as hasty:
         hasty.setattr(schedules_of_the_doctor, "LOOK_AGAIN", 0.0)
         (finding,) = look_at_schedules(cast("Any", client), cast("Any", {"purge/yearly": deployment}))

@@ -47,7 +47,7 @@ def test_the_count_is_read_from_the_sentence(outcomes: Sequence[Outcome]) -> Non
 def test_what_can_be_mended_is_the_code_of_a_run(
     codes: Sequence[str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever reads it decides by it whether to look at the message delayed_retry."""
+    """A reconciliation decides by it whether to look at the message again."""
     monkeypatch.setattr(reporting, "_make_table", lambda _: None)
     failed = [
         cast(

@@ -461,10 +461,10 @@ def test_the_look_for_cancelled_runs_outlives_whatever_answers(
         under_way.append(_UnderWay(run, worker._clients))
         worker._under_way[under_way[0].flow_run.id] = under_way[0]
         worker._client = cast("Any", Odd())
-        heeding = asyncio.create_task(worker._poll_cancellations())
+        polling = asyncio.create_task(worker._poll_cancellations())
         await asyncio.wait_for(under_way[0].ended, 10)
-        assert not heeding.done()
-        heeding.cancel()
+        assert not polling.done()
+        polling.cancel()
 
     asyncio.run(look())
     assert not worker._under_way
