@@ -31,7 +31,7 @@ $(DEVELOPMENT): requirements.lock $(INSTALLED)
 demo: install
 	$(BIN)/attachments demo
 
-# Four processes: two for the tests of the road, which wait for Prefect most of the time, and two for all others.
+# Four processes: two for the end-to-end tests, which wait for Prefect most of the time, and two for all others.
 test: $(DEVELOPMENT) $(AZURITE) sshd systemd
 	$(PYTEST) -m "not soak" -n 4 --dist loadgroup
 

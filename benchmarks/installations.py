@@ -32,7 +32,7 @@ WAIT = 1800.0
 
 @dataclass
 class Installation:
-    """A running road with the sandbox at its start, and any number of further workers."""
+    """A running stack with the sandbox at its start, and any number of further workers."""
 
     stack: Stack
     sandbox: Sandbox
@@ -109,7 +109,7 @@ def installation(
     *,
     limit: int | None = None,
     slots: int = UNPACED,
-    before: Callable[[Stack], Stack] = lambda road: road,
+    before: Callable[[Stack], Stack] = lambda stack: stack,
 ) -> Iterator[Installation]:
     """Everything, running; `limit` is the sandbox's, `slots` the pacing limit's. `before` may change what starts."""
     with ExitStack() as stack:
@@ -132,7 +132,7 @@ def installation(
 
 
 def without_worker(everything: Stack) -> Stack:
-    """A road whose worker does nothing: the part starts its own."""
+    """A stack whose worker does nothing: the part starts its own."""
     idle = dataclasses.replace(everything.worker, command=["sleep", "infinity"], is_ready=lambda: True)
     return dataclasses.replace(everything, worker=idle)
 

@@ -19,6 +19,7 @@ from attachments.domain.progress import Counts
 from attachments.emailgistics import EmailgisticsClient, ReceivedMessages
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
+from attachments.foundation.terminal_text import bounded
 from attachments.rate_limit.lease_pool import low_priority
 from attachments.runs.artifacts import failed_state
 from attachments.runs.backfill_progress import Total, progress
@@ -87,7 +88,7 @@ def backfill_attachments(
                 labels = lineage.labels
                 return _backfill(order, DownloadDeployment.load(deployment), lineage, force=force)
             except (OrderError, IdsError) as error:
-                return Failed(message=str(error))
+                return Failed(message=bounded(str(error)))
             except FanOutCancelled as left:
                 return Cancelled(message=str(left))
     except RunCancelled:

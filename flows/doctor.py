@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 
 from attachments.doctor import Finding, by_urgency, examine, summary
 from attachments.foundation.cancellation import RunCancelled
-from attachments.foundation.terminal_text import markdown, markdown_with_code
+from attachments.foundation.terminal_text import bounded, markdown, markdown_with_code
 from attachments.runs.errors import OUR_ERRORS, error_boundary
 
 TOLD = 3
@@ -32,13 +32,13 @@ def doctor() -> State[None]:
     except RunCancelled:
         raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
     except OUR_ERRORS as error:
-        return Failed(message=str(error))
+        return Failed(message=bounded(str(error)))
     _show(found)
     failures = [finding for finding in found if finding.status == "failed"]
     if failures:
         remedies = " ".join(_line(finding) for finding in failures[:TOLD])
-        return Failed(message=f"{summary(found)} {remedies} {NEXT}")
-    return Completed(message=summary(found))
+        return Failed(message=bounded(f"{summary(found)} {remedies} {NEXT}"))
+    return Completed(message=bounded(summary(found)))
 
 
 def _show(found: Sequence[Finding]) -> None:

@@ -22,6 +22,7 @@ from attachments.emailgistics import EmailgisticsError, Forbidden, InvalidKey, M
 from attachments.emailgistics.envelopes import FURTHEST_ZONE
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
+from attachments.foundation.terminal_text import bounded
 from attachments.prefect_api.prefect_retry import own_client
 from attachments.rate_limit.lease_pool import low_priority
 from attachments.runs.announcements import announce, event, send
@@ -428,7 +429,7 @@ def _show(missed: Sequence[tuple[str, Child]], found: Found) -> None:
 
 def _stopped(error: OurError) -> str:
     # No attempt of its own: the schedule brings the next one, and each of those would bring more.
-    return f"{error} The watermarks of what was not done stay, so the next reconciliation does it."
+    return f"{bounded(str(error))} The watermarks of what was not done stay, so the next reconciliation does it."
 
 
 def _failed(message: str, stopped: OurError | None) -> State[None]:

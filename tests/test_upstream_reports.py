@@ -28,6 +28,16 @@ def test_prefects_sqlite_persister_drops_new_events_beside_known_ones(known: int
     assert ran.stdout == f"{lost} of 100 new events lost\n"
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_prefect_keeps_a_run_that_it_cannot_give_out() -> None:
+    """The report's own program: one request, and no worker of the pool gets a run."""
+    report = REPORT.with_name("prefect-unserializable-runs.md").read_text()
+    (program,) = re.findall(r"```python\n(import httpx.*?)```", report, re.DOTALL)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "create 500, runs 1, poll 500"
+
+
 @pytest.mark.parametrize(
     "place", ["docs/separate-programs.md", "deploy/systemd/prefect-server.service", "attachments/demo/services.py"]
 )

@@ -1,1 +1,1 @@
-"""The whole product on one machine: for `attachments demo`, and for the tests and benchmarks of the road."""
+"""The whole product on one machine: for `attachments demo`, and for the end-to-end tests and benchmarks."""

@@ -1,4 +1,4 @@
-"""`attachments demo`: the whole road on this machine, and a comparison of every file with the mail it came in."""
+"""`attachments demo`: the whole product on this machine, and a comparison of every file with the mail it came in."""
 
 import os
 import time

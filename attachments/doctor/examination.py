@@ -30,7 +30,7 @@ from attachments.doctor.schedules import look_at_schedules
 from attachments.doctor.server import look_at_access, look_at_server, look_at_settings
 from attachments.doctor.stores import look_at_store
 from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading, sentences
-from attachments.doctor.work import look_at_pool, look_at_queues, look_at_workers
+from attachments.doctor.work import look_at_pool, look_at_queues, look_at_runs, look_at_workers
 from attachments.emailgistics import EmailgisticsError
 from attachments.foundation.cancellation import RunCancelled
 
@@ -75,6 +75,7 @@ class _Examination:
         yield from self._all("leases", lambda: look_at_settings(self._client))
         yield from self._all("work-pool", lambda: look_at_pool(self._client))
         yield from self._all("worker", lambda: look_at_workers(self._client))
+        yield from self._all("runs", lambda: look_at_runs(self._client))
         yield from self._all("queue", lambda: look_at_queues(self._client))
         standing: Deployments = self._ask("deployment", lambda: read_deployments(self._client), {})
         yield from self._told()

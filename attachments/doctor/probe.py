@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
@@ -58,7 +58,9 @@ def prefect(seconds: float = PATIENCE) -> Iterator[SyncPrefectClient]:
 
 def asked(client: SyncPrefectClient, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
     """The JSON of an answer of Prefect's API, of what its client has no method for. Raises `PREFECT_ERRORS`."""
-    return client._client.request(method, path, json=body).raise_for_status().json()
+    # Prefect's server resets a connection on which it has answered 500, and the next request would fail with it.
+    alone = {"Connection": "close"}
+    return client.request(cast("Any", method), cast("Any", path), json=body, headers=alone).raise_for_status().json()
 
 
 def is_unknown(error: httpx.HTTPStatusError) -> bool:

@@ -1,4 +1,4 @@
-"""Message ids as people hand them over: a list, or a file (`ids_source` says from where).
+"""Message ids as people hand them over: a list, or a file (`message_ids_source` says from where).
 
 A file has one id a line, or is CSV with a column `messageId`, or JSON lines with that name. Which one it is shows in
 its first line. It is read once, as a stream, and its ids wait in a file on the local disk until they are used: its

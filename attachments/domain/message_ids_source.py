@@ -153,7 +153,7 @@ class _Place:
         if local is not None or protocol == "sftp":
             rest = "/".join(filter(None, rest.split("/")))  # to a file system // is /
         path = tuple(rest.rstrip("/").split("/")) if rest.strip("/") else ()
-        if any(unquote(part) in {"", ".", ".."} or set("/\\") & set(unquote(part)) for part in path):
+        if any(_leads_elsewhere(part, is_web=protocol in _WEB) for part in path):
             raise IdsError(f"{what} has a . or .. or nothing between two slashes. Write its path without.")
         return cls(protocol, _authority(protocol, authority), path, query)
 
@@ -162,6 +162,14 @@ class _Place:
         depth = len(root.path)
         is_there = (self.protocol, self.authority) == (root.protocol, root.authority)
         return self.path[depth:] if is_there and self.path[:depth] == root.path else ()
+
+
+def _leads_elsewhere(part: str, *, is_web: bool) -> bool:
+    """Whether a part of a path may be more than a name to some server: some decode twice, or drop what follows `;`."""
+    while is_web and (once := unquote(part)) != part:
+        part = once
+    name = unquote(part).partition(";")[0] if is_web else unquote(part)
+    return name in {"", ".", ".."} or not {"/", "\\"}.isdisjoint(unquote(part))
 
 
 def _authority(protocol: str, text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Protocol, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from attachments.storage.names import bounded, is_nameless, safe_name
+from attachments.storage.names import SELECTORS, bounded, is_nameless, safe_name
 
 # The standard library's own table (never the machine's), and what mail carries that it lacks in some version.
 _TYPES = {
@@ -165,6 +165,8 @@ _ALIASES = {
     "text/yaml": "application/yaml",
 }
 """Other names of a type, and the one that we compare."""
+
+_KNOWN_TYPES = frozenset({*_TYPES.values(), *_ALIASES.values(), _UNKNOWN, "message/rfc822", "text/calendar"})
 
 _RESTRICTED_NAME = r"[a-z0-9*?][a-z0-9!#$&^_.+*?-]*"  # RFC 6838, section 4.2, and the two wildcards
 _TYPE_PATTERN = re.compile(rf"{_RESTRICTED_NAME}(?:/{_RESTRICTED_NAME})?")
@@ -435,6 +437,15 @@ def _says_nothing(attachment: AttachmentLike) -> bool:
     return stated in _SAYS_NOTHING or "/" not in stated or "*" in stated
 
 
+def known_type(content_type: str | None) -> str | None:
+    """The media type in its usual spelling when it is one of those that mail carries; None otherwise.
+
+    The sender writes it. What is no known type may be any text, up to a file name.
+    """
+    canonical = _canonical(_without_parameters(content_type or ""))
+    return canonical if canonical in _KNOWN_TYPES else None
+
+
 def _canonical(content_type: str) -> str:
     return _ALIASES.get(content_type, content_type)
 
@@ -456,5 +467,6 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _folded(text: str) -> str:
-    """One spelling for what readers take for the same: NFC, without case."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    """One spelling for what readers take for the same: NFC, without case and variation selectors."""
+    shown = "".join(character for character in text if character not in SELECTORS)
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", shown).casefold())

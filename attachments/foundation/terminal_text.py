@@ -53,6 +53,11 @@ def printable(text: str) -> str:
     return f'"{shown}"' if len(text) <= LONGEST else f'"{shown}"… ({len(text)} characters)'
 
 
+def shown_name(name: str) -> str:
+    """A name as it may stand in a sentence: with escapes, and cut where it is longer than any that Prefect takes."""
+    return escaped(name) if len(name) <= LONGEST else f"{escaped(name[:LONGEST])}… ({len(name)} characters)"
+
+
 def escaped(text: str) -> str:
     """The whole text, with an escape for all that could move the cursor, turn the line round or be invisible."""
     return "".join(map(_visible, text))

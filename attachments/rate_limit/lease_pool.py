@@ -36,7 +36,7 @@ from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from attachments.foundation import cancellation
-from attachments.foundation.terminal_text import bounded
+from attachments.foundation.terminal_text import bounded, shown_name
 from attachments.prefect_api.prefect_retry import Backoff, PrefectAway, PrefectBusy, add_retries
 from attachments.prefect_api.url_path import path_part
 
@@ -65,7 +65,7 @@ class PacingError(Exception):
     """The vendor must not be called, since nothing would keep the calls below its cap."""
 
 
-_low_priority: ContextVar[bool] = ContextVar("attachments_backlog", default=False)
+_low_priority: ContextVar[bool] = ContextVar("attachments_low_priority", default=False)
 
 
 @contextmanager
@@ -192,8 +192,8 @@ class PrefectPacer:
             self._wait_for_prefect(str(status))
         else:
             raise PacingError(
-                f"Prefect refused a slot of the limit {self.limit_name} ({status}). Check what this process may do in "
-                "Prefect (PREFECT_API_KEY, PREFECT_API_AUTH_STRING)."
+                f"Prefect refused a slot of the limit {shown_name(self.limit_name)} ({status}). Check what this "
+                "process may do in Prefect (PREFECT_API_KEY, PREFECT_API_AUTH_STRING)."
             ) from None
 
     def _ask(self, names: tuple[str, ...]) -> httpx.Response:
@@ -213,7 +213,7 @@ class PrefectPacer:
             raise self._missing(name) from None
         if not limit.active:
             raise PacingError(
-                f"The limit {name} is switched off, so nothing would keep the calls below the cap of "
+                f"The limit {shown_name(name)} is switched off, so nothing would keep the calls below the cap of "
                 "Emailgistics. Switch it on in the Prefect UI under Concurrency."
             )
         if name not in self._names[False]:
@@ -222,7 +222,7 @@ class PrefectPacer:
 
     def _missing(self, name: str) -> PacingError:
         return PacingError(
-            f"There is no global concurrency limit {name}, so nothing would keep the calls below the cap "
+            f"There is no global concurrency limit {shown_name(name)}, so nothing would keep the calls below the cap "
             "of Emailgistics. `attachments setup` makes it."
         )
 
@@ -367,7 +367,7 @@ class _Slot:
         self.leased = asked  # monotonic: since when the lease runs, at the latest
         self.retry = asked  # monotonic: not to be renewed before
         self.due: float | None = None  # monotonic; None while the response has not begun
-        self.is_kept = False  # for KEEP seconds after that, for another caller
+        self.is_kept = False  # for REUSE_WINDOW seconds after that, for another caller
         self.is_over = False  # it is being given back, or left to its lease
         self.failures = 0
 
@@ -414,7 +414,7 @@ class LeasePool:
         self._closed = False
         self._wishes: deque[Waiter] = deque()
         self._kept: list[_Slot] = []
-        threading.Thread(target=self._serve, name="pacing-returns", daemon=True).start()
+        threading.Thread(target=self._serve, name="lease-pool", daemon=True).start()
         atexit.register(self._close)
 
     def hold(self, names: tuple[str, ...], lease: UUID, asked: float) -> _Slot:

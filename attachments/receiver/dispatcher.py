@@ -112,7 +112,10 @@ class Dispatcher:
             self.synced = False  # a name that is not known may have been made since
             if not self._is_away:  # once for each absence
                 logger.warning(
-                    "Prefect's list of deployments cannot be read (%s); the last known one is used.", _said(error)
+                    "Prefect's list of deployments cannot be read (%s). Meanwhile webhooks for /default and for %s "
+                    "from the last list are accepted; others get 503.",
+                    _said(error),
+                    counted(len(self._deployments), "deployment"),
                 )
             self._is_away = True
             return

@@ -14,8 +14,10 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from attachments.domain.plan import NOT_FINAL
+from attachments.domain.selection import known_type
 from attachments.domain.watermark_policy import PERMANENT_CODES
 from attachments.foundation.numerals import counted
+from attachments.foundation.terminal_text import bounded
 from attachments.runs.announcements import announce, event
 from attachments.runs.delayed_retry import failed_for_now
 from attachments.runs.errors import OurError, error_code, is_retryable
@@ -31,7 +33,6 @@ WORDS: dict[Outcome, str] = {
     "purged": "purged earlier",
     "failed": "failed",
 }
-MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]{1,100}", re.ASCII | re.IGNORECASE)
 
 
 class Attempt(Protocol):
@@ -118,9 +119,10 @@ def _completed(message: str, entries: Sequence[ManifestAttachment]) -> State[Non
 
 
 def _failed(message: str, code: str, *, passing: bool, labels: Mapping[str, str] | None = None) -> State[None]:
+    shortened = bounded(message)
     if passing:
-        return failed_for_now(message, code, labels)
-    return write_record(Failed(message=message), StateRecord(code=code))
+        return failed_for_now(shortened, code, labels)
+    return write_record(Failed(message=shortened), StateRecord(code=code))
 
 
 def _as_sentence(sentence: str) -> str:
@@ -174,6 +176,5 @@ def _plain_code(code: str | None) -> str | None:
 
 
 def _plain_type(content_type: str | None) -> str:
-    """The media type alone: its parameters may carry a file name."""
-    plain = (content_type or "").partition(";")[0].strip()
-    return plain if MEDIA_TYPE.fullmatch(plain) else "other"
+    """A type that is known: the sender writes it, and may write anything."""
+    return known_type(content_type) or "other"

@@ -6,6 +6,7 @@ from prefect.blocks.core import Block
 from pydantic import ValidationError
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.foundation.terminal_text import shown_name
 from attachments.prefect_api.url_path import path_part
 from attachments.runs.block_problems import reasons
 from attachments.runs.errors import NotConfigured, retry_until_available
@@ -35,11 +36,14 @@ def _load(kind: type[B], block_type: str, name: str) -> B:
 
 
 def _unusable(block_type: str, name: str, error: ValidationError) -> str:
-    return f"The block {block_type}/{name} cannot be used: {reasons(error)}. Correct it in the Prefect UI under Blocks."
+    return (
+        f"The block {block_type}/{shown_name(name)} cannot be used: {reasons(error)}. Correct it in the Prefect UI "
+        "under Blocks."
+    )
 
 
 def _missing(block_type: str, name: str) -> str:
     return (
-        f"There is no usable block {block_type}/{name}. Make it in the Prefect UI under Blocks, or let "
+        f"There is no usable block {block_type}/{shown_name(name)}. Make it in the Prefect UI under Blocks, or let "
         "`attachments setup` make the default one."
     )

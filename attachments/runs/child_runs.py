@@ -35,6 +35,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from attachments.blocks import EmailgisticsAccount
 from attachments.domain.selection import Filter
 from attachments.emailgistics import NotFound
+from attachments.foundation.terminal_text import shown_name
 from attachments.prefect_api.prefect_retry import PrefectAway, own_client
 from attachments.prefect_api.url_path import path_part
 from attachments.runs.block_loader import load_account, load_store
@@ -106,16 +107,18 @@ class DownloadDeployment:
             found = retry_until_available(lambda: get_client(sync_client=True).read_deployment_by_name(path))
         except ObjectNotFound:
             raise NotConfigured(
-                f"There is no deployment {FLOW}/{name}. `attachments setup` makes default and backfill."
+                f"There is no deployment {FLOW}/{shown_name(name)}. `attachments setup` makes default and backfill."
             ) from None
         if found.work_queue_id is None:
-            raise NotConfigured(f"The deployment {FLOW}/{name} has no work pool, so no worker takes its runs.")
+            raise NotConfigured(
+                f"The deployment {FLOW}/{shown_name(name)} has no work pool, so no worker takes its runs."
+            )
         asked = found.parameters
         try:
             wanted = Filter.model_validate(asked.get("filter") or {})
         except ValidationError:
             raise NotConfigured(
-                f"The filter of the deployment {FLOW}/{name} cannot be right. See docs/filters.md."
+                f"The filter of the deployment {FLOW}/{shown_name(name)} is not valid. See docs/filters.md."
             ) from None
         account_name = str(asked.get("account") or "default")
         return cls(
@@ -190,6 +193,10 @@ class ChildRuns:
         self._client = client
         self._target = target
         self._key_prefix = key_prefix
+        if not tags:
+            raise ValueError(
+                "child runs need a tag: cancelling them goes by their tags, and none would match every run"
+            )
         self._tags = tuple(tags)
         self._force = force
         # Whatever deployment it is: old mail waits behind live mail.
@@ -218,7 +225,7 @@ class ChildRuns:
             if error.response.status_code in THIS_RUN:
                 return Child(None, Stage.FAILED, REFUSED)
             raise NotConfigured(
-                f"The deployment {FLOW}/{self._target.name} is gone. Deploy it, then run this again."
+                f"The deployment {FLOW}/{shown_name(self._target.name)} is gone. Deploy it, then run this again."
             ) from None
 
     def look(self, run_ids: Collection[UUID], *, at_all: bool) -> Mapping[UUID, Child]:

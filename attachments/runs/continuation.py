@@ -14,7 +14,7 @@ from prefect.states import Scheduled
 
 from attachments.domain.progress import Counts
 from attachments.runs.errors import NotConfigured, retry_until_available
-from attachments.runs.run_labels import CRASH_COUNT, ENDED, IDLE, ORIGIN
+from attachments.runs.run_labels import CRASH_COUNT, ENDED, IDLE, ORIGIN, count_label, id_label
 
 SHORTEST, LONGEST = 30.0, 60.0  # seconds until it goes on
 EACH = 2.0  # seconds that a run which waits may take, one after the other
@@ -51,7 +51,7 @@ class Lineage:
         if context is None or context.flow_run is None:
             raise NotConfigured("This can be called in a flow run only.")
         run = context.flow_run
-        origin = str(run.labels.get(ORIGIN, run.id))
+        origin = id_label(run.labels, ORIGIN) or str(run.id)
         states = retry_until_available(lambda: get_client(sync_client=True).read_flow_run_states(run.id))
         ends = sum(state.is_final() for state in states)
         return cls(run, f"{origin}/retried/{run.id}/{ends}" if ends else origin)
@@ -60,8 +60,8 @@ class Lineage:
         """Schedule the run that goes on, once, and say so in a sentence."""
         assert self.run.deployment_id is not None  # noqa: S101  see can_continue
         deployment_id: UUID = self.run.deployment_id
-        before = self.run.labels.get(ENDED)
-        idle = int(str(self.run.labels.get(IDLE, 0))) + 1 if before == counts.ended else 0
+        before = count_label(self.run.labels, ENDED)
+        idle = (count_label(self.run.labels, IDLE) or 0) + 1 if before == counts.ended else 0
         seconds = min(LONGEST, max(SHORTEST, waiting * EACH))
         seconds = min(IDLE_LONGEST, seconds * 2 ** min(idle, 10))
         when = datetime.now(UTC) + timedelta(seconds=seconds)

@@ -38,12 +38,16 @@ def declared_flow(spec: Mapping[str, Any]) -> Flow[..., Any]:
     return load_flow_from_entrypoint(spec["entrypoint"])
 
 
-def load_flow(entrypoint: str) -> Flow[..., Any]:
-    """The flow of a module path; one of ours where the path leads nowhere since an older version was replaced.
+def load_flow(entrypoint: str, *, is_named: bool) -> Flow[..., Any]:
+    """The flow of a module path. The name that one of ours had in an older version leads to ours.
 
-    A user's project may have a module and a flow of the same names as ours had: these are the user's.
+    With `is_named`, the host allows a package of that name, and a user's project may have a module and a flow of the
+    same names as ours had: these are the user's. Without, no module of the old name is imported: whatever lies in the
+    worker's working directory would be code that nobody has allowed.
     """
     moved = current_entrypoint(entrypoint)
+    if not is_named:
+        return load_flow_from_entrypoint(moved, use_placeholder_flow=False)
     try:
         return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     except MissingFlowError:

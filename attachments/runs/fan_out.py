@@ -82,7 +82,7 @@ def run_children(
     target: DownloadDeployment,
     *,
     key_prefix: str,
-    tags: Sequence[str] = (),
+    tags: Sequence[str],
     force: bool = False,
     on_progress: Callable[[Counts], None] = lambda _: None,
     on_made: Callable[[MessageRef, Child], None] = lambda *_: None,
@@ -167,7 +167,7 @@ class FanOut:
         self._on_progress = on_progress
         self._on_made = on_made
         self._on_ended = on_ended
-        self._avoids_others = skip_existing_runs
+        self._skip_existing_runs = skip_existing_runs
         self._tally = Tally()
         self._recent: dict[str, None] = {}
         self._checking: dict[Future[_Known], MessageRef] = {}
@@ -256,7 +256,7 @@ class FanOut:
                 return _Known("already_done")
         except AccessDenied as error:
             return _Known(denied=error)
-        latest = self._runs.latest(wanted) if self._avoids_others else None
+        latest = self._runs.latest(wanted) if self._skip_existing_runs else None
         return _Known() if latest is None else self._after(latest)
 
     def _after(self, latest: Child) -> _Known:

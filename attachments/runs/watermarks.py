@@ -59,7 +59,7 @@ class Watermarks:
         """The mark of the mailbox with this key; None when there is none.
 
         Raises:
-            UnreadableMark: somebody has changed it. As if there were none, the time since would be passed over.
+            UnreadableWatermark: somebody has changed it. As if there were none, the time since would be passed over.
         """
         name = self._name(mailbox)
         variable = self.client.read_variable_by_name(name)

@@ -10,7 +10,8 @@ manifest records the name as it was. What is decided here, and why:
 - **Invisible characters.** Line and tab controls become a space, other controls ``_``. Format characters go:
   bidirectional ones (``invoice<U+202E>fdp.exe`` reads as ``invoiceexe.pdf``), zero-width ones, tags, fillers.
   The joiners U+200C and U+200D stay between two characters that are not ASCII, where Persian, Indic scripts
-  and emoji need them. Lone surrogates, private-use and unassigned characters become ``_``.
+  and emoji need them; a variation selector stays behind an emoji, a CJK ideograph or a Mongolian letter. Lone
+  surrogates, private-use and unassigned characters become ``_``.
 - **Characters with a meaning.** ``<>:"|?*`` (Windows) become ``_``, and so do ``#`` and ``%``, which silently
   change the meaning of a URL. ``[`` and ``]`` become parentheses: fsspec and shells take them for a
   pattern, so that deleting ``scan[1].pdf`` would delete ``scan1.pdf``.
@@ -61,6 +62,12 @@ _REPLACED = str.maketrans({**dict.fromkeys('<>:"|?*#%', "_"), "[": "(", "]": ")"
 _VISIBLE_FORMATS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
 _JOINERS = frozenset("\u200c\u200d")
 _LINE_CONTROLS = frozenset("\t\n\v\f\r\x85\u2028\u2029")
+_MONGOLIAN_SELECTORS = frozenset("\u180b\u180c\u180d\u180f")
+_IDEOGRAPHIC_SELECTORS = frozenset(map(chr, range(0xE0100, 0xE01F0)))
+SELECTORS = _MONGOLIAN_SELECTORS | _IDEOGRAPHIC_SELECTORS | frozenset(map(chr, range(0xFE00, 0xFE10)))
+"""Variation selectors: they do not print, and say which form the character before them has."""
+_KEYCAP = "\u20e3"
+_OTHER_EMOJI = frozenset("\u203c\u2049\u2139\u3030")  # those that are no symbols by their category
 _SKIN_TONES = frozenset("\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff")
 
 _EXTENSION = re.compile(r"(?:\.[^\W_]{1,12}){0,1}\.[^\W_]{1,16}\Z")
@@ -94,6 +101,9 @@ def invisible(text: str) -> str | None:
     for at, char in enumerate(text):
         if char in _JOINERS:
             if not _joins(text[at - 1 : at], text[at + 1 : at + 2]):
+                return char
+        elif char in SELECTORS:
+            if not _varies(char, text[at - 1 : at], text[at + 1 : at + 2]):
                 return char
         elif char in _LINE_CONTROLS or unicodedata.category(char) == "Cc" or _is_invisible_format(char):
             return char
@@ -143,6 +153,9 @@ def _printable(name: str) -> str:
         elif char in _JOINERS:
             if _joins(name[at - 1 : at], name[at + 1 : at + 2]):
                 kept.append(char)
+        elif char in SELECTORS:
+            if _varies(char, name[at - 1 : at], name[at + 1 : at + 2]):
+                kept.append(char)
         elif _is_invisible_format(char):
             continue
         else:
@@ -157,6 +170,23 @@ def _is_invisible_format(char: str) -> bool:
 def _joins(before: str, after: str) -> bool:
     """Whether a joiner between these two characters can have a meaning in some script, or in an emoji."""
     return all(side and not side.isascii() and unicodedata.category(side)[0] in "LMS" for side in (before, after))
+
+
+def _varies(selector: str, base: str, after: str) -> bool:
+    """Whether a variation selector between these two characters can have a meaning: nowhere in a Latin extension.
+
+    https://www.unicode.org/Public/UCD/latest/ucd/StandardizedVariants.txt and emoji/emoji-variation-sequences.txt
+    """
+    name = unicodedata.name(base, "") if base else ""
+    if selector in _MONGOLIAN_SELECTORS:
+        return name.startswith("MONGOLIAN ")
+    if name.startswith("CJK "):
+        return True
+    if selector in _IDEOGRAPHIC_SELECTORS or not base:
+        return False
+    if base.isascii():
+        return after == _KEYCAP and (base.isdigit() or base in "#*")
+    return unicodedata.category(base)[0] == "S" or base in _OTHER_EMOJI
 
 
 def _last_component(name: str) -> str:

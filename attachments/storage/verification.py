@@ -9,7 +9,14 @@ from enum import StrEnum
 from itertools import islice
 
 from attachments.storage.content import Content, Transform, pour
-from attachments.storage.errors import CannotDecrypt, InvalidManifest, MalformedKey, NothingStored
+from attachments.storage.errors import (
+    CannotDecrypt,
+    InvalidManifest,
+    MalformedKey,
+    NotFound,
+    NothingStored,
+    StoreError,
+)
 from attachments.storage.manifest import Manifest, ManifestAttachment
 from attachments.storage.store import Store
 
@@ -32,6 +39,10 @@ class Problem(StrEnum):
     UNRECORDED = "stands there, but no manifest names it; run its download again"
     FOREIGN = "the manifest names a place that is not its own: it was altered; run its download again with force"
     MANIFEST = "the manifest is damaged; run its download again to rebuild it"
+    UNREADABLE = (
+        "cannot be read, so nothing is known of it; look at what stands there (a link in place of a folder, missing "
+        "rights, an archived object), then verify it again"
+    )
 
 
 @dataclass(frozen=True)
@@ -57,10 +68,14 @@ class Checked:
     def to_run(self) -> tuple[str | None, ...]:
         """The deployments whose run may help, each once; None where it is not recorded.
 
-        None of them for what a wrong identity explains: a run leaves alone what stands.
+        None of them for what a wrong identity or missing rights explain: a run leaves alone what stands.
         """
         return tuple(
-            dict.fromkeys(found.deployment for found in self.differences if found.problem is not Problem.SEALED)
+            dict.fromkeys(
+                found.deployment
+                for found in self.differences
+                if found.problem not in {Problem.SEALED, Problem.UNREADABLE}
+            )
         )
 
 
@@ -75,7 +90,8 @@ def verify(
     """Checks messages, a few at a time, as their keys come; in the order of the keys.
 
     Memory does not grow with their number. With `unseal`, what was encrypted is decrypted as well and compared with
-    the attachment's own hash; without it, the ciphertext's hash is compared. Raises StoreError.
+    the attachment's own hash; without it, the ciphertext's hash is compared. What one message's place in the store does
+    not let us read is a difference of that message; raises StoreError when the store is gone or does not answer.
     """
     keys = iter(message_keys)
     waiting: list[Future[Checked]] = []
@@ -101,9 +117,11 @@ def verify_message(
     """Checks one message: one listing, one manifest, and every byte that is stored of it."""
     try:
         manifest = store.read_manifest(message_key)
+        standing = store.objects(message_key)
     except InvalidManifest:
         return Checked(message_key, 0, 0, (Difference(message_key, Problem.MANIFEST),))
-    standing = store.objects(message_key)
+    except StoreError as error:
+        return Checked(message_key, 0, 0, (Difference(message_key, _unreadable(error)),))
     recorded = dict(_stored_entries(manifest))
     found: list[Difference] = []
     read = 0
@@ -203,6 +221,15 @@ def _compared(
         return _unsealed_again(store, key, entry, unseal, count)
     except NothingStored:
         return Problem.MISSING
+    except StoreError as error:
+        return _unreadable(error)
+
+
+def _unreadable(error: StoreError) -> Problem:
+    """The problem of one message; raises what concerns the store as a whole, or may pass."""
+    if error.retryable or isinstance(error, NotFound):
+        raise error
+    return Problem.UNREADABLE
 
 
 def _unsealed_again(

@@ -23,8 +23,7 @@ def check_allowed(entrypoint: str | None, *, has_pull_steps: bool, allowed: str)
     `allowed` is the variable's value: names of packages, modules or flows, comma-separated, whose flows run as well, or
     `*` for whatever a deployment names.
     """
-    names = [name.strip() for name in allowed.split(",") if name.strip()]
-    if ANY in names:
+    if ANY in _names(allowed):
         return
     if has_pull_steps:
         raise FlowNotAllowed(
@@ -36,13 +35,22 @@ def check_allowed(entrypoint: str | None, *, has_pull_steps: bool, allowed: str)
             "Not started: the deployment's code is a file, and this worker runs flows of modules only. Deploy it "
             f"with an entrypoint such as package.module.flow. {UNLESS_YOURS}"
         )
-    if not _is_ours(entrypoint) and not any(f"{entrypoint}.".startswith(f"{name}.") for name in names):
+    if not _is_ours(entrypoint) and not is_named(entrypoint, allowed):
         raise FlowNotAllowed(
             "Not started: the deployment's flow is none that this worker may run. If it is yours, add the name of its "
             f"package to {VARIABLE} for the worker and restart it."
         )
 
 
+def is_named(entrypoint: str, allowed: str) -> bool:
+    """Whether the variable's value names the flow that an entrypoint leads to, or all flows."""
+    return any(name == ANY or f"{entrypoint}.".startswith(f"{name}.") for name in _names(allowed))
+
+
+def _names(allowed: str) -> list[str]:
+    return [name.strip() for name in allowed.split(",") if name.strip()]
+
+
 def _is_ours(entrypoint: str) -> bool:
-    """Whether it is a flow of this product, also by the name that it had in version 0.1."""
+    """Whether it is a flow of this product, also by the name that it had in version 0.1: `load_flow` maps that."""
     return any(spec["entrypoint"] == current_entrypoint(entrypoint) for spec in declared_deployments())

@@ -66,9 +66,9 @@ from attachments.foundation.numerals import counted
 from attachments.foundation.terminal_text import bounded, say
 from attachments.prefect_api.prefect_retry import add_retries
 from attachments.runs.deployment_spec import load_flow
-from attachments.runs.run_labels import CRASH_COUNT
+from attachments.runs.run_labels import CRASH_COUNT, count_label
 from attachments.runs.state_record import StateRecord, read_record, write_record
-from attachments.worker.allowed_flows import NO_DEPLOYMENT, VARIABLE, FlowNotAllowed, check_allowed
+from attachments.worker.allowed_flows import NO_DEPLOYMENT, VARIABLE, FlowNotAllowed, check_allowed, is_named
 from attachments.worker.suspension import apply_suspension, disable_suspension_observer
 
 HEARTBEAT_INTERVAL = 4.0  # seconds between heartbeats
@@ -229,7 +229,11 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             if deployment.pull_steps or not deployment.entrypoint or ":" in deployment.entrypoint:
                 self._flows[version] = await load_flow_from_flow_run(flow_run, use_placeholder_flow=False)
             else:
-                self._flows[version] = await asyncio.to_thread(load_flow, deployment.entrypoint)
+                self._flows[version] = await asyncio.to_thread(
+                    load_flow,
+                    deployment.entrypoint,
+                    is_named=is_named(deployment.entrypoint, self._allowed_flows),
+                )
         return self._flows[version]
 
     async def _poll_cancellations(self) -> None:
@@ -337,7 +341,9 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             await self._propose_crashed_state(flow_run, str(refusal))
         except Exception as error:  # whatever the flow's code raises when it is loaded
             logger.exception("Flow run %s cannot be run.", flow_run.id)
-            await self._propose_crashed_state(flow_run, f"The flow cannot be loaded: {type(error).__name__}: {error}")
+            await self._propose_crashed_state(
+                flow_run, f"The flow cannot be loaded: {type(error).__name__}: {bounded(str(error))}"
+            )
         return None
 
     async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
@@ -370,12 +376,18 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             await asyncio.sleep(HEARTBEAT_INTERVAL)
             try:
                 await self.client.send_worker_heartbeat(self._work_pool_name, self.name, int(HEARTBEAT_INTERVAL))
-                watch.api_answered()
-                if watch.is_time_to_look():
-                    await self._reap_orphans(watch)
             except Exception as error:  # noqa: BLE001  the outermost loop: whatever a proxy answers, the worker must go on beating
                 watch.api_failed()
                 logger.warning("Prefect does not take the worker's heartbeat (%s); it is tried again.", _reason(error))
+                continue
+            watch.api_answered()
+            try:
+                if watch.is_time_to_look():
+                    await self._reap_orphans(watch)
+            except Exception as error:  # noqa: BLE001  as above
+                if isinstance(error, httpx.HTTPError):
+                    watch.api_failed()
+                logger.warning("The runs of dead workers could not be looked for (%s); retrying.", _reason(error))
 
     async def _reap_orphans(self, watch: "LivenessMonitor") -> None:
         workers = await self.client.read_workers_for_work_pool(
@@ -392,20 +404,28 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             stood = watch.seconds_unchanged(run)
             if run.id in ours | self._at_hand():
                 continue
-            owner = read_record(run.state).worker
-            if owner == self.name:
-                is_left = stood > 0
-            elif owner:
-                is_left = stood > 0 and may_judge_others and owner not in living
-            else:
-                # Of another kind of worker, or somebody has changed its state. Its worker ends what is to be cancelled.
-                is_left = (
-                    stood >= UNSIGNED
-                    and may_judge_others
-                    and (run.state_type == StateType.CANCELLING or await self._has_seen_a_death(run, living))
-                )
-            if is_left:
-                await self._take_up(run, is_ours=owner == self.name)
+            try:
+                if await self._is_left(run, stood, living, may_judge_others=may_judge_others):
+                    await self._take_up(run, is_ours=read_record(run.state).worker == self.name)
+            except httpx.TransportError:
+                raise  # Prefect is away, for all of them
+            except Exception as error:  # noqa: BLE001  others may write what they like into a run: the next one is taken up
+                reason = _reason(error)
+                logger.warning("Flow run %s has no worker and could not be taken up (%s); retrying.", run.id, reason)
+
+    async def _is_left(self, run: FlowRun, stood: float, living: Set[str], *, may_judge_others: bool) -> bool:
+        """Whether nobody runs a run that has been in its state for so many seconds."""
+        owner = read_record(run.state).worker
+        if owner == self.name:
+            return stood > 0
+        if owner:
+            return stood > 0 and may_judge_others and owner not in living
+        # Of another kind of worker, or somebody has changed its state. Its worker ends what is to be cancelled.
+        return (
+            stood >= UNSIGNED
+            and may_judge_others
+            and (run.state_type == StateType.CANCELLING or await self._has_seen_a_death(run, living))
+        )
 
     async def _has_seen_a_death(self, run: FlowRun, living: Set[str]) -> bool:
         """Whether a worker has died that was alive when the run came into its state: it may be that one's."""
@@ -441,7 +461,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         One of this worker's own has broken off: Prefect's engine raises when Prefect does not take a run's final state.
         """
         is_counted = not is_ours or run.state_type == StateType.RUNNING
-        deaths = int(str(run.labels.get(CRASH_COUNT, 0))) + is_counted
+        deaths = (count_label(run.labels, CRASH_COUNT) or 0) + is_counted
         if deaths >= MAX_CRASHES:
             message = (
                 f"This run broke off {MAX_CRASHES} times: its worker died, or its final state could not be set. It is "

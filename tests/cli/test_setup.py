@@ -20,6 +20,7 @@ from attachments.cli.actions.schedule import Problem, switch_reconciliation
 from attachments.cli.command_boundary import CommandFailed
 from attachments.demo.processes import free_port, surroundings
 from attachments.runs.deployment_spec import current_entrypoint, declared_deployments, declared_flow, load_flow
+from attachments.worker.allowed_flows import check_allowed, is_named
 
 ATTACHMENTS = str(Path(sys.executable).with_name("attachments"))
 
@@ -233,7 +234,7 @@ def test_entrypoints_of_an_older_version_are_known() -> None:
 def test_a_users_flow_that_is_called_as_ours_was_stays_the_users(
     code: str | None, outcome: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker takes ours only where the entrypoint leads nowhere, as that of version 0.1 does."""
+    """Where the host allows it: ours is taken only where the entrypoint leads nowhere, as that of version 0.1 does."""
     (tmp_path / "flows").mkdir()
     if code is not None:
         (tmp_path / "flows" / "doctor.py").write_text(code)
@@ -244,10 +245,28 @@ def test_a_users_flow_that_is_called_as_ours_was_stays_the_users(
         monkeypatch.setitem(sys.modules, name, sys)
         del sys.modules[name]
     if isinstance(outcome, str):
-        assert load_flow("flows.doctor.doctor").fn.__module__ == outcome
+        assert load_flow("flows.doctor.doctor", is_named=True).fn.__module__ == outcome
     else:
         with pytest.raises(outcome):
-            load_flow("flows.doctor.doctor")
+            load_flow("flows.doctor.doctor", is_named=True)
+
+
+@pytest.mark.parametrize("allowed", ["", "invoices", "flows.invoices"])
+def test_a_module_that_is_called_as_ours_was_is_not_imported_unless_the_host_allows_it(
+    allowed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lie in the worker's working directory, and nobody has allowed it: the old name leads to our flow."""
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "doctor.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise ImportError\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("flows", "flows.doctor"):
+        monkeypatch.setitem(sys.modules, name, sys)
+        del sys.modules[name]
+    old = "flows.doctor.doctor"
+    check_allowed(old, has_pull_steps=False, allowed=allowed)
+    assert load_flow(old, is_named=is_named(old, allowed)).fn.__module__ == "attachments.flows.doctor"
+    assert not (tmp_path / "ran").exists()
 
 
 def test_filters_that_no_run_takes_are_told() -> None:

@@ -95,6 +95,16 @@ def test_a_message_that_a_store_does_not_have_is_told_with_its_url(
     assert f"of message {message_key('other')} in {filled.as_uri()}: nothing of it has been stored yet." in said
 
 
+def test_a_message_without_a_manifest_is_not_said_to_be_unknown(
+    filled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its attachments are there while its run is under way, or after a kill."""
+    (filled / MESSAGE / "manifest.json").unlink()
+    assert main(["locate", MESSAGE_ID]) == 1
+    said = capsys.readouterr().err
+    assert f"Message {MESSAGE} has attachments in {filled.as_uri()}, but no manifest" in said
+
+
 def changed_manifest(root: Path, change: dict[str, object], entry: dict[str, object]) -> None:
     path = root / MESSAGE / "manifest.json"
     manifest = json.loads(path.read_text()) | change

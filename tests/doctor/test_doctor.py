@@ -24,7 +24,9 @@ import httpx
 import prefect
 import pyrage
 import pytest
+import respx
 import yaml
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import Worker, WorkerStatus
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
@@ -39,6 +41,7 @@ from pydantic import SecretStr
 
 import attachments.doctor as doctor_package
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.cli import status as status_command
 from attachments.cli.main import main
 from attachments.doctor import examine, work
 from attachments.doctor import receiver as checks
@@ -48,6 +51,7 @@ from attachments.doctor.examination import _Examination
 from attachments.doctor.findings import Finding, by_urgency, failed, ok, summary, warning
 from attachments.doctor.limits import Capacity, capacity_of, look_at_limits
 from attachments.doctor.probe import NoResponse, asked, call_with_timeout, describe_error
+from attachments.doctor.probe import prefect as prefect_client
 from attachments.doctor.receiver import SLOW, STUCK, look_at_inbox, look_at_receiver
 from attachments.doctor.reconciliation import look_at_reconciliation
 from attachments.doctor.schedules import look_at_schedules
@@ -216,13 +220,14 @@ class Asked:
     """As much of Prefect's client as `asked` needs."""
 
     def __init__(self, address: str) -> None:
-        self._client = httpx.Client(base_url=address, trust_env=False)
+        self._http = httpx.Client(base_url=address, trust_env=False)
+        self.request = self._http.request
 
     def __enter__(self) -> Any:
         return cast("Any", self)
 
     def __exit__(self, *_: object) -> None:
-        self._client.close()
+        self._http.close()
 
 
 def settings(leases: str, retention: Any = "P7D") -> dict[str, Any]:
@@ -499,6 +504,79 @@ def test_a_worker_lives_by_the_servers_clock(monkeypatch: pytest.MonkeyPatch) ->
     assert line([offline], []) == nobody
 
 
+@contextmanager
+def prefect_with_runs(unwritable: set[str], ids: list[str]) -> Iterator[SyncPrefectClient]:
+    """A client of a Prefect that answers 500 where one of these runs would be in the answer."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        path, body = request.url.path.removeprefix("/api"), json.loads(request.content or b"{}")
+        if path == "/csrf-token":
+            return httpx.Response(404, json={})
+        if path.endswith("/workers/filter"):
+            worker = Worker(id=uuid4(), name="w", work_pool_id=uuid4(), status=WorkerStatus.ONLINE)
+            return httpx.Response(200, json=[worker.model_dump(mode="json")])
+        if path == "/ui/flow_runs/history":
+            return httpx.Response(200, json=[{"id": run} for run in ids])
+        named = body.get("flow_runs", {}).get("id", {}).get("any_", ids)
+        is_listed = path.endswith(("/get_scheduled_flow_runs", "/flow_runs/filter"))
+        broken = is_listed and bool(unwritable & set(named))
+        return httpx.Response(500, json={}) if broken else httpx.Response(200, json=[])
+
+    with prefect_that_answers(answer) as client:
+        yield client
+
+
+@contextmanager
+def prefect_that_answers(answer: Callable[[httpx.Request], httpx.Response]) -> Iterator[SyncPrefectClient]:
+    elsewhere = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False}
+    with temporary_settings(elsewhere), respx.mock(assert_all_called=False) as api, prefect_client(5) as client:
+        api.route(host="127.0.0.1", port=9).mock(side_effect=answer)
+        yield client
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 40])
+def test_runs_that_prefect_cannot_give_out_are_named(number: int) -> None:
+    """It takes them, and then answers 500 to each worker that asks for any: the first few are named, to be deleted."""
+    ids = [str(uuid4()) for _ in range(500)]
+    with prefect_with_runs(set(ids[50 : 50 + number]), ids) as client:
+        (finding,) = work.look_at_runs(client)
+    if not number:
+        assert said(finding) == "ok       runs: Prefect gives out those that are due, and shows those under way."
+        return
+    assert finding.status == "failed"
+    assert "answers 500 where workers ask for runs" in said(finding)
+    named = re.findall(r"`prefect flow-run delete ([0-9a-f-]+)`", finding.remedy)
+    assert named == ids[50 : 50 + min(number, work.MOST_NAMED)]
+
+
+def test_a_prefect_that_answers_500_for_another_reason_is_told_as_that() -> None:
+    """No run is to blame, so none is named."""
+    with prefect_that_answers(_fails_where_workers_ask) as client:
+        (finding,) = work.look_at_runs(client)
+    assert finding.status == "failed"
+    assert "flow-run delete" not in said(finding)
+    assert "Look at the log of the Prefect server" in said(finding)
+
+
+def _fails_where_workers_ask(request: httpx.Request) -> httpx.Response:
+    if request.url.path.endswith("/workers/filter"):
+        worker = Worker(id=uuid4(), name="w", work_pool_id=uuid4(), status=WorkerStatus.ONLINE)
+        return httpx.Response(200, json=[worker.model_dump(mode="json")])
+    statuses = {"csrf-token": 404, "get_scheduled_flow_runs": 500}
+    return httpx.Response(statuses.get(request.url.path.rpartition("/")[2], 200), json=[])
+
+
+def test_status_says_that_workers_get_no_runs() -> None:
+    """And that it is a 500; not that Prefect does not answer."""
+    problems: list[str] = []
+    with prefect_with_runs({"one"}, ["one"]) as client:
+        status_command._seen(client, time.monotonic() + 30, problems)
+    assert "Prefect's API answers 500 where workers ask for runs, so they get none. `attachments doctor` names" in (
+        " ".join(problems)
+    )
+    assert "in time" not in " ".join(problems)
+
+
 def test_the_expected_type_is_our_workers() -> None:
     """The pool's type names the worker that may take its runs."""
     assert WarmWorker.type == POOL_TYPE
@@ -610,7 +688,7 @@ def unplanned(*schedules: Any) -> str:
     active = [SimpleNamespace(active=True, schedule=one, updated=None) for one in schedules]
     deployment = SimpleNamespace(id="1", paused=False, schedules=active)
     no_runs = httpx.Response(200, json=0, request=httpx.Request("POST", "http://prefect"))
-    client = SimpleNamespace(_client=SimpleNamespace(request=lambda *_, **__: no_runs))
+    client = SimpleNamespace(request=lambda *_, **__: no_runs)
     with pytest.MonkeyPatch.context() as hasty:
         hasty.setattr(schedules_of_the_doctor, "LOOK_AGAIN", 0.0)
         (finding,) = look_at_schedules(cast("Any", client), cast("Any", {"purge/yearly": deployment}))

@@ -513,7 +513,7 @@ def test_no_other_web_server_is_asked(exports: Web, blocks: Blocks, monkeypatch:
     """Neither another host, port, scheme or folder, nor one that only looks like it."""
     monkeypatch.setenv(ALLOWED, "http://exports.corp.example/exports, https://127.0.0.1/exports")
     port = exports.port
-    blocks("corp", "s3://bucket/in", {"endpoint_url": exports.url("")})
+    blocks("corp", "s3://bucket/in", {"endpoint_url": exports.url(""), "key": "k", "secret": "s"})
     for url in (
         exports.url("/exports/ids.txt"),
         f"http://exports.corp.example@127.0.0.1:{port}/exports/ids.txt",
@@ -526,6 +526,15 @@ def test_no_other_web_server_is_asked(exports: Web, blocks: Blocks, monkeypatch:
         refusal(url)
         refusal(url, "corp")
     monkeypatch.setenv(ALLOWED, exports.url("/exports"))
-    for path in ("/private/ids.txt", "/exports/../private/ids.txt", "/exports/%2e%2e/private/ids.txt", "/exportsx/ids"):
+    for path in (
+        "/private/ids.txt",
+        "/exports/../private/ids.txt",
+        "/exports/%2e%2e/private/ids.txt",
+        "/exports/%252e%252e/private/ids.txt",
+        "/exports/..;/private/ids.txt",
+        "/exports/%2e.%3Bx/private/ids.txt",
+        "/exports/..%252fprivate/ids.txt",
+        "/exportsx/ids",
+    ):
         refusal(exports.url(path))
     assert exports.requests == []

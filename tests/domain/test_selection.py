@@ -16,7 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from attachments.domain.selection import _ALIASES, _SAYS_NOTHING, _TYPES, Decision, Filter, Rule, decide, problem
+from attachments.domain.selection import (
+    _ALIASES,
+    _SAYS_NOTHING,
+    _TYPES,
+    Decision,
+    Filter,
+    Rule,
+    decide,
+    known_type,
+    problem,
+)
 
 
 @dataclass(frozen=True)
@@ -222,6 +232,8 @@ def test_brackets_stand_for_themselves(name: str, pattern: str) -> None:
         "setup.exe\u200b",
         "set\u00adup.exe",
         "setup.\u202eexe",
+        "setup.exe\ufe0f",
+        "setup.\U000e0100exe\u180b",
         "setup.exe\n",
         "C:\\tools\\setup.exe",
         "../setup.exe",
@@ -248,6 +260,13 @@ def test_a_name_is_compared_as_it_is_stored_too(name: str) -> None:
 )
 def test_a_name_is_compared_as_it_was_sent_too(name: str, pattern: str) -> None:
     """Either is enough."""
+    assert matches(Attachment(name), names=[pattern])
+
+
+@pytest.mark.parametrize("name", ["a.❤", "a.❤\ufe0f", "a.❤\ufe0e"])
+@pytest.mark.parametrize("pattern", ["*.❤", "*.❤\ufe0f"])
+def test_the_variant_of_a_character_makes_no_difference(name: str, pattern: str) -> None:
+    """Nobody sees in a pattern which of them it asks for."""
     assert matches(Attachment(name), names=[pattern])
 
 
@@ -497,3 +516,23 @@ def test_a_form_can_be_made_of_it() -> None:
         for field in model["properties"].values():
             assert field["title"]
             assert field["description"]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "known"),
+    [
+        ("application/pdf", "application/pdf"),
+        (' Application/X-PDF; name="jane.pdf"', "application/pdf"),
+        ("image/pjpeg", "image/jpeg"),
+        ("message/rfc822", "message/rfc822"),
+        ("application/octet-stream", "application/octet-stream"),
+        ("application/jane-doe", None),
+        ("application/vnd.jane.doe+pdf", None),
+        ("pdf", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_type_that_is_shown_is_a_known_one(content_type: str | None, known: str | None) -> None:
+    """A sender may write anything as the type: what is in no table is not repeated in an artifact."""
+    assert known_type(content_type) == known

@@ -1,4 +1,4 @@
-"""One installation for half of the tests of the road: Prefect's server takes 10 to 20 s to start."""
+"""One installation for half of the end-to-end tests: Prefect's server takes 10 to 20 s to start."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,13 +19,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             half = "one" if item.path.name in ONE_HALF else "other"
-            group = "growth" if item.path.name == LONGEST else f"road-{half}"
+            group = "growth" if item.path.name == LONGEST else f"e2e-{half}"
             item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
 def shared_installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    with installation(tmp_path_factory.mktemp("road")) as everything:
+    with installation(tmp_path_factory.mktemp("stack")) as everything:
         yield everything
 
 

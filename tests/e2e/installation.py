@@ -36,7 +36,7 @@ exec "$@"
 
 @dataclass
 class Installation:
-    """A running road with the sandbox at its start."""
+    """A running stack with the sandbox at its start."""
 
     stack: Stack
     sandbox: Sandbox

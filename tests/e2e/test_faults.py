@@ -1,4 +1,4 @@
-"""Faults of what the road runs on: Prefect's database, and a vendor who says no for a while."""
+"""Faults of what the product runs on: Prefect's database, and a vendor who says no for a while."""
 
 import dataclasses
 import sqlite3

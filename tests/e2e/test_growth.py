@@ -39,7 +39,7 @@ class Held:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Installation]:
-    with installation(tmp_path / "road", worker_flows="*") as everything:
+    with installation(tmp_path / "stack", worker_flows="*") as everything:
         yield everything
 
 

@@ -30,7 +30,7 @@ def test_a_canary_is_found_in_the_store_alone(running: Installation) -> None:
                     "content_type": f'application/pdf; name="{CANARY}"',
                     "text": f"content {CANARY}",
                 },
-                {"name": f"{CANARY}.bin", "bytes": 3_000_000},
+                {"name": f"{CANARY}.bin", "content_type": f"application/{CANARY}", "bytes": 3_000_000},
             ],
         )
         assert CANARY in str(made["webhook"])

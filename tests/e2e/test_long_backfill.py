@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(HOURS)]
 @pytest.fixture
 def unpaced(tmp_path: Path) -> Iterator[Installation]:
     """An installation of its own whose vendor has no cap."""
-    with installation(tmp_path / "road") as everything:
+    with installation(tmp_path / "stack") as everything:
         everything.change("v2/concurrency_limits/emailgistics-backfill", {"limit": FAST})
         yield everything
 

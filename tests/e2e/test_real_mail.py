@@ -1,4 +1,4 @@
-"""Real mail through the whole road comes out byte for byte as Python's `email` decodes it."""
+"""Real mail comes out of the whole product byte for byte as Python's `email` decodes it."""
 
 import email
 import email.policy

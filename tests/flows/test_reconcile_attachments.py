@@ -302,7 +302,7 @@ def test_rows_that_name_no_message_are_told_and_hold_nothing(monkeypatch: pytest
     assert "2 rows of the reports name no message" in (ended.message or "")
 
 
-def test_rows_that_name_no_message_are_told_by_a_reconciliation_that_steps_aside(
+def test_rows_that_name_no_message_are_told_by_a_reconciliation_that_yields_its_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its mark knows them already, so the next reconciliation would not report them."""

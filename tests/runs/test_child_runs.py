@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any, cast
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from attachments.runs.child_runs import DownloadDeployment
+from attachments.runs.child_runs import ChildRuns, DownloadDeployment
 from attachments.runs.errors import NotConfigured
 
 
@@ -64,3 +65,9 @@ def test_a_deployments_whole_name_is_asked_for(prefect: Prefect, name: str, path
     assert [asked for asked in prefect.asked if "/deployments/" in asked] == [
         f"/api/deployments/name/download-attachments/{path}"
     ]
+
+
+def test_runs_without_a_tag_are_refused() -> None:
+    """Cancelling goes by the tags: Prefect takes an empty list of them for every run that there is."""
+    with pytest.raises(ValueError, match="need a tag"):
+        ChildRuns(cast("Any", None), cast("Any", None), key_prefix="a", tags=(), force=False)

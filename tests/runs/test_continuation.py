@@ -12,7 +12,7 @@ from attachments.runs.continuation import IDLE_LONGEST, Lineage
 from attachments.runs.run_labels import ENDED, IDLE
 
 
-@pytest.mark.parametrize("idle", [0, 9, 5000])
+@pytest.mark.parametrize("idle", [0, 9, 5000, "abc", -5000, 1.5, True])
 def test_a_queue_that_stays_paused_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch, idle: int) -> None:
     """Every quarter of an hour at the least, however often nothing came of it before."""
     made: list[object] = []

@@ -14,6 +14,8 @@ class Recorder:
 
     url: str = ""
     requests: list[tuple[str, str | None]] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
+    """Each request's first line and headers, as one text."""
 
 
 @contextmanager
@@ -24,6 +26,7 @@ def recording() -> Iterator[Recorder]:
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             recorder.requests.append((f"{self.command} {self.path}", self.headers.get("Authorization")))
+            recorder.whole.append(f"{self.requestline}\n{self.headers}")
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             is_health = self.path.endswith("/health")
             body = b"true" if is_health else b'{"detail": "Not Found", "status": "error", "message": "no"}'

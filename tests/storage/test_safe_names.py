@@ -41,6 +41,8 @@ KEPT_AS_THEY_ARE = [
     "👨‍👩‍👧.png",
     "❤️.png",
     "葛\U000e0100.txt",
+    "ℹ️ 1️⃣ ❤️‍🔥.png",
+    "ᠠ\u180b.txt",
     "=SUM(A1) & 'x'; $y + z@!.csv",
     "ⅷ．txt",
     "nullable.pdf",
@@ -82,6 +84,33 @@ CLEANED = [
     ("in\u200dvo\u200cice.pdf", "invoice.pdf"),
     ("soft\u00adhyphen.pdf", "softhyphen.pdf"),
     ("\U000e0041tagged.pdf", "tagged.pdf"),
+    *(
+        (name.replace("~", selector), "setup.exe")
+        for selector in (
+            "\u180b",
+            "\u180c",
+            "\u180d",
+            "\u180f",
+            "\ufe00",
+            "\ufe0e",
+            "\ufe0f",
+            "\U000e0100",
+            "\U000e01ef",
+        )
+        for name in (
+            "setup.exe~",
+            "setup.ex~e",
+            "setup.~exe",
+            "setup~.exe",
+            "~setup.exe",
+            "setup.exe~~",
+            "setup.exe~.~",
+        )
+    ),
+    ("setup.exe\u2800\ufe0f", "setup.exe"),
+    ("❤\ufe0f\ufe0f.png", "❤\ufe0f.png"),
+    ("ᠠ\ufe0f.txt", "ᠠ.txt"),
+    ("#\ufe0f\u20e3.txt", "_\u20e3.txt"),
     ("line\u0085break\u2028s\u2029.pdf", "line break s .pdf"),
     ("two\r\nlines\t.pdf", "two  lines .pdf"),
     ("nul\x00byte\x1b[31m\x9b.pdf", "nul_byte_(31m_.pdf"),

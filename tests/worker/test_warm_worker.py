@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from datetime import UTC, datetime
@@ -212,6 +212,93 @@ def test_a_run_of_its_own_that_broke_off_starts_again_but_not_for_ever(
     assert run.labels == {CRASH_COUNT: counted}
 
 
+class Several(Asked):
+    """Prefect with several runs of a dead worker, that refuses whatever changes some of them."""
+
+    def __init__(self, runs: Sequence[FlowRun], refused: Mapping[UUID, Exception]) -> None:
+        super().__init__(runs[0], before_it_answers=lambda: None)
+        self._runs = runs
+        self._refused = refused
+        self.taken: dict[UUID, State[Any]] = {}
+
+    async def read_flow_runs(self, **_: Any) -> list[FlowRun]:
+        return list(self._runs)
+
+    async def update_flow_run_labels(self, run_id: UUID, labels: dict[str, Any]) -> None:
+        if run_id in self._refused:
+            raise self._refused[run_id]
+        next(run for run in self._runs if run.id == run_id).labels.update(labels)
+
+    async def set_flow_run_state(self, run_id: UUID, state: State[Any], **_: Any) -> None:
+        self.taken[run_id] = state
+
+
+def left_by_a_dead_worker() -> FlowRun:
+    run = pending()
+    run.state, run.state_type = write_record(Running(), StateRecord(worker="a worker")), StateType.RUNNING
+    return run
+
+
+@pytest.mark.parametrize("label", ["abc", -7, True, 1.5, float("inf"), "9" * 5000, "\x1b[2J"])
+def test_a_label_that_is_no_number_keeps_no_run_from_being_taken_up(
+    label: Any, clock: list[float], worker: WarmWorker
+) -> None:
+    """Anyone who reaches Prefect's API can write it. It counts as none, also of the run that has it."""
+    runs = [left_by_a_dead_worker() for _ in range(3)]
+    runs[0].labels = {CRASH_COUNT: label}
+    asked = Several(runs, {})
+    looks(worker, asked, clock, figures.LOOK, lambda: None)
+    assert set(asked.taken) == {run.id for run in runs}
+    assert runs[0].labels == {CRASH_COUNT: 1}
+
+
+@pytest.mark.parametrize("error", [ValueError("no JSON"), ObjectNotFound(OSError()), RuntimeError()])
+def test_a_run_that_cannot_be_taken_up_keeps_no_other_from_it(
+    error: Exception, clock: list[float], worker: WarmWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log names it, and why."""
+    runs = [left_by_a_dead_worker() for _ in range(3)]
+    asked = Several(runs, {runs[0].id: error})
+    looks(worker, asked, clock, figures.LOOK, lambda: None)
+    assert set(asked.taken) == {run.id for run in runs[1:]}
+    assert f"Flow run {runs[0].id} has no worker and could not be taken up ({type(error).__name__})" in caplog.text
+
+
+@pytest.mark.parametrize(("error", "resets"), [(ValueError(), False), (httpx.ReadTimeout(""), True)])
+def test_what_fails_beside_the_heartbeat_is_not_called_the_heartbeat(
+    error: Exception,
+    resets: bool,
+    worker: WarmWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And ends what is known of other workers only when Prefect is away."""
+    watches: list[LivenessMonitor] = []
+    monkeypatch.setattr(figures, "HEARTBEAT_INTERVAL", 0.01)
+
+    async def heartbeat(*_: Any) -> None:
+        pass
+
+    async def reap(_: WarmWorker, watch: LivenessMonitor) -> None:
+        watches.append(watch)
+        raise error
+
+    monkeypatch.setattr(WarmWorker, "_reap_orphans", reap)
+
+    async def keep() -> None:
+        worker._client = cast("Any", SimpleNamespace(send_worker_heartbeat=heartbeat))
+        watching = asyncio.create_task(worker._keep_watch())
+        async with asyncio.timeout(10):
+            while "dead workers" not in caplog.text:
+                await asyncio.sleep(0.01)
+        is_reset = watches[0]._since is None
+        watching.cancel()
+        assert is_reset == resets
+
+    asyncio.run(keep())
+    assert "heartbeat" not in caplog.text
+
+
 @pytest.mark.parametrize("error", [ObjectNotFound(OSError()), httpx.ReadTimeout(""), ValueError("no JSON")])
 def test_a_run_that_cannot_be_started_keeps_no_slot_and_ends_no_worker(
     error: Exception, worker: WarmWorker, monkeypatch: pytest.MonkeyPatch
@@ -375,10 +462,10 @@ def test_the_look_for_cancelled_runs_outlives_whatever_answers(
         under_way.append(_UnderWay(run, worker._clients))
         worker._under_way[under_way[0].flow_run.id] = under_way[0]
         worker._client = cast("Any", Odd())
-        heeding = asyncio.create_task(worker._poll_cancellations())
+        polling = asyncio.create_task(worker._poll_cancellations())
         await asyncio.wait_for(under_way[0].ended, 10)
-        assert not heeding.done()
-        heeding.cancel()
+        assert not polling.done()
+        polling.cancel()
 
     asyncio.run(look())
     assert not worker._under_way

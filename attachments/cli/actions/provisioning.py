@@ -78,7 +78,8 @@ async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool 
         problem = await _answering(client)
         if isinstance(problem, httpx.TransportError):
             raise CommandFailed(
-                f"Prefect does not answer at {PREFECT_API_URL.value()} ({type(problem).__name__}). Is it running?"
+                f"Prefect does not answer at {PREFECT_API_URL.value()} ({type(problem).__name__}). Is it running? "
+                "A server that was started just now needs up to a minute."
             )
         if problem is not None:
             raise CommandFailed(" ".join(describe_error(problem)))

@@ -16,7 +16,7 @@ from attachments.blocks import EmailgisticsAccount
 from attachments.doctor.deployments import Deployments, blocks_named, read_deployments
 from attachments.doctor.limits import read_limit
 from attachments.doctor.probe import PREFECT_ERRORS, NoResponse, TimedCall, asked, describe_error, prefect
-from attachments.doctor.work import living_workers
+from attachments.doctor.work import NO_RUNS, are_runs_given, living_workers
 from attachments.foundation.numerals import counted
 from attachments.prefect_api.url_path import path_part
 from attachments.receiver.inbox import InboxUnavailable
@@ -157,6 +157,8 @@ def _seen(client: SyncPrefectClient, end: float, problems: list[str]) -> dict[st
     elif not problems:
         problems.append("There are no deployments of ours in Prefect. Run `attachments setup`.")
     seen["workers"] = _answer(workers, end, problems)
+    if seen["workers"] and _answer(TimedCall(lambda: are_runs_given(client)), end, problems) is False:
+        problems.append(f"{NO_RUNS} `attachments doctor` names what causes it.")
     seen["reconciliation"] = _answer(reconciled, end, problems)
     return seen
 

@@ -62,6 +62,11 @@ def read_identity(path: Path) -> Transform:
 def find_manifest(store: Store, named: str) -> tuple[str, Manifest]:
     """The key of the message that a person names, and its manifest. Raises CommandFailed when there is none."""
     key, manifest = answer_soon(lambda: store.find(named))
+    if manifest is None and answer_soon(lambda: store.objects(key)):
+        raise CommandFailed(
+            f"Message {key} has attachments in {store.url}, but no manifest: its run has not ended, or was "
+            "interrupted. Look at the run in Prefect; a run that ends writes the manifest."
+        )
     if manifest is None:
         raise unknown_message(store, named, f"There is no manifest of message {key}")
     return key, manifest

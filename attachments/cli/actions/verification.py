@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from attachments.cli.actions.store_access import answer_soon, empty_store, unknown_message
 from attachments.foundation.numerals import counted
 from attachments.foundation.terminal_text import escaped, say
-from attachments.storage import Store
+from attachments.storage import Store, StoreError
+from attachments.storage.backends.base import Orphan
 from attachments.storage.content import Transform
 from attachments.storage.errors import InvalidManifest, NothingStored
 from attachments.storage.keys import candidate_keys, may_name_key
@@ -28,6 +29,7 @@ LONGEST_NAME = 400
 """Characters of a deployment's name with its flow's, as a command to paste may hold it."""
 NEVER_IN_NAMES = frozenset("/%&<>")
 """What Prefect allows in no name."""
+REMOVED = ", removed"
 
 
 @dataclass
@@ -66,14 +68,22 @@ def verify_store(
             for deployment in checked.to_run:
                 say(f"  {_download_again(store, checked.message_key, message_id, deployment)}")
     for residue in store.orphans(older_than=older_than):
-        if clean:
-            store.clear(residue)
-            verdict.cleared += 1
-        else:
-            verdict.left += 1
-        say(f"{residue.key or 'unknown place'}  {residue.what}{', removed' if clean else ''}")
+        ending = _cleared(store, residue) if clean else ""
+        verdict.cleared += ending == REMOVED
+        verdict.left += ending != REMOVED
+        say(f"{residue.key or 'unknown place'}  {residue.what}{ending}")
     say(_summary(verdict, store.url))
     return verdict
+
+
+def _cleared(store: Store, orphan: Orphan) -> str:
+    try:
+        store.clear(orphan)
+    except StoreError as error:
+        if error.retryable:
+            raise
+        return f", not removed: {error}"
+    return REMOVED
 
 
 def _download_again(store: Store, key: str, named: str | None, deployment: str | None) -> str:

@@ -32,6 +32,7 @@ from urllib.parse import urlsplit
 
 from adlfs import AzureBlobFileSystem
 from azure.core import MatchConditions
+from azure.core.credentials import AzureSasCredential
 from azure.core.exceptions import (
     AzureError,
     ClientAuthenticationError,
@@ -56,6 +57,7 @@ from attachments.storage.backends.base import (
     check_options,
     options_in_use,
 )
+from attachments.storage.backends.own_hosts import check_host
 from attachments.storage.backends.parts import PASSING_STATUS, PartedUpload, is_permanent, patiently, run
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import (
@@ -175,11 +177,8 @@ class AzureBackend(Backend):
         if not _ACCOUNT.fullmatch(str(known.get("account_name") or "none")):
             raise UnsupportedStore("the option account_name is none: an account has letters, digits and hyphens alone")
         host = str(known.get("account_host") or "")
-        if host and not (_MICROSOFT.fullmatch(host) or any(known.get(name) for name in _OWN_CREDENTIALS)):
-            raise UnsupportedStore(
-                "the option account_host is not a host of Azure's, and would get the worker's own credentials; set one "
-                f"of the options {', '.join(_OWN_CREDENTIALS)}"
-            )
+        if not any(known.get(name) for name in _OWN_CREDENTIALS):
+            check_host("account_host", host, _MICROSOFT, f"set one of the options {', '.join(_OWN_CREDENTIALS)}")
         if encryption.s3 or encryption.kms_key:
             raise UnsupportedStore("SSE-S3, SSE-KMS and KMS keys are nothing that Azure knows; use an encryption scope")
         return cls(url, options, encryption.azure_scope)
@@ -440,6 +439,9 @@ class AzureBackend(Backend):
         with self._lock:
             if self._opened is None:
                 options = {**self._options, "use_listings_cache": False, "asynchronous": False}
+                if options.get("sas_token") and not (options.get("account_key") or options.get("connection_string")):
+                    # Before it, adlfs would take an account's key from the environment, and sign for any host.
+                    options["credential"] = AzureSasCredential(str(options["sas_token"]))
                 try:
                     self._opened = AzureBlobFileSystem(**options, skip_instance_cache=True)
                 except ValueError:

@@ -49,6 +49,7 @@ from attachments.storage.backends.base import (
     check_options,
     options_in_use,
 )
+from attachments.storage.backends.own_hosts import check_host, check_transport
 from attachments.storage.backends.parts import PASSING_STATUS, PartedUpload, is_permanent, patiently, run
 from attachments.storage.checksum_objects import orphaned_proofs, proof_path, read_proof
 from attachments.storage.encryption import Encryption
@@ -63,6 +64,10 @@ _TRANSFER = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
 _ABSENT, _GONE, _CHANGED, _GIVEN_UP, _MULTIPLE, _RESUME = 404, 410, 412, 499, 300, 308
 _NO_BUCKET, _NO_OBJECT, _DAMAGED = "no bucket", "no object", "damaged on its way"
 _GOOGLE = re.compile(r"https://[a-z0-9.-]+\.googleapis\.com(:443)?/?")
+_BRING_OWN = (
+    "set the option token to anon, or to the key of a service account as a JSON object (docs/stores.md has what the "
+    "worker's environment may name)"
+)
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 T = TypeVar("T")
@@ -115,11 +120,12 @@ class GcsBackend(Backend):
         if "asynchronous" in options or "loop" in options:
             raise UnsupportedStore("gcsfs's options asynchronous and loop can't be set here; remove them")
         brings_own = options.get("token") == "anon" or isinstance(options.get("token"), Mapping)
-        if (endpoint := options.get("endpoint_url")) and not (_GOOGLE.fullmatch(str(endpoint)) or brings_own):
-            raise UnsupportedStore(
-                "the option endpoint_url leads to a host that is not Google's, which would get the worker's own "
-                "credentials; set the option token to anon, or to the key of a service account as a JSON object"
-            )
+        session = options.get("session_kwargs") or {}
+        if not isinstance(session, Mapping):
+            raise UnsupportedStore('the option session_kwargs is not a JSON object; write it as {"name": value}')
+        if not brings_own:
+            check_host("endpoint_url", options.get("endpoint_url"), _GOOGLE, _BRING_OWN, ("STORAGE_EMULATOR_HOST",))
+            check_transport("session_kwargs", session, {"trust_env", "headers"}, {}, _BRING_OWN)
         if encryption.s3 or encryption.azure_scope:
             raise UnsupportedStore(
                 "SSE-S3, SSE-KMS and encryption scopes are nothing that Google knows; set the KMS key alone"

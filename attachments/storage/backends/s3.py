@@ -61,6 +61,7 @@ from attachments.storage.backends.base import (
     check_options,
     options_in_use,
 )
+from attachments.storage.backends.own_hosts import check_host, check_transport
 from attachments.storage.backends.parts import PartedUpload, is_permanent, run
 from attachments.storage.checksum_objects import orphaned_proofs, proof_path, read_proof
 from attachments.storage.encryption import Encryption
@@ -90,6 +91,24 @@ _ARN = re.compile(  # a multi-region one has no region
     r"arn:aws[a-z-]*:(?:s3(?:-object-lambda)?:[a-z0-9-]*:\d{12}:accesspoint[:/][A-Za-z0-9.-]+"
     r"|s3-outposts:[a-z0-9-]+:\d{12}:outpost[:/][A-Za-z0-9-]+[:/](?:accesspoint|bucket)[:/][A-Za-z0-9-]+)(?=/|$)"
 )
+# https://docs.aws.amazon.com/general/latest/gr/s3.html, and the partitions in botocore's partitions.json. No other
+# service's hosts: behind some (API Gateway, EC2) stand customers' own programs.
+_AWS = re.compile(
+    r"https://([a-z0-9.-]+\.)?s3(-[a-z0-9-]+|express-[a-z0-9-]+)?(\.dualstack)?(\.[a-z]+(-[a-z]+)+-\d+)?(\.vpce)?"
+    r"\.(amazonaws\.(com(\.cn)?|eu)|c2s\.ic\.gov|sc2s\.sgov\.gov|cloud\.adc-e\.uk|csp\.hci\.ic\.gov)(:443)?/?"
+)
+_BRING_OWN = (
+    "put key and secret into the block's options, or name the endpoint in the worker's environment "
+    "(AWS_ENDPOINT_URL_S3); docs/stores.md has more"
+)
+_HARMLESS_CLIENT = {"region_name", "endpoint_url", "api_version", "aws_session_token", "aws_account_id"}
+_HARMLESS_CONFIG = {
+    *("region_name", "connect_timeout", "read_timeout", "max_pool_connections", "retries", "tcp_keepalive", "s3"),
+    *("user_agent", "user_agent_extra", "user_agent_appid", "defaults_mode", "parameter_validation"),
+    *("request_checksum_calculation", "response_checksum_validation", "s3_disable_express_session_auth"),
+    *("use_dualstack_endpoint", "use_fips_endpoint", "ignore_configured_endpoint_urls"),
+    *("request_min_compression_size_bytes", "disable_request_compression", "warm_up_loader_caches"),
+}
 _SESSION_OPTIONS = {"profile", "region_name", "aws_account_id"}
 
 T = TypeVar("T")
@@ -171,6 +190,26 @@ _BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 """What botocore takes for the name of a bucket. A URL with a password in front of its host is none."""
 
 
+def _brings_own(options: Mapping[str, Any]) -> bool:
+    """Whether botocore is given credentials whole, and takes none of the worker's to them."""
+    client = options.get("client_kwargs") or {}
+    key = options.get("key") or options.get("username") or client.get("aws_access_key_id")
+    secret = options.get("secret") or options.get("password") or client.get("aws_secret_access_key")
+    return bool(options.get("anon") or (key and secret))
+
+
+def _keep_to_aws(options: Mapping[str, Any]) -> None:
+    client, config = options.get("client_kwargs") or {}, options.get("config_kwargs") or {}
+    for told in (options, client):
+        check_host(
+            "endpoint_url", told.get("endpoint_url"), _AWS, _BRING_OWN, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        )
+    ssl_alone = {"use_ssl": options["use_ssl"]} if "use_ssl" in options else {}
+    check_transport("the options", ssl_alone, set(), {"use_ssl": True}, _BRING_OWN)
+    check_transport("client_kwargs", client, _HARMLESS_CLIENT, {"use_ssl": True, "verify": True}, _BRING_OWN)
+    check_transport("config_kwargs", config, _HARMLESS_CONFIG, {"signature_version": "s3v4"}, _BRING_OWN)
+
+
 class S3Backend(Backend):
     """A bucket, or a part of one."""
 
@@ -203,6 +242,8 @@ class S3Backend(Backend):
         for name in ("client_kwargs", "config_kwargs", "s3_additional_kwargs"):
             if not isinstance(options.get(name) or {}, Mapping):
                 raise UnsupportedStore(f'the option {name} is not a JSON object; write it as {{"name": value}}')
+        if not _brings_own(options):
+            _keep_to_aws(options)
         if encryption.azure_scope:
             raise UnsupportedStore("an Azure encryption scope is nothing that S3 knows; remove it")
         asked: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 ```
 <root>/<message_key>/<attachment_key>/<safe file name>     0600 in folders 0700
 <root>/<message_key>/manifest.json
-<root>/.incoming/      files on their way in (incoming.py)
+<root>/.incoming/      files on their way in (staging.py)
 <root>/.locks/         lock files (locks.py)
 <root>/.encryption/    the marker of a store that has encrypted (encryption_marker.py)
 ```

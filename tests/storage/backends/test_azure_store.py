@@ -23,8 +23,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Barrier
 from typing import Any
 
+import adlfs.spec
 import pytest
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ServiceRequestError
+from azure.storage.blob._shared.authentication import SharedKeyCredentialPolicy
 
 from attachments.storage import Store, attachment_key, open_store
 from attachments.storage.backends import parts as parts_module
@@ -42,6 +44,7 @@ from attachments.storage.errors import (
     UnsupportedStore,
 )
 from tests.servers.kinds import Azurite
+from tests.servers.recorder import recording
 from tests.servers.wire import Wire
 from tests.storage.places import Place, Places
 from tests.storage.samples import ATTACHMENT, CANARY, CONTENT, MESSAGE, PLACE, in_chunks, manifest, sha256
@@ -755,6 +758,81 @@ def test_what_cannot_be_right_is_refused(url: str, options: dict[str, Any], encr
     with pytest.raises(UnsupportedStore, match=told) as caught:
         open_store(url, options, encryption)
     assert "secret" not in str(caught.value)
+
+
+WORKERS: list[dict[str, str]] = [
+    {},
+    {"ACCOUNT_KEY": "Y2FuYXJ5LWtleQ=="},
+    {"SAS_TOKEN": "sv=2024-11-04&sig=canary"},
+    {"ACCOUNT_KEY": "Y2FuYXJ5LWtleQ==", "SAS_TOKEN": "sv=2024-11-04&sig=canary"},
+    {"CLIENT_ID": "canary", "CLIENT_SECRET": "canary", "TENANT_ID": "canary"},
+    {"CONNECTION_STRING": "BlobEndpoint=http://127.0.0.1:1/acc;SharedAccessSignature=sv=2024-11-04&sig=canary"},
+]
+
+
+@pytest.mark.parametrize("workers", WORKERS, ids=str)
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"account_key": "b3duLWtleQ=="},
+        {"sas_token": "sv=2024-11-04&sig=own"},
+        {"sas_token": "?sv=2024-11-04&sig=own"},
+        {"account_key": "b3duLWtleQ==", "sas_token": "sv=2024-11-04&sig=own"},
+        {"connection_string": "STRING;SharedAccessSignature=sv=2024-11-04&sig=own"},
+        {"connection_string": "STRING"},
+        {"connection_string": "STRING", "sas_token": "sv=2024-11-04&sig=own"},
+        {"client_id": "own", "client_secret": "own", "tenant_id": "own"},
+        {"client_secret": "own"},
+        {"tenant_id": "own"},
+        {"credential": "own"},
+        {"anon": True},
+        {"anon": False},
+        {"account_key": "", "sas_token": ""},
+    ],
+    ids=str,
+)
+def test_a_foreign_host_gets_what_the_block_brings_and_nothing_of_the_workers(
+    own: dict[str, Any], workers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the environment holds. A key of the block signs, and shows in no request itself."""
+    for name, value in workers.items():
+        monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
+    signatures: set[str] = set()
+    with recording() as thief:
+        host = f"acc.blob.core.thief.example:{thief.url.rpartition(':')[2]}"
+        options = {"account_name": "acc", "account_host": host, **own}
+        if "connection_string" in own:
+            options["connection_string"] = own["connection_string"].replace("STRING", f"BlobEndpoint={thief.url}/acc")
+        if not {"account_key", "sas_token", "connection_string"} & {name for name in own if own[name]}:
+            with pytest.raises(UnsupportedStore, match="would get the worker's own credentials; set one of"):
+                AzureBackend.at("abfs://mail/x", options, Encryption())
+            return
+        create, find = adlfs.spec._create_aio_blob_service_client, socket.getaddrinfo
+        sign = SharedKeyCredentialPolicy._add_authorization_header
+
+        def plain(account_url: str, **more: Any) -> Any:
+            return create(account_url=account_url.replace("https://", "http://"), **more)
+
+        def nearby(name: Any, *more: Any, **named: Any) -> Any:
+            return find("127.0.0.1" if name == "acc.blob.core.thief.example" else name, *more, **named)
+
+        def signed(policy: Any, *more: Any) -> None:
+            signatures.add(policy.account_key)
+            sign(policy, *more)
+
+        monkeypatch.setattr(adlfs.spec, "_create_aio_blob_service_client", plain)
+        monkeypatch.setattr(socket, "getaddrinfo", nearby)
+        monkeypatch.setattr(SharedKeyCredentialPolicy, "_add_authorization_header", signed)
+        with pytest.raises(StoreError):
+            open_store("abfs://mail/x", options).stored(MESSAGE)
+        if "CONNECTION_STRING" in workers and "connection_string" not in own:
+            assert thief.whole == []  # the environment's own place is asked
+        else:
+            assert thief.whole
+        assert "canary" not in "".join(thief.whole)
+        assert signatures <= {own.get("account_key")}
+        if "account_key" not in own:
+            assert "uthorization:" not in "".join(thief.whole)
 
 
 def test_a_blob_with_snapshots_is_not_removed(place: Place) -> None:

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -30,7 +31,7 @@ import httpx
 import pyrage
 import pytest
 from gcsfs.retry import HttpError, NonRetryableError
-from google.auth.exceptions import RefreshError, TransportError
+from google.auth.exceptions import DefaultCredentialsError, RefreshError, TransportError
 
 from attachments.storage import Store, attachment_key, open_store
 from attachments.storage.backends import parts as parts_module
@@ -986,6 +987,37 @@ def test_the_workers_own_credentials_go_to_google_alone(token: str | None, stric
         for own in ("anon", {"type": "service_account"}):
             open_store("gs://bucket/x", {"token": own, "endpoint_url": endpoint})
     open_store("gs://bucket/x", {**told, "endpoint_url": "https://storage-psc.p.googleapis.com"})
+    for name in ("proxy", "proxy_auth", "connector", "base_url"):
+        with pytest.raises(UnsupportedStore, match=f"{name} in session_kwargs could show the worker's own"):
+            open_store("gs://bucket/x", {**told, "session_kwargs": {name: strict.options()["endpoint_url"]}})
+    open_store("gs://bucket/x", {**told, "session_kwargs": {"trust_env": True}})
+    assert strict.requests == []
+
+
+def test_the_workers_environment_may_name_another_service(strict: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the administrator's, as the credentials are."""
+    endpoint = strict.options()["endpoint_url"]
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+    open_store("gs://bucket/x", {"endpoint_url": f"{endpoint}/"})
+    with pytest.raises(UnsupportedStore):
+        open_store("gs://bucket/x", {"endpoint_url": f"{endpoint}0"})
+
+
+@pytest.mark.parametrize("token", ["anon", {}, {"type": "service_account"}, {"type": "external_account"}], ids=str)
+def test_what_the_block_brings_is_not_completed_from_the_environment(
+    token: Any, strict: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token without a key in it, or none: no default credentials are looked for in its stead."""
+    file = tmp_path / "default.json"
+    told = {"type": "authorized_user", "client_id": "canary", "client_secret": "canary", "refresh_token": "canary"}
+    file.write_text(json.dumps(told))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    backend = GcsBackend.at("gs://bucket/x", {**strict.options(), "token": token}, Encryption())
+    if token == "anon":
+        assert backend._fs.credentials.credentials is None
+    else:
+        with pytest.raises(DefaultCredentialsError):
+            _ = backend._fs
     assert strict.requests == []
 
 

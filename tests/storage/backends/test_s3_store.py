@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from botocore.exceptions import ClientError
 
@@ -14,6 +15,7 @@ from attachments.storage.backends.parts import PART_BYTES
 from attachments.storage.backends.s3 import S3Backend
 from attachments.storage.errors import AccessDenied, NotFound, OutOfSpace, StoreUnavailable, UnsupportedStore
 from tests.servers.proxy import Answer, Proxy
+from tests.servers.recorder import recording
 from tests.storage.places import Place, Places
 from tests.storage.samples import ATTACHMENT, CANARY, MESSAGE, PLACE, in_chunks
 
@@ -207,3 +209,148 @@ def test_a_file_of_certificates_that_cannot_be_used_is_permanent(tmp_path: Path,
     with pytest.raises(UnsupportedStore, match="check verify in client_kwargs") as caught:
         store.read_manifest(MESSAGE)
     assert CANARY not in str(caught.value)
+
+
+WORKERS = {
+    "AWS_ACCESS_KEY_ID": "canary-key-id",
+    "AWS_SECRET_ACCESS_KEY": "canary-secret",
+    "AWS_SESSION_TOKEN": "canary-token",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+ELSEWHERE = [
+    {"endpoint_url": "HOST"},
+    {"client_kwargs": {"endpoint_url": "HOST"}},
+    {"endpoint_url": "https://s3.amazonaws.com", "client_kwargs": {"endpoint_url": "HOST"}},
+    {"endpoint_url": "HOST", "key": "own"},
+    {"endpoint_url": "HOST", "secret": "own"},
+    {"endpoint_url": "HOST", "token": "own"},
+    {"endpoint_url": "HOST", "key": "", "secret": ""},
+    {"endpoint_url": "HOST", "anon": False},
+    {"endpoint_url": "HOST", "profile": "default"},
+    {"endpoint_url": "HOST", "client_kwargs": {"aws_access_key_id": "own"}},
+    {"endpoint_url": "HOST", "config_kwargs": {"signature_version": "s3"}},
+    *(
+        {"endpoint_url": endpoint}
+        for endpoint in (
+            "http://s3.amazonaws.com",
+            "http://s3.eu-central-1.amazonaws.com",
+            "https://s3.amazonaws.com.thief.example",
+            "https://thief.example/s3.amazonaws.com",
+            "https://s3.amazonaws.com@thief.example",
+            "https://s3.amazonaws.com:444",
+            "https://x.execute-api.us-east-1.amazonaws.com",
+            "https://ec2-1-2-3-4.us-west-2.compute.amazonaws.com",
+            "https://s3-x.us-east-1.elb.amazonaws.com",
+            "https://vpce-1.vpce-svc-2.us-east-1.vpce.amazonaws.com",
+            "https://s3thief.us-east-1.amazonaws.com",
+            "https://notamazonaws.com",
+        )
+    ),
+    {"config_kwargs": {"signature_version": "s3"}},
+    {"config_kwargs": {"signature_version": "s3-query"}},
+    {"config_kwargs": {"auth_scheme_preference": "noAuth"}},
+    {"config_kwargs": {"proxies": {"https": "HOST", "http": "HOST"}}},
+    {"config_kwargs": {"proxies_config": {"proxy_ca_bundle": "/tmp/ca"}}},
+    {"config_kwargs": {"client_cert": "/tmp/certificate"}},
+    {"config_kwargs": {"connector_args": {}}},
+    {"client_kwargs": {"verify": False}},
+    {"client_kwargs": {"verify": ""}},
+    {"client_kwargs": {"verify": "/tmp/ca"}},
+    {"client_kwargs": {"use_ssl": False}},
+    {"use_ssl": False},
+    {"use_ssl": None},
+]
+
+
+@pytest.fixture
+def _workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in WORKERS.items():
+        monkeypatch.setenv(name, value)
+
+
+def _aimed(options: Any, url: str) -> Any:
+    if isinstance(options, dict):
+        return {name: _aimed(value, url) for name, value in options.items()}
+    return url if options == "HOST" else options
+
+
+@pytest.mark.usefixtures("_workers")
+@pytest.mark.parametrize("options", ELSEWHERE, ids=str)
+def test_the_workers_own_credentials_go_to_aws_alone(options: dict[str, Any]) -> None:
+    """A block's options name host, proxy and signature, and their writer would get what the worker has."""
+    with recording() as thief:
+        with pytest.raises(UnsupportedStore, match="put key and secret into the block's options"):
+            open_store("s3://bucket/root", _aimed(options, thief.url)).stored(MESSAGE)
+        assert thief.whole == []
+
+
+@pytest.mark.usefixtures("_workers")
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"key": "own", "secret": "own"},
+        {"username": "own", "password": "own"},
+        {"client_kwargs": {"aws_access_key_id": "own", "aws_secret_access_key": "own"}},
+        {"anon": True},
+        {"anon": True, "key": "own"},
+        {"anon": True, "config_kwargs": {"signature_version": "s3"}},
+        {"anon": True, "config_kwargs": {"auth_scheme_preference": "sigv4"}},
+        {"key": "own", "secret": "own", "config_kwargs": {"signature_version": "s3"}},
+    ],
+    ids=str,
+)
+def test_credentials_of_the_block_go_where_it_says_without_the_workers(own: dict[str, Any]) -> None:
+    """Also not the worker's session token beside the block's key."""
+    with recording() as service:
+        with pytest.raises(StoreError):
+            open_store("s3://bucket/root", {"endpoint_url": service.url, **own}).stored(MESSAGE)
+        assert service.whole
+        assert "canary" not in "".join(service.whole)
+        assert "x-amz-security-token" not in "".join(service.whole).lower()
+
+
+@pytest.mark.usefixtures("_workers")
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize(
+    "options", [{}, {"endpoint_url": "HOST"}, {"client_kwargs": {"endpoint_url": "HOST"}}], ids=str
+)
+def test_the_workers_environment_may_name_another_service(
+    variable: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the administrator's, as the credentials are."""
+    with recording() as minio:
+        monkeypatch.setenv(variable, f"{minio.url}/")
+        with pytest.raises(StoreError):
+            open_store("s3://bucket/root", _aimed(options, minio.url)).stored(MESSAGE)
+        assert "canary-token" in "".join(minio.whole)
+
+
+@pytest.mark.usefixtures("_workers")
+def test_every_endpoint_of_aws_may_be_named() -> None:
+    """In all partitions, as botocore has them, and those of the documentation that it does not make by itself."""
+    session = boto3.session.Session()
+    regions = {
+        name for part in session.get_available_partitions() for name in session.get_available_regions("s3", part)
+    }
+    hosts = {session.client("s3", region).meta.endpoint_url for region in regions}
+    hosts |= {
+        f"https://{host}"
+        for host in (
+            "s3-accelerate.dualstack.amazonaws.com",
+            "s3-fips.dualstack.us-gov-west-1.amazonaws.com",
+            "s3-eu-west-1.amazonaws.com/",
+            "bucket.vpce-1a2b3c4d-5e6f.s3.us-east-1.vpce.amazonaws.com",
+            "s3express-use1-az4.us-east-1.amazonaws.com:443",
+            "s3.us-iso-east-1.c2s.ic.gov",
+            "s3.us-isob-east-1.sc2s.sgov.gov",
+            "s3.eu-isoe-west-1.cloud.adc-e.uk",
+            "s3.us-isof-south-1.csp.hci.ic.gov",
+            "s3.eusc-de-east-1.amazonaws.eu",
+        )
+    }
+    for host in hosts:
+        usual = {"client_kwargs": {"verify": True, "use_ssl": True}, "config_kwargs": {"signature_version": "s3v4"}}
+        open_store("s3://bucket/root", {"endpoint_url": host, "use_ssl": True, **usual})

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from attachments.storage import Store, open_store
+from attachments.storage import Store, attachment_key, open_store
 from attachments.storage.errors import AlreadyExists
+from attachments.storage.verification import Problem, verify
 from tests.storage.samples import ATTACHMENT, CONTENT, MESSAGE, PLACE, manifest, objects
+from tests.storage.test_verification import record
+
+Plant = Callable[[Path], None]
 
 
 @pytest.fixture
@@ -138,3 +144,34 @@ def test_the_root_itself_may_be_a_symlink(root: Path, tmp_path: Path) -> None:
     root.symlink_to(tmp_path / "disk")
     open_store(str(root)).write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
     assert objects(tmp_path / "disk") == {f"{PLACE}/a.pdf": CONTENT}
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link(path: Path) -> None:
+    path.symlink_to("/etc")
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("plant", [link, fifo, folder])
+@pytest.mark.parametrize("place", ["{key}", "{key}/manifest.json", f"{{key}}/{'0' * 32}", ".incoming/x"])
+def test_what_is_planted_hides_no_other_difference(store: Store, root: Path, place: str, plant: Plant) -> None:
+    """Verification names the message whose place cannot be read, and goes on to what was altered elsewhere."""
+    record(store, MESSAGE, "a.pdf")
+    (root / MESSAGE / attachment_key("a.pdf") / "a.pdf").write_bytes(b"x" * len(CONTENT))
+    planted = root / place.format(key="0" * 32)
+    planted.parent.mkdir(exist_ok=True)
+    plant(planted)
+    found = {checked.message_key: checked.differences for checked in verify(store, store.message_keys())}
+    assert [difference.problem for difference in found.pop(MESSAGE)] == [Problem.CONTENT]
+    assert all(
+        difference.problem in {Problem.UNREADABLE, Problem.UNRECORDED}
+        for differences in found.values()
+        for difference in differences
+    )
+    assert list(store.orphans(older_than=timedelta(0))) == []
