@@ -17,7 +17,7 @@ def test_a_backfill_counts_the_same_whatever_the_words(running: Installation) ->
     environment = worker.environment
     worker.environment = {**environment, "PYTHONPATH": f"{HERE / 'rewording'}:{HERE.parents[1]}"}
     done, early = (running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": name}]) for name in "ab")
-    fault = {"kind": "unfinished_list"}
+    fault = {"kind": "unfinished_list", "placeholder": "Safe Attachments Scan In Progress"}
     running.sandbox.control.fault(endpoint="list", message_id=early["id"], times=None, fault=fault)
     try:
         worker.stop()
@@ -40,8 +40,9 @@ def test_a_backfill_counts_the_same_whatever_the_words(running: Installation) ->
     } == {
         done["id"]: StateRecord(stored=1),
         "AAMk-unknown": StateRecord(code="not-found"),
-        early["id"]: StateRecord(code="not-listed", next_attempt=2),
+        early["id"]: StateRecord(code="scan-in-progress", next_attempt=2),
     }
     owners = {state["name"]: read_record(State.model_validate(state)).worker for state in running.states(run["id"])}
     assert owners["Pending"] is not None
     assert owners["Pending"] == owners["Running"]
+    running.forget_unfinished_runs()
