@@ -1,6 +1,7 @@
 """`attachments setup` before there is a Prefect to talk to; with one, tests/e2e shows it."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -343,3 +344,31 @@ def test_why_a_key_does_not_work_is_told_once(is_active: bool) -> None:
     for problem in (Problem("The key is wrong.", is_lasting=True), Problem("It was not reached.")):
         asyncio.run(switch_reconciliation(problem, client, lambda _, subject: told.append(subject)))
     assert told == [f"schedule of reconcile-attachments/default: {'every hour' if is_active else 'off'}."] * 2
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_next_commands_are_named_on_a_terminal_alone(is_terminal: bool) -> None:
+    """`attachments up` starts these programs itself, and its log has the last line of the set-up."""
+    code = (
+        "import sys\n"
+        "from attachments.cli.actions import provisioning\n"
+        "from attachments.cli.main import main\n"
+        "async def nothing(*_, **__): return None\n"
+        "provisioning.set_up = nothing\n"
+        "sys.exit(main(['setup']))"
+    )
+    reading, writing = os.openpty() if is_terminal else os.pipe()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=surroundings({}),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=200,
+    )
+    os.close(writing)
+    with open(reading, "rb", buffering=0) as output:  # noqa: PTH123  a descriptor
+        shown = output.read(10_000)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert shown.startswith(b"All set.")
+    assert (b"Next: " in shown) is is_terminal
