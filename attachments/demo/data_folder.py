@@ -93,16 +93,19 @@ class DataFolder:
 
 
 @contextmanager
-def data_folder(path: Path, kind: str) -> Iterator[DataFolder]:
-    """The folder, made if need be, for this command alone. Raises `FolderUnusable`."""
+def data_folder(path: Path, kind: str, patience: float = PATIENCE) -> Iterator[DataFolder]:
+    """The folder, made if need be, for this command alone. `patience`: seconds to wait while another one has it.
+
+    Raises `FolderUnusable`.
+    """
     with ExitStack() as until_end:
-        yield _claimed(path, kind, until_end)
+        yield _claimed(path, kind, patience, until_end)
 
 
-def _claimed(path: Path, kind: str, until_end: ExitStack) -> DataFolder:
+def _claimed(path: Path, kind: str, patience: float, until_end: ExitStack) -> DataFolder:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = until_end.enter_context(locked(path / LOCK, PATIENCE))
+        lock = until_end.enter_context(locked(path / LOCK, patience))
         known = lock.read().strip()
         if known not in ("", kind):
             raise FolderUnusable(

@@ -1,5 +1,6 @@
 """All parts on one host, for `attachments up`: Prefect's server, set-up, worker and receiver, and the sandbox."""
 
+import errno
 import re
 import secrets
 import shlex
@@ -117,21 +118,24 @@ class OneHost:
             {"EMAILGISTICS_WEBHOOK_SECRET": secrets.token_hex(16)},
         )
 
-    def check_ports(self) -> None:
-        """Raises `CannotStart` when a port is taken, before anything is started."""
+    def check_ports(self, patience: float = PORT_PATIENCE) -> None:
+        """Raises `CannotStart` when a port is still taken after so many seconds, before anything is started."""
         settings = self._settings
         wanted = [(settings.host, settings.port, "--port")]
         if self._has_server:
             wanted.append((LOOPBACK, settings.prefect_port, "--prefect-port"))
-        end = time.monotonic() + PORT_PATIENCE
+        end = time.monotonic() + patience
         for host, port, option in wanted:
-            while problem := _why_not_free(host, port):
-                if time.monotonic() > end:
-                    raise CannotStart(
-                        f"Cannot listen on {host} port {port} ({problem}). Choose another port with {option}, or end "
-                        "the program that listens there."
-                    )
-                time.sleep(0.1)
+            while error := _why_not_free(host, port):
+                is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+                if is_taken and time.monotonic() < end:
+                    time.sleep(0.1)
+                    continue
+                reason = getattr(error, "strerror", None) or "it is not a valid address"
+                remedy = "or end the program that listens there" if is_taken else "or correct --host"
+                raise CannotStart(
+                    f"Cannot listen on {host} port {port} ({reason}). Choose another port with {option}, {remedy}."
+                )
 
     def write_files(self) -> None:
         """Write Prefect's password, and how other commands reach this installation."""
@@ -200,12 +204,12 @@ def _without_credentials(url: str) -> str:
     return re.sub(r"//[^/]*@|\?.*", lambda found: "//" if found[0].startswith("//") else "", url)
 
 
-def _why_not_free(host: str, port: int) -> str | None:
+def _why_not_free(host: str, port: int) -> OSError | UnicodeError | None:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:
-        return error.strerror or str(error)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a part of the host's name is too long for one
+        return error
     return None

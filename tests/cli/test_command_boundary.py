@@ -18,10 +18,13 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from attachments.cli.actions import provisioning
 from attachments.cli.main import main
-from attachments.demo.processes import surroundings
+from attachments.demo.processes import free_port, surroundings
+from tests.demo.test_demo import processes_of
 
 ATTACHMENTS = str(Path(sys.executable).with_name("attachments"))
 MESSAGE = "AAMkAGI1/xyz="
+NOT_OURS = "203.0.113.1"
+"""An address that no machine has (RFC 5737)."""
 DEPLOYMENTS = Path(__file__).parents[2] / "attachments" / "prefect.yaml"
 ODD = ("", "\udcff日本\n\x1b[2J", "http://[", "{")
 """Values that suit no variable."""
@@ -30,6 +33,7 @@ STORE = {"ATTACHMENTS_URL", "ATTACHMENTS_STORAGE_OPTIONS", "ATTACHMENTS_STORAGE_
 ACCOUNT = {"EMAILGISTICS_API_KEY", "EMAILGISTICS_BASE_URL", "EMAILGISTICS_API_KEY_FILE"}
 SECRET = {"EMAILGISTICS_WEBHOOK_SECRET", "EMAILGISTICS_WEBHOOK_SECRET_FILE"}
 READ: dict[str, set[str]] = {
+    "up": {*PREFECT, *STORE, *ACCOUNT, *SECRET, "ATTACHMENTS_INBOX", "ATTACHMENTS_AGE_RECIPIENTS"},
     "setup": {*PREFECT, *STORE, *ACCOUNT, "ATTACHMENTS_AGE_RECIPIENTS"},
     "receive": {"PREFECT_API_URL", *SECRET, "ATTACHMENTS_INBOX"},
     "trigger": {*SECRET, "HTTP_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"},
@@ -112,6 +116,7 @@ def taken() -> Iterator[str]:
 
 
 COMMANDS: dict[str, Callable[[Path, str], list[str]]] = {
+    "up": lambda folder, port: ["up", "--data", str(folder), "--host", NOT_OURS, "--port", port],
     "setup": lambda _folder, _port: ["setup"],
     "receive": lambda _folder, port: ["receive", "--port", port],
     "trigger": lambda _folder, _port: ["trigger", MESSAGE, "--url", "http://127.0.0.1:9/webhooks/default"],
@@ -410,6 +415,34 @@ def test_ctrl_c_ends_the_process_at_once() -> None:
     assert (process.returncode, out, err) == (130, b"", b"")
 
 
+@pytest.mark.parametrize("is_read", [True, False])
+def test_ctrl_c_stops_up_and_what_it_has_started(is_read: bool, tmp_path: Path) -> None:
+    """While its set-up waits for Prefect; also when nobody has read its output since it started. The status is 130."""
+    connected = threading.Event()
+    with silent(connected.set) as url:
+        environment = {
+            "PREFECT_API_URL": f"{url}/api",
+            "EMAILGISTICS_API_KEY": "k" * 20,
+            "EMAILGISTICS_WEBHOOK_SECRET": "s" * 20,
+            "ATTACHMENTS_URL": (tmp_path / "store").as_uri(),
+            "NO_PROXY": "127.0.0.1",
+        }
+        command = [ATTACHMENTS, "up", "--data", str(tmp_path / "data"), "--port", str(free_port())]
+        output = tmp_path / "output"
+        with (
+            output.open("wb") if is_read else open(unread(), "wb") as out,
+            subprocess.Popen(command, env=surroundings(environment), stdout=out, stderr=subprocess.PIPE) as process,
+        ):
+            assert connected.wait(200)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=100)
+    assert (process.returncode, err) == (130, b"")
+    assert processes_of(tmp_path) == []
+    if is_read:
+        assert "Stopping the setup." in output.read_text()
+        assert "Traceback" not in output.read_text()
+
+
 def unread() -> int:
     """The end for writing of a pipe that nobody reads."""
     reading, writing = os.pipe()
@@ -418,9 +451,15 @@ def unread() -> int:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status"), [(["--help"], 141), (["status", "--json"], 141), (["locate", MESSAGE], 1)]
+    ("arguments", "status", "said"),
+    [
+        (["--help"], 141, ""),
+        (["status", "--json"], 141, ""),
+        (["locate", MESSAGE], 1, "ATTACHMENTS_URL is not set."),
+        (["up"], 1, "`attachments up` needs variables"),
+    ],
 )
-def test_a_reader_that_has_left_ends_a_command_silently(arguments: list[str], status: int) -> None:
+def test_a_reader_that_has_left_ends_a_command_silently(arguments: list[str], status: int, said: str) -> None:
     """As `| head -1` leaves; neither standard output nor standard error is read."""
     environment = surroundings({"PREFECT_API_URL": "http://127.0.0.1:9/api", "PYTHONUNBUFFERED": "1"})
     writing = unread()
@@ -429,10 +468,8 @@ def test_a_reader_that_has_left_ends_a_command_silently(arguments: list[str], st
     ) as process:
         os.close(writing)
         _, err = process.communicate(timeout=120)
-    if status == 1:
-        assert err.startswith(b"ATTACHMENTS_URL is not set.")
-    else:
-        assert err == b""
+    assert err.decode().startswith(said)
+    assert bool(err) is bool(said)
     assert process.returncode == status
 
 

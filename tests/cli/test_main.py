@@ -77,6 +77,9 @@ def test_no_command_is_a_wrong_call_with_help(capsys: pytest.CaptureFixture[str]
         (["decrypt", "AAMk", "--to", "x"], "--identity", "attachments decrypt"),
         (["locate", "AAMk", "x"], "'x'", "attachments locate"),
         (["sandbox", "--port", "x"], "0 to 65535", "attachments sandbox"),
+        (["up", "--port", "x"], "0 to 65535", "attachments up"),
+        (["up", "--log-format", "xml"], "xml", "attachments up"),
+        (["up", "--mial", "x"], "Did you mean --mail?", "attachments up"),
     ],
 )
 def test_a_wrong_call_says_what_is_wrong_and_names_the_help(

@@ -18,6 +18,7 @@ import pytest
 
 from attachments.cli.actions.one_host_settings import make_settings, read_env_file, variables
 from attachments.cli.command_boundary import CommandFailed
+from attachments.cli.main import main
 from attachments.demo.data_folder import LOCK, REAL, SANDBOX, FolderUnusable, data_folder
 from attachments.demo.merged_log import MergedLog
 from attachments.demo.one_host import CannotStart, OneHost, Settings
@@ -58,6 +59,25 @@ def test_the_command_names_each_variable_in_a_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert [line.split()[1] for line in done.stderr.splitlines() if line.startswith("- ")] == list(GIVEN)
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--mail", "."], "use it with --sandbox"),
+        (["--sandbox", "--mail", "/none"], "There is no mail at /none"),
+        (["--env-file", "/none"], "cannot be read (No such file or directory)"),
+        (["--data", "~nobody-of-this-name/x"], "Give --data a whole path"),
+    ],
+)
+def test_options_that_cannot_be_used_are_named(
+    options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 1, before anything is made."""
+    for name, value in GIVEN.items():
+        monkeypatch.setenv(name, value)
+    assert main(["up", *options]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_an_env_file_sets_what_the_environment_does_not(tmp_path: Path) -> None:
@@ -114,13 +134,24 @@ def test_a_prefect_of_the_users_is_used(tmp_path: Path) -> None:
         assert "PREFECT_HOME" not in environment
 
 
-def test_a_port_that_is_taken_is_named_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_taken_is_named_before_anything_starts(tmp_path: Path) -> None:
     """With the option that changes it."""
-    monkeypatch.setattr("attachments.demo.one_host.PORT_PATIENCE", 0.0)
     with data_folder(tmp_path, SANDBOX) as folder, listening() as port:
         settings = Settings(data=tmp_path, port=port, mail=tmp_path)
         with pytest.raises(CannotStart, match=rf"port {port} .*Choose another port with --port"):
-            OneHost(settings, folder, MergedLog()).check_ports()
+            OneHost(settings, folder, MergedLog()).check_ports(patience=0)
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [("203.0.113.1", "assign requested address"), ("no.such.host.invalid", "Name"), ("a" * 64, "not a valid address")],
+)
+def test_an_address_that_is_not_this_machines_is_named_at_once(host: str, said: str, tmp_path: Path) -> None:
+    """Waiting would not help: of a port that is taken alone, the program that has it may be about to end."""
+    with data_folder(tmp_path, SANDBOX) as folder:
+        settings = Settings(data=tmp_path, host=host, port=free_port(), mail=tmp_path)
+        with pytest.raises(CannotStart, match=rf"{host} port .*{said}.*correct --host"):
+            OneHost(settings, folder, MergedLog()).check_ports(patience=999)
 
 
 @contextmanager
@@ -149,13 +180,12 @@ def test_the_password_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path
         assert folder.password() == password
 
 
-def test_two_commands_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_commands_do_not_share_a_folder(tmp_path: Path) -> None:
     """The second one refuses, and so does the sandbox in a folder of a real mailbox."""
-    monkeypatch.setattr("attachments.demo.data_folder.PATIENCE", 0.0)
     with (
         data_folder(tmp_path, REAL),
         pytest.raises(FolderUnusable, match="Another `attachments up` runs"),
-        data_folder(tmp_path, REAL),
+        data_folder(tmp_path, REAL, patience=0),
     ):
         pass
     with pytest.raises(FolderUnusable, match="was made for a real mailbox"), data_folder(tmp_path, SANDBOX):
