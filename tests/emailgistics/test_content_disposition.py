@@ -40,6 +40,7 @@ HEADERS: list[tuple[str | None, str | None]] = [
     (r'attachment; filename="a\";b.pdf"', 'a";b.pdf'),
     ('attachment; filename="a=b, c.pdf"', "a=b, c.pdf"),
     ('attachment; filename="it\'s.pdf"', "it's.pdf"),
+    ('attachment; filename="a "quoted" name.pdf"', 'a "quoted" name.pdf'),
     ('attachment; filename="100%25.pdf"', "100%25.pdf"),
     # RFC 8187
     ("attachment; filename*=UTF-8''%e2%82%ac%20rates.pdf", "€ rates.pdf"),
@@ -58,6 +59,8 @@ HEADERS: list[tuple[str | None, str | None]] = [
     ("attachment; filename*=undefined''%41.pdf; filename=plain.pdf", "plain.pdf"),
     ("attachment; filename*=idna''%41..pdf; filename=plain.pdf", "plain.pdf"),
     ("attachment; filename*=UTF-8''%ED%A0%80.pdf", None),
+    ("attachment; filename*=UTF-8''it's.pdf; filename=plain.pdf", "it's.pdf"),
+    ("attachment; filename*=UTF-8''%41.pdf; filename=two words.pdf", "A.pdf"),
     ("attachment; filename*=invoice.pdf; filename=plain.pdf", "plain.pdf"),
     # Continuations (RFC 2231)
     ('attachment; filename*0="invo"; filename*1="ice.pdf"', "invoice.pdf"),
@@ -67,6 +70,9 @@ HEADERS: list[tuple[str | None, str | None]] = [
     ('attachment; filename*0="it\'s.pdf"', None),
     ('attachment; filename*1="ice.pdf"', None),
     ('attachment; filename*0="a;b"; filename*1=".pdf"', "a;b.pdf"),
+    ("attachment; " + "; ".join(f"filename*{number}={number}" for number in range(12)), "01234567891011"),
+    ('attachment; filename*0="invo"; filename*2="ice.pdf"', None),
+    ('attachment; filename*0="invo"; filename*1=ice .pdf', None),
     # Ambiguous or broken
     ('attachment; filename="one.pdf"; filename="two.pdf"', None),
     ('attachment; filename="unclosed.pdf', None),
@@ -86,7 +92,6 @@ HEADERS: list[tuple[str | None, str | None]] = [
     ('attachment; filename="' + "日本語".encode().decode("ascii", "surrogateescape") + '.pdf"', "日本語.pdf"),
     ('attachment; filename="na' + b"\xef".decode("utf-8", "surrogateescape") + 've.pdf"', "naïve.pdf"),
     ('attachment; filename="a\ud800b.pdf"', "a\ufffdb.pdf"),
-    ('attachment; filename="a\uf53bb.pdf"', "a\ufffdb.pdf"),
     # RFC 2047, where it does not belong
     ('attachment; filename="=?UTF-8?B?5pel5pys6KqeLnBkZg==?="', "日本語.pdf"),
     ('attachment; filename="=?utf-8?Q?=E2=82=AC_rates.pdf?="', "€ rates.pdf"),
@@ -99,6 +104,7 @@ HEADERS: list[tuple[str | None, str | None]] = [
     ("attachment; filename*=UTF-8''%3D%3FUTF-8%3FQ%3Fa%3F%3D", "=?UTF-8?Q?a?="),
     # As it was sent: making a name safe is the store's business
     ('attachment; filename="dir/name.pdf"', "dir/name.pdf"),
+    ('attachment; filename="/etc/passwd"', "/etc/passwd"),
     ("attachment; filename*=UTF-8''..%2F..%2Fetc%2Fpasswd", "../../etc/passwd"),
 ]
 

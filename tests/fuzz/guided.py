@@ -4,7 +4,6 @@ import sys
 from importlib import import_module
 
 import atheris
-from aiohttp import multipart
 
 MODULES = ["attachments", "email"]
 """Where coverage is measured. Whole frameworks take minutes to instrument."""
@@ -16,8 +15,6 @@ def main() -> None:
     # What has been imported already would not be instrumented: the parser of mail is read anew.
     for module in [known for known in sys.modules if known.partition(".")[0] == "email"]:
         del sys.modules[module]
-    for function in (multipart.parse_content_disposition, multipart.content_disposition_filename):
-        atheris.instrument_func(function)
     with atheris.instrument_imports(include=MODULES):
         readers = import_module("tests.fuzz.readers")
         check = readers.READERS[name].check
