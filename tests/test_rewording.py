@@ -97,7 +97,7 @@ def withdrawn(prefect: Prefect) -> State[Any]:
 
 def children(prefect: Prefect) -> ChildRuns:
     target = cast("Any", SimpleNamespace(work_queue=None))
-    return ChildRuns(cast("Any", prefect), target, key_prefix="", tags=(), force=False)
+    return ChildRuns(cast("Any", prefect), target, key_prefix="", tags=("a tag",), force=False)
 
 
 ENDINGS: Mapping[str, tuple[Callable[[Prefect], State[Any]], tuple[str, str | None], Ending]] = {

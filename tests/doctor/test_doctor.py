@@ -41,7 +41,7 @@ from pydantic import SecretStr
 
 import attachments.doctor as doctor_package
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
-from attachments.cli import status as status_command
+from attachments.cli.actions import status_report
 from attachments.cli.main import main
 from attachments.doctor import examine, work
 from attachments.doctor import receiver as checks
@@ -570,7 +570,7 @@ def test_status_says_that_workers_get_no_runs() -> None:
     """And that it is a 500; not that Prefect does not answer."""
     problems: list[str] = []
     with prefect_with_runs({"one"}, ["one"]) as client:
-        status_command._seen(client, time.monotonic() + 30, problems)
+        status_report._seen(client, time.monotonic() + 30, problems)
     assert "Prefect's API answers 500 where workers ask for runs, so they get none. `attachments doctor` names" in (
         " ".join(problems)
     )
