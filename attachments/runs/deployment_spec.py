@@ -14,7 +14,9 @@ from prefect.types.entrypoint import EntrypointType
 LIMITS = {"emailgistics-api": 100, "emailgistics-backfill": 60}  # slots, each held for a minute
 POOL = "attachments"
 POOL_TYPE = "warm"
-QUEUES: Mapping[str, tuple[int, int | None]] = {"default": (1, None), "upkeep": (5, 5), "backfill": (10, 4)}
+UPKEEP = "upkeep"
+"""The work queue of runs that may wait for other runs. The warm worker has slots of their own for them."""
+QUEUES: Mapping[str, tuple[int, int | None]] = {"default": (1, None), UPKEEP: (5, 5), "backfill": (10, 4)}
 """Priority (1 goes first) and how many runs may be under way at a time, of all workers together."""
 
 

@@ -65,7 +65,7 @@ from attachments.foundation.loopback import BYPASS, bypass_proxies, is_proxied_f
 from attachments.foundation.numerals import counted
 from attachments.foundation.terminal_text import bounded, say
 from attachments.prefect_api.prefect_retry import add_retries
-from attachments.runs.deployment_spec import load_flow
+from attachments.runs.deployment_spec import UPKEEP, load_flow
 from attachments.runs.run_labels import CRASH_COUNT, count_label
 from attachments.runs.state_record import StateRecord, read_record, write_record
 from attachments.worker.allowed_flows import NO_DEPLOYMENT, VARIABLE, FlowNotAllowed, check_allowed, is_named
@@ -80,6 +80,7 @@ POLL = 0.5  # seconds between looks for new runs, unless PREFECT_WORKER_QUERY_SE
 DRAIN = 20.0  # seconds that runs under way get to finish after SIGTERM
 HAND_BACK = 10.0  # seconds, after that, for handing back the others: Prefect's client alone would try for minutes
 LIMIT = 8  # runs at a time, unless `--limit` says otherwise
+UPKEEP_SLOTS = 5  # runs of the work queue for upkeep at a time, beside those; more of them take the others' slots
 MAX_CRASHES = 5  # a run that has broken off so often, mostly with its worker, is not tried again: it may be the cause
 UNSIGNED = 30.0  # seconds in one state after which a run whose state names no worker may be a dead one's
 DEATH_MARGIN = 60.0  # seconds; clocks differ, and a busy Prefect hears beats late
@@ -136,6 +137,8 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             )
         self._clients = _ClientPool(self.name)
         self._under_way: dict[UUID, _UnderWay] = {}
+        self._upkeep: set[UUID] = set()
+        """Runs of the work queue for upkeep that hold an upkeep slot."""
         self._flows: dict[str, Flow[..., Any]] = {}
         """By deployment and version."""
         self._watches: list[asyncio.Task[None]] = []
@@ -312,6 +315,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             logger.warning("Flow run %s broke off (%s).", flow_run.id, type(error).__name__)
         finally:
             self._submitting_flow_run_ids.discard(flow_run.id)
+            self._upkeep.discard(flow_run.id)
             self._release_limit_slot(flow_run.id)
             if self._cancelling_observer is not None:
                 self._cancelling_observer.remove_in_flight_flow_run_id(flow_run.id)
@@ -332,6 +336,8 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         except (httpx.HTTPError, ValueError) as error:  # ValueError: what answers is not Prefect
             logger.warning("Flow run %s could not be started yet (%s).", flow_run.id, type(error).__name__)
             return None
+        if deployment.work_queue_name == UPKEEP:
+            self._take_upkeep_slot(flow_run)
         try:
             return await self._flow_of(flow_run, deployment)
         except httpx.TransportError as error:
@@ -345,6 +351,12 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
                 flow_run, f"The flow cannot be loaded: {type(error).__name__}: {bounded(str(error))}"
             )
         return None
+
+    def _take_upkeep_slot(self, flow_run: FlowRun) -> None:
+        """Release the run's slot: it may wait for runs that need one. No-op while all upkeep slots are taken."""
+        if len(self._upkeep) < UPKEEP_SLOTS:
+            self._upkeep.add(flow_run.id)
+            self._release_limit_slot(flow_run.id)
 
     async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
         """Take a run, in this worker's name; False when it may not be started."""

@@ -328,6 +328,52 @@ def test_a_run_that_cannot_be_started_keeps_no_slot_and_ends_no_worker(
     assert told == (["Cancelled"] if isinstance(error, ObjectNotFound) else [])
 
 
+def test_upkeep_has_slots_of_its_own(worker: WarmWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backfill on a worker with one slot holds none, so its runs start; a sixth upkeep run takes a normal slot."""
+    taken: list[tuple[str, float]] = []
+
+    async def yes(*_: Any) -> bool:
+        return True
+
+    async def run() -> None:
+        worker._limiter = limiter = anyio.CapacityLimiter(10)
+        may_end = asyncio.Event()
+
+        async def in_thread(*_: Any) -> None:
+            await may_end.wait()
+
+        async def submit(queue: str) -> None:
+            flow_run = pending()
+            flow_run.deployment_id = uuid4()
+            deployment = SimpleNamespace(work_queue_name=queue)
+
+            async def read_deployment(_: UUID) -> Any:
+                return deployment
+
+            worker._client = cast("Any", SimpleNamespace(read_deployment=read_deployment))
+            limiter.acquire_on_behalf_of_nowait(flow_run.id)
+            submitted.append(asyncio.create_task(worker._submit_run(flow_run)))
+            await asyncio.sleep(0.01)
+            taken.append((queue, limiter.borrowed_tokens))
+
+        submitted: list[asyncio.Task[None]] = []
+        monkeypatch.setattr(WarmWorker, "_flow_of", yes)
+        monkeypatch.setattr(WarmWorker, "_propose_pending_state", yes)
+        monkeypatch.setattr(WarmWorker, "_in_thread", in_thread)
+        for queue in ["default", *["upkeep"] * 6]:
+            await submit(queue)
+        may_end.set()
+        await asyncio.gather(*submitted)
+        assert limiter.borrowed_tokens == 0
+        may_end.clear()
+        await submit("upkeep")
+        may_end.set()
+        await asyncio.gather(*submitted)
+
+    asyncio.run(run())
+    assert taken == [("default", 1), *[("upkeep", 1)] * 5, ("upkeep", 2), ("upkeep", 0)]
+
+
 @pytest.mark.parametrize("error", [ValueError("a setting"), ObjectNotFound(OSError()), ImportError("no module")])
 def test_a_flow_that_cannot_be_loaded_is_told_as_crashed(
     error: Exception, worker: WarmWorker, monkeypatch: pytest.MonkeyPatch
@@ -341,6 +387,9 @@ def test_a_flow_that_cannot_be_loaded_is_told_as_crashed(
     async def yes(*_: Any) -> bool:
         return True
 
+    async def deployed(_: UUID) -> Any:
+        return SimpleNamespace(work_queue_name="default")
+
     async def crashed(_: WarmWorker, __: FlowRun, message: str) -> None:
         told.append(message)
 
@@ -351,7 +400,7 @@ def test_a_flow_that_cannot_be_loaded_is_told_as_crashed(
     async def submit() -> None:
         run = pending()
         run.deployment_id = uuid4()
-        worker._client = cast("Any", SimpleNamespace(read_deployment=yes))
+        worker._client = cast("Any", SimpleNamespace(read_deployment=deployed))
         worker._limiter = anyio.CapacityLimiter(2)
         worker._limiter.acquire_on_behalf_of_nowait(run.id)
         await worker._submit_run(run)
