@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from attachments.foundation import loopback
+from tests.stand_ins import FOLDERS, ROOT
 
 # Where either is set, pytest shows the whole difference of two values that are compared. Of two contents of 10 MB, as
 # they are compared here, that takes hours.
@@ -37,3 +38,11 @@ LONGEST_ID = 100
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """A name for what is too long to be its own; pytest itself numbers those that are alike."""
     return f"{argname} of {len(val)}" if isinstance(val, bytes | str) and len(val) > LONGEST_ID else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the stand-ins, before `-m` selects tests."""
+    for item in items:
+        if item.path.relative_to(ROOT).as_posix().startswith(tuple(f"{folder}/" for folder in FOLDERS)):
+            item.add_marker("stand_in")
