@@ -12,12 +12,13 @@ from http import HTTPStatus
 import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from pydantic import model_validator
 
 from attachments.sandbox.account import Account
 from attachments.sandbox.bodies import sha256
 from attachments.sandbox.delivery import Delivery, Posting, deliver, envelope
 from attachments.sandbox.faults.book import Order
-from attachments.sandbox.fields import BadFieldError, Fields
+from attachments.sandbox.fields import BadFieldError, Document, HeaderText, Number, Text, Whole, read
 from attachments.sandbox.intake import read_messages
 from attachments.sandbox.messages import Message
 from attachments.sandbox.payload import Payload, sample_payload, webhook_payload
@@ -31,6 +32,29 @@ async def explain_mistakes(request: web.Request, handler: Handler) -> web.Stream
         return await handler(request)
     except BadFieldError as error:
         return web.json_response({"error": str(error)}, status=HTTPStatus.BAD_REQUEST)
+
+
+class _TestButton(Document):
+    url: Text
+    secret: HeaderText | None = None
+
+
+class _DeliveryOrder(_TestButton):
+    """Of one payload; times in seconds."""
+
+    message_id: Text | None = None
+    payload: dict[Text, object] | None = None
+    times: Whole = 1
+    wait: bool = True
+    attempts: Whole = 3
+    timeout: Number = 100.0
+    retry_delay: Number | None = None
+
+    @model_validator(mode="after")
+    def _has_one_payload(self) -> "_DeliveryOrder":
+        if (self.message_id is None) == (self.payload is None):
+            raise ValueError("send either message_id or payload")
+        return self
 
 
 class Control:
@@ -125,22 +149,19 @@ class Control:
 
     async def deliver(self, request: web.Request) -> web.Response:
         """Posts a webhook `times` times at once; without `wait` answers 202 (see /_sandbox/deliveries)."""
-        fields = Fields(await _document(request), "delivery")
-        message_id, payload = fields.text_or_none("message_id"), fields.take("payload")
-        times, wait = fields.whole("times", 1), fields.flag("wait", default=True)
+        order = read(_DeliveryOrder, await _document(request), "delivery")
         posting = Posting(
-            payload=self._payload(message_id, payload),
-            url=fields.text("url"),
-            secret=fields.header_or_none("secret"),
-            attempts=fields.whole("attempts", 3),
-            timeout=fields.number("timeout", 100.0),
-            pause=fields.number_or_none("retry_delay"),
+            payload=self._payload(order),
+            url=order.url,
+            secret=order.secret,
+            attempts=order.attempts,
+            timeout=order.timeout,
+            pause=order.retry_delay,
         )
-        fields.close()
-        deliveries = [posting.begin() for _ in range(times)]
+        deliveries = [posting.begin() for _ in range(order.times)]
         self._account.deliveries.extend(deliveries)
         tasks = [asyncio.create_task(deliver(self._session, posting, delivery)) for delivery in deliveries]
-        if not wait:
+        if not order.wait:
             # The loop holds its tasks only weakly.
             self._under_way.update(tasks)
             for task in tasks:
@@ -154,9 +175,8 @@ class Control:
 
     async def press_test_button(self, request: web.Request) -> web.Response:
         """One attempt with the canned sample; shows status and message as Admin does (webhooks/setup)."""
-        fields = Fields(await _document(request), "test button")
-        posting = Posting(sample_payload(), fields.text("url"), fields.header_or_none("secret"), attempts=1)
-        fields.close()
+        order = read(_TestButton, await _document(request), "test button")
+        posting = Posting(sample_payload(), order.url, order.secret, attempts=1)
         delivery = posting.begin()
         await deliver(self._session, posting, delivery)
         answer = envelope(delivery.attempts[-1])
@@ -176,14 +196,12 @@ class Control:
             return _missing("There is no such key; GET /_sandbox/settings names those that there are.")
         return _nothing()
 
-    def _payload(self, message_id: str | None, payload: object) -> Payload:
-        if (message_id is None) == (payload is None):
-            raise BadFieldError("delivery: send either message_id or payload")
-        if isinstance(payload, dict):
-            return payload
-        message = self._account.messages.find(message_id or "")
+    def _payload(self, order: "_DeliveryOrder") -> Payload:
+        if order.payload is not None:
+            return order.payload
+        message = self._account.messages.find(order.message_id or "")
         if message is None:
-            raise BadFieldError("delivery: no message has this message_id, and payload is no object; add the message")
+            raise BadFieldError("delivery: no message has this message_id; add the message, or send a payload")
         return webhook_payload(message)
 
     async def _shown(self, messages: list[Message], request: web.Request) -> list[dict[str, object]]:

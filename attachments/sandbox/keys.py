@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal, get_args
 
-REPORTING = "reporting"
-READ = "messages:read"
-CONTENT = "messages:content"
-SCOPES = (REPORTING, READ, CONTENT)
+Scope = Literal["reporting", "messages:read", "messages:content"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+REPORTING, READ, CONTENT = SCOPES
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
+from typing import Literal
 from urllib.parse import parse_qs, urlencode
 
 from attachments.sandbox.answers import Answer, Origin, json_answer
-from attachments.sandbox.fields import Fields
+from attachments.sandbox.fields import Document, Number, Text, Whole
 from attachments.sandbox.keys import Key
 from attachments.sandbox.messages import Message
 from attachments.sandbox.refusals import NOT_FOUND, RefusedError
@@ -28,37 +29,21 @@ def mailbox_id(address: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"mailto:{address.casefold()}"))
 
 
-@dataclass
-class Behaviour:
+class Behaviour(Document):
     """How the next runs behave; times in seconds.
 
     `body` is the shape of the request's body, which is not documented. `bare_rows` leaves out all of a row but its two
     documented fields. `pages` is after how many pages a result expires too early; None for never.
     """
 
-    slots: int = 3
-    run_seconds: float = 0.0
+    slots: Whole = 3
+    run_seconds: Number = 0.0
     ends_in_error: bool = False
-    expires_after: float = 24 * 3600.0
-    pages: int | None = None
-    cutoff: str | None = None
-    body: str = "either"
+    expires_after: Number = 24 * 3600.0
+    pages: Whole | None = None
+    cutoff: Text | None = None
+    body: Literal["either", "wrapped", "bare"] = "either"
     bare_rows: bool = False
-
-    def change(self, document: object) -> None:
-        """Take over what the document names."""
-        fields = Fields(document, "reports")
-        self.slots = fields.whole("slots", self.slots)
-        self.run_seconds = fields.number("run_seconds", self.run_seconds)
-        self.ends_in_error = fields.flag("ends_in_error", default=self.ends_in_error)
-        self.expires_after = fields.number("expires_after", self.expires_after)
-        if "pages" in fields:
-            self.pages = fields.whole_or_none("pages")
-        if "cutoff" in fields:
-            self.cutoff = fields.text_or_none("cutoff")
-        self.body = fields.choice("body", ("either", "wrapped", "bare"), self.body)
-        self.bare_rows = fields.flag("bare_rows", default=self.bare_rows)
-        fields.close()
 
 
 @dataclass

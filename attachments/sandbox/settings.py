@@ -1,12 +1,14 @@
 """The account's settings as the control API shows and takes them."""
 
-from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import Field
 
 from attachments.sandbox.account import Account
-from attachments.sandbox.fields import BadFieldError, Fields
-from attachments.sandbox.keys import SCOPES, Key
-from attachments.sandbox.reports import Reports
+from attachments.sandbox.fields import Document, Number, Text, Whole, read
+from attachments.sandbox.keys import SCOPES, Key, Scope
+from attachments.sandbox.reports import Behaviour, Reports
 
 
 def show_settings(account: Account) -> dict[str, object]:
@@ -23,8 +25,32 @@ def show_settings(account: Account) -> dict[str, object]:
             }
             for key in account.keys
         ],
-        "reports": {**asdict(account.reports.behaviour), "started": account.reports.started},
+        "reports": {**account.reports.behaviour.model_dump(), "started": account.reports.started},
     }
+
+
+class _Key(Document):
+    """A key of the account; without `scopes` it has all of them, and `expires` is in UTC unless it names a zone."""
+
+    key: Text
+    scopes: list[Scope] | None = None
+    mailboxes: list[Text] | None = None
+    expires: Annotated[datetime | None, Field(strict=False)] = None
+
+    def built(self) -> Key:
+        """The key that the account checks calls against."""
+        expires = self.expires.replace(tzinfo=self.expires.tzinfo or UTC) if self.expires else None
+        mailboxes = None if self.mailboxes is None else tuple(self.mailboxes)
+        return Key(self.key, frozenset(SCOPES if self.scopes is None else self.scopes), mailboxes, expires)
+
+
+class _Settings(Document):
+    limit: Whole | None = None
+    window: Number | None = None
+    keys: list[_Key] | None = None
+    reset_window: bool = False
+    reset_reports: bool = False
+    reports: dict[str, object] = Field(default_factory=dict)
 
 
 def change_settings(account: Account, document: object) -> None:
@@ -32,52 +58,15 @@ def change_settings(account: Account, document: object) -> None:
 
     `reset_window` forgets the calls that the limit has counted, `reset_reports` all runs and how they behave.
     """
-    fields = Fields(document, "settings")
-    limit = fields.whole_or_none("limit") if "limit" in fields else account.window.limit
-    window = fields.number("window", account.window.window)
-    keys = _keys(fields.take("keys")) if "keys" in fields else list(account.keys)
-    reset = fields.flag("reset_window", default=False)
-    reset_reports = fields.flag("reset_reports", default=False)
-    reports = fields.take("reports")
-    fields.close()
-    if reset_reports:
-        account.reports = Reports()
-    if reports is not None:
-        account.reports.behaviour.change(reports)
-    account.window.limit = limit
-    account.window.window = window
-    account.keys.replace(keys)
-    if reset:
+    settings = read(_Settings, document, "settings")
+    reports = Reports() if settings.reset_reports else account.reports
+    reports.behaviour = read(Behaviour, {**reports.behaviour.model_dump(), **settings.reports}, "reports")
+    account.reports = reports
+    if "limit" in settings.model_fields_set:
+        account.window.limit = settings.limit
+    if settings.window is not None:
+        account.window.window = settings.window
+    if settings.keys is not None:
+        account.keys.replace([key.built() for key in settings.keys])
+    if settings.reset_window:
         account.window.forget()
-
-
-def _keys(rows: object) -> list[Key]:
-    if not isinstance(rows, list):
-        raise BadFieldError("settings: keys must be a list")
-    return [_key(row) for row in rows]
-
-
-def _key(document: object) -> Key:
-    fields = Fields(document, "key")
-    scopes = fields.texts_or_none("scopes")
-    unknown = set(scopes or ()) - set(SCOPES)
-    if unknown:
-        raise BadFieldError(f"key: there is no scope {', '.join(sorted(unknown))}; send some of {', '.join(SCOPES)}")
-    key = Key(
-        secret=fields.text("key"),
-        scopes=frozenset(SCOPES if scopes is None else scopes),
-        mailboxes=fields.texts_or_none("mailboxes"),
-        expires=_instant(fields.text_or_none("expires")),
-    )
-    fields.close()
-    return key
-
-
-def _instant(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise BadFieldError("key: expires must be a time in ISO 8601, or null") from error
-    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)

@@ -2,54 +2,67 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from attachments.sandbox.faults.kinds import Fault, read_fault
-from attachments.sandbox.fields import Fields
+from attachments.sandbox.faults.kinds import Fault
+from attachments.sandbox.fields import Document, Number, Text, Whole, read
 from attachments.sandbox.routes import Call
 
-ANY = "any"
-_ENDPOINTS = (ANY, "list", "download", "mailboxes", "report", "result")
 
+class FaultOrder(Document):
+    """A fault for the calls that match: after the first `skip` of them, `times` times (null: until removed).
 
-@dataclass
-class Order:
-    """A fault for the calls that match: after the first `skip` of them, `times` times (None: until removed).
-
-    `until` is in monotonic seconds, None for ever. `document` is the order as it came.
+    Without `times`: once, or for `for_seconds`.
     """
 
-    id: str
     fault: Fault
-    document: dict[str, object]
-    endpoint: str
-    message_id: str | None
-    attachment_id: str | None
-    times: int | None
-    skip: int
-    until: float | None
-    matched: int = 0
-    fired: int = 0
+    endpoint: Literal["any", "list", "download", "mailboxes", "report", "result"] = "any"
+    message_id: Text | None = None
+    attachment_id: Text | None = None
+    skip: Whole = 0
+    for_seconds: Number | None = None
+    times: Whole | None = None
+
+    @property
+    def most(self) -> int | None:
+        """How many calls it happens to; None: no limit."""
+        is_once = "times" not in self.model_fields_set and self.for_seconds is None
+        return 1 if is_once else self.times
 
     def matches(self, call: Call) -> bool:
         """Whether the call is one that the fault is meant for."""
         return (
-            self.endpoint in (ANY, call.endpoint)
+            self.endpoint in ("any", call.endpoint)
             and self.message_id in (None, call.message_id)
             and self.attachment_id in (None, call.attachment_id)
         )
 
+
+@dataclass
+class Order:
+    """An accepted order and what became of it; `since` in monotonic seconds, `document` as it came."""
+
+    id: str
+    terms: FaultOrder
+    document: Any
+    since: float = field(default_factory=time.monotonic)
+    matched: int = 0
+    fired: int = 0
+
     @property
     def spent(self) -> bool:
         """Whether it can never strike again."""
-        over = self.until is not None and time.monotonic() >= self.until
-        return over or (self.times is not None and self.fired >= self.times)
+        most, seconds = self.terms.most, self.terms.for_seconds
+        return (most is not None and self.fired >= most) or (
+            seconds is not None and time.monotonic() >= self.since + seconds
+        )
 
     def strikes(self) -> bool:
         """Counts one matching call and says whether the fault happens to it."""
         if self.spent:
             return False
         self.matched += 1
-        if self.matched <= self.skip:
+        if self.matched <= self.terms.skip:
             return False
         self.fired += 1
         return True
@@ -64,21 +77,7 @@ class FaultBook:
 
     def add(self, document: object) -> Order:
         """Takes an order; raises BadFieldError when it cannot be read."""
-        fields = Fields(document, "order of a fault")
-        lasts = fields.number_or_none("for_seconds")
-        order = Order(
-            id=str(self._ordered + 1),
-            fault=read_fault(fields.take("fault")),
-            document=dict(document) if isinstance(document, dict) else {},
-            endpoint=fields.choice("endpoint", _ENDPOINTS, ANY),
-            message_id=fields.text_or_none("message_id"),
-            attachment_id=fields.text_or_none("attachment_id"),
-            # Left out: once, or as long as `for_seconds` says.
-            times=fields.whole_or_none("times") if "times" in fields or lasts is not None else 1,
-            skip=fields.whole("skip", 0),
-            until=None if lasts is None else time.monotonic() + lasts,
-        )
-        fields.close()
+        order = Order(str(self._ordered + 1), read(FaultOrder, document, "order of a fault"), document)
         self._ordered += 1
         self.orders[order.id] = order
         return order
@@ -86,7 +85,7 @@ class FaultBook:
     def take(self, call: Call, *, counted: bool) -> list[Fault]:
         """The faults that happen to this call: those that the limit counts, or those that it does not."""
         return [
-            order.fault
+            order.terms.fault
             for order in self.orders.values()
-            if order.fault.counted is counted and order.matches(call) and order.strikes()
+            if order.terms.fault.counted is counted and order.terms.matches(call) and order.strikes()
         ]

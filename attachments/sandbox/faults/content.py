@@ -1,41 +1,41 @@
 """Faults in what is said: another status, other headers, another body."""
 
 import gzip
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
-from typing import ClassVar, Self
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
 
 from attachments.sandbox.answers import JSON_TYPE, Answer, Headers, error_answer, json_answer
 from attachments.sandbox.bodies import HeldBody
-from attachments.sandbox.fields import BadFieldError, Fields
+from attachments.sandbox.faults.base import CountedFault, UncountableFault
+from attachments.sandbox.fields import HeaderText, Text, Whole
 from attachments.sandbox.messages import ITEM
 from attachments.sandbox.plan import Plan
 
 _FRAMING_HEADERS = ("content-length", "transfer-encoding", "connection")
 
 
-@dataclass(frozen=True)
-class Status:
+def _without_framing(headers: dict[str, str | None]) -> dict[str, str | None]:
+    for name in headers:
+        if name.casefold() in _FRAMING_HEADERS:
+            raise ValueError(f"{name} cannot be set; order a fault of kind framing or wrong_length")
+    return headers
+
+
+_Headers = Annotated[dict[HeaderText, HeaderText | None], AfterValidator(_without_framing)]
+"""Header names with their values, null for a header to be taken away."""
+
+
+class Status(UncountableFault):
     """Another status: with the documented error body, or with any text (a proxy's HTML, or nothing)."""
 
-    status: int
-    body: str | None
-    content_type: str | None
-    headers: dict[str, str | None]
-    counted: bool
-
-    @classmethod
-    def read(cls, fields: Fields) -> Self:
-        status = fields.whole("status", HTTPStatus.INTERNAL_SERVER_ERROR)
-        if not HTTPStatus.OK <= status <= 999:  # noqa: PLR2004  (the last number of three digits)
-            raise BadFieldError("fault: status must be a number from 200 to 999")
-        return cls(
-            status=status,
-            body=fields.text_or_none("body"),
-            content_type=fields.header_or_none("content_type"),
-            headers=_headers(fields),
-            counted=fields.flag("counted", default=True),
-        )
+    kind: Literal["status"]
+    status: Annotated[int, Field(ge=HTTPStatus.OK, le=999)] = HTTPStatus.INTERNAL_SERVER_ERROR
+    body: Text | None = None
+    content_type: HeaderText | None = None
+    headers: _Headers = Field(default_factory=dict)
 
     def apply(self, plan: Plan) -> None:
         if self.body is None:
@@ -49,51 +49,32 @@ class Status:
         plan.answer = _with_headers(answer, self.headers)
 
 
-@dataclass(frozen=True)
-class Redirect:
+class Redirect(UncountableFault):
     """A redirect to any address."""
 
-    location: str
-    status: int
-    counted: bool
-
-    @classmethod
-    def read(cls, fields: Fields) -> Self:
-        return cls(
-            location=fields.header_or_none("location") or "/",
-            status=fields.whole("status", HTTPStatus.FOUND),
-            counted=fields.flag("counted", default=True),
-        )
+    kind: Literal["redirect"]
+    location: HeaderText = "/"
+    status: Whole = HTTPStatus.FOUND
 
     def apply(self, plan: Plan) -> None:
         plan.answer = Answer(self.status, (("Location", self.location),), HeldBody(b""))
 
 
-@dataclass(frozen=True)
-class ChangedHeaders:
+class ChangedHeaders(CountedFault):
     """Headers added or overridden; null takes one away."""
 
-    headers: dict[str, str | None]
-    counted: ClassVar[bool] = True
-
-    @classmethod
-    def read(cls, fields: Fields) -> Self:
-        return cls(_headers(fields))
+    kind: Literal["headers"]
+    headers: _Headers = Field(default_factory=dict)
 
     def apply(self, plan: Plan) -> None:
         plan.answer = _with_headers(plan.answer, self.headers)
 
 
-@dataclass(frozen=True)
-class ExtraFields:
+class ExtraFields(CountedFault):
     """What comes unannounced: unknown fields, and an unknown attachmentType (getting-started/versioning)."""
 
-    attachment_type: str
-    counted: ClassVar[bool] = True
-
-    @classmethod
-    def read(cls, fields: Fields) -> Self:
-        return cls(fields.text_or_none("attachment_type") or "holographicAttachment")
+    kind: Literal["extra_fields"]
+    attachment_type: Text = "holographicAttachment"
 
     def apply(self, plan: Plan) -> None:
         if plan.answer.document is None:
@@ -119,25 +100,16 @@ class ExtraFields:
         }
 
 
-@dataclass(frozen=True)
-class UnfinishedList:
+class UnfinishedList(CountedFault):
     """A list that Exchange or a scanner has not finished: the first `keep` parts and, unless null, a placeholder.
 
     Microsoft Defender lists its placeholder until it has scanned the rest. With null and 0 the list is empty.
     """
 
-    keep: int
-    placeholder: str | None
-    attachment_type: str
-    counted: ClassVar[bool] = True
-
-    @classmethod
-    def read(cls, fields: Fields) -> Self:
-        return cls(
-            keep=fields.whole("keep", 0),
-            placeholder=fields.text_or_none("placeholder"),
-            attachment_type=fields.text_or_none("attachment_type") or ITEM,
-        )
+    kind: Literal["unfinished_list"]
+    keep: Whole = 0
+    placeholder: Text | None = None
+    attachment_type: Text = ITEM
 
     def apply(self, plan: Plan) -> None:
         document = plan.answer.document
@@ -152,20 +124,15 @@ class UnfinishedList:
         plan.answer = json_answer(plan.answer.status, {**document, "attachments": kept}, headers)
 
 
-@dataclass(frozen=True)
-class ContentEncoding:
+class ContentEncoding(CountedFault):
     """The body gzipped and so labelled when the client takes gzip; with `force` even when it does not.
 
     The gzipped body is held in memory: meant for small ones.
     """
 
-    encoding: str
-    force: bool
-    counted: ClassVar[bool] = True
-
-    @classmethod
-    def read(cls, fields: Fields) -> Self:
-        return cls(fields.choice("encoding", ("gzip",), "gzip"), fields.flag("force", default=False))
+    kind: Literal["content_encoding"]
+    encoding: Literal["gzip"] = "gzip"
+    force: bool = False
 
     def apply(self, plan: Plan) -> None:
         if not (self.force or plan.takes_gzip):
@@ -173,14 +140,6 @@ class ContentEncoding:
         content = gzip.compress(b"".join(plan.answer.body.pieces()), compresslevel=1, mtime=0)
         answer = replace(plan.answer, body=HeldBody(content))
         plan.answer = _with_headers(answer, {"Content-Encoding": self.encoding})
-
-
-def _headers(fields: Fields) -> dict[str, str | None]:
-    headers = fields.headers("headers")
-    for name in headers:
-        if name.casefold() in _FRAMING_HEADERS:
-            raise BadFieldError(f"fault: {name} cannot be set; order a fault of kind framing or wrong_length")
-    return headers
 
 
 def _with_headers(answer: Answer, headers: dict[str, str | None]) -> Answer:
