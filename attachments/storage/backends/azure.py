@@ -43,6 +43,7 @@ from azure.core.exceptions import (
     ServiceResponseError,
 )
 from azure.storage.blob import BlobBlock, ContentSettings
+from fsspec.utils import infer_storage_options
 
 from attachments.storage.backends.base import (
     Backend,
@@ -141,7 +142,7 @@ class AzureBackend(Backend):
     def __init__(self, url: str, options: Mapping[str, Any], scope: str | None) -> None:
         self._container, root = _container_and_root(url)
         self._root = f"{root}/" if root else ""
-        self._options = {**AzureBlobFileSystem._get_kwargs_from_urls(url), **options}
+        self._options = {**_account_of(url), **options}
         self._scope: Mapping[str, Any] = {"encryption_scope": scope} if scope else {}
         told = {name: options[name] for name in ("connection_timeout", "read_timeout", "timeout") if options.get(name)}
         self._request: Mapping[str, Any] = {**_PATIENCE, **told, **_REQUEST}
@@ -166,7 +167,7 @@ class AzureBackend(Backend):
             raise UnsupportedStore(
                 "the store's URL names no container; write it as abfs://container@account.dfs.core.windows.net/folder"
             )
-        known = AzureBlobFileSystem._get_kwargs_from_urls(url)
+        known = _account_of(url)
         if parts.username and not known and not {"account_host", "connection_string"} & set(options):
             # adlfs would leave the host out, and ask an account of Azure's public cloud.
             raise UnsupportedStore(
@@ -483,8 +484,18 @@ class _AzureUpload(PartedUpload):
 
 
 def _container_and_root(url: str) -> tuple[str, str]:
-    container, _, root = str(AzureBlobFileSystem._strip_protocol(url)).strip("/").partition("/")
+    """As adlfs reads it: the container is the user's part, or the host, or the path's first part below an account."""
+    parts = infer_storage_options(url)
+    host = parts.get("host", "")
+    container = parts.get("username") or ("" if ".dfs.core.windows.net" in host else host)
+    container, _, root = f"{container}{parts['path']}".strip("/").partition("/")
     return container, root.strip("/")
+
+
+def _account_of(url: str) -> dict[str, str]:
+    """The option that the host of a URL stands for, if it is one of Azure's public cloud."""
+    found = re.match(r"(.+)\.(dfs|blob)\.core\.windows\.net", infer_storage_options(url).get("host", ""))
+    return {"account_name": found[1]} if found else {}
 
 
 def _is_folder(blob: Any) -> bool:

@@ -49,6 +49,7 @@ from attachments.storage.backends.base import (
     check_options,
     options_in_use,
 )
+from attachments.storage.backends.library_internals import gcsfs_session
 from attachments.storage.backends.own_hosts import check_host, check_transport
 from attachments.storage.backends.parts import PASSING_STATUS, PartedUpload, is_permanent, patiently, run
 from attachments.storage.checksum_objects import orphaned_proofs, proof_path, read_proof
@@ -103,8 +104,7 @@ class GcsBackend(Backend):
     metadata_is_proof = True
 
     def __init__(self, url: str, options: Mapping[str, Any], kms_key: str | None) -> None:
-        whole = str(GCSFileSystem._strip_protocol(url)).strip("/")
-        self._bucket, _, root = whole.partition("/")
+        self._bucket, root = _bucket_and_root(url)
         self._root = f"{root}/" if root else ""
         self._options = options
         self._key = {"kmsKeyName": kms_key} if kms_key else {}
@@ -114,7 +114,7 @@ class GcsBackend(Backend):
     @classmethod
     def at(cls, url: str, options: Mapping[str, Any], encryption: Encryption) -> GcsBackend:
         """The backend at ``gs://bucket/root``; the options are gcsfs's. Raises UnsupportedStore."""
-        if not _BUCKET_NAME.fullmatch(GCSFileSystem._strip_protocol(url).rstrip("/").partition("/")[0]):
+        if not _BUCKET_NAME.fullmatch(_bucket_and_root(url)[0]):
             raise UnsupportedStore("the store's URL names no bucket; write it as gs://bucket/folder")
         check_options(GCSFileSystem, options, "gcsfs")
         if "asynchronous" in options or "loop" in options:
@@ -239,7 +239,7 @@ class GcsBackend(Backend):
         )
         await self.ask(
             "POST",
-            f"{self._fs._location}/upload/storage/v1/b/{quote(self._bucket, safe='')}/o",
+            self._upload_url,
             params={"uploadType": "multipart", "ifGenerationMatch": generation, **self._named(path)},
             headers={"Content-Type": f"multipart/related; boundary={boundary.decode()}"},
             data=b"".join(parts),
@@ -249,7 +249,7 @@ class GcsBackend(Backend):
         """A session for a resumable upload, as its address. Raises Conflict."""
         answer = await self.ask(
             "POST",
-            f"{self._fs._location}/upload/storage/v1/b/{quote(self._bucket, safe='')}/o",
+            self._upload_url,
             params={"uploadType": "resumable", "ifGenerationMatch": "0", **self._named(path)},
             headers={"Content-Type": "application/json", "X-Upload-Content-Type": labels.content_type},
             data=json.dumps(_described(labels, {"proof": proof})).encode(),
@@ -325,14 +325,14 @@ class GcsBackend(Backend):
         timeout: aiohttp.ClientTimeout = _REQUEST,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         fs = self._fs
-        session = await fs._set_session()
+        session = await gcsfs_session(fs)
+        whole = {**(headers or {}), "Content-Length": str(len(data)), "Accept-Encoding": "identity"}
         # In a thread: it may fetch a new token, and the loop serves all streams.
-        whole = await asyncio.to_thread(fs._get_headers, headers)
-        whole |= {"Content-Length": str(len(data)), "Accept-Encoding": "identity"}
+        await asyncio.to_thread(fs.credentials.apply, whole)
         async with session.request(
             method,
             url,
-            params=fs._get_params(params or {}),  # adds the project that pays
+            params={**(params or {}), **self._payer},
             headers=whole,
             data=_slices(data) if data else None,
             timeout=timeout,
@@ -418,6 +418,17 @@ class GcsBackend(Backend):
 
     def _object(self, path: str) -> str:
         return f"{self._fs.base}b/{quote(self._bucket, safe='')}/o/{quote(self._root + path, safe='')}"
+
+    @property
+    def _upload_url(self) -> str:
+        base = self._fs.base.removesuffix("storage/v1/")
+        return f"{base}upload/storage/v1/b/{quote(self._bucket, safe='')}/o"
+
+    @property
+    def _payer(self) -> Mapping[str, str]:
+        """The project that pays for a request, where the option `requester_pays` is true or names one."""
+        payer = self._fs.requester_pays
+        return {"userProject": payer if isinstance(payer, str) else self._fs.project} if payer else {}
 
     def _named(self, path: str) -> dict[str, str]:
         return {"name": self._root + path, **self._key}
@@ -553,6 +564,11 @@ class _GcsUpload(PartedUpload):
 
     def _told_sum(self) -> str:
         return base64.b64encode(self._sum.digest()).decode()
+
+
+def _bucket_and_root(url: str) -> tuple[str, str]:
+    bucket, _, root = url.partition("://")[2].rstrip("/").partition("/")
+    return bucket, root
 
 
 async def _beginning(response: aiohttp.ClientResponse) -> bytes:

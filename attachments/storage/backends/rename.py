@@ -29,7 +29,6 @@ from inspect import Parameter
 from typing import Any, cast
 
 from fsspec import AbstractFileSystem, get_filesystem_class
-from fsspec.asyn import AsyncFileSystem
 from fsspec.generic import GenericFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
@@ -44,6 +43,7 @@ from attachments.storage.backends.base import (
     Upload,
     Version,
 )
+from attachments.storage.backends.library_internals import copies_objects, options_of_url, path_of_url
 from attachments.storage.checksum_objects import PROOFS, proven
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import StoreError, UnsupportedStore
@@ -67,8 +67,8 @@ class RenameBackend(Backend):
 
     def __init__(self, kind: type[AbstractFileSystem], url: str, options: Mapping[str, Any]) -> None:
         self._kind = kind
-        self._root = str(kind._strip_protocol(url)).rstrip("/")
-        self._options = {**kind._get_kwargs_from_urls(url), **options}
+        self._root = path_of_url(kind, url).rstrip("/")
+        self._options = {**options_of_url(kind, url), **options}
         self._lock = threading.Lock()
         self._opened: AbstractFileSystem | None = None
         self._trying = threading.Lock()
@@ -245,7 +245,7 @@ class RenameBackend(Backend):
         return f"{self._root}/{path}" if path else self._root
 
     def _relative(self, path: str) -> str:
-        whole = str(self._kind._strip_protocol(path))
+        whole = path_of_url(self._kind, path)
         return whole.removeprefix(self._root).lstrip("/")
 
     def _temporary(self, path: str) -> str:
@@ -399,10 +399,7 @@ def _lacking(kind: type[AbstractFileSystem], options: Mapping[str, Any]) -> list
 
 
 def _moves(kind: type[AbstractFileSystem]) -> bool:
-    copies = kind.cp_file not in {AbstractFileSystem.cp_file, AsyncFileSystem.cp_file}
-    if issubclass(kind, AsyncFileSystem):
-        copies = kind._cp_file is not AsyncFileSystem._cp_file
-    return copies or _renames(kind)
+    return copies_objects(kind) or _renames(kind)
 
 
 def _renames(kind: type[AbstractFileSystem]) -> bool:

@@ -481,9 +481,11 @@ class S3Backend(Backend):
         return await getattr(client, method)(**self._arguments(client, method, arguments))
 
     def _arguments(self, client: Any, method: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """With what the options add to every request (`s3_additional_kwargs`, `requester_pays`)."""
-        told = self._fs._get_s3_method_kwargs(getattr(client, method), Bucket=self._bucket, **arguments)
-        return cast("dict[str, Any]", told)
+        """With what the options add to each request that takes it (`s3_additional_kwargs`, `requester_pays`)."""
+        operation = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[method])
+        added = {**self._fs.s3_additional_kwargs, **self._fs.req_kw}
+        known = {name: value for name, value in added.items() if name in operation.input_shape.members}
+        return {**known, "Bucket": self._bucket, **arguments}
 
     async def _client(self) -> Any:
         try:
@@ -596,7 +598,7 @@ class _S3Upload(PartedUpload):
 
 def _bucket_and_root(url: str) -> tuple[str, str]:
     """An access point's whole ARN, which may hold slashes, is what S3 takes for a bucket. Raises UnsupportedStore."""
-    path = str(S3FileSystem._strip_protocol(url)).strip("/")
+    path = url.partition("://")[2].strip("/")
     if path[:4].lower() != "arn:":
         bucket, _, root = path.partition("/")
         return bucket, root
