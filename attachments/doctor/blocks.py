@@ -1,7 +1,7 @@
 """The blocks that the deployments name: whether they are there and can be read."""
 
 from collections.abc import Sequence
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient
@@ -28,11 +28,11 @@ def load_blocks(kind: type[B], names: Sequence[str], client: SyncPrefectClient) 
     """Those of these names that can be read."""
     blocks: dict[str, B] = {}
     findings = []
-    slug = cast("str", kind._block_type_slug)
+    slug = kind.get_block_type_slug()
     for name in names:
         subject = f"{slug}/{name}"
         try:
-            blocks[name] = kind._from_block_document(client.read_block_document_by_name(path_part(name), slug))
+            blocks[name] = kind.model_validate(client.read_block_document_by_name(path_part(name), slug).data)
             findings.append(ok("block", "It is there and can be read.", subject=subject))
         except ObjectNotFound:
             remedy = "Make it in the Prefect UI under Blocks; `attachments setup` makes the default one."

@@ -8,7 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import httpx
 from prefect.blocks.core import Block
@@ -179,13 +179,13 @@ def _valid(block: type[B], values: dict[str, Any], variables: str) -> B:
 
 async def _existing(block: type[B], client: PrefectClient) -> B | None:
     """The default block as it stands, None when there is none."""
-    slug = cast("str", block._block_type_slug)
+    slug = block.get_block_type_slug()
     try:
         document = await client.read_block_document_by_name("default", slug)
     except ObjectNotFound:
         return None
     try:
-        return block._from_block_document(document)
+        return block.model_validate(document.data)
     except ValidationError as error:
         raise CommandFailed(
             f"The block {slug}/default cannot be used: {reasons(error)}. Correct or delete it in the Prefect UI under "
@@ -198,7 +198,7 @@ async def _save(block: Block, name: str, client: PrefectClient, tell: Tell) -> N
     await type(block).aregister_type_and_schema(client=client)
     existing = await _existing(type(block), client)
     place = f": {block.store().url}{_encryption(block)}" if isinstance(block, AttachmentStore) else ""
-    subject = f"block {block._block_type_slug}/{name}{place}"
+    subject = f"block {block.get_block_type_slug()}/{name}{place}"
     if existing is not None and _revealed(existing) == _revealed(block):
         tell("was there", subject)
         return

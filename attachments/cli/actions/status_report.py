@@ -202,7 +202,7 @@ def _calls(client: SyncPrefectClient, standing: Deployments) -> dict[str, Calls]
 
 
 def _limit_names(client: SyncPrefectClient, standing: Deployments) -> Iterable[str]:
-    slug = str(EmailgisticsAccount._block_type_slug)
+    slug = EmailgisticsAccount.get_block_type_slug()
     names: dict[str, None] = {}
     for account in blocks_named(standing, "account"):
         with suppress(ObjectNotFound):
