@@ -1,14 +1,17 @@
 """Reword every sentence: what a backfill counts, what a webhook is answered, and who has a run stay as they are."""
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import SetStateStatus
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLED, temporary_settings
 from prefect.states import Running, Scheduled, to_state_create
 
 from attachments.blocks import AttachmentStore
@@ -21,8 +24,9 @@ from attachments.runs.artifacts import Report, failed_state, finish
 from attachments.runs.child_runs import ChildRuns
 from attachments.runs.state_record import read_record
 from attachments.storage.errors import AccessDenied, StoreError
-from attachments.worker import warm_worker
-from attachments.worker.warm_worker import WarmWorker
+from attachments.worker import orphan_reaper, run_starter, state_changes
+from attachments.worker.clients import SignedClient
+from attachments.worker.run_starter import FlowLoader, RunStarter
 from tests.rewording import reword, reword_states
 from tests.runs.test_state_record import attempts
 
@@ -132,14 +136,23 @@ def test_how_a_run_ended_is_read_the_same(prefect: Prefect, ending: str) -> None
 
 def test_who_has_a_run_is_read_the_same(prefect: Prefect) -> None:
     """From the state with which the worker takes it, and from the one in which it runs."""
-    worker = WarmWorker("pool", name="a [b], c=d")
-    worker._client = cast("Any", AsyncPrefect(prefect))
-    assert asyncio.run(worker._propose_pending_state(prefect.run))
-    assert read_record(prefect.run.state).worker == worker.name
-    client = Prefect()
-    warm_worker._sign(cast("Any", client), worker.name)
-    client.set_flow_run_state(client.run.id, Running())
-    assert read_record(client.run.state).worker == worker.name
+    name = "a [b], c=d"
+    starter = RunStarter(cast("Any", AsyncPrefect(prefect)), name, FlowLoader(""), cast("Any", None))
+    assert asyncio.run(starter.sign(prefect.run))
+    assert read_record(prefect.run.state).worker == name
+    proposed: list[State[Any]] = []
+
+    def accept(request: httpx.Request) -> httpx.Response:
+        state = json.loads(request.content)["state"]
+        proposed.append(State(type=state["type"], message=state["message"]))
+        return httpx.Response(200, json={"state": None, "status": "ACCEPT", "details": {"type": "accept_details"}})
+
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False}),
+        SignedClient(name, lambda: httpx.MockTransport(accept)) as client,
+    ):
+        client.set_flow_run_state(prefect.run.id, Running())
+    assert read_record(proposed[0]).worker == name
 
 
 @pytest.mark.parametrize(
@@ -182,7 +195,9 @@ def test_every_maker_of_states_is_reworded(monkeypatch: pytest.MonkeyPatch) -> N
         delayed_retry: ("Failed", "Scheduled"),
         child_runs: ("Cancelled",),
         reconcile_attachments: ("Completed", "Failed", "Cancelled"),
-        warm_worker: ("Cancelled", "Crashed", "Pending", "Scheduled"),
+        orphan_reaper: ("Crashed",),
+        run_starter: ("Cancelled", "Crashed", "Pending"),
+        state_changes: ("Cancelled", "Scheduled"),
     }.items():
         for kind in kinds:
             assert getattr(module, kind)(message="Done.").message == reword("Done.")

@@ -16,8 +16,7 @@ from uuid import uuid4
 
 import pytest
 from fsspec import AbstractFileSystem
-from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_client
-from prefect.exceptions import ObjectNotFound
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import (
     PREFECT_API_TLS_INSECURE_SKIP_VERIFY,
     PREFECT_API_URL,
@@ -25,7 +24,6 @@ from prefect.settings import (
     PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED,
     temporary_settings,
 )
-from prefect.states import Scheduled
 
 from attachments.blocks import AttachmentStore
 from attachments.demo.processes import wait_for
@@ -36,12 +34,11 @@ from attachments.domain.progress import Counts
 from attachments.domain.selection import Filter
 from attachments.flows import reconcile_attachments as reconciling
 from attachments.flows.reconcile_attachments import Found
-from attachments.prefect_api.prefect_retry import add_retries, own_client
+from attachments.prefect_api.prefect_retry import own_client
 from attachments.runs.backfill_progress import progress
 from attachments.runs.fan_out import DownloadDeployment, run_children
 from attachments.storage.retention import Budget, Holds, Pace, Policy, purge, stored_before
-from attachments.worker import warm_worker as worker_module
-from attachments.worker.suspension import disable_suspension_observer
+from attachments.worker.clients import ClientPool
 from tests.storage.memory import PROTOCOL, TestMemory
 
 TIMES = 1000
@@ -108,15 +105,6 @@ def target(tmp_path: Path) -> DownloadDeployment:
     )
 
 
-def layers(client: PrefectClient | SyncPrefectClient) -> int:
-    """Transports that a request of this client goes through."""
-    transport: Any = client._client._transport
-    count = 1
-    while (transport := getattr(transport, "inner", None)) is not None:
-        count += 1
-    return count
-
-
 def held(*, everything: bool) -> dict[str, int]:
     """What this process holds of all that could grow with its runs.
 
@@ -128,7 +116,6 @@ def held(*, everything: bool) -> dict[str, int]:
     clients = [found for found in objects if isinstance(found, SyncPrefectClient)]
     return {
         "clients": len(clients),
-        "layers": max((layers(client) for client in clients), default=0),
         "threads": threading.active_count(),
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),  # files and sockets
         "objects": sum(everything or str(type(found).__module__).partition(".")[0] in MAKERS for found in objects),
@@ -192,11 +179,10 @@ def doctor(_: DownloadDeployment) -> None:
 @pytest.mark.parametrize("times", [30, pytest.param(TIMES, marks=pytest.mark.soak)])
 def test_repeated_runs_leave_nothing_behind(times: int, prefect: None, target: DownloadDeployment) -> None:
     """Each with the client that the worker lends it: clients, layers, threads, descriptors and memory stay."""
-    clients = worker_module._ClientPool("worker")
+    clients = ClientPool("worker")
 
     def run() -> None:
         for setup in (reconciliation, backfill, purging, doctor):
-            disable_suspension_observer()
             with clients.acquire():
                 setup(target)
 
@@ -234,20 +220,8 @@ def test_no_thread_leaves_a_file_system_behind(tmp_path: Path) -> None:
     assert file_systems() <= before
 
 
-def test_a_client_that_is_made_patient_again_has_one_layer(prefect: None) -> None:
-    """And a signed one sets its states through one function, however often that is asked for."""
-    with own_client(5) as client:
-        for _ in range(2 * TIMES):
-            add_retries(client)
-            worker_module._sign(client, "worker")
-        assert layers(client) == 2
-        assert client.read_variable_by_name("x") is None
-        with pytest.raises(ObjectNotFound):
-            client.set_flow_run_state(uuid4(), Scheduled())
-
-
 def test_a_client_of_ones_own_is_not_the_runs(prefect: None) -> None:
     """What is changed there would stay, since the worker lends the run's to the next one."""
-    clients = worker_module._ClientPool("worker")
+    clients = ClientPool("worker")
     with clients.acquire(), own_client(5) as client:
         assert client is not get_client(sync_client=True)

@@ -11,7 +11,7 @@ import pytest
 from attachments.cli.secret_files import SECRETS
 from attachments.demo import one_host, services
 from attachments.receiver import server as receiver
-from attachments.worker.warm_worker import DRAIN, HAND_BACK
+from attachments.worker.timings import Timings
 from tests.test_documentation import ROOT, UNITS, read_unit
 
 FOLDER = ROOT / "deploy" / "systemd"
@@ -77,7 +77,8 @@ def test_the_units_run_the_services_as_attachments_up_does() -> None:
 def test_one_unit_for_one_host_gives_everything_the_time_to_stop() -> None:
     """The parts stop one after the other; no other unit runs the same services beside it."""
     service = read_unit(FOLDER / "attachments.service")
-    patience = receiver.DRAIN + DRAIN + HAND_BACK + one_host.SERVER_END
+    worker = Timings()
+    patience = receiver.DRAIN + worker.drain + worker.hand_back + one_host.SERVER_END
     assert float(service["Service"]["TimeoutStopSec"]) > patience + 20
     others = {unit.name for unit in UNITS} - {"attachments.service"}
     assert set(service["Unit"]["Conflicts"].split()) == others

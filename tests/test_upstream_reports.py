@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from attachments.worker.warm_worker import UNCONFIRMED
+from attachments.worker.timings import UNCONFIRMED
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "docs" / "upstream" / "prefect-sqlite-events.md"

@@ -37,7 +37,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 from attachments.foundation import cancellation
 from attachments.foundation.terminal_text import bounded, shown_name
-from attachments.prefect_api.prefect_retry import Backoff, PrefectAway, PrefectBusy, add_retries
+from attachments.prefect_api.prefect_retry import Backoff, PrefectAway, PrefectBusy, retrying_settings
 from attachments.prefect_api.url_path import path_part
 
 logger = logging.getLogger("attachments.rate_limit.lease_pool")
@@ -170,7 +170,7 @@ class PrefectPacer:
                 # One of this process's own slots may come back first.
                 if slot := self._returns.wait_for_reuse(names, busy.next()):
                     return slot
-                if busy.are_over():
+                if busy.is_exhausted():
                     self._wait_for_prefect("503")
                     busy = None
                 continue
@@ -403,11 +403,9 @@ class LeasePool:
     """
 
     def __init__(self) -> None:
-        self.client = _client()
-        add_retries(self.client, tell_when_away=True, shortest=BUSY)
-        self.asking = _client()
+        self.client = _client(shortest=BUSY)
+        self.asking = _client(raise_if_busy=True)
         """For what is not to be asked again while the database is locked: it raises `PrefectBusy`."""
-        add_retries(self.asking, tell_when_away=True, tell_when_busy=True)
         self._changed = threading.Condition()
         self._heap: list[tuple[float, int, _Slot]] = []
         self._order = 0
@@ -581,7 +579,8 @@ class LeasePool:
             self._changed.notify()
 
 
-def _client() -> SyncPrefectClient:
+def _client(**options: Any) -> SyncPrefectClient:
     # Settings of its own keep it apart from the client of whatever flow run happens to come first,
     # which is closed when that run ends.
-    return get_client(httpx_settings={"timeout": ANSWER_TIMEOUT}, sync_client=True).__enter__()
+    settings = retrying_settings(ANSWER_TIMEOUT, raise_if_unreachable=True, **options)
+    return get_client(httpx_settings=settings, sync_client=True).__enter__()

@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
-from attachments.prefect_api.prefect_retry import add_retries
+from attachments.prefect_api.prefect_retry import retrying_async_settings
 from attachments.receiver.inbox import Entry
 from attachments.runs.state_record import FAILED_FOR_NOW, read_record
 from attachments.storage.keys import SHORT_KEY_LENGTH
@@ -193,8 +193,7 @@ def _ending(state: State[Any] | None) -> Ending | None:
 @asynccontextmanager
 async def prefect_flow_runs() -> AsyncIterator[PrefectFlowRuns]:
     """A `PrefectFlowRuns` with an open client."""
-    async with get_client() as client:
-        add_retries(client, longest=ASK_AGAIN)
+    async with get_client(httpx_settings=retrying_async_settings(longest=ASK_AGAIN)) as client:
         yield PrefectFlowRuns(client)
 
 

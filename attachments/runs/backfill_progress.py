@@ -105,5 +105,5 @@ def _markdown(counts: Counts, estimate: Estimate, tag: str) -> str:
 @contextmanager
 def progress(run_id: UUID, total: Total, tag: str) -> Iterator[Progress]:
     """What a run shows; `total` says how many messages there are, None while nobody knows."""
-    with own_client(TIMEOUT, tell_when_away=True) as client:
+    with own_client(TIMEOUT, raise_if_unreachable=True) as client:
         yield Progress(client, run_id, total, tag)

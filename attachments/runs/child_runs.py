@@ -373,5 +373,5 @@ def made_before(client: SyncPrefectClient, tag: str) -> Iterator[tuple[str, Chil
 def child_runs(target: DownloadDeployment, *, key_prefix: str, tags: Sequence[str], force: bool) -> Iterator[ChildRuns]:
     """`ChildRuns` with a client of its own, which other threads may use."""
     # Not the flow run's, whose patience would not hear of cancelling.
-    with own_client(ANSWER_TIMEOUT, tell_when_away=True, shortest=BUSY) as client:
+    with own_client(ANSWER_TIMEOUT, raise_if_unreachable=True, shortest=BUSY) as client:
         yield ChildRuns(client, target, key_prefix=key_prefix, tags=tags, force=force)
