@@ -1,6 +1,7 @@
 """HTTP on one connection, such that a stranger's costs little: neither memory for long, nor a log line of its own."""
 
 import asyncio
+import logging
 import sys
 from typing import Any
 
@@ -17,6 +18,10 @@ AUTHENTICATED = "attachments.authenticated"
 
 BUSY = object()
 
+server_log = logging.getLogger("uvicorn.error")
+request_log = logging.getLogger("uvicorn.error.requests")
+request_log.setLevel(logging.ERROR)  # a request to upgrade is no fault, and uvicorn's advice about it would mislead
+
 
 class ReceiverProtocol(H11Protocol):
     """Closes connections on which no request comes; uvicorn itself waits for ever for the first one."""
@@ -28,6 +33,7 @@ class ReceiverProtocol(H11Protocol):
         stranger = self._stranger = object()
         super().__init__(config, server_state, {**app_state, AUTHENTICATED: lambda: strangers.discard(stranger)})
         self._strangers = strangers
+        self.logger = request_log
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
@@ -42,6 +48,7 @@ class ReceiverProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Only where no response has begun, as one has when the body of a refused request turns out to be malformed."""
+        server_log.warning(msg)
         error = sys.exception()
         if error is not None:  # h11's, which refers to itself: its frames would keep this connection's buffers
             error.__traceback__ = None
@@ -61,6 +68,3 @@ class ReceiverProtocol(H11Protocol):
             return
         self._at_last_look = self.cycle if is_idle else BUSY
         self._look = self.loop.call_later(IDLE_CONNECTION, self._close_if_idle)
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """No log line: any stranger can make as many as it likes."""

@@ -23,7 +23,7 @@ from attachments.receiver.listener import Listener
 from attachments.receiver.metrics import Metrics
 from attachments.receiver.monitoring import MONITORING_ADDRESS, Monitoring, build_monitoring_app
 from attachments.receiver.prefect_api import prefect_flow_runs
-from attachments.receiver.protocol import ReceiverProtocol
+from attachments.receiver.protocol import ReceiverProtocol, request_log, server_log
 from attachments.receiver.responses import WebhookResponses
 from attachments.receiver.safe_traceback import where
 from attachments.receiver.strangers import Strangers
@@ -147,7 +147,7 @@ def _listening(host: str, port: int, options: str) -> Iterator[socket.socket]:
 def _limited_log() -> Iterator[LimitedLog]:
     """The log of what strangers cause: for us, for uvicorn, and for asyncio, which would write tracebacks."""
     log = LimitedLog(logger)
-    servers, server_filter = (logging.getLogger("uvicorn.error"), logging.getLogger("asyncio")), LimitedServerLog(log)
+    servers, server_filter = (server_log, request_log, logging.getLogger("asyncio")), LimitedServerLog(log)
 
     def log_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

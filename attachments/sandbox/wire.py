@@ -30,7 +30,11 @@ class Sent(web.StreamResponse):
 
     def __init__(self, *, keep_alive: bool) -> None:
         super().__init__()
-        self._keep_alive = keep_alive
+        self._is_kept_open = keep_alive
+
+    @property
+    def keep_alive(self) -> bool:
+        return self._is_kept_open
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:  # noqa: ARG002  (aiohttp's name)
         return None
