@@ -12,12 +12,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 from prefect.cli import app
 
-from attachments.rate_limit.lease_pool import LeasePool, PrefectPacer
+from attachments.blocks import emailgistics_account
+from attachments.prefect_api.transport import direct_transport
+from attachments.rate_limit.pacer import PrefectPacer
+from attachments.rate_limit.slot_api import SlotApi
+from attachments.rate_limit.timings import Timings
 
 counts = {"grants": 0, "requests": 0}
 lock = threading.Lock()
@@ -29,7 +32,7 @@ def count(what: str) -> None:
 
 
 class Counting(httpx.BaseTransport):
-    """Below all patience, so that each try counts."""
+    """Below all retries, so that each attempt counts."""
 
     def __init__(self, inner: httpx.BaseTransport) -> None:
         self._inner = inner
@@ -42,23 +45,17 @@ class Counting(httpx.BaseTransport):
         self._inner.close()
 
 
-def instrument() -> None:
-    make, call = LeasePool.__init__, PrefectPacer.call
+class CountingPacer(PrefectPacer):
+    """The product's pacer, counted."""
 
-    def made(self: LeasePool) -> None:
-        make(self)
-        for client in (self.client, self.asking):
-            patience: Any = client._client._transport
-            patience.inner = Counting(patience.inner)
+    def __init__(self, limit_name: str, backlog_limit_name: str | None = None) -> None:
+        super().__init__(limit_name, backlog_limit_name, api=SlotApi(Timings(), lambda: Counting(direct_transport())))
 
     @contextmanager
-    def called(self: PrefectPacer) -> Iterator[None]:
-        with call(self):
+    def call(self) -> Iterator[None]:
+        with super().call():
             count("grants")
             yield
-
-    LeasePool.__init__ = made  # type: ignore[method-assign]
-    PrefectPacer.call = called  # type: ignore[method-assign]
 
 
 def report(file: Path) -> None:
@@ -71,6 +68,6 @@ def report(file: Path) -> None:
 
 if __name__ == "__main__":
     file = Path(sys.argv.pop(1))
-    instrument()
+    emailgistics_account.PrefectPacer = CountingPacer  # type: ignore[misc]
     threading.Thread(target=report, args=(file,), daemon=True).start()
     app()

@@ -16,7 +16,7 @@ from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.domain.plan import settled_entry
 from attachments.domain.selection import Filter
 from attachments.flows import download_attachments as job
-from attachments.rate_limit.lease_pool import low_priority
+from attachments.rate_limit.priority import low_priority
 from attachments.runs.block_loader import load_account, load_store
 from attachments.storage import message_key
 

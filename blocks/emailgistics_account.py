@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, SecretStr, field_validator
 from attachments.emailgistics import EmailgisticsClient
 from attachments.emailgistics.client import checked_base_url, checked_key
 from attachments.prefect_api.logo import logo
-from attachments.rate_limit.lease_pool import PrefectPacer
+from attachments.rate_limit.pacer import PrefectPacer
 
 
 class EmailgisticsAccount(Block):

@@ -20,7 +20,7 @@ from attachments.emailgistics import EmailgisticsClient, ReceivedMessages
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
 from attachments.foundation.terminal_text import bounded
-from attachments.rate_limit.lease_pool import low_priority
+from attachments.rate_limit.priority import low_priority
 from attachments.runs.artifacts import failed_state
 from attachments.runs.backfill_progress import Total, progress
 from attachments.runs.block_loader import load_store

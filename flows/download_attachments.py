@@ -32,7 +32,7 @@ from attachments.emailgistics.errors import InvalidArgument, NotFound
 from attachments.foundation import cancellation
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.message_id import mistake_in, normalized
-from attachments.rate_limit.lease_pool import is_low_priority, low_priority
+from attachments.rate_limit.priority import is_low_priority, low_priority
 from attachments.runs.artifacts import Report, already_stored, announce_stored, failed_state, finish
 from attachments.runs.block_loader import load_account, load_store
 from attachments.runs.errors import (

@@ -24,7 +24,7 @@ from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
 from attachments.foundation.terminal_text import bounded
 from attachments.prefect_api.prefect_retry import own_client
-from attachments.rate_limit.lease_pool import low_priority
+from attachments.rate_limit.priority import low_priority
 from attachments.runs.announcements import announce, event, send
 from attachments.runs.child_runs import ANSWER_TIMEOUT, Child, Stage, made_before
 from attachments.runs.continuation import Lineage

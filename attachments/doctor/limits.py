@@ -12,7 +12,7 @@ from prefect.exceptions import ObjectNotFound
 from attachments.blocks import EmailgisticsAccount
 from attachments.doctor.findings import Finding, failed, ok
 from attachments.prefect_api.url_path import path_part
-from attachments.rate_limit.lease_pool import pause_variable
+from attachments.rate_limit.fleet_pause import pause_variable
 
 CAP = 100  # calls a minute for the whole account (getting-started/rate-limits)
 UPDATE = "prefect global-concurrency-limit update"

@@ -11,7 +11,7 @@ from attachments.doctor.findings import Finding, failed, ok, warning
 from attachments.emailgistics import EmailgisticsClient, EmailgisticsError, Forbidden, InvalidKey, NotFound
 from attachments.emailgistics.errors import BadRequest, RateLimited
 from attachments.emailgistics.mailboxes import Mailbox
-from attachments.rate_limit.lease_pool import PacingError
+from attachments.rate_limit.errors import PacingError
 
 ID_DIGITS = 146
 _DIGITS = string.ascii_letters + string.digits + "-_"

@@ -16,7 +16,8 @@ from prefect.tasks import Task, exponential_backoff
 from attachments.emailgistics import EmailgisticsError, NotFound
 from attachments.foundation import cancellation
 from attachments.foundation.cancellation import RunCancelled
-from attachments.rate_limit.lease_pool import PacingError, is_low_priority
+from attachments.rate_limit.errors import PacingError
+from attachments.rate_limit.priority import is_low_priority
 from attachments.runs.state_record import UNKNOWN
 from attachments.storage import StoreError
 

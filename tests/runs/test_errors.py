@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 
 from attachments.emailgistics import Forbidden, InvalidKey, NotFound, RateLimited, ServerError, TimedOut, Truncated
 from attachments.flows.download_attachments import Received, download_attachment, list_attachments
-from attachments.rate_limit.lease_pool import PacingError, low_priority
+from attachments.rate_limit.errors import PacingError
+from attachments.rate_limit.priority import low_priority
 from attachments.runs import errors
 from attachments.runs.errors import (
     PrefectLost,

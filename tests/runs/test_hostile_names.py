@@ -7,7 +7,7 @@ from prefect.exceptions import ObjectNotFound
 
 from attachments.emailgistics import EmailgisticsError
 from attachments.foundation.terminal_text import LONGEST, shown_name
-from attachments.rate_limit.lease_pool import PacingError
+from attachments.rate_limit.errors import PacingError
 from attachments.runs import block_loader, child_runs
 from attachments.runs.artifacts import failed_state
 from attachments.runs.block_loader import load_account, load_store

@@ -30,7 +30,7 @@ from attachments.emailgistics import Attachment, EmailgisticsError
 from attachments.foundation.numerals import counted
 from attachments.foundation.terminal_text import escaped, printable
 from attachments.prefect_api.url_path import path_part
-from attachments.rate_limit.lease_pool import PacingError
+from attachments.rate_limit.errors import PacingError
 from attachments.storage import (
     Manifest,
     ManifestAttachment,

@@ -14,7 +14,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from attachments.blocks import EmailgisticsAccount
 from attachments.emailgistics import EmailgisticsError, Forbidden
 from attachments.foundation.cancellation import CURRENT, Cancellation, RunCancelled
-from attachments.rate_limit.lease_pool import PacingError
+from attachments.rate_limit.errors import PacingError
 
 Result = Literal["made", "updated", "was there", "WRONG", "REMOVED"]
 Tell = Callable[[Result, str], None]
