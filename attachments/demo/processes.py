@@ -152,14 +152,14 @@ class Process:
             return self.log.read_bytes()[self._before :].decode("utf-8", "replace")
         return "\n".join(tuple(self._lines))
 
-    def wait_until_ready(self) -> None:
-        """Wait for readiness. Raises `NotReady` when it ended or took too long."""
-        end = time.monotonic() + READY
+    def wait_until_ready(self, seconds: float = READY) -> None:
+        """Wait for readiness. Raises `NotReady` when it ended or took longer than so many seconds."""
+        end = time.monotonic() + seconds
         while not self.is_ready():
             if self.code is not None or time.monotonic() > end:
                 state = (
-                    f"was still starting after {READY:.0f} s: this machine is slow or busy. Try again when it has less "
-                    "to do"
+                    f"was still starting after {seconds:.0f} s: this machine is slow or busy. Try again when it has "
+                    "less to do"
                     if self.code is None
                     else f"ended while it was starting, with exit status {self.code}"
                 )
@@ -182,6 +182,11 @@ class Process:
     def code(self) -> int | None:
         """Its exit status, None while it runs."""
         return self._running.poll() if self._running else None
+
+    def wait(self, seconds: float) -> int:
+        """Its exit status, once it has ended by itself. Raises `subprocess.TimeoutExpired` after `seconds`."""
+        assert self._running is not None, f"{self.name} was not started"  # noqa: S101  a mistake of the caller
+        return self._running.wait(seconds)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to it and to the processes that it started."""

@@ -23,6 +23,7 @@ from attachments.foundation.terminal_text import printable
 from attachments.receiver.dispatcher import Dispatcher
 from attachments.receiver.inbox import Inbox, InboxUnavailable
 from attachments.receiver.limited_log import LimitedLog
+from attachments.receiver.limits import Limits
 from attachments.receiver.metrics import Metrics
 from attachments.receiver.monitoring import PATHS, Monitoring
 from attachments.receiver.prefect_api import FLOW
@@ -35,7 +36,6 @@ from attachments.storage import message_key
 logger = logging.getLogger("attachments.receiver")
 
 MAX_BODY = 1024 * 1024  # bytes
-BODY_PATIENCE = 30.0  # seconds for a sender to send its body
 READING = ("GET", "HEAD")
 JSON_TYPES = ("application/json", "text/json")
 REFUSED = "Requests without a valid secret were refused. Compare the webhook's secret in Admin with ours."
@@ -61,16 +61,18 @@ def build_app(
     list_all: bool = False,
     log: LimitedLog | None = None,
     monitoring: Sequence[Route] | None = None,
+    limits: Limits | None = None,
 ) -> Starlette:
     """The receiver as an ASGI app. An empty `secrets` lets everybody in (`--insecure`).
 
     With `list_all`, also a message whose webhook denies attachments is handed on. `monitoring`: the pages for monitors,
     by default all of them.
     """
-    log = log or LimitedLog(logger)
+    limits = limits or Limits()
+    log = log or LimitedLog(logger, limits.log_interval)
     if monitoring is None:
-        monitoring = Monitoring(inbox, metrics, log).routes(is_public=False)
-    receiver = _Receiver(inbox, dispatcher, metrics, answers or WebhookResponses(), list_all=list_all)
+        monitoring = Monitoring(inbox, metrics, log, limits.ready_patience).routes(is_public=False)
+    receiver = _Receiver(inbox, dispatcher, metrics, answers or WebhookResponses(), limits, list_all=list_all)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -178,18 +180,26 @@ class _Authenticated:
 
 class _Receiver:
     def __init__(
-        self, inbox: Inbox, dispatcher: Dispatcher, metrics: Metrics, answers: WebhookResponses, *, list_all: bool
+        self,
+        inbox: Inbox,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        answers: WebhookResponses,
+        limits: Limits,
+        *,
+        list_all: bool,
     ) -> None:
         self._inbox = inbox
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._answers = answers
+        self._limits = limits
         self._list_all = list_all
 
     async def deliver(self, request: Request) -> Response:
         """One webhook delivery."""
         deployment = await self._known_deployment(request.path_params["deployment"])
-        delivery = _parsed(await _body(request))
+        delivery = _parsed(await _body(request, self._limits.body_patience))
         if not (delivery.is_received if self._list_all else delivery.wants_download):
             return self._answer("nothing-to-do", "Nothing to do: no attachments to download.")
         answer = self._answers.of(deployment)
@@ -273,7 +283,7 @@ def _parsed(body: bytes) -> Delivery:
         raise _Refused(400, str(error), "invalid") from None
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, patience: float) -> bytes:
     """The whole body, at most `MAX_BODY` bytes of JSON."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type and content_type not in JSON_TYPES and not content_type.endswith("+json"):
@@ -285,7 +295,7 @@ async def _body(request: Request) -> bytes:
         raise too_large
     body = bytearray()
     try:
-        async with asyncio.timeout(BODY_PATIENCE):
+        async with asyncio.timeout(patience):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > MAX_BODY:

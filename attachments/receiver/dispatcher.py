@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 
 from attachments.foundation.numerals import counted
 from attachments.receiver.inbox import Entry, Inbox, InboxUnavailable
+from attachments.receiver.limits import Limits
 from attachments.receiver.metrics import Metrics
 from attachments.receiver.prefect_api import FLOW, DeploymentGone, FlowRuns, PrefectRefused, PrefectUnavailable
 from attachments.receiver.run_waiter import RunWaiter
@@ -21,22 +22,13 @@ from attachments.receiver.safe_traceback import where
 logger = logging.getLogger("attachments.dispatcher")
 
 CONCURRENCY = 2
-REFRESH = 10.0  # seconds between looks at the list of deployments
-REFRESH_WHILE_AWAY = 2.0  # seconds
-LOOK_AGAIN = 1.0  # seconds at least between looks for a name that is asked for and not on the list
-LOOK_DEADLINE = 5.0  # seconds for such a look: a sender waits
-REMINDER = 60.0  # seconds between complaints about entries whose deployment does not exist
-LONGEST_PAUSE = 8.0  # seconds between tries while Prefect is away
-REFUSED_PAUSE = 60.0  # seconds before an entry that Prefect refused is offered again; longer each time
-LONGEST_REFUSED_PAUSE = 300.0  # seconds
-ANSWER_DEADLINE = 30.0  # seconds for one creation; Prefect may hang without closing the connection
-IDLE = 1.0  # seconds between looks at an empty inbox; `wake` cuts it short
 
 
 class Dispatcher:
     """Moves entries from the inbox to Prefect until it is stopped."""
 
-    def __init__(self, inbox: Inbox, flow_runs: FlowRuns, metrics: Metrics) -> None:
+    def __init__(self, inbox: Inbox, flow_runs: FlowRuns, metrics: Metrics, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
         self.follower = RunWaiter(flow_runs)
         self._inbox = inbox
         self._flow_runs = flow_runs
@@ -48,9 +40,9 @@ class Dispatcher:
         self._refusals: dict[int, int] = {}  # seq → how often Prefect has refused it
         self._busy: set[int] = set()
         self._failures = 0
-        self._reminded = -REMINDER
+        self._reminded = -self._limits.reminder
         self._looking = asyncio.Lock()
-        self._looked = -LOOK_AGAIN
+        self._looked = -self._limits.look_again
         self._is_away = False
 
     @property
@@ -62,8 +54,8 @@ class Dispatcher:
         """Whether Prefect has a deployment of that name: by the list, or by a new one, which is read once a second."""
         if name not in self._deployments:
             try:
-                async with asyncio.timeout(LOOK_DEADLINE), self._looking:
-                    if time.monotonic() - self._looked >= LOOK_AGAIN:
+                async with asyncio.timeout(self._limits.look_deadline), self._looking:
+                    if time.monotonic() - self._looked >= self._limits.look_again:
                         await self._look()
             except TimeoutError:
                 self.synced = False
@@ -83,7 +75,7 @@ class Dispatcher:
             self._deployments = await self._inbox.deployments()
         except InboxUnavailable as error:
             logger.error("%s The deployments that were known last cannot be read; Prefect is asked.", error)
-        tasks = [asyncio.create_task(_forever(loop)) for loop in (self._keep_deployments, self._dispatch)]
+        tasks = [asyncio.create_task(self._forever(loop)) for loop in (self._keep_deployments, self._dispatch)]
         try:
             async with self.follower.running():
                 yield
@@ -91,6 +83,19 @@ class Dispatcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _forever(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """The outermost loop: a defect of ours is shouted about, and the inbox goes on being emptied."""
+        while True:
+            try:
+                await loop()
+            except Exception as error:  # noqa: BLE001  logged without its text
+                logger.critical(
+                    "The dispatcher stumbled; it starts again in %.0f s. Please report this: %s",
+                    self._limits.idle,
+                    where(error),
+                )
+                await asyncio.sleep(self._limits.idle)
 
     async def _keep_deployments(self) -> None:
         while True:
@@ -101,12 +106,12 @@ class Dispatcher:
                     await self._remind_of_strays()
                 except InboxUnavailable as error:
                     logger.error("%s What waits for a deployment that does not exist is not known.", error)
-            await asyncio.sleep(REFRESH if self.synced else REFRESH_WHILE_AWAY)
+            await asyncio.sleep(self._limits.refresh if self.synced else self._limits.refresh_while_away)
 
     async def _look(self) -> None:
         """Read the list of deployments; where that fails, the last one stays, and is known to be old."""
         try:
-            async with asyncio.timeout(ANSWER_DEADLINE):
+            async with asyncio.timeout(self._limits.answer_deadline):
                 found = dict(await self._flow_runs.deployments())
         except (PrefectUnavailable, PrefectRefused, TimeoutError) as error:
             self.synced = False  # a name that is not known may have been made since
@@ -133,7 +138,7 @@ class Dispatcher:
 
     async def _remind_of_strays(self) -> None:
         """Say aloud what waits for a deployment that does not exist."""
-        if time.monotonic() - self._reminded < REMINDER:
+        if time.monotonic() - self._reminded < self._limits.reminder:
             return
         for name, entries in (await self._inbox.depths()).items():
             if name not in self._deployments:
@@ -152,7 +157,7 @@ class Dispatcher:
                     continue
                 # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes together with the event.
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(IDLE):
+                    async with asyncio.timeout(self._limits.idle):
                         await self._wake.wait()
 
     async def _start_some(self, group: asyncio.TaskGroup) -> int:
@@ -166,7 +171,7 @@ class Dispatcher:
             entries = await self._inbox.waiting(room, of=self._deployments, besides=self._busy | self._resting.keys())
         except InboxUnavailable as error:
             logger.error("%s Nothing is dispatched until it can be read.", error)
-            await asyncio.sleep(IDLE)
+            await asyncio.sleep(self._limits.idle)
             return 0
         for entry in entries:
             self._busy.add(entry.seq)
@@ -174,9 +179,9 @@ class Dispatcher:
         return len(entries)
 
     async def _hand_over(self, entry: Entry, deployment_id: str) -> None:
-        self._rest(entry, REFUSED_PAUSE)  # should it make us stumble, the others come first
+        self._rest(entry, self._limits.refused_pause)  # should it make us stumble, the others come first
         try:
-            async with asyncio.timeout(ANSWER_DEADLINE):
+            async with asyncio.timeout(self._limits.answer_deadline):
                 run_id = await self._flow_runs.create(entry, deployment_id)
             self._failures = 0
             await self._inbox.remove(entry)
@@ -187,7 +192,7 @@ class Dispatcher:
             self._metrics.dispatched.inc()
         except DeploymentGone as error:
             self._failures = 0
-            self._rest(entry, REFRESH)
+            self._rest(entry, self._limits.refresh)
             logger.warning(
                 "Message %s waits for %s: %s. It is offered again when the list of deployments has been read anew.",
                 entry.message_key, entry.deployment, error,
@@ -195,7 +200,7 @@ class Dispatcher:
         except PrefectRefused as error:
             self._failures = 0
             times = self._refusals[entry.seq] = self._refusals.get(entry.seq, 0) + 1
-            pause = min(LONGEST_REFUSED_PAUSE, REFUSED_PAUSE * times)
+            pause = min(self._limits.longest_refused_pause, self._limits.refused_pause * times)
             self._rest(entry, pause)
             logger.error(
                 "Prefect does not take the run of message %s for %s: %s. It stays in the inbox and is offered again in "
@@ -205,7 +210,7 @@ class Dispatcher:
             )  # fmt: skip
         except (PrefectUnavailable, TimeoutError) as error:
             self._failures += 1
-            pause = min(LONGEST_PAUSE, 0.5 * 2 ** min(self._failures, 6)) * random.uniform(0.5, 1)  # noqa: S311  no secret
+            pause = min(self._limits.longest_pause, 0.5 * 2 ** min(self._failures, 6)) * random.uniform(0.5, 1)  # noqa: S311  no secret
             self._rest(entry, pause)
             logger.warning(
                 "Prefect is away (%s); message %s stays in the inbox, next try in %.0f s.",
@@ -213,7 +218,7 @@ class Dispatcher:
             )  # fmt: skip
             await asyncio.sleep(pause)
         except InboxUnavailable as error:
-            self._rest(entry, LONGEST_PAUSE)
+            self._rest(entry, self._limits.longest_pause)
             logger.error(
                 "%s Message %s was handed over and will be again, under the same key.", error, entry.message_key
             )
@@ -227,18 +232,6 @@ class Dispatcher:
 
     def _rest(self, entry: Entry, seconds: float) -> None:
         self._resting[entry.seq] = time.monotonic() + seconds
-
-
-async def _forever(loop: Callable[[], Awaitable[None]]) -> None:
-    """The outermost loop: a defect of ours is shouted about, and the inbox goes on being emptied."""
-    while True:
-        try:
-            await loop()
-        except Exception as error:  # noqa: BLE001  logged without its text
-            logger.critical(
-                "The dispatcher stumbled; it starts again in %.0f s. Please report this: %s", IDLE, where(error)
-            )
-            await asyncio.sleep(IDLE)
 
 
 def _said(error: Exception) -> str:

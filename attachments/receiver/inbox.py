@@ -27,18 +27,17 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from attachments.emailgistics import Delivery
+from attachments.receiver.limits import LOCK_PATIENCE, PROBE_INTERVAL
 from attachments.receiver.safe_traceback import where
 from attachments.storage import message_key
 
 logger = logging.getLogger("attachments.inbox")
 T = TypeVar("T")
 BATCH = 1024
-LOCK_PATIENCE = 15.0  # seconds; Emailgistics waits 100 for an answer
 LOCK_STEP = 100  # milliseconds between looks at whether we are to stop meanwhile
 CHECKPOINT = 32  # pages of 4 KiB; SQLite's own 1,000 let the log grow to 4 MB on a disk that may be small
 RESERVE = 256 * 1024  # bytes; more than SQLite's log holds between two checkpoints
 FREE_PAGES = 8  # enough for an ordinary batch
-PROBE_INTERVAL = 5.0  # seconds after a write during which no probe writes again: strangers may be able to ask for one
 
 # "emga" in ASCII: what tells our file from another program's (https://www.sqlite.org/pragma.html#pragma_application_id).
 APPLICATION = 0x656D6761
@@ -102,10 +101,13 @@ class Inbox:
     process has held its lock for `lock_patience` seconds.
     """
 
-    def __init__(self, path: Path, *, lock_patience: float = LOCK_PATIENCE) -> None:
+    def __init__(
+        self, path: Path, *, lock_patience: float = LOCK_PATIENCE, probe_interval: float = PROBE_INTERVAL
+    ) -> None:
         self.path = path
         self._reserve = path.parent / f"{path.name}-reserve"
         self._lock_patience = lock_patience
+        self._probe_interval = probe_interval
         self._closing = False
         self._last_write: tuple[float, str | None] | None = None
         """When something was last added, and why it could not be, None when it was."""
@@ -171,7 +173,7 @@ class Inbox:
     async def probe(self) -> None:
         """Raises when the disk would refuse a delivery now.
 
-        Writes something unless there was a write within `PROBE_INTERVAL`, which has shown how it is.
+        Writes something unless there was a write within `probe_interval`, which has shown how it is.
         """
 
         def write(db: sqlite3.Connection) -> None:
@@ -329,7 +331,7 @@ class Inbox:
 
     def _recent_write(self) -> tuple[float, str | None] | None:
         recent = self._last_write
-        return recent if recent is not None and time.monotonic() - recent[0] < PROBE_INTERVAL else None
+        return recent if recent is not None and time.monotonic() - recent[0] < self._probe_interval else None
 
     def _roll_back(self) -> None:
         """Leave the failed transaction; give up the reserve and start SQLite's log anew, for the disk may be full."""

@@ -1,11 +1,10 @@
-"""Log lines that a stranger can cause: one of each kind in `INTERVAL` seconds, and how many more there were."""
+"""Log lines that a stranger can cause: one of each kind in some seconds, and how many more there were."""
 
 import asyncio
 import logging
 
 from attachments.receiver.safe_traceback import where
 
-INTERVAL = 10.0  # seconds
 KINDS = 20  # that are told apart; each further line counts as one of the last kind
 OTHERS = "Other lines of the same sort were left out."
 
@@ -13,8 +12,9 @@ OTHERS = "Other lines of the same sort were left out."
 class LimitedLog:
     """Writes the first line of a kind at once and counts the following ones. For the event loop's thread alone."""
 
-    def __init__(self, logger: logging.Logger) -> None:
+    def __init__(self, logger: logging.Logger, interval: float) -> None:
         self._logger = logger
+        self._interval = interval
         self._counts: dict[tuple[int, str], int] = {}
         """Lines of each kind that were left out since the last one that was written."""
 
@@ -38,12 +38,12 @@ class LimitedLog:
     def _write(self, kind: tuple[int, str], line: str) -> None:
         self._counts[kind] = 0
         self._logger.log(kind[0], "%s", line)
-        asyncio.get_running_loop().call_later(INTERVAL, self._end_interval, kind)
+        asyncio.get_running_loop().call_later(self._interval, self._end_interval, kind)
 
     def _end_interval(self, kind: tuple[int, str]) -> None:
         count = self._counts.pop(kind, 0)
         if count:
-            self._write(kind, f"{kind[1]} ({count} more times in {INTERVAL:.0f} s)")
+            self._write(kind, f"{kind[1]} ({count} more times in {self._interval:.0f} s)")
 
 
 class LimitedServerLog(logging.Filter):

@@ -6,12 +6,9 @@ import ssl
 from asyncio import sslproto
 from collections.abc import Callable
 
+from attachments.receiver.limits import Limits
 from attachments.receiver.strangers import Strangers
 
-HANDSHAKE_TIMEOUT = 10.0  # seconds from a connection's first byte until it is encrypted; asyncio's default is 60
-SILENCE_TIMEOUT = 10.0  # seconds that a connection may take until its first byte
-CONNECTIONS = 1024  # of clients without the secret; each takes some 20 KB, or 80 KB when it is encrypted
-CONNECTION_GRACE = 2.0  # seconds
 READ_BUFFER = 32 * 1024  # bytes of an encrypted connection; twice TLS's largest record, and webhooks are smaller
 ACCEPT_PAUSE = 0.5  # seconds, when the process or the system has no file handle left
 BACKLOG = 2048  # connections that the system keeps until they are accepted
@@ -30,13 +27,15 @@ class Listener:
         listener: socket.socket,
         context: ssl.SSLContext | None,
         make_protocol: Callable[[Strangers], asyncio.Protocol],
+        limits: Limits | None = None,
     ) -> None:
+        self._limits = limits = limits or Limits()
         listener.setblocking(False)
         listener.listen(BACKLOG)
         self.sockets = (listener,)
         self._context = context
         self._make_protocol = make_protocol
-        self._strangers = Strangers(CONNECTIONS, CONNECTION_GRACE)
+        self._strangers = Strangers(limits.connections, limits.connection_grace)
         self._pending: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._accepting = self._loop.create_task(self._accept())
@@ -72,13 +71,13 @@ class Listener:
     async def _serve(self, connection: socket.socket) -> None:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.timeout(SILENCE_TIMEOUT):
+            async with asyncio.timeout(self._limits.silence_timeout):
                 await self._first_byte(connection)
             await self._loop.connect_accepted_socket(
                 lambda: self._make_protocol(self._strangers),
                 connection,
                 ssl=self._context,
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self._context else None,
+                ssl_handshake_timeout=self._limits.handshake_timeout if self._context else None,
             )
         except OSError as error:  # ssl.SSLError and TimeoutError are among them
             connection.close()

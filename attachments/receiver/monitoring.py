@@ -18,7 +18,6 @@ from attachments.receiver.inbox import Depth, Inbox, InboxUnavailable
 from attachments.receiver.limited_log import LimitedLog
 from attachments.receiver.metrics import Metrics
 
-READY_PATIENCE = 5.0  # seconds for the inbox before a monitor is told that it is stuck
 MONITORING_ADDRESS = ("127.0.0.1", 8081)  # of a receiver that serves HTTPS, unless it is told another one
 PATHS = ("/health", "/ready", "/metrics")
 
@@ -26,10 +25,11 @@ PATHS = ("/health", "/ready", "/metrics")
 class Monitoring:
     """The handlers of the three pages."""
 
-    def __init__(self, inbox: Inbox, metrics: Metrics, log: LimitedLog) -> None:
+    def __init__(self, inbox: Inbox, metrics: Metrics, log: LimitedLog, ready_patience: float) -> None:
         self._inbox = inbox
         self._metrics = metrics
         self._log = log
+        self._ready_patience = ready_patience
 
     def routes(self, *, is_public: bool) -> list[Route]:
         """The three pages; where `is_public`, only the first of them, which costs nothing and tells nothing."""
@@ -45,7 +45,7 @@ class Monitoring:
     async def ready(self, _: Request) -> Response:
         """Whether a delivery would get its 200 now."""
         try:
-            async with asyncio.timeout(READY_PATIENCE):
+            async with asyncio.timeout(self._ready_patience):
                 await self._inbox.probe()
                 depth = await self._inbox.depth()
         except InboxUnavailable as error:
@@ -64,7 +64,7 @@ class Monitoring:
 
     async def _depth(self) -> Depth | None:
         try:
-            async with asyncio.timeout(READY_PATIENCE):
+            async with asyncio.timeout(self._ready_patience):
                 return await self._inbox.depth()
         except (InboxUnavailable, TimeoutError):
             self._log.log(logging.ERROR, "The inbox's depth cannot be read; its gauges keep their last values.")

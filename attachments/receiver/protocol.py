@@ -10,9 +10,9 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from attachments.receiver.limits import Limits
 from attachments.receiver.strangers import Strangers
 
-IDLE_CONNECTION = 10.0  # seconds; a connection without a request for twice as long at most is closed
 AUTHENTICATED = "attachments.authenticated"
 """In the `state` of a request's scope: what to call when it has carried a valid secret."""
 
@@ -27,8 +27,14 @@ class ReceiverProtocol(H11Protocol):
     """Closes connections on which no request comes; uvicorn itself waits for ever for the first one."""
 
     def __init__(
-        self, strangers: Strangers, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
+        self,
+        strangers: Strangers,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        limits: Limits | None = None,
     ) -> None:
+        self._idle = (limits or Limits()).idle_connection
         # Not this object, which would then be freed, with its buffers, by the garbage collector alone.
         stranger = self._stranger = object()
         super().__init__(config, server_state, {**app_state, AUTHENTICATED: lambda: strangers.discard(stranger)})
@@ -38,7 +44,7 @@ class ReceiverProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
         self._at_last_look: object = None
-        self._look = self.loop.call_later(IDLE_CONNECTION, self._close_if_idle)
+        self._look = self.loop.call_later(self._idle, self._close_if_idle)
         self._strangers.add(self._stranger, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -67,4 +73,4 @@ class ReceiverProtocol(H11Protocol):
             self.transport.abort()
             return
         self._at_last_look = self.cycle if is_idle else BUSY
-        self._look = self.loop.call_later(IDLE_CONNECTION, self._close_if_idle)
+        self._look = self.loop.call_later(self._idle, self._close_if_idle)

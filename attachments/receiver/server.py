@@ -17,8 +17,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from attachments.receiver.app import build_app
 from attachments.receiver.dispatcher import Dispatcher
-from attachments.receiver.inbox import LOCK_PATIENCE, Inbox
+from attachments.receiver.inbox import Inbox
 from attachments.receiver.limited_log import LimitedLog, LimitedServerLog
+from attachments.receiver.limits import Limits
 from attachments.receiver.listener import Listener
 from attachments.receiver.metrics import Metrics
 from attachments.receiver.monitoring import MONITORING_ADDRESS, Monitoring, build_monitoring_app
@@ -29,7 +30,6 @@ from attachments.receiver.safe_traceback import where
 from attachments.receiver.strangers import Strangers
 
 logger = logging.getLogger("attachments.receiver")
-DRAIN = 8  # seconds that open connections get on SIGTERM; Docker kills after 10
 
 
 class CannotServe(Exception):
@@ -51,6 +51,7 @@ class ReceiverSettings:
     answers: WebhookResponses = field(default_factory=WebhookResponses)
     list_all: bool = False
     """Hand on messages whose webhook denies attachments as well."""
+    limits: Limits = field(default_factory=Limits)
 
 
 def serve(settings: ReceiverSettings) -> int | None:
@@ -68,10 +69,11 @@ async def _serve(settings: ReceiverSettings) -> int | None:
         listener = stack.enter_context(_listening(settings.host, settings.port, "--host or --port"))
         monitoring = settings.monitoring or (MONITORING_ADDRESS if settings.certificate else None)
         monitor = stack.enter_context(_listening(*monitoring, "--monitoring-address")) if monitoring else None
-        inbox = Inbox(settings.inbox, lock_patience=LOCK_PATIENCE)
+        limits = settings.limits
+        inbox = Inbox(settings.inbox, lock_patience=limits.lock_patience, probe_interval=limits.probe_interval)
         try:
             # The dispatcher has its own back-off; Prefect's client would sit on a failing call for a minute.
-            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), _limited_log() as log:
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), _limited_log(limits.log_interval) as log:
                 stopped_by = await _run(settings, listener, monitor, inbox, log)
         finally:
             inbox.close()
@@ -84,8 +86,8 @@ async def _run(
 ) -> int | None:
     async with prefect_flow_runs() as flow_runs:
         metrics = Metrics()
-        dispatcher = Dispatcher(inbox, flow_runs, metrics)
-        monitoring = Monitoring(inbox, metrics, log)
+        dispatcher = Dispatcher(inbox, flow_runs, metrics, settings.limits)
+        monitoring = Monitoring(inbox, metrics, log, settings.limits.ready_patience)
         app = build_app(
             inbox,
             dispatcher,
@@ -95,8 +97,9 @@ async def _run(
             list_all=settings.list_all,
             log=log,
             monitoring=monitoring.routes(is_public=monitor is not None),
+            limits=settings.limits,
         )
-        server = _Server(_configuration(settings, app), monitor, build_monitoring_app(monitoring))
+        server = _Server(_configuration(settings, app), monitor, build_monitoring_app(monitoring), settings.limits)
         await server.serve(sockets=[listener])
         return server.stopped_by
 
@@ -111,7 +114,7 @@ def _configuration(settings: ReceiverSettings, app: Any) -> uvicorn.Config:
         proxy_headers=False,
         log_config=None,
         lifespan="on",
-        timeout_graceful_shutdown=DRAIN,
+        timeout_graceful_shutdown=settings.limits.drain,
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.certificate_key,
     )
@@ -144,9 +147,9 @@ def _listening(host: str, port: int, options: str) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _limited_log() -> Iterator[LimitedLog]:
+def _limited_log(interval: float) -> Iterator[LimitedLog]:
     """The log of what strangers cause: for us, for uvicorn, and for asyncio, which would write tracebacks."""
-    log = LimitedLog(logger)
+    log = LimitedLog(logger, interval)
     servers, server_filter = (server_log, request_log, logging.getLogger("asyncio")), LimitedServerLog(log)
 
     def log_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -193,8 +196,11 @@ class _Server(uvicorn.Server):
 
     stopped_by: int | None = None
 
-    def __init__(self, config: uvicorn.Config, monitor: socket.socket | None, monitoring_app: Any) -> None:
+    def __init__(
+        self, config: uvicorn.Config, monitor: socket.socket | None, monitoring_app: Any, limits: Limits
+    ) -> None:
         super().__init__(config)
+        self._limits = limits
         self._monitor = monitor
         self._monitoring = uvicorn.Config(
             monitoring_app, http="h11", ws="none", access_log=False, server_header=False, log_config=None
@@ -213,9 +219,9 @@ class _Server(uvicorn.Server):
 
     def _listen(self, listener: socket.socket, config: uvicorn.Config) -> None:
         def make_protocol(strangers: Strangers) -> asyncio.Protocol:
-            return ReceiverProtocol(strangers, config, self.server_state, self.lifespan.state)
+            return ReceiverProtocol(strangers, config, self.server_state, self.lifespan.state, self._limits)
 
-        self.servers.append(cast("asyncio.Server", Listener(listener, config.ssl, make_protocol)))
+        self.servers.append(cast("asyncio.Server", Listener(listener, config.ssl, make_protocol, self._limits)))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

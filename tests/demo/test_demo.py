@@ -17,7 +17,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from attachments.demo import processes
 from attachments.demo.comparison import Verdict, compare
 from attachments.demo.make_mail import LARGE, SHIPPED, SMALL, write_all
 from attachments.demo.originals import File, Original, read_originals
@@ -216,7 +215,7 @@ def test_two_demos_do_not_share_a_folder(tmp_path: Path) -> None:
     ],
 )
 def test_a_process_that_does_not_get_ready_says_whether_it_still_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], said: str
+    tmp_path: Path, command: list[str], said: str
 ) -> None:
     """A busy machine needs another try, a process that has ended needs a look at its log."""
     process = Process("thing", command, {}, tmp_path / "thing.log", bool)
@@ -224,9 +223,8 @@ def test_a_process_that_does_not_get_ready_says_whether_it_still_starts(
     try:
         if command == ["false"]:
             wait_for(lambda: process.code is not None, "its end")
-        monkeypatch.setattr(processes, "READY", 0.0)
         with pytest.raises(NotReady, match=re.escape(said)):
-            process.wait_until_ready()
+            process.wait_until_ready(0.0)
     finally:
         process.kill()
 

@@ -15,7 +15,8 @@ from attachments.demo.processes import Process, free_port, wait_for
 from .prefect_stub import PrefectStub
 
 SECRET = "correct-horse-battery"
-PATIENCE = 30.0
+PATIENCE = 120.0
+"""Seconds to wait for what is to happen, on a busy machine."""
 
 # Without TLS, for a context of its own for each request takes longer than the request; a new connection each time.
 client = httpx.Client(trust_env=False, verify=False, timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0))
@@ -135,7 +136,7 @@ def make(tmp_path: Path, prefect: PrefectStub) -> Iterator[Callable[..., Receive
 
     yield make
     for receiver in made:
-        if receiver.process._running is not None:
+        if receiver.process.is_started:
             receiver.process.kill()
 
 

@@ -16,9 +16,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from attachments.emailgistics import Delivery
 from attachments.prefect_api import prefect_retry
-from attachments.receiver import dispatcher as figures
 from attachments.receiver.dispatcher import CONCURRENCY, Dispatcher
 from attachments.receiver.inbox import Entry, Inbox
+from attachments.receiver.limits import Limits
 from attachments.receiver.metrics import Metrics
 from attachments.receiver.prefect_api import (
     ASK_AGAIN,
@@ -51,24 +51,24 @@ class Desk:
     async def depth(self) -> int:
         return (await self.inbox.depth()).entries
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 15) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
         async with asyncio.timeout(seconds):
             while not condition():
                 await asyncio.sleep(0.01)
 
-    async def until_depth(self, entries: int, seconds: float = 15) -> None:
+    async def until_depth(self, entries: int, seconds: float = 120) -> None:
         async with asyncio.timeout(seconds):
             while await self.depth() != entries:
                 await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
-async def desk(path: Path, prefect: PrefectStub) -> AsyncIterator[Desk]:
+async def desk(path: Path, prefect: PrefectStub, limits: Limits | None = None) -> AsyncIterator[Desk]:
     inbox, metrics = Inbox(path), Metrics()
     try:
         with temporary_settings({PREFECT_API_URL: prefect.url, PREFECT_CLIENT_MAX_RETRIES: 0}):
             async with prefect_flow_runs() as flow_runs:
-                dispatcher = Dispatcher(inbox, flow_runs, metrics)
+                dispatcher = Dispatcher(inbox, flow_runs, metrics, limits)
                 async with dispatcher.running():
                     yield Desk(inbox, dispatcher, metrics, prefect)
     finally:
@@ -76,12 +76,18 @@ async def desk(path: Path, prefect: PrefectStub) -> AsyncIterator[Desk]:
 
 
 @pytest.fixture
-def play(tmp_path: Path, prefect: PrefectStub) -> Callable[[Story], None]:
+def limits() -> Limits:
+    """Those of production, unless a test has others."""
+    return Limits()
+
+
+@pytest.fixture
+def play(tmp_path: Path, prefect: PrefectStub, limits: Limits) -> Callable[[Story], None]:
     """Runs a test's story with a dispatcher on the test's folder. Each call is one life of the process."""
 
     def play(story: Story) -> None:
         async def life() -> None:
-            async with desk(tmp_path / "inbox.sqlite", prefect) as at:
+            async with desk(tmp_path / "inbox.sqlite", prefect, limits) as at:
                 await story(at)
 
         asyncio.run(life())
@@ -89,18 +95,11 @@ def play(tmp_path: Path, prefect: PrefectStub) -> Callable[[Story], None]:
     return play
 
 
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorter pauses and deadlines than in production, so that a test sees several of them."""
-    for name, seconds in {
-        "REFRESH": 0.2,
-        "REFRESH_WHILE_AWAY": 0.2,
-        "REMINDER": 0.5,
-        "LONGEST_PAUSE": 0.3,
-        "REFUSED_PAUSE": 0.3,
-        "ANSWER_DEADLINE": 1.0,
-    }.items():
-        monkeypatch.setattr(figures, name, seconds)
+HASTY = Limits(
+    refresh=0.2, refresh_while_away=0.2, reminder=0.5, longest_pause=0.3, refused_pause=0.3, answer_deadline=1.0
+)
+"""Shorter pauses and deadlines than in production, so that a test sees several of them."""
+hasty = pytest.mark.parametrize("limits", [HASTY], ids=["hasty"])
 
 
 def test_each_entry_becomes_a_run_and_leaves(play: Callable[[Story], None], prefect: PrefectStub) -> None:
@@ -196,9 +195,10 @@ def test_at_most_two_creations_are_under_way(play: Callable[[Story], None], pref
     assert len(prefect.runs) == 40
 
 
+@hasty
 @pytest.mark.parametrize("mood", ["busy", "hung", "forgetful", "locked-out", "another-site", "odd"])
 def test_what_prefect_does_not_confirm_stays(
-    play: Callable[[Story], None], prefect: PrefectStub, hasty: None, caplog: pytest.LogCaptureFixture, mood: Mood
+    play: Callable[[Story], None], prefect: PrefectStub, caplog: pytest.LogCaptureFixture, mood: Mood
 ) -> None:
     """Whatever answers at its address: nothing leaves the inbox, one run each is there when it is well again."""
     ids = [str(number) for number in range(10)]
@@ -218,7 +218,8 @@ def test_what_prefect_does_not_confirm_stays(
     assert "stumbled" not in caplog.text
 
 
-def test_prefect_may_be_down_from_the_start(play: Callable[[Story], None], prefect: PrefectStub, hasty: None) -> None:
+@hasty
+def test_prefect_may_be_down_from_the_start(play: Callable[[Story], None], prefect: PrefectStub) -> None:
     """What came meanwhile is dispatched when it is there."""
     prefect.stop()
 
@@ -232,8 +233,9 @@ def test_prefect_may_be_down_from_the_start(play: Callable[[Story], None], prefe
     assert sorted(prefect.message_ids) == ["a", "b"]
 
 
+@hasty
 def test_while_prefect_is_away_it_is_asked_with_one_entry_at_a_time(
-    play: Callable[[Story], None], prefect: PrefectStub, hasty: None
+    play: Callable[[Story], None], prefect: PrefectStub
 ) -> None:
     """A server that is coming back is not met by four posts at once."""
 
@@ -262,18 +264,18 @@ def test_the_inbox_drains_soon_after_prefect_is_back(play: Callable[[Story], Non
     async def story(at: Desk) -> None:
         await at.until(lambda: at.dispatcher.synced)
         prefect.stop()
-        at.dispatcher._failures = 50
         await at.deliver(*(str(number) for number in range(100)))
-        await at.until(lambda: at.dispatcher._failures > 50)
+        await at.until(lambda: (at.metrics.registry.get_sample_value("attachments_dispatch_failures") or 0) >= 6)
         prefect.start()
-        await at.until_depth(0, 20)
+        await at.until_depth(0)
 
     play(story)
     assert len(prefect.runs) == 100
 
 
+@hasty
 def test_a_run_that_is_refused_holds_nothing_up(
-    play: Callable[[Story], None], prefect: PrefectStub, hasty: None, caplog: pytest.LogCaptureFixture
+    play: Callable[[Story], None], prefect: PrefectStub, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It stays, is offered again, and the log says what to do without quoting its parameters."""
     prefect.refused_ids = {"canary-refused"}
@@ -291,7 +293,8 @@ def test_a_run_that_is_refused_holds_nothing_up(
     assert message_key("canary-refused") in caplog.text
 
 
-def test_a_refusal_is_not_an_outage(play: Callable[[Story], None], prefect: PrefectStub, hasty: None) -> None:
+@hasty
+def test_a_refusal_is_not_an_outage(play: Callable[[Story], None], prefect: PrefectStub) -> None:
     """Hundreds of refused entries neither slow the others down nor count as failures of Prefect."""
     refused = [f"refused-{number}" for number in range(200)]
     prefect.refused_ids = set(refused)
@@ -305,8 +308,9 @@ def test_a_refusal_is_not_an_outage(play: Callable[[Story], None], prefect: Pref
     play(story)
 
 
+@hasty
 def test_entries_wait_for_a_deployment_that_does_not_exist(
-    play: Callable[[Story], None], prefect: PrefectStub, hasty: None, caplog: pytest.LogCaptureFixture
+    play: Callable[[Story], None], prefect: PrefectStub, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Before `attachments setup`: they stay, are complained about, and go once the deployment is there."""
     prefect.deployments = {}
@@ -321,9 +325,8 @@ def test_entries_wait_for_a_deployment_that_does_not_exist(
     play(story)
 
 
-def test_a_deployment_that_was_made_anew_is_found(
-    play: Callable[[Story], None], prefect: PrefectStub, hasty: None
-) -> None:
+@hasty
+def test_a_deployment_that_was_made_anew_is_found(play: Callable[[Story], None], prefect: PrefectStub) -> None:
     """Its id has changed; the entry goes to the new one after the next look at the list."""
 
     async def story(at: Desk) -> None:
@@ -355,9 +358,8 @@ def test_the_deployments_outlive_a_restart_without_prefect(play: Callable[[Story
     play(second)
 
 
-def test_while_prefect_is_away_the_list_counts_as_old(
-    play: Callable[[Story], None], prefect: PrefectStub, hasty: None
-) -> None:
+@hasty
+def test_while_prefect_is_away_the_list_counts_as_old(play: Callable[[Story], None], prefect: PrefectStub) -> None:
     """A deployment may have been made since; the known ones are known still."""
 
     async def story(at: Desk) -> None:
@@ -376,23 +378,22 @@ def test_a_deployment_that_was_made_just_now_is_known(play: Callable[[Story], No
 
     async def story(at: Desk) -> None:
         await at.until(lambda: at.dispatcher.synced)
-        await asyncio.sleep(figures.LOOK_AGAIN)
+        await asyncio.sleep(Limits().look_again)
         prefect.deployments["invoices"] = str(uuid4())
         assert await at.dispatcher.knows("invoices")
         lists = prefect.lists
         start = time.monotonic()
         assert not any(await asyncio.gather(*(at.dispatcher.knows(f"no-such-{number}") for number in range(100))))
-        assert prefect.lists - lists <= 1 + (time.monotonic() - start) / figures.LOOK_AGAIN
+        assert prefect.lists - lists <= 1 + (time.monotonic() - start) / Limits().look_again
 
     play(story)
 
 
+@pytest.mark.parametrize("limits", [Limits(look_deadline=0.3, look_again=0.0)], ids=["short"])
 def test_an_unknown_name_waits_for_a_hanging_prefect_only_shortly(
-    play: Callable[[Story], None], prefect: PrefectStub, monkeypatch: pytest.MonkeyPatch
+    play: Callable[[Story], None], prefect: PrefectStub
 ) -> None:
     """Then the list counts as old, so that the sender gets a 503 and tries again."""
-    monkeypatch.setattr(figures, "LOOK_DEADLINE", 0.3)
-    monkeypatch.setattr(figures, "LOOK_AGAIN", 0.0)
 
     async def story(at: Desk) -> None:
         await at.until(lambda: at.dispatcher.synced)
@@ -416,7 +417,8 @@ def test_hundreds_of_deployments_are_all_known(play: Callable[[Story], None], pr
     play(story)
 
 
-def test_a_lost_reply_makes_no_second_run(play: Callable[[Story], None], prefect: PrefectStub, hasty: None) -> None:
+@hasty
+def test_a_lost_reply_makes_no_second_run(play: Callable[[Story], None], prefect: PrefectStub) -> None:
     """The run is there, its reply was dropped; the entry is offered again under the same key."""
 
     async def story(at: Desk) -> None:
@@ -432,8 +434,9 @@ def test_a_lost_reply_makes_no_second_run(play: Callable[[Story], None], prefect
     assert len(prefect.runs) == 1
 
 
+@hasty
 def test_a_run_that_failed_before_its_lost_reply_was_noticed_is_not_made_again(
-    play: Callable[[Story], None], prefect: PrefectStub, hasty: None
+    play: Callable[[Story], None], prefect: PrefectStub
 ) -> None:
     """The failed run came after the delivery, so it is that delivery's own."""
 
@@ -589,7 +592,7 @@ def test_a_message_that_fails_each_time_gets_a_run_for_each_redelivery(
 
 
 def test_a_defect_of_ours_is_told_without_data_and_holds_up_one_entry(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, hasty: None
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An error that nobody has foreseen costs the others a second, and its text does not reach the log."""
     taken: list[str] = []
@@ -605,7 +608,7 @@ def test_a_defect_of_ours_is_told_without_data_and_holds_up_one_entry(
 
     async def life() -> None:
         inbox, metrics = Inbox(tmp_path / "inbox.sqlite"), Metrics()
-        dispatcher = Dispatcher(inbox, Defective(), metrics)
+        dispatcher = Dispatcher(inbox, Defective(), metrics, HASTY)
         async with dispatcher.running():
             at = Desk(inbox, dispatcher, metrics, PrefectStub())
             await at.deliver("bad", "a", "b", "c", "d", "e", mailbox="canary@example.com")
@@ -623,7 +626,7 @@ def test_a_stop_in_the_moment_of_a_delivery_is_a_stop(tmp_path: Path, prefect: P
     """Before Python 3.12 `asyncio.wait_for` swallows a cancellation that comes together with what it waits for."""
 
     async def life() -> None:
-        async with asyncio.timeout(10), desk(tmp_path / "inbox.sqlite", prefect) as at:
+        async with asyncio.timeout(120), desk(tmp_path / "inbox.sqlite", prefect) as at:
             await at.until(lambda: at.dispatcher.synced)
             await asyncio.sleep(0.1)  # the dispatcher has nothing to do and waits
             at.dispatcher.wake()

@@ -8,8 +8,9 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -43,8 +44,7 @@ def test_killed_before_the_sync_there_was_no_answer(make: Make, prefect: Prefect
     dying.process.start()
     with pytest.raises(httpx.TransportError):
         dying.deliver("a")
-    assert dying.process._running is not None
-    assert dying.process._running.wait(10) == -signal.SIGKILL
+    assert dying.process.wait(100) == -signal.SIGKILL
     assert rows(dying.inbox) == []
     again = make()
     again.process.start()
@@ -71,8 +71,7 @@ def test_killed_after_the_sync_the_redelivery_collapses(make: Make, prefect: Pre
     dying.process.start()
     with pytest.raises(httpx.TransportError):
         dying.deliver("a")
-    assert dying.process._running is not None
-    assert dying.process._running.wait(10) == -signal.SIGKILL
+    assert dying.process.wait(100) == -signal.SIGKILL
     assert rows(dying.inbox) == ["a"]
     again = make()
     again.process.start()
@@ -122,7 +121,7 @@ def reached(acknowledged: set[str], enough: int) -> bool:
 
 def test_prefect_may_be_away_while_webhooks_come(make: Make, prefect: PrefectStub) -> None:
     """Fault 3: 200s go on; when it is back, the inbox drains, each message once."""
-    receiver = make(tuning={"attachments.receiver.dispatcher.LONGEST_PAUSE": 1})
+    receiver = make(tuning={"longest_pause": 1})
     receiver.process.start()
     prefect.stop()
     ids = [f"message-{number}" for number in range(60)]
@@ -132,7 +131,7 @@ def test_prefect_may_be_away_while_webhooks_come(make: Make, prefect: PrefectStu
     assert receiver.depth == 60
     receiver.until(lambda: receiver.log.count("Prefect is away") >= 4, "the pauses to grow")
     prefect.start()
-    receiver.until_empty(20)
+    receiver.until_empty()
     assert sorted(prefect.message_ids) == sorted(ids)
 
 
@@ -140,22 +139,20 @@ def test_prefect_may_hang_while_webhooks_come(make: Make, prefect: PrefectStub) 
     """Fault 4: its connections are taken and say nothing; 200s go on, and the inbox drains when it speaks again."""
     receiver = make(
         tuning={
-            "attachments.receiver.dispatcher.ANSWER_DEADLINE": 1,
-            "attachments.receiver.dispatcher.LONGEST_PAUSE": 1,
+            "answer_deadline": 1,
+            "longest_pause": 1,
         }
     )
     receiver.process.start()
     receiver.until(lambda: len(rows_of_deployments(receiver.inbox)) == 1, "the list of deployments")
     prefect.mood = "hung"
     ids = [f"message-{number}" for number in range(30)]
-    started = time.monotonic()
     for message_id in ids:
         assert receiver.deliver(message_id).status_code == 200
-    assert time.monotonic() - started < 10
     receiver.until(lambda: receiver.log.count("Prefect is away") >= 4, "all four slots to have failed")
     assert receiver.depth == 30
     prefect.mood = "well"
-    receiver.until_empty(20)
+    receiver.until_empty()
     assert sorted(prefect.message_ids) == sorted(ids)
 
 
@@ -251,15 +248,9 @@ def test_all_at_once_are_answered(shared: Receiver) -> None:
     assert {f"at-once-{number}" for number in range(300)} <= set(shared.prefect.message_ids)
 
 
-def test_a_locked_inbox_is_waited_for_and_then_refused_in_time(make: Make, prefect: PrefectStub) -> None:
-    """Fault 7: behind a short lock the answer is 200; behind a long one it is 503, loud and red, until it ends."""
-    receiver = make(
-        tuning={
-            "attachments.receiver.server.LOCK_PATIENCE": 1,
-            "attachments.receiver.monitoring.READY_PATIENCE": 0.3,
-            "attachments.receiver.dispatcher.LONGEST_PAUSE": 0.5,
-        }
-    )
+def test_a_locked_inbox_is_waited_for(make: Make, prefect: PrefectStub) -> None:
+    """Fault 7: behind a short lock the answer is 200."""
+    receiver = make(tuning={"lock_patience": 1000, "ready_patience": 0.3})
     receiver.process.start()
     outside = sqlite3.connect(receiver.inbox, isolation_level=None, check_same_thread=False)
     outside.execute("BEGIN EXCLUSIVE")
@@ -270,7 +261,15 @@ def test_a_locked_inbox_is_waited_for_and_then_refused_in_time(make: Make, prefe
         outside.execute("ROLLBACK")
         assert [delivery.result().status_code for delivery in short] == [200] * 8
         receiver.until(lambda: receiver.get("/ready").status_code == 200, "readiness to be green")
+    outside.close()
 
+
+def test_a_long_lock_of_the_inbox_is_a_refusal(make: Make, prefect: PrefectStub) -> None:
+    """Fault 7: the answer is 503, loud and red, until it ends."""
+    receiver = make(tuning={"lock_patience": 1, "ready_patience": 0.3, "longest_pause": 0.5})
+    receiver.process.start()
+    outside = sqlite3.connect(receiver.inbox, isolation_level=None, check_same_thread=False)
+    with ThreadPoolExecutor(8) as pool:
         outside.execute("BEGIN EXCLUSIVE")
         long = [pool.submit(receiver.deliver, f"long-{number}") for number in range(8)]
         assert {delivery.result().status_code for delivery in long} == {503}
@@ -280,7 +279,7 @@ def test_a_locked_inbox_is_waited_for_and_then_refused_in_time(make: Make, prefe
     for number in range(8):
         assert receiver.deliver(f"long-{number}").status_code == 200
     receiver.until_empty()
-    assert len(prefect.runs) == 16
+    assert len(prefect.runs) == 8
 
 
 def can_mount() -> bool:
@@ -371,15 +370,24 @@ def test_a_stop_answers_what_is_under_way(receiver: Receiver, ending: signal.Sig
         receiver.until(lambda: "Waiting for connections to close" in receiver.log, "the stop to wait")
         under_way.sendall(request[-5:])
         assert under_way.recv(65536).startswith(b"HTTP/1.1 200 ")
-    assert receiver.process._running is not None
-    assert receiver.process._running.wait(5) == status
+    assert receiver.process.wait(100) == status
     assert "Traceback" not in receiver.log
     assert rows(receiver.inbox) == ["a"] or receiver.prefect.message_ids == ["a"]
 
 
 def test_a_stop_keeps_its_deadline_whatever_hangs(make: Make, prefect: PrefectStub) -> None:
-    """Fault 22: a sender that stalls, Prefect that hangs and a lock on the inbox together: 0 within 10 s."""
-    receiver = make(tuning={"attachments.receiver.server.DRAIN": 2})
+    """Fault 22: a sender that stalls, Prefect that hangs and a lock on the inbox together: 0, soon after the deadline.
+
+    Each of them would hold it up for longer than this test may take.
+    """
+    receiver = make(
+        tuning={
+            "drain": 2,
+            "body_patience": 1000,
+            "answer_deadline": 1000,
+            "lock_patience": 1000,
+        }
+    )
     receiver.process.start()
     assert receiver.deliver("kept").status_code == 200
     receiver.until_empty()
@@ -392,40 +400,49 @@ def test_a_stop_keeps_its_deadline_whatever_hangs(make: Make, prefect: PrefectSt
         stalled.sendall(request[:-5])
         locked_out.sendall(request)
         assert receiver.get("/health").status_code == 200
-        started = time.monotonic()
         os.kill(receiver.process.pid, signal.SIGTERM)
-        assert receiver.process._running is not None
-        assert receiver.process._running.wait(10) == 0
-        assert time.monotonic() - started < 6
+        assert receiver.process.wait(100) == 0
     outside.close()
     assert "Traceback" not in receiver.log
     assert rows(receiver.inbox) == ["waits"]
 
 
-def test_half_open_connections_block_nobody(make: Make, prefect: PrefectStub) -> None:
-    """Hundreds that send nothing, half a header or half a body: others are served, and they are closed in the end."""
-    receiver = make(
-        tuning={
-            "attachments.receiver.listener.SILENCE_TIMEOUT": 0.5,
-            "attachments.receiver.protocol.IDLE_CONNECTION": 0.5,
-            "attachments.receiver.app.BODY_PATIENCE": 1,
-        }
-    )
-    receiver.process.start()
-    request = raw_request("POST", "/webhooks/default", b'{"id": "slow", "event": "received"}', VALID)
-    stranger = raw_request("POST", "/webhooks/default", b"x" * 1000, b"Bearer wrong")
-    shapes = [b"", b"P", request[:40], request[:-5], stranger[:-900]]
-    slow = [connect(receiver.url) for _ in range(500)]
-    try:
+STALLED = raw_request("POST", "/webhooks/default", b'{"id": "slow", "event": "received"}', VALID)
+SHAPES = [
+    b"",
+    b"P",
+    STALLED[:40],
+    STALLED[:-5],
+    raw_request("POST", "/webhooks/default", b"x" * 1000, b"Bearer wrong")[:-900],
+]
+"""Connections on which no whole request comes."""
+
+
+@contextmanager
+def half_open(receiver: Receiver) -> Iterator[list[socket.socket]]:
+    """Hundreds of such connections."""
+    with ExitStack() as stack:
+        slow = [stack.enter_context(connect(receiver.url)) for _ in range(500)]
         for number, connection in enumerate(slow):
-            connection.sendall(shapes[number % len(shapes)])
-        started = time.monotonic()
+            connection.sendall(SHAPES[number % len(SHAPES)])
+        yield slow
+
+
+def test_half_open_connections_block_nobody(make: Make, prefect: PrefectStub) -> None:
+    """Hundreds that send nothing, half a header or half a body, for longer than this test takes: others are served."""
+    receiver = make(tuning=dict.fromkeys(("silence_timeout", "idle_connection", "body_patience"), 1000))
+    receiver.process.start()
+    with half_open(receiver):
         assert receiver.deliver("quick").status_code == 200
-        assert time.monotonic() - started < 10, "not after all that are slow"
+    assert "Traceback" not in receiver.log
+
+
+def test_half_open_connections_are_closed_in_the_end(make: Make, prefect: PrefectStub) -> None:
+    """Without an answer, or with the one that they have come far enough for."""
+    receiver = make(tuning={"silence_timeout": 0.5, "idle_connection": 0.5, "body_patience": 1})
+    receiver.process.start()
+    with half_open(receiver) as slow:
         endings = [drained(connection) for connection in slow]
-    finally:
-        for connection in slow:
-            connection.close()
     assert {ending[:13] for ending in endings[3::5]} == {b"HTTP/1.1 503 "}
     assert {ending[:13] for ending in endings[4::5]} == {b"HTTP/1.1 401 "}
     assert {ending for number, ending in enumerate(endings) if number % 5 < 3} == {b""}
@@ -434,7 +451,7 @@ def test_half_open_connections_block_nobody(make: Make, prefect: PrefectStub) ->
 
 def drained(connection: socket.socket) -> bytes:
     """All that comes until the other side closes."""
-    connection.settimeout(20)
+    connection.settimeout(120)
     received = b""
     try:
         while piece := connection.recv(65536):

@@ -107,7 +107,7 @@ def test_past_the_deadline_it_is_still_downloading(inline: Receiver) -> None:
     """Success without actions; the run goes on."""
     started = time.monotonic()
     answer = inline.deliver("a", "hasty")
-    assert 0.9 < time.monotonic() - started < 20
+    assert time.monotonic() - started > 0.9
     assert answer.json() == {"status": "success", "message": "Still downloading."}
 
 
@@ -137,9 +137,9 @@ def test_many_that_wait_cost_one_look(inline: Receiver, pool: ThreadPoolExecutor
     """Twice a second for all of them, and none when nobody waits."""
     answers = [pool.submit(inline.deliver, f"m{n}") for n in range(8)]
     inline.until(lambda: len(inline.prefect.runs) == 8, "the runs")
-    before = inline.prefect.looks
-    time.sleep(2)
-    assert inline.prefect.looks - before <= 5
+    before, started = inline.prefect.looks, time.monotonic()
+    inline.until(lambda: inline.prefect.looks - before >= 3, "some looks")
+    assert inline.prefect.looks - before <= 2 * (time.monotonic() - started) + 1
     for n in range(8):
         inline.prefect.end(f"m{n}", "COMPLETED", message=STORED)
     assert all(answer.result().is_success for answer in answers)

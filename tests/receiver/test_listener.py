@@ -6,6 +6,7 @@ import socket
 import ssl
 from asyncio import sslproto
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from attachments.receiver import listener
+from attachments.receiver.limits import Limits
 from attachments.receiver.listener import Listener
 from attachments.receiver.protocol import ReceiverProtocol
 from attachments.receiver.strangers import Strangers
@@ -29,26 +30,23 @@ ENDINGS = ["cut off", "no TLS", "too slow", "handshake only", "malformed", "refu
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_the_buffers_of_an_encrypted_connection_are_freed_with_it(
-    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_buffers_of_an_encrypted_connection_are_freed_with_it(ending: str, tmp_path: Path) -> None:
     """A quarter of a megabyte each. In a large process the collector comes too late for a thousand of them."""
     certificate = make_certificate(tmp_path / "certificate.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    monkeypatch.setattr(listener, "HANDSHAKE_TIMEOUT", 0.3)
+    limits = Limits(handshake_timeout=0.3)
     if ending == "evicted":
-        monkeypatch.setattr(listener, "CONNECTIONS", 1)
-        monkeypatch.setattr(listener, "CONNECTION_GRACE", 0.0)
+        limits = replace(limits, connections=1, connection_grace=0.0)
     gc.collect()
     gc.disable()
     try:
-        asyncio.run(provoke(ending, context))
+        asyncio.run(provoke(ending, context, limits))
     finally:
         gc.enable()
 
 
-async def provoke(ending: str, context: ssl.SSLContext) -> None:
+async def provoke(ending: str, context: ssl.SSLContext, limits: Limits) -> None:
     config = uvicorn.Config(refuse, http="h11", lifespan="off", log_config=None)
     config.load()
 
@@ -56,10 +54,10 @@ async def provoke(ending: str, context: ssl.SSLContext) -> None:
         return ReceiverProtocol(strangers, config, ServerState(), {})
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        listening = Listener(server, context, make_protocol)
+        listening = Listener(server, context, make_protocol, limits)
         port = server.getsockname()[1]
         await asyncio.gather(*(asyncio.to_thread(connect, port, ending) for _ in range(5)))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while buffers():
                 await asyncio.sleep(0.05)
         listening.close()

@@ -20,9 +20,9 @@ from .prefect_stub import PrefectStub
 from .sockets import connect, raw_request
 
 Make = Callable[..., Receiver]
-LIMIT = "attachments.receiver.listener.CONNECTIONS"
-GRACE = "attachments.receiver.listener.CONNECTION_GRACE"
-SHORT_INTERVAL = {"attachments.receiver.limited_log.INTERVAL": 1.0}
+LIMIT = "connections"
+GRACE = "connection_grace"
+SHORT_INTERVAL = {"log_interval": 1.0}
 CHUNKED = b"POST /webhooks/default HTTP/1.1\r\nHost: receiver\r\nTransfer-Encoding: chunked\r\n"
 HEAD = b"GET /health HTTP/1.1\r\nHost: receiver\r\n"
 ATTACKS = {

@@ -18,7 +18,7 @@ from .test_faults import drained
 
 Make = Callable[..., Receiver]
 FIRST_BYTE = b"\x16"  # of a ClientHello
-SHORT = {f"attachments.receiver.listener.{name}": 5.0 for name in ("HANDSHAKE_TIMEOUT", "SILENCE_TIMEOUT")}
+SHORT = {"handshake_timeout": 5.0, "silence_timeout": 5.0}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_thousand_connections_without_a_handshake_take_little_memory(
 
 def test_the_oldest_connection_makes_room_for_a_new_one(make_https: Make) -> None:
     """However many wait, a client that does complete its handshake is served, and the newest are left alone."""
-    receiver = make_https(tuning={"attachments.receiver.listener.CONNECTIONS": 10})
+    receiver = make_https(tuning={"connections": 10})
     with connections(receiver, 30, b"") as opened:
         assert [drained(connection) for connection in opened[:20]] == [b""] * 20
         for connection in opened[25:]:

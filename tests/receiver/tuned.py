@@ -1,19 +1,21 @@
-"""`attachments …` with other figures and faults at exact points; otherwise the very program.
+"""`attachments receive` with other limits and faults at exact points; otherwise the very program.
 
-``python -m tests.receiver.tuned '{"attachments.receiver.dispatcher.ANSWER_DEADLINE": 2}' receive …``. The key
-``kill`` with ``before-sync`` or ``after-sync`` has the process kill itself around the commit of the first delivery.
+``python -m tests.receiver.tuned '{"answer_deadline": 2}' receive …`` sets fields of `Limits`. The key ``kill`` with
+``before-sync`` or ``after-sync`` has the process kill itself around the commit of the first delivery.
 """
 
-import importlib
 import json
 import os
 import signal
 import sqlite3
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from attachments.cli.main import main
+from attachments.receiver import server
+from attachments.receiver.limits import Limits
 
 
 class KilledConnection(sqlite3.Connection):
@@ -34,14 +36,12 @@ class KilledConnection(sqlite3.Connection):
 
 
 def tune(figures: dict[str, Any]) -> None:
-    """Set module constants, and the moment of death."""
+    """Serve with other limits, and set the moment of death."""
     if moment := figures.pop("kill", None):
         KilledConnection.moment = moment
         sqlite3.connect = partial(sqlite3.connect, factory=KilledConnection)
-    for name, value in figures.items():
-        module, _, constant = name.rpartition(".")
-        assert hasattr(importlib.import_module(module), constant), name
-        setattr(importlib.import_module(module), constant, value)
+    serve, limits = server.serve, Limits(**figures)
+    server.serve = lambda settings: serve(replace(settings, limits=limits))
 
 
 if __name__ == "__main__":
