@@ -84,15 +84,15 @@ class StatusReport(BaseModel):
     problems: tuple[str, ...] = ()
 
 
-def read_status(inbox: Path, *, seconds: float = SECONDS) -> StatusReport:
-    """How it stands; what does not answer within so many seconds is left out and named among the problems."""
+def read_status(inbox: Path, *, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic) -> StatusReport:
+    """Counts and problems. What does not answer within so many seconds, which all share, is left out and named."""
     problems: list[str] = []
     seen: dict[str, Any] = {}
     depth = TimedCall(lambda: read_depth(inbox))
     if PREFECT_API_URL.value():
         try:
             with prefect(seconds) as client:
-                seen = _seen(client, time.monotonic() + seconds, problems)
+                seen = read_prefect(client, Budget(seconds, clock), problems)
         except PREFECT_ERRORS as error:
             problems.append(" ".join(describe_error(error)))
     else:
@@ -141,31 +141,44 @@ def to_lines(status: StatusReport) -> Iterator[str]:
 _ALWAYS = ("scheduled", "pending", "running")
 
 
-def _seen(client: SyncPrefectClient, end: float, problems: list[str]) -> dict[str, Any]:
-    """What Prefect tells, all asked at the same time."""
+class Budget:
+    """Seconds that several answers share, from now on."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._end = clock() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, and never less than none."""
+        return max(0.0, self._end - self._clock())
+
+
+def read_prefect(client: SyncPrefectClient, budget: Budget, problems: list[str]) -> dict[str, Any]:
+    """Fields of a `StatusReport`, all read from Prefect at the same time; adds what cannot be read to `problems`."""
     workers = TimedCall(lambda: living_workers(client))
     reconciled = TimedCall(lambda: _marks(client))
-    standing: Deployments = _answer(TimedCall(lambda: read_deployments(client)), end, problems) or {}
+    standing: Deployments = _answer(TimedCall(lambda: read_deployments(client)), budget, problems) or {}
     seen: dict[str, Any] = {}
     if standing:
         ids = [str(deployment.id) for deployment in standing.values()]
         runs = {name: TimedCall(_count(client, filters)) for name, filters in _counts(ids).items()}
         calls = TimedCall(lambda: _calls(client, standing))
-        counted = {name: _answer(question, end, problems) for name, question in runs.items()}
+        counted = {name: _answer(question, budget, problems) for name, question in runs.items()}
         seen["runs"] = None if None in counted.values() else counted
-        seen["calls"] = _answer(calls, end, problems)
+        seen["calls"] = _answer(calls, budget, problems)
     elif not problems:
         problems.append("There are no deployments of ours in Prefect. Run `attachments setup`.")
-    seen["workers"] = _answer(workers, end, problems)
-    if seen["workers"] and _answer(TimedCall(lambda: are_runs_given(client)), end, problems) is False:
+    seen["workers"] = _answer(workers, budget, problems)
+    if seen["workers"] and _answer(TimedCall(lambda: are_runs_given(client)), budget, problems) is False:
         problems.append(f"{NO_RUNS} `attachments doctor` names what causes it.")
-    seen["reconciliation"] = _answer(reconciled, end, problems)
+    seen["reconciliation"] = _answer(reconciled, budget, problems)
     return seen
 
 
-def _answer(question: TimedCall[T], end: float, problems: list[str]) -> T | None:
+def _answer(question: TimedCall[T], budget: Budget, problems: list[str]) -> T | None:
     try:
-        return question.answer(max(0.0, end - time.monotonic()))
+        return question.answer(budget.left)
     except NoResponse:
         problem = "Prefect does not answer in time. `attachments doctor` waits longer for it."
     except PREFECT_ERRORS as error:
