@@ -10,7 +10,6 @@ import socket
 import sqlite3
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -81,6 +80,9 @@ from tests.storage.processes import answer, without_rights
 CANARY = "canary-d0c70r"
 KEY = "a-key-that-must-not-show"
 
+LONG = 1000
+"""Seconds; longer than a test may take."""
+
 
 def said(finding: Finding) -> str:
     """One line, which holds no secret and no address."""
@@ -100,19 +102,17 @@ def test_an_answer_is_waited_for_so_long_and_no_longer() -> None:
 
     def hang() -> None:
         try:
-            cancellation.sleep(60)
+            cancellation.sleep(LONG)
         except cancellation.RunCancelled:
             ended.set()
             raise
 
-    started = time.monotonic()
     with pytest.raises(NoResponse):
         call_with_timeout(0.1, hang)
-    assert time.monotonic() - started < 5
-    assert ended.wait(5)
-    assert call_with_timeout(5, lambda: 7) == 7
+    assert ended.wait(60)
+    assert call_with_timeout(60, lambda: 7) == 7
     with pytest.raises(TimeoutError, match="its own"):
-        call_with_timeout(5, lambda: (_ for _ in ()).throw(TimeoutError("its own")))
+        call_with_timeout(60, lambda: (_ for _ in ()).throw(TimeoutError("its own")))
 
 
 def test_a_run_that_is_cancelled_ends_what_it_has_asked() -> None:
@@ -123,7 +123,7 @@ def test_a_run_that_is_cancelled_ends_what_it_has_asked() -> None:
     timer.start()
     try:
         with pytest.raises(cancellation.RunCancelled):
-            call_with_timeout(60, lambda: cancellation.sleep(60))
+            call_with_timeout(LONG, lambda: cancellation.sleep(LONG))
     finally:
         cancellation.CURRENT.reset(token)
         timer.join()
@@ -339,10 +339,8 @@ def hanging() -> Iterator[str]:
 
 def test_a_prefect_that_hangs_does_not_hang_the_doctor() -> None:
     """One line for it, one for what cannot be seen then."""
-    started = time.monotonic()
     with hanging() as url, temporary_settings({PREFECT_API_URL: url}):
         lines = [said(finding) for finding in examine(patience=0.5)]
-    assert time.monotonic() - started < 10
     assert lines[0].startswith("FAILED   prefect: Prefect does not answer")
     assert lines[1].startswith("warning  unseen: ")
     assert len(lines) == 2
@@ -570,7 +568,7 @@ def test_status_says_that_workers_get_no_runs() -> None:
     """And that it is a 500; not that Prefect does not answer."""
     problems: list[str] = []
     with prefect_with_runs({"one"}, ["one"]) as client:
-        status_report._seen(client, time.monotonic() + 30, problems)
+        status_report.read_prefect(client, status_report.Budget(LONG), problems)
     assert "Prefect's API answers 500 where workers ask for runs, so they get none. `attachments doctor` names" in (
         " ".join(problems)
     )

@@ -325,9 +325,9 @@ def test_the_rule_that_dropped_it_is_told(attachment: Attachment, rule: str | No
 def test_no_name_makes_a_pattern_slow() -> None:
     """Names come from outside; many stars meet the worst of them in no time."""
     attachment = Attachment("a" * 100_000)
-    started = time.perf_counter()
+    started = time.process_time()
     assert not matches(attachment, names=["*a" * 20 + "b"])
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert matches(Attachment("a" + "\u0301\u0316" * 100_000 + ".exe"), names=["á*.exe"])
 
 

@@ -84,7 +84,7 @@ def test_a_download_under_way_is_cut_off(
 @pytest.mark.parametrize("after_bytes", [0, pytest.param(10, marks=pytest.mark.soak)])
 def test_a_silent_vendor_is_not_waited_for(running: Installation, endpoint: str, after_bytes: int) -> None:
     """Before the first byte of the body, and after some."""
-    message = begun(running, endpoint, {"kind": "stall", "after_bytes": after_bytes, "seconds": 120})
+    message = begun(running, endpoint, {"kind": "stall", "after_bytes": after_bytes, "seconds": 600})
     cancelled_in_time(running, message)
 
 

@@ -167,7 +167,7 @@ def test_a_run_of_a_minute(sandbox: Sandbox) -> None:
     with EmailgisticsClient(sandbox.base_url, sandbox.key) as client:
         started = time.monotonic()
         assert read(client) == ids
-    assert 60 <= time.monotonic() - started < 130
+    assert time.monotonic() - started >= 60
     assert len(sandbox.control.requests("result")) <= 10
 
 

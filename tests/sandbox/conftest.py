@@ -56,6 +56,9 @@ class Receiver(ThreadingHTTPServer):
         self.script: list[Any] = [SUCCESS]
         self.posts: list[tuple[dict[str, str], Any, float]] = []
         self.released = threading.Event()
+        """Ends all waiting."""
+        self.release_after: int | None = None
+        """The number of posts after which it ends."""
         self._turn = threading.Lock()
 
     @property
@@ -65,6 +68,8 @@ class Receiver(ThreadingHTTPServer):
     def next_line(self, headers: dict[str, str], document: Any) -> Any:
         with self._turn:
             self.posts.append((headers, document, time.monotonic()))
+            if len(self.posts) == self.release_after:
+                self.released.set()
             return self.script.pop(0) if len(self.script) > 1 else self.script[0]
 
 
