@@ -44,7 +44,12 @@ REPORTS = frozenset({httpx.codes.OK, httpx.codes.CREATED, httpx.codes.ACCEPTED})
 
 
 def require_success(
-    response: httpx.Response, call: Call, action: str, fine: Collection[int] = (httpx.codes.OK,)
+    response: httpx.Response,
+    call: Call,
+    action: str,
+    fine: Collection[int] = (httpx.codes.OK,),
+    *,
+    error_seconds: float = ERROR_BODY_SECONDS,
 ) -> None:
     """Return when the answer is one of the successes that are `fine`. Raises what the status means otherwise.
 
@@ -53,7 +58,7 @@ def require_success(
     status = response.status_code
     if status in fine:
         return
-    code, vendor_message = _explanation(_beginning(response, call, action))
+    code, vendor_message = _explanation(_beginning(response, call, action, error_seconds))
     raise _error_of(status)(
         f"{action}: {_in_words(status)}",
         status=status,
@@ -79,9 +84,9 @@ def _in_words(status: int) -> str:
     return "refused" if status < httpx.codes.INTERNAL_SERVER_ERROR else "failed on the other side"
 
 
-def _beginning(response: httpx.Response, call: Call, action: str) -> bytes:
+def _beginning(response: httpx.Response, call: Call, action: str, seconds: float) -> bytes:
     """The first part of the body; what could be had of it when it breaks or takes too long."""
-    call.shorten(ERROR_BODY_SECONDS)
+    call.shorten(seconds)
     body = bytearray()
     try:
         for piece in pieces(response, call, action):

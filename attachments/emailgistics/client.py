@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx
 
-from attachments.emailgistics.answers import REPORTS, require_success
+from attachments.emailgistics.answers import ERROR_BODY_SECONDS, REPORTS, require_success
 from attachments.emailgistics.body import whole
 from attachments.emailgistics.boundary import translated
 from attachments.emailgistics.deadline import Call
@@ -27,7 +27,7 @@ from attachments.emailgistics.errors import (
 from attachments.emailgistics.mailboxes import Mailbox, parse_mailboxes
 from attachments.emailgistics.models import Attachment, parse_listing
 from attachments.emailgistics.pacing import ACTION, OWN_LIMIT, PacedTransport, Pacer, Unpaced
-from attachments.emailgistics.reports import ReceivedMessages
+from attachments.emailgistics.reports import ReceivedMessages, ReportLimits
 from attachments.emailgistics.transport import CALL, SocketTransport
 from attachments.foundation import cancellation
 from attachments.foundation.loopback import is_exposed
@@ -78,6 +78,9 @@ class EmailgisticsClient:
         list_timeout: float = 30,
         download_timeout: float = 300,
         download_deadline: float = 1800,
+        error_seconds: float = ERROR_BODY_SECONDS,
+        listing_bytes: int = LISTING_BYTES,
+        report_limits: ReportLimits | None = None,
     ) -> None:
         self._base_url = checked_base_url(base_url)
         self._headers = {
@@ -88,6 +91,9 @@ class EmailgisticsClient:
         self._list_timeout = list_timeout
         self._download_timeout = download_timeout
         self._download_deadline = download_deadline
+        self._error_seconds = error_seconds
+        self._listing_bytes = listing_bytes
+        self._report_limits = report_limits
         _quieten_loggers()
         inner = transport if transport is not None else SocketTransport(self._base_url)
         self._transport = PacedTransport(inner, pacer if pacer is not None else Unpaced())
@@ -113,7 +119,7 @@ class EmailgisticsClient:
         call = Call(self._list_timeout, TimedOut)
         url = self._url("messages", message_id, "attachments")
         with self._answer("GET", url, LISTING, call, self._list_timeout) as response:
-            return parse_listing(whole(response, call, LISTING, most=LISTING_BYTES))
+            return parse_listing(whole(response, call, LISTING, most=self._listing_bytes))
 
     @contextmanager
     def download(self, message_id: str, attachment_id: str, *, listed_size: int | None = None) -> Iterator[Download]:
@@ -139,7 +145,7 @@ class EmailgisticsClient:
         `messages:read`. Nothing is asked before the first one is taken. Raises `InvalidArgument` for moments
         without a zone and a span that ends before it starts; the rest as it is read (see `ReceivedMessages`).
         """
-        return ReceivedMessages(self._report, mailbox_id, start, end, on_wait)
+        return ReceivedMessages(self._report, mailbox_id, start, end, on_wait, self._report_limits)
 
     def abort(self) -> None:
         """End every call that is on, from any thread, also one whose answer has not begun.
@@ -170,7 +176,7 @@ class EmailgisticsClient:
         target = self._inside(href, action)
         call = Call(self._list_timeout, TimedOut)
         with self._answer(method, str(target), action, call, self._list_timeout, content, fine) as response:
-            return whole(response, call, action, most=LISTING_BYTES)
+            return whole(response, call, action, most=self._listing_bytes)
 
     @contextmanager
     def _answer(
@@ -210,7 +216,7 @@ class EmailgisticsClient:
                 response = self._transport.handle_request(request)
                 try:
                     _notice_deprecation(response, action)
-                    require_success(response, call, action, fine)
+                    require_success(response, call, action, fine, error_seconds=self._error_seconds)
                     yield response
                 finally:
                     _close_silently(response, call, action)

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -31,26 +32,35 @@ READING = "Reading a report"
 WINDOW = timedelta(days=1)
 ROWS = 500
 """Rows a page, the most there may be."""
-MOST_PAGES = 2_000
-"""Of one window: a million messages a day. More is a list that leads round in circles."""
-
-FIRST_LOOK, LONGEST_LOOK, LOOK_GROWTH = 2.0, 60.0, 1.5
-"""Seconds between looks at a run that is not done, and how they grow."""
-PATIENCE = 45 * 60.0
-"""Seconds for a run: it can take about 30 minutes (getting-started/rate-limits)."""
-SLOT_PAUSE, LONGEST_SLOT_PAUSE = 60.0, 300.0
-SLOT_PATIENCE = 40 * 60.0
-"""Seconds to wait for one of the three runs: whoever holds them is through within about half an hour."""
-START_PAUSE = 60.0
 STARTS = 3
 """Times that a start is tried which may have begun a run that nobody can find again."""
 AGAINS = 3
 """Times that a window is begun anew after its run has failed, or its result has expired."""
 TROUBLES = 6
 """Failures in a row of the calls that read, before the report is given up."""
-TROUBLE_PAUSE = 2.0
-LIMIT_PAUSE = 60.0
-"""Seconds after a 429 to a call that reads: "wait at least a minute" (getting-started/rate-limits)."""
+
+
+@dataclass(frozen=True)
+class ReportLimits:
+    """How long a report is waited for, in seconds, and how much of it is read."""
+
+    first_look: float = 2.0
+    longest_look: float = 60.0
+    look_growth: float = 1.5
+    """How the pauses between looks at a run that is not done grow."""
+    patience: float = 45 * 60.0
+    """For a run: it can take about 30 minutes (getting-started/rate-limits)."""
+    slot_pause: float = 60.0
+    longest_slot_pause: float = 300.0
+    slot_patience: float = 40 * 60.0
+    """To wait for one of the three runs: those that hold them are through within about half an hour."""
+    start_pause: float = 60.0
+    trouble_pause: float = 2.0
+    limit_pause: float = 60.0
+    """After a 429 to a call that reads: "wait at least a minute" (getting-started/rate-limits)."""
+    most_pages: int = 2_000
+    """Of one window: a million messages a day. More is a list that leads round in circles."""
+
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +92,9 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
         start: datetime,
         end: datetime,
         on_wait: Callable[[str], None] | None = None,
+        limits: ReportLimits | None = None,
     ) -> None:
+        self._limits = limits or ReportLimits()
         if start.tzinfo is None or end.tzinfo is None:
             raise InvalidArgument("The span of a report needs moments with a time zone")
         if end < start:
@@ -140,7 +152,7 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
     def _rows_of(self, envelope: ReportEnvelope, start: datetime) -> Iterator[ReceivedMessage]:
         page = self._done(envelope)
         read: set[str] = set()
-        for _ in range(MOST_PAGES):
+        for _ in range(self._limits.most_pages):
             self.skipped += len(page.unnamed)
             self.unnamed.update(dict.fromkeys(page.unnamed[: ROWS - len(self.unnamed)]))
             if page.cutoff is not None:
@@ -163,8 +175,9 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
             "activityStart": f"{start:%Y-%m-%dT%H:%M:%SZ}",
             "activityEnd": f"{end:%Y-%m-%dT%H:%M:%SZ}",
         }
-        give_up = time.monotonic() + SLOT_PATIENCE
-        pause, tries = SLOT_PAUSE, 1
+        limits = self._limits
+        give_up = time.monotonic() + limits.slot_patience
+        pause, tries = limits.slot_pause, 1
         while True:
             try:
                 return self._started(parameters)
@@ -177,7 +190,7 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
                     f"calls of this minute. Next try in {pause:.0f} s."
                 )
                 cancellation.sleep(pause)
-                pause = min(pause * 1.5, LONGEST_SLOT_PAUSE)
+                pause = min(pause * 1.5, limits.longest_slot_pause)
             except EmailgisticsError as error:
                 # The run may have begun all the same, and there is no list of runs to find it in. It takes up one of
                 # the three until it is done, so a second start waits, and a third is the last.
@@ -185,9 +198,9 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
                     raise
                 tries += 1
                 self._on_wait(
-                    f"The report could not be started ({error.outcome_code}): next try in {START_PAUSE:.0f} s."
+                    f"The report could not be started ({error.outcome_code}): next try in {limits.start_pause:.0f} s."
                 )
-                cancellation.sleep(START_PAUSE)
+                cancellation.sleep(limits.start_pause)
 
     def _started(self, parameters: Mapping[str, str]) -> ReportEnvelope:
         """Begin a run, with the body in the shape that is taken: whether it is wrapped is not documented."""
@@ -205,8 +218,8 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
 
     def _done(self, envelope: ReportEnvelope, *, itself: str | None = None) -> ReportEnvelope:
         """The envelope of the run once it is done. Asks after it in growing intervals."""
-        give_up = time.monotonic() + PATIENCE
-        pause = FIRST_LOOK
+        give_up = time.monotonic() + self._limits.patience
+        pause = self._limits.first_look
         if not envelope.is_done and not envelope.is_failed:
             self._on_wait("Emailgistics makes the report, which can take half an hour: it is asked until it is done.")
         while not envelope.is_done:
@@ -217,9 +230,9 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
                 raise BadAnswer(f"{READING}: the answer does not say where its result will be")
             if time.monotonic() > give_up:
                 # Not begun anew: this run still holds one of the three, and a second would take another.
-                raise ReportFailed(f"{READING}: it was not done within {PATIENCE / 60:.0f} minutes")
+                raise ReportFailed(f"{READING}: it was not done within {self._limits.patience / 60:.0f} minutes")
             cancellation.sleep(pause)
-            pause = min(pause * LOOK_GROWTH, LONGEST_LOOK)
+            pause = min(pause * self._limits.look_growth, self._limits.longest_look)
             envelope = self._asked(itself)
         return envelope
 
@@ -235,8 +248,8 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
             except EmailgisticsError as error:
                 if not error.retryable or trouble == TROUBLES:
                     raise
-                pause = TROUBLE_PAUSE * 2 ** (trouble - 1)
-                cancellation.sleep(max(pause, LIMIT_PAUSE) if isinstance(error, RateLimited) else pause)
+                pause = self._limits.trouble_pause * 2 ** (trouble - 1)
+                cancellation.sleep(max(pause, self._limits.limit_pause) if isinstance(error, RateLimited) else pause)
         raise AssertionError("the last try returns or raises")
 
 

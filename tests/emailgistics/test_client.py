@@ -197,11 +197,10 @@ def test_a_broken_error_does_not_hide_the_status(vendor: RawServer, answer: byte
         client.list_attachments(MESSAGE)
 
 
-def test_an_endless_error_does_not_hide_the_status(vendor: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_error_does_not_hide_the_status(vendor: RawServer) -> None:
     """Little is read of an error, and not for long."""
-    monkeypatch.setattr("attachments.emailgistics.answers.ERROR_BODY_SECONDS", 0.2)
     endless = head("Transfer-Encoding: chunked", status="429 Too Many Requests")
-    with EmailgisticsClient(vendor.url, KEY) as client:
+    with EmailgisticsClient(vendor.url, KEY, error_seconds=0.2) as client:
         for script in (
             vendor.stalled(endless),
             vendor.dripping(endless, b"1\r\nx\r\n", 0.01),
@@ -443,11 +442,10 @@ def test_identity_is_no_encoding(client: EmailgisticsClient, encoding: str) -> N
 
 
 @respx.mock
-def test_a_listing_without_end_is_refused(client: EmailgisticsClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_without_end_is_refused() -> None:
     """Memory stays bounded."""
-    monkeypatch.setattr(client_module, "LISTING_BYTES", 10)
     respx.get(LISTING).respond(json={"attachments": []})
-    with pytest.raises(BadAnswer, match="longer"):
+    with EmailgisticsClient(BASE, KEY, listing_bytes=10) as client, pytest.raises(BadAnswer, match="longer"):
         client.list_attachments(MESSAGE)
 
 

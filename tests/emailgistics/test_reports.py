@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,11 +23,12 @@ from attachments.emailgistics import (
     ReportFailed,
     ServerError,
     StrayLink,
-    reports,
 )
 from attachments.emailgistics.envelopes import parse_envelope
 from attachments.emailgistics.mailboxes import parse_mailboxes
 from attachments.emailgistics.models import ID_CHARACTERS, WORD_CHARACTERS
+from attachments.emailgistics.pacing import Pacer
+from attachments.emailgistics.reports import AGAINS, STARTS, ReportLimits
 from attachments.foundation import cancellation
 from attachments.foundation.cancellation import CURRENT, Cancellation, RunCancelled
 from attachments.sandbox.process import Sandbox, running_sandbox
@@ -54,22 +56,28 @@ def sandbox(stand_in: Sandbox) -> Sandbox:
     return stand_in
 
 
+QUICK = ReportLimits(
+    first_look=0.002,
+    longest_look=0.06,
+    patience=200.0,
+    slot_pause=0.06,
+    longest_slot_pause=0.3,
+    slot_patience=200.0,
+    start_pause=0.06,
+    trouble_pause=0.002,
+    limit_pause=0.06,
+)
+"""Pauses of a thousandth of what they are."""
+
+
+def quick(url: str, key: str = "key", *, pacer: Pacer | None = None, **limits: float) -> EmailgisticsClient:
+    """A client that waits for a thousandth of the time, with these of its limits otherwise."""
+    return EmailgisticsClient(url, key, pacer=pacer, report_limits=replace(QUICK, **limits))
+
+
 @pytest.fixture
-def client(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmailgisticsClient]:
-    """A client whose waits are a thousandth of what they are, and whose patience lasts for no more than 20 s."""
-    for name in ("PATIENCE", "SLOT_PATIENCE"):
-        monkeypatch.setattr(reports, name, 20.0)
-    for name in (
-        "FIRST_LOOK",
-        "LONGEST_LOOK",
-        "SLOT_PAUSE",
-        "LONGEST_SLOT_PAUSE",
-        "START_PAUSE",
-        "TROUBLE_PAUSE",
-        "LIMIT_PAUSE",
-    ):
-        monkeypatch.setattr(reports, name, getattr(reports, name) / 1000)
-    with EmailgisticsClient(sandbox.base_url, sandbox.key) as client:
+def client(sandbox: Sandbox) -> Iterator[EmailgisticsClient]:
+    with quick(sandbox.base_url, sandbox.key) as client:
         yield client
 
 
@@ -145,15 +153,12 @@ def test_either_shape_of_the_body_is_found(sandbox: Sandbox, client: Emailgistic
     assert [call["status"] for call in sandbox.control.requests("report")].count(400) == (shape == "bare")
 
 
-def test_a_run_that_takes_its_time(
-    sandbox: Sandbox, client: EmailgisticsClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_takes_its_time(sandbox: Sandbox) -> None:
     """It is asked after, in growing intervals, until it is done."""
-    for name, seconds in {"FIRST_LOOK": 0.1, "LONGEST_LOOK": 0.5}.items():
-        monkeypatch.setattr(reports, name, seconds)
     ids = received(sandbox, 3)
     sandbox.control.settings(reports={"run_seconds": 2})
-    assert read(client) == ids
+    with quick(sandbox.base_url, sandbox.key, first_look=0.1, longest_look=0.5) as client:
+        assert read(client) == ids
     looks = [call["at"] for call in sandbox.control.requests("result")]
     assert 4 <= len(looks) <= 9
     assert looks[-1] - looks[-2] > 2 * (looks[1] - looks[0])
@@ -171,15 +176,15 @@ def test_a_run_of_a_minute(sandbox: Sandbox) -> None:
     assert len(sandbox.control.requests("result")) <= 10
 
 
-def test_a_run_that_is_never_done_is_given_up(
-    sandbox: Sandbox, client: EmailgisticsClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_never_done_is_given_up(sandbox: Sandbox) -> None:
     """Patience ends, and no second run is begun: the first still holds one of the account's three."""
-    monkeypatch.setattr(reports, "PATIENCE", 0.05)
     received(sandbox, 1)
     sandbox.control.settings(reports={"run_seconds": 600})
     told: list[str] = []
-    with pytest.raises(ReportFailed, match="not done within") as caught:
+    with (
+        quick(sandbox.base_url, sandbox.key, patience=0.05) as client,
+        pytest.raises(ReportFailed, match="not done within") as caught,
+    ):
         read(client, on_wait=told.append)
     assert caught.value.retryable
     assert len(sandbox.control.requests("report")) == 1
@@ -195,8 +200,8 @@ def test_a_run_that_ends_in_error(sandbox: Sandbox, client: EmailgisticsClient) 
     with pytest.raises(ReportFailed, match="report_failed") as caught:
         read(client, on_wait=told.append)
     assert caught.value.retryable
-    assert len(sandbox.control.requests("report")) == 1 + reports.AGAINS
-    assert len(told) == reports.AGAINS
+    assert len(sandbox.control.requests("report")) == 1 + AGAINS
+    assert len(told) == AGAINS
 
 
 def test_a_result_that_expires_half_way(sandbox: Sandbox, client: EmailgisticsClient) -> None:
@@ -217,7 +222,7 @@ def test_a_result_that_always_expires_is_given_up(sandbox: Sandbox, client: Emai
     with pytest.raises(ReportFailed, match="expired") as caught:
         read(client)
     assert caught.value.retryable, "unlike a mailbox that is not there"
-    assert len(sandbox.control.requests("report")) == 1 + reports.AGAINS
+    assert len(sandbox.control.requests("report")) == 1 + AGAINS
 
 
 def test_a_fourth_run_waits_for_one_of_the_three(sandbox: Sandbox, client: EmailgisticsClient) -> None:
@@ -230,7 +235,7 @@ def test_a_fourth_run_waits_for_one_of_the_three(sandbox: Sandbox, client: Email
     sandbox.control.settings(reports={"run_seconds": 0})
     pacer = CountingPacer()
     told: list[str] = []
-    with EmailgisticsClient(sandbox.base_url, sandbox.key, pacer=pacer) as paced:
+    with quick(sandbox.base_url, sandbox.key, pacer=pacer) as paced:
         rows = paced.received_messages(box, START, START + DAY, on_wait=told.append)
         assert [row.message_id for row in rows] == ids
     assert "429" in told[0]
@@ -238,12 +243,11 @@ def test_a_fourth_run_waits_for_one_of_the_three(sandbox: Sandbox, client: Email
     assert pacer.refused == 0, "a 429 of the report runs stands for nothing but them"
 
 
-def test_waiting_for_a_slot_ends(sandbox: Sandbox, client: EmailgisticsClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_slot_ends(sandbox: Sandbox) -> None:
     """When the three are held for longer than runs last, somebody has to know."""
-    monkeypatch.setattr(reports, "SLOT_PATIENCE", 0.3)
     received(sandbox, 1)
     sandbox.control.settings(reports={"slots": 0})
-    with pytest.raises(RateLimited):
+    with quick(sandbox.base_url, sandbox.key, slot_patience=0.3) as client, pytest.raises(RateLimited):
         read(client)
 
 
@@ -252,7 +256,7 @@ def test_a_429_to_a_page_is_the_fleets(sandbox: Sandbox, client: EmailgisticsCli
     ids = received(sandbox, 600)
     sandbox.control.fault(endpoint="result", times=1, fault={"kind": "status", "status": 429})
     pacer = CountingPacer()
-    with EmailgisticsClient(sandbox.base_url, sandbox.key, pacer=pacer) as paced:
+    with quick(sandbox.base_url, sandbox.key, pacer=pacer) as paced:
         assert [row.message_id for row in paced.received_messages(mailbox_id(paced), START, START + DAY)] == ids
     assert pacer.refused == 1
 
@@ -267,7 +271,7 @@ def test_a_start_that_fails_may_have_begun_a_run(sandbox: Sandbox, client: Email
     sandbox.control.fault(endpoint="report", times=None, fault={"kind": "status", "status": 500})
     with pytest.raises(ServerError):
         read(client)
-    assert len(sandbox.control.requests("report")) == reports.STARTS
+    assert len(sandbox.control.requests("report")) == STARTS
 
 
 def test_a_cut_page_is_read_again(sandbox: Sandbox, client: EmailgisticsClient) -> None:
@@ -352,7 +356,7 @@ def test_the_key_goes_to_no_other_host(vendor: RawServer, client: EmailgisticsCl
             answer = {"status": status, "result": {"data": []}, "_links": {name: {"href": link}}}
             vendor.answer(sent(ok(json.dumps(answer).encode())))
             before = vendor.connections
-            with EmailgisticsClient(vendor.url, "key") as robbed, pytest.raises(StrayLink) as caught:
+            with quick(vendor.url) as robbed, pytest.raises(StrayLink) as caught:
                 list(robbed.received_messages("mailbox", START, START + DAY))
             assert not caught.value.retryable
             assert "thief" not in str(caught.value)
@@ -366,7 +370,7 @@ def test_links_may_be_relative(vendor: RawServer, client: EmailgisticsClient, li
     running = {"status": "running", "_links": {"self": {"href": link}}}
     done = {"status": "done", "result": {"data": [{"messageId": "m"}]}}
     vendor.answer(*[sent(ok(json.dumps(answer).encode())) for answer in (running, done)])
-    with EmailgisticsClient(vendor.url, "key") as reader:
+    with quick(vendor.url) as reader:
         assert [row.message_id for row in reader.received_messages("mailbox", START, START + DAY)] == ["m"]
 
 
@@ -375,19 +379,18 @@ def test_pages_that_lead_in_a_circle(vendor: RawServer, client: EmailgisticsClie
     page = {"status": "done", "result": {"data": []}, "_links": {"next": {"href": "/api/v1/again"}}}
     vendor.answer(*[sent(ok(json.dumps(page).encode()), keep=True)] * 4)
     pacer = CountingPacer()
-    with EmailgisticsClient(vendor.url, "key", pacer=pacer) as dizzy, pytest.raises(BadAnswer, match="never end"):
+    with quick(vendor.url, pacer=pacer) as dizzy, pytest.raises(BadAnswer, match="never end"):
         list(dizzy.received_messages("mailbox", START, START + DAY))
     assert pacer.calls == 2
 
 
-def test_pages_without_end(vendor: RawServer, client: EmailgisticsClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_without_end(vendor: RawServer) -> None:
     """Links that are always new are no circle, and bounded all the same."""
-    monkeypatch.setattr(reports, "MOST_PAGES", 5)
     pages = [
         {"status": "done", "result": {"data": []}, "_links": {"next": {"href": f"r/{number}"}}} for number in range(9)
     ]
     vendor.answer(*[sent(ok(json.dumps(page).encode())) for page in pages])
-    with EmailgisticsClient(vendor.url, "key") as dizzy, pytest.raises(BadAnswer, match="never end"):
+    with quick(vendor.url, most_pages=5) as dizzy, pytest.raises(BadAnswer, match="never end"):
         list(dizzy.received_messages("mailbox", START, START + DAY))
     assert vendor.connections == 1 + 5
 
@@ -399,20 +402,18 @@ def test_a_start_that_breaks_is_tried_a_bounded_number_of_times(
     """It may have begun a run: each try waits, and the third is the last."""
     told: list[str] = []
     vendor.answer(*[broken] * 9)
-    with EmailgisticsClient(vendor.url, "key") as unlucky, pytest.raises(error):
+    with quick(vendor.url) as unlucky, pytest.raises(error):
         list(unlucky.received_messages("mailbox", START, START + DAY, on_wait=told.append))
-    assert vendor.connections == reports.STARTS
-    assert len(told) == reports.STARTS - 1
+    assert vendor.connections == STARTS
+    assert len(told) == STARTS - 1
 
 
-def test_a_429_to_a_page_waits_a_minute(
-    sandbox: Sandbox, client: EmailgisticsClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_429_to_a_page_waits_a_minute(sandbox: Sandbox) -> None:
     """Also where no pacer makes it wait, and however short the wait after other troubles is."""
-    monkeypatch.setattr(reports, "LIMIT_PAUSE", 0.7)
     ids = received(sandbox, 600)
     sandbox.control.fault(endpoint="result", times=1, fault={"kind": "status", "status": 429})
-    assert read(client) == ids
+    with quick(sandbox.base_url, sandbox.key, limit_pause=0.7) as client:
+        assert read(client) == ids
     first, second = [call["at"] for call in sandbox.control.requests("result")]
     assert second - first >= 0.7
 
@@ -423,7 +424,7 @@ def test_rows_that_were_passed_over_are_told_once(
     """By their number alone."""
     rows = [{"id": "row-secret"}, {"messageId": "m"}, None]
     vendor.answer(sent(ok(json.dumps({"status": "done", "result": {"data": rows}}).encode())))
-    with EmailgisticsClient(vendor.url, "key") as reader:
+    with quick(vendor.url) as reader:
         assert len(list(reader.received_messages("mailbox", START, START + DAY))) == 1
     (record,) = [record for record in caplog.records if "passed over" in record.message]
     assert record.message.startswith("2 rows")
@@ -436,7 +437,7 @@ def test_any_success_that_begins_a_report_is_one(vendor: RawServer, client: Emai
     body = json.dumps({"status": "done", "result": {"data": [{"messageId": "m"}]}}).encode()
     # It answers each connection once, so a second call must not find the first one's in the pool.
     vendor.answer(sent(head(f"Content-Length: {len(body)}", "Connection: close", status=status) + body))
-    with EmailgisticsClient(vendor.url, "key") as reader:
+    with quick(vendor.url) as reader:
         assert len(list(reader.received_messages("mailbox", START, START + DAY))) == 1
         with pytest.raises(BadAnswer):
             reader.mailboxes()
@@ -488,28 +489,24 @@ def test_a_cut_off_that_cannot_be_read_covers_nothing(
     """The rows are taken, and no mark moves."""
     result = {"data": [{"messageId": "m"}], "dataCutoffTimestamp": cutoff}
     vendor.answer(sent(ok(json.dumps({"status": "done", "result": result}).encode())))
-    with EmailgisticsClient(vendor.url, "key") as reader:
+    with quick(vendor.url) as reader:
         rows = reader.received_messages("mailbox", START, START + DAY)
         assert len(list(rows)) == 1
         assert rows.covered_until == START
 
 
-def test_cancelling_ends_a_wait(sandbox: Sandbox, client: EmailgisticsClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that waits for a report ends within moments of the button."""
-    monkeypatch.setattr(reports, "FIRST_LOOK", 60.0)
+def test_cancelling_ends_a_wait(sandbox: Sandbox) -> None:
+    """A run that waits for a report, for longer than this test may take, ends with the button."""
     received(sandbox, 1)
-    box = mailbox_id(client)
     sandbox.control.settings(reports={"run_seconds": 60})
     wish = Cancellation()
     CURRENT.set(wish)
     threading.Timer(0.5, wish.cancel).start()
-    started = time.monotonic()
     try:
-        with pytest.raises(RunCancelled):
-            list(client.received_messages(box, START, START + DAY))
+        with quick(sandbox.base_url, sandbox.key, first_look=1000.0) as client, pytest.raises(RunCancelled):
+            read(client)
     finally:
         CURRENT.set(None)
-    assert time.monotonic() - started < 10
     assert not cancellation.is_cancelled()
 
 
