@@ -2,7 +2,9 @@
 # `make install` and `make demo` install what the product runs on. The targets for development add the tools for it to
 # the same environment: the lock files name the same versions of what both hold.
 PYTHON ?= python3
-VENV := .venv
+# Another version of Prefect than the lock files', in an environment of its own: make test PREFECT=3.9.0
+PREFECT ?=
+VENV := .venv$(addprefix -prefect-,$(PREFECT))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
@@ -26,6 +28,7 @@ $(INSTALLED): requirements-runtime.lock pyproject.toml
 
 $(DEVELOPMENT): requirements.lock $(INSTALLED)
 	$(PIP) --require-hashes -r requirements.lock
+	$(if $(PREFECT),$(PIP) prefect==$(PREFECT))
 	@touch $(DEVELOPMENT)
 
 demo: install
@@ -106,4 +109,4 @@ lock:
 	$(COMPILE) --group install --constraint requirements.lock -o requirements-runtime.lock
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-prefect-* build .pytest_cache .mypy_cache .ruff_cache

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 
 from attachments.doctor.findings import Finding, failed, ok, warning
 from attachments.doctor.probe import asked, prefect
+from attachments.prefect_api.versions import TESTED
 
-TESTED = "3.9.1"
 MEMORY = "prefect.server.concurrency.lease_storage.memory"
 FILES = "prefect.server.concurrency.lease_storage.filesystem"
 VARIABLE = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
@@ -32,12 +32,13 @@ def look_at_server(client: SyncPrefectClient) -> Iterator[Finding]:
     version = _unless_unknown(client, "/admin/version")
     if version is None:
         yield ok("prefect", "It answers, and does not tell its version, as Prefect Cloud does not.")
-    elif version == installed.__version__ == TESTED:
+    elif version == installed.__version__ and version in TESTED:
         yield ok("prefect", f"Version {version} answers.")
     else:
         yield warning(
             "prefect",
-            f"The server has version {version} and this installation {installed.__version__}; tested is {TESTED}.",
+            f"The server has version {version} and this installation {installed.__version__}; tested is "
+            f"{' and '.join(TESTED)}.",
             "If something is odd, install the tested version on both sides.",
         )
 

@@ -15,9 +15,6 @@ from typing import Any
 import prefect
 from prefect.workers.base import BaseWorker
 
-TESTED = ("3.9.1",)
-"""The versions of Prefect that `make test` has passed on. README.md names the same."""
-
 
 @dataclass(frozen=True)
 class Internal:

@@ -42,11 +42,12 @@ from prefect.workers.base import (
 
 from attachments.foundation.loopback import BYPASS, bypass_proxies, is_proxied_for_others
 from attachments.foundation.terminal_text import say
+from attachments.prefect_api.versions import TESTED
 from attachments.worker.allowed_flows import VARIABLE
 from attachments.worker.cancellation_monitor import CancellationMonitor
 from attachments.worker.clients import ClientPool, worker_client
 from attachments.worker.engine import Suspension, run_to_final_state
-from attachments.worker.internals import TESTED, incompatibilities, record_poll
+from attachments.worker.internals import incompatibilities, record_poll
 from attachments.worker.orphan_reaper import OrphanReaper
 from attachments.worker.run_starter import FlowLoader, RunStarter
 from attachments.worker.run_threads import RunThreads

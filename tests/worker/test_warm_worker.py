@@ -19,7 +19,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.base import BaseWorker
 
 from attachments.demo.processes import Process, script, wait_for
-from attachments.worker import internals
+from attachments.prefect_api.versions import TESTED
 from attachments.worker.shutdown import stop_on_sigterm
 from attachments.worker.warm_worker import WarmWorker
 from tests.worker.prefect_stand_in import ELSEWHERE, pending
@@ -175,7 +175,7 @@ def test_a_worker_on_a_prefect_that_lacks_an_internal_names_it(
     assert "prefect.flow_engine.FlowRunEngine.setup_flow_run_suspension_request is missing" in message.replace(
         "\n", " "
     )
-    assert all(version in message for version in internals.TESTED)
+    assert all(version in message for version in TESTED)
 
 
 def test_sigterm_stops_the_task_once() -> None:
