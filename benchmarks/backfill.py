@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attachments.demo.processes import surroundings, wait_for
+from attachments.demo.processes import process_environment, wait_for
 from attachments.storage import message_key
 from benchmarks.figures import Figure
 from benchmarks.installations import UNPACED, Installation, installation
@@ -70,7 +70,7 @@ def _mapped_tasks(everything: Installation, messages: Sequence[Mapping[str, Any]
     ids.write_text("".join(f"{message['id']}\n" for message in messages))
     command = [sys.executable, str(PEER_FLOW), str(ids), str(AT_ONCE), str(report)]
     quiet = {**everything.stack.environment, "PREFECT_LOGGING_LEVEL": "WARNING"}
-    subprocess.run(command, env=surroundings(quiet), timeout=HOURS, check=True)  # noqa: S603  our own command
+    subprocess.run(command, env=process_environment(quiet), timeout=HOURS, check=True)  # noqa: S603  our own command
     assert _done(everything, messages) == len(messages)
     return float(report.read_text())
 

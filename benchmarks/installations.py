@@ -96,7 +96,7 @@ class Installation:
             list(command),
             {**self.stack.environment, **(environment or {})},
             log,
-            lambda: "started!" in worker.printed(),
+            lambda: "started!" in worker.output(),
         )
         self.workers.append(worker)
         worker.start()

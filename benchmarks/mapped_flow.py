@@ -31,7 +31,7 @@ def fetch(message_id: str, account: EmailgisticsAccount, store: AttachmentStore)
     for attachment in job.list_attachments.fn(message, account):
         entry = settled_entry(attachment, wanted, None, {})
         downloaded = job.download_attachment.fn(attachment, message, wanted, account, store) if entry is None else None
-        outcomes.append(downloaded or job.Outcome(entry=entry))
+        outcomes.append(downloaded or job.AttachmentOutcome(entry=entry))
     job.write_manifest.fn(message, outcomes, store, None)
 
 

@@ -1,4 +1,4 @@
-"""What a user configures in the Prefect UI: config and nothing else."""
+"""The blocks that users configure in the Prefect UI."""
 
 from attachments.blocks.attachment_store import AttachmentStore
 from attachments.blocks.emailgistics_account import EmailgisticsAccount

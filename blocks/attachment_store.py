@@ -1,4 +1,4 @@
-"""Where attachments are kept."""
+"""The block of a store for attachments."""
 
 import json
 from functools import lru_cache
@@ -27,18 +27,19 @@ class AttachmentStore(Block):
     _block_type_name = "Attachment Store"
     _block_type_slug = "attachment-store"
     _description = (
-        "The storage that mail attachments are written to. docs/stores.md of this project says what each kind of "
-        "storage needs."
+        "The storage that mail attachments are written to. This project's "
+        "docs/stores.md lists the requirements of each kind of storage."
     )
     _logo_url = logo()
 
-    model_config = ConfigDict(hide_input_in_errors=True)  # a URL and options may hold credentials
+    model_config = ConfigDict(hide_input_in_errors=True)  # the URL and options may contain credentials
 
     url: str = Field(
         default=...,
         title="URL",
         description=(
-            "The folder that holds everything, as a complete fsspec URL: file:///srv/attachments, s3://bucket/folder, "
+            "The root folder for all attachments, as a complete fsspec URL: file:///srv/attachments, "
+            "s3://bucket/folder, "
             "abfs://container@account.dfs.core.windows.net/folder, gs://bucket/folder, sftp://host/folder."
         ),
     )
@@ -46,27 +47,27 @@ class AttachmentStore(Block):
         default_factory=lambda: SecretDict({}),
         title="Options",
         description=(
-            "Options of the storage's fsspec file system, as a JSON object. They may hold credentials; leave these out "
-            "where the worker has them from its environment, a profile or a role."
+            "Options of the storage's fsspec file system, as a JSON object. They may contain credentials; leave these "
+            "out if the worker gets them from its environment, a profile or a role."
         ),
     )
     s3_encryption: S3Encryption | None = Field(
         default=None,
         title="S3 encryption",
-        description="Server-side encryption of S3: SSE-S3 or SSE-KMS. The bucket's own setting when left out.",
+        description="Server-side encryption of S3: SSE-S3 or SSE-KMS. If left out, the bucket's own setting applies.",
     )
     kms_key: str | None = Field(
         default=None,
         title="KMS key",
         description=(
             "The key that the service encrypts with: an id or ARN for SSE-KMS on S3, "
-            "projects/…/cryptoKeys/… on Google Cloud Storage. The bucket's own when left out."
+            "projects/…/cryptoKeys/… on Google Cloud Storage. If left out, the bucket's own key applies."
         ),
     )
     azure_encryption_scope: str | None = Field(
         default=None,
         title="Azure encryption scope",
-        description="The encryption scope of Azure Blob Storage. The container's own when left out.",
+        description="The encryption scope of Azure Blob Storage. If left out, the container's own scope applies.",
     )
     age_recipients: list[str] = Field(
         default_factory=list,
@@ -74,7 +75,7 @@ class AttachmentStore(Block):
         description=(
             "Public keys (age1…, ssh-ed25519 …, ssh-rsa …): attachments are encrypted to all of them before they leave "
             "the worker, in any store. Keep the private keys elsewhere; the command attachments decrypt needs one. "
-            "File names and manifests are not encrypted. A store that has encrypted once refuses attachments when this "
+            "File names and manifests are not encrypted. A store that has encrypted once refuses attachments if this "
             "is empty."
         ),
     )
@@ -83,32 +84,32 @@ class AttachmentStore(Block):
         title="Allow plaintext",
         description=(
             "Store attachments unencrypted although this store has encrypted before. Switch it on only to end the "
-            "encryption on purpose: without it, recipients that got lost are noticed, and nothing is stored. Of no "
-            "effect while there are age recipients."
+            "encryption on purpose: otherwise, nothing is stored if the recipients are lost. It has no effect while "
+            "there are age recipients."
         ),
     )
 
     @field_validator("s3_encryption", "kms_key", "azure_encryption_scope", mode="before")
     @classmethod
     def _blank_is_none(cls, value: object) -> object:
-        """A form sends an empty text for a field that was emptied."""
+        """Treat the empty text that a form sends for an empty field as None."""
         return None if isinstance(value, str) and not value.strip() else value
 
     @field_validator("url")
     @classmethod
     def _url_is_supported(cls, value: str) -> str:
-        """As it is meant: a folder of this machine as ``file:///…``, so that the form shows where it is."""
+        """Normalize a folder of this machine to ``file:///…``, so that the form shows where it is."""
         value = value.strip()
         try:
             store = open_store(value)
         except StoreError as error:
             raise ValueError(str(error)) from None
-        # A home folder is for the worker to find.
+        # The worker resolves a home folder.
         return store.url if store.url.startswith("file:") and "~" not in value else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        """The options and the encryption are those of the URL's store."""
+        """Check that the URL's store supports the options and the encryption."""
         try:
             open_store(self.url, self.options.get_secret_value(), self._encryption())
         except StoreError as error:
@@ -116,7 +117,7 @@ class AttachmentStore(Block):
         return self
 
     def store(self) -> Store:
-        """The store: one a process and configuration. Raises `StoreError` when it cannot be opened."""
+        """The store: one for each process and configuration. Raises `StoreError` if it cannot be opened."""
         options: dict[str, Any] = self.options.get_secret_value()
         return _store(self.url, json.dumps(options, sort_keys=True), self._encryption())
 

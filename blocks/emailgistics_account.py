@@ -1,4 +1,4 @@
-"""The Emailgistics account: where its API is, how to get in, and how fast to go."""
+"""The block of an Emailgistics account: the API's address, key, limits and timeouts."""
 
 from functools import cache, lru_cache
 
@@ -29,7 +29,7 @@ class EmailgisticsAccount(Block):
     _logo_url = logo()
     _documentation_url = "https://apidocs.emailgistics.com"  # type: ignore[assignment]  # as Prefect's own blocks do
 
-    model_config = ConfigDict(hide_input_in_errors=True)  # a key that is refused must not be shown for it
+    model_config = ConfigDict(hide_input_in_errors=True)  # an error must not show the key
 
     base_url: str = Field(
         default="https://c1.emailgistics.com/api/v1",
@@ -39,7 +39,7 @@ class EmailgisticsAccount(Block):
     api_key: SecretStr = Field(
         default=...,
         title="API key",
-        description="An API key with the scopes messages:read and messages:content, made in Emailgistics Admin.",
+        description="An API key with the scopes messages:read and messages:content, created in Emailgistics Admin.",
     )
     limit_name: str = Field(
         default="emailgistics-api",
@@ -53,8 +53,8 @@ class EmailgisticsAccount(Block):
         default="emailgistics-backfill",
         title="Backfill's pacing limit",
         description=(
-            "The Prefect global concurrency limit whose slots the calls of a backfill take as well: what it leaves of "
-            "the pacing limit is for live mail."
+            "The Prefect global concurrency limit whose slots the calls of a backfill take as well: the rest of the "
+            "pacing limit is reserved for live mail."
         ),
     )
     list_timeout: float = Field(
@@ -64,10 +64,10 @@ class EmailgisticsAccount(Block):
         default=300,
         gt=0,
         title="Download time-out",
-        description="Seconds without a byte before a download is given up.",
+        description="Seconds without a byte before a download is aborted.",
     )
     download_deadline: float = Field(
-        default=1800, gt=0, title="Download deadline", description="Seconds that one download may take as a whole."
+        default=1800, gt=0, title="Download deadline", description="Seconds that a whole download may take."
     )
 
     @field_validator("base_url")
@@ -84,10 +84,8 @@ class EmailgisticsAccount(Block):
         return value
 
     def client(self) -> EmailgisticsClient:
-        """The client of this account: one a process and configuration, so that connections are reused.
-
-        Safe to share between threads. Its calls are paced by the limit.
-        """
+        """The client of this account: one for each process and configuration, so that connections are reused. Threads
+        may share it. Its calls stay within the limits."""
         return _client(
             self.base_url,
             self.api_key.get_secret_value(),
@@ -119,6 +117,6 @@ def _client(
     )
 
 
-@cache  # never dropped: each has a thread and two connections, which would stay behind
+@cache  # never dropped, because each has a thread and two connections
 def _pacer(limit_name: str, backlog_limit_name: str) -> PrefectPacer:
     return PrefectPacer(limit_name, backlog_limit_name)

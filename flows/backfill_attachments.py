@@ -12,14 +12,14 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import WithJsonSchema
 
-from attachments.domain.backfill_request import IdFile, IdList, Order, OrderError, Window, checked_order
+from attachments.domain.backfill_request import BackfillRequest, IdFile, IdList, InvalidRequest, Window, checked_order
 from attachments.domain.message_ids import IdsError, read_ids
-from attachments.domain.message_ids_source import BlockFolder, opener
+from attachments.domain.message_ids_source import BlockFolder, ids_file_opener
 from attachments.domain.progress import Counts
 from attachments.emailgistics import EmailgisticsClient, ReceivedMessages
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
-from attachments.foundation.terminal_text import bounded
+from attachments.foundation.terminal_text import escaped_line
 from attachments.rate_limit.priority import low_priority
 from attachments.runs.artifacts import failed_state
 from attachments.runs.backfill_progress import Total, progress
@@ -87,17 +87,17 @@ def backfill_attachments(
                 lineage = Lineage.current()
                 labels = lineage.labels
                 return _backfill(order, DownloadDeployment.load(deployment), lineage, force=force)
-            except (OrderError, IdsError) as error:
-                return Failed(message=bounded(str(error)))
+            except (InvalidRequest, IdsError) as error:
+                return Failed(message=escaped_line(str(error)))
             except FanOutCancelled as left:
                 return Cancelled(message=str(left))
     except RunCancelled:
-        raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
+        raise Abort("The run was cancelled.") from None  # the worker sets the run's state to Cancelled
     except OUR_ERRORS as error:
         return failed_state(error, labels)
 
 
-def _backfill(order: Order, target: DownloadDeployment, lineage: Lineage, *, force: bool) -> State[None]:
+def _backfill(order: BackfillRequest, target: DownloadDeployment, lineage: Lineage, *, force: bool) -> State[None]:
     tag = f"{BACKFILL}:{lineage.short}"
     with (
         low_priority(),
@@ -127,13 +127,13 @@ def _backfill(order: Order, target: DownloadDeployment, lineage: Lineage, *, for
 
 
 @contextmanager
-def _messages(order: Order, target: DownloadDeployment) -> Iterator[Messages]:
+def _messages(order: BackfillRequest, target: DownloadDeployment) -> Iterator[Messages]:
     """Which messages are meant. What can be wrong is looked at before anything is done: all ids, and the mailbox."""
     match order:
         case IdList(ids):
             yield Messages((named(id_, target) for id_ in ids), lambda _: len(ids))
         case IdFile(url, block):
-            with closing(read_ids(opener(url, _folder(block)))) as kept:
+            with closing(read_ids(ids_file_opener(url, _folder(block)))) as kept:
                 yield Messages((named(id_, target) for id_ in kept), lambda _: len(kept))
         case Window():
             received = _Received(order, target.account.client())

@@ -1,4 +1,4 @@
-"""Whether all that the product needs is there and right: what `attachments doctor` looks at, by a schedule."""
+"""The checks of `attachments doctor`, on a schedule."""
 
 from collections.abc import Sequence
 
@@ -10,65 +10,66 @@ from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from attachments.doctor import Finding, by_urgency, examine, summary
+from attachments.doctor import Finding, by_urgency, run_checks, summary
 from attachments.foundation.cancellation import RunCancelled
-from attachments.foundation.terminal_text import bounded, markdown, markdown_with_code
+from attachments.foundation.terminal_text import escaped_line, escaped_markdown, markdown_with_code
 from attachments.runs.errors import OUR_ERRORS, error_boundary
 
-TOLD = 3
-"""Failures whose remedies stand in the run's state; all of them stand in its artifact."""
-NEXT = "The artifact of this run, under Artifacts, says all of it."
+MAX_REMEDIES = 3
+"""Failures that the run's state includes; its artifact has all of them."""
+SEE_ARTIFACT = "The run's artifact, under Artifacts, has all findings."
 
 
 @flow(name="doctor", persist_result=False)
 def doctor() -> State[None]:
-    """Look at Prefect, blocks, limits, API key, stores, workers, queues and deployments; fail when any of it is wrong.
+    """Check Prefect, blocks, limits, API key, stores, workers, queues and deployments; fail if a check fails.
 
-    It changes nothing, and makes three calls to Emailgistics for each account. Let an automation tell you of a failure.
+    It changes nothing, and makes three calls to Emailgistics for each account. An automation can notify you of
+    failures.
     """
     try:
         with error_boundary():
-            found = by_urgency(examine())
+            found = by_urgency(run_checks())
     except RunCancelled:
-        raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
+        raise Abort("The run was cancelled.") from None  # the worker sets the run's state to Cancelled
     except OUR_ERRORS as error:
-        return Failed(message=bounded(str(error)))
+        return Failed(message=escaped_line(str(error)))
     _show(found)
     failures = [finding for finding in found if finding.status == "failed"]
     if failures:
-        remedies = " ".join(_line(finding) for finding in failures[:TOLD])
-        return Failed(message=bounded(f"{summary(found)} {remedies} {NEXT}"))
-    return Completed(message=bounded(summary(found)))
+        remedies = " ".join(_line(finding) for finding in failures[:MAX_REMEDIES])
+        return Failed(message=escaped_line(f"{summary(found)} {remedies} {SEE_ARTIFACT}"))
+    return Completed(message=escaped_line(summary(found)))
 
 
 def _show(found: Sequence[Finding]) -> None:
-    """The artifact in the UI. A Prefect that cannot take it does not change what was found."""
+    """Publish the findings in the UI. A failure is only logged."""
     try:
-        create_markdown_artifact(key="doctor", description=markdown(summary(found)), markdown=report(found))
+        create_markdown_artifact(key="doctor", description=escaped_markdown(summary(found)), markdown=report(found))
     except httpx.HTTPError as error:
-        get_run_logger().warning("Prefect did not take the artifact of this run (%s).", type(error).__name__)
+        get_run_logger().warning("Prefect did not store the artifact of this run (%s).", type(error).__name__)
 
 
 def report(found: Sequence[Finding]) -> str:
-    """In Markdown, for the UI's table would cut off what to do: what failed first, and all of it in full."""
+    """The findings in Markdown, failures first; the UI's table would truncate the remedies."""
     parts = [_urgent("FAILED", finding) for finding in found if finding.status == "failed"]
     parts += [_urgent("Warning:", finding) for finding in found if finding.status == "warning"]
     fine = [
-        f"- {markdown(finding.about)}: {markdown_with_code(finding.text)}"
+        f"- {escaped_markdown(finding.about)}: {markdown_with_code(finding.text)}"
         for finding in found
         if finding.status == "ok"
     ]
     if fine:
-        parts += ["As it should be:", "\n".join(fine)]
+        parts += ["Passed:", "\n".join(fine)]
     return "\n\n".join(parts)
 
 
 def _line_of(finding: Finding) -> str:
-    return f"- {markdown(finding.about)}: {markdown_with_code(finding.text)}"
+    return f"- {escaped_markdown(finding.about)}: {markdown_with_code(finding.text)}"
 
 
 def _urgent(word: str, finding: Finding) -> str:
-    lines = [f"**{word} {markdown(finding.about)}**", "", f"- {markdown_with_code(finding.text)}"]
+    lines = [f"**{word} {escaped_markdown(finding.about)}**", "", f"- {markdown_with_code(finding.text)}"]
     if finding.remedy:
         lines.append(f"- What to do: {markdown_with_code(finding.remedy)}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""One message: list → select → download → manifest → event. A run again, however often, does only what is missing."""
+"""One message: list → select → download → manifest → event. A repeated run fetches only what is missing."""
 
 import time
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Typ
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.domain.plan import (
     is_settled,
-    named,
     new_entry,
+    real_attachments,
     settled_entry,
     stored_entry,
     unwanted_entry,
     why_not_final,
-    without_placeholders,
+    with_download_name,
 )
 from attachments.domain.selection import Filter
 from attachments.emailgistics import Attachment
@@ -33,7 +33,7 @@ from attachments.foundation import cancellation
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.message_id import mistake_in, normalized
 from attachments.rate_limit.priority import is_low_priority, low_priority
-from attachments.runs.artifacts import Report, already_stored, announce_stored, failed_state, finish
+from attachments.runs.artifacts import MessageResult, announce_stored, failed_state, finish, nothing_to_do_state
 from attachments.runs.block_loader import load_account, load_store
 from attachments.runs.errors import (
     FRESH_PAUSES,
@@ -56,17 +56,17 @@ from attachments.storage import (
 from attachments.storage.errors import InvalidManifest, NothingStored
 from attachments.storage.keys import candidate_keys, may_name_key
 from attachments.storage.manifest import Pending
-from attachments.storage.store import short_key
+from attachments.storage.store import short_key_hint
 
-DOWNLOADS_AT_ONCE = 4
+MAX_CONCURRENT_DOWNLOADS = 4
 BACKFILL = "backfill"
-"""The tag of runs that let live mail go first."""
+"""The tag of low-priority runs, which let live mail go first."""
 
 
-def _readable(received: object) -> object:
-    """What an event says may be no date at all; that is no reason to leave the attachments where they are."""
+def _parse_or_none(received: object) -> object:
+    """An unreadable date in an event becomes None, so that it does not stop the download."""
     try:
-        return _moment.validate_python(received or None)
+        return _datetime_adapter.validate_python(received or None)
     except (ValidationError, OverflowError):
         return None
 
@@ -75,12 +75,12 @@ def _in_utc(moment: datetime | None) -> datetime | None:
     return moment and (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
 
 
-_moment: TypeAdapter[datetime | None] = TypeAdapter(Annotated[datetime | None, AfterValidator(_in_utc)])
-Received = Annotated[datetime | None, BeforeValidator(_readable)]
+_datetime_adapter: TypeAdapter[datetime | None] = TypeAdapter(Annotated[datetime | None, AfterValidator(_in_utc)])
+ReceivedTime = Annotated[datetime | None, BeforeValidator(_parse_or_none)]
 
 
 class Message(BaseModel):
-    """The message that a run is about, and what is known of it from the webhook."""
+    """A run's message, with the webhook's information about it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -92,8 +92,8 @@ class Message(BaseModel):
     has_attachments: bool | None = None
 
 
-class Outcome(BaseModel):
-    """What became of one attachment in this run; `seconds` is how long its download took."""
+class AttachmentOutcome(BaseModel):
+    """The outcome of one attachment in this run; `seconds` is how long its download took."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -105,7 +105,7 @@ class Outcome(BaseModel):
 
 @task(name="read-manifest", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_transient, **RETRYING)
 def read_manifest(message: Message, store: AttachmentStore) -> Manifest | None:
-    """What is recorded of the message; nothing when the record is missing or damaged, for then it is rebuilt."""
+    """The message's manifest; None if it is missing or damaged, because it is then rebuilt."""
     with error_boundary():
         try:
             return store.store().read_manifest(message.key)
@@ -121,7 +121,7 @@ def read_manifest(message: Message, store: AttachmentStore) -> Manifest | None:
     **RETRYING,
 )
 def list_attachments(message: Message, account: EmailgisticsAccount) -> tuple[Attachment, ...]:
-    """What is on the message, in the vendor's order, each id once."""
+    """The message's attachments, in the vendor's order, each id once."""
     with error_boundary():
         listed = account.client().list_attachments(message.id)
         return tuple({attachment.id: attachment for attachment in listed}.values())
@@ -136,19 +136,19 @@ def list_attachments(message: Message, account: EmailgisticsAccount) -> tuple[At
 )
 def download_attachment(
     attachment: Attachment, message: Message, wanted: Filter, account: EmailgisticsAccount, store: AttachmentStore
-) -> Outcome:
+) -> AttachmentOutcome:
     """Stream one attachment into the store: all of it or nothing.
 
-    One without a name in the list gets that of its download; if the filter then leaves it out, no byte of it is read.
+    An attachment without a listed name gets that of its download; if the filter then drops it, no byte of it is read.
     """
     started = time.monotonic()
     with (
         error_boundary(),
         account.client().download(message.id, attachment.id, listed_size=attachment.size) as download,
     ):
-        attachment = named(attachment, download.file_name)
+        attachment = with_download_name(attachment, download.file_name)
         if unwanted := unwanted_entry(attachment, wanted):
-            return Outcome(entry=unwanted)
+            return AttachmentOutcome(entry=unwanted)
         stored = store.store().write(
             message.key,
             attachment_key(attachment.id),
@@ -156,18 +156,18 @@ def download_attachment(
             download,
             content_type=attachment.content_type,
         )
-    return Outcome(entry=stored_entry(attachment, stored), seconds=time.monotonic() - started)
+    return AttachmentOutcome(entry=stored_entry(attachment, stored), seconds=time.monotonic() - started)
 
 
 @task(name="write-manifest", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_transient, **RETRYING)
 def write_manifest(
     message: Message,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[AttachmentOutcome],
     store: AttachmentStore,
     deployment: str | None,
     pending: str | None = None,
 ) -> Manifest:
-    """Record what was on the message and what became of each part, beside what other runs have recorded."""
+    """Merge this run's attachments and outcomes into the manifest."""
     with error_boundary():
         found = Manifest(
             message_id=message.id,
@@ -199,7 +199,7 @@ def record_announcement(manifest: Manifest, announcement: UUID, store: Attachmen
     def announced(now: Manifest | None) -> Manifest:
         if now is None:
             raise InvalidManifest(
-                f"the manifest of message {manifest.message_key} was removed or damaged while its run was under way; "
+                f"the manifest of message {manifest.message_key} was removed or damaged during the run; "
                 "run its download again to rebuild it",
                 key=manifest.message_key,
             )
@@ -211,13 +211,13 @@ def record_announcement(manifest: Manifest, announcement: UUID, store: Attachmen
 
 @flow(
     name="download-attachments",
-    task_runner=ThreadPoolTaskRunner(max_workers=DOWNLOADS_AT_ONCE),  # type: ignore[arg-type]  # generic in its future
+    task_runner=ThreadPoolTaskRunner(max_workers=MAX_CONCURRENT_DOWNLOADS),  # type: ignore[arg-type]  # generic in its future
     persist_result=False,
 )
 def download_attachments(
     message_id: str,
     mailbox: str | None = None,
-    received: Received = None,
+    received: ReceivedTime = None,
     conversation_id: str | None = None,
     has_attachments: bool | None = None,
     filter: Filter | None = None,  # noqa: A002  the name that users know it by
@@ -228,16 +228,16 @@ def download_attachments(
     """Put the attachments of one message into storage: complete, checksummed, once.
 
     Args:
-        message_id: The message's id: a webhook's id, or a report's messageId. Where the store has its manifest, its
-            key of 32 hex digits does as well.
+        message_id: The message's id: a webhook's id, or a report's messageId. Its key of 32 hex digits also works if
+        the store has its manifest.
         mailbox: The shared mailbox's address; recorded in the manifest.
-        received: When the message came in; recorded in the manifest.
+        received: When the message was received; recorded in the manifest.
         conversation_id: The conversation it belongs to; recorded in the manifest.
-        has_attachments: Whether the webhook named attachments; if so, an empty list is read again, now and later.
-        filter: Which attachments to take; all when left out.
+        has_attachments: Whether the webhook reported attachments; if so, an empty list is read again, now and later.
+        filter: Which attachments to download; all if left out.
         account: The name of the Emailgistics Account block.
         store: The name of the Attachment Store block.
-        force: Do it again although the manifest says that it is done. What stands is compared, never overwritten.
+        force: Download again even if the manifest says that it is done. Existing files are compared, never overwritten.
     """
     message = Message(
         id=normalized(message_id),
@@ -249,60 +249,65 @@ def download_attachments(
     )
     try:
         if (mistake := mistake_in(message.id)) is not None:
-            raise InvalidArgument(f"message_id is no message id: {mistake}. Copy the whole id")
+            raise InvalidArgument(f"message_id is not a message id: {mistake}. Copy the whole id")
         with error_boundary(), low_priority() if BACKFILL in runtime.flow_run.tags else nullcontext():
-            return _download(message, filter or Filter(), load_account(account), load_store(store), force=force)
+            return _process_message(message, filter or Filter(), load_account(account), load_store(store), force=force)
     except RunCancelled:
-        raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
+        raise Abort("The run was cancelled.") from None  # the worker sets the run's state to Cancelled
     except OUR_ERRORS as error:
         if isinstance(error, NotFound) and may_name_key(message_id):
             key = candidate_keys(message_id)[0]
             error = NothingStored(
-                short_key(message_id)
-                or f"{key} looks like a message key, but the store has no manifest of it that tells the message's id, "
-                "and Emailgistics knows no such id; give the id itself"
+                short_key_hint(message_id)
+                or (
+                    f"{key} looks like a message key, but the store has no manifest with the message's "
+                    "id, and Emailgistics does not have such an id; give the id itself"
+                )
             )
         return failed_state(error)
 
 
-def identified(message: Message, store: AttachmentStore) -> Message:
-    """The message with its id, where the run names it by its key."""
-    with suppress(NothingStored):  # then it may be an id that looks like a key
+def resolve_message(message: Message, store: AttachmentStore) -> Message:
+    """The message with its id, if the run was given its key."""
+    with suppress(NothingStored):  # it may be an id that looks like a key
         message_id = store.store().message_id(message.id)
         return message.model_copy(update={"id": message_id, "key": message_key(message_id)})
     return message
 
 
-def _download(
+def _process_message(
     message: Message, wanted: Filter, account: EmailgisticsAccount, store: AttachmentStore, *, force: bool
 ) -> State[None]:
-    message = identified(message, store)
-    known = None if force else read_manifest(message, store)
-    if known is not None and is_settled(known, wanted, has_attachments=message.has_attachments):
-        _announce(known, store, look_first=True)
-        return already_stored(known)
-    if known is not None and known.pending is not None:
-        message = message.model_copy(update={"has_attachments": True})  # whoever recorded it knew of some
+    message = resolve_message(message, store)
+    recorded = None if force else read_manifest(message, store)
+    if recorded is not None and is_settled(recorded, wanted, has_attachments=message.has_attachments):
+        _announce(recorded, store, look_first=True)
+        return nothing_to_do_state(recorded)
+    if recorded is not None and recorded.pending is not None:
+        message = message.model_copy(
+            update={"has_attachments": True}
+        )  # the run that recorded it had been told of attachments
 
-    listed, not_final = _final_list(message, account, force=force)
+    listed, not_final = _list_until_final(message, account, force=force)
     existing = {} if force else store.store().stored(message.key)
-    decided = [settled_entry(attachment, wanted, known, existing, force=force) for attachment in listed]
-    missing = [attachment for attachment, entry in zip(listed, decided, strict=True) if entry is None]
+    settled = [settled_entry(attachment, wanted, recorded, existing, force=force) for attachment in listed]
+    missing = [attachment for attachment, entry in zip(listed, settled, strict=True) if entry is None]
 
     shared = map(unmapped, (message, wanted, account, store))
     downloads = download_attachment.map(missing, *shared)
-    fetched = iter([_outcome(*pair) for pair in zip(missing, downloads, strict=True)])
-    outcomes = [Outcome(entry=entry) if entry is not None else next(fetched) for entry in decided]
+    fetched = iter([_collect_outcome(*pair) for pair in zip(missing, downloads, strict=True)])
+    outcomes = [AttachmentOutcome(entry=entry) if entry is not None else next(fetched) for entry in settled]
 
-    manifest = write_manifest(message, outcomes, store, _deployment(), not_final)
-    # An earlier run, whose manifest may be lost since, or this one before its worker died, may have sent it.
-    may_be_sent = force or known is not None or bool(existing) or runtime.flow_run.run_count > 1
+    manifest = write_manifest(message, outcomes, store, _deployment_name(), not_final)
+    # An earlier run whose manifest was lost, or this run before its worker died, may have sent the event.
+    may_be_sent = force or recorded is not None or bool(existing) or runtime.flow_run.run_count > 1
     _announce(manifest, store, look_first=may_be_sent)
-    return finish(Report(message_key=message.key, outcomes=outcomes, pending=not_final))
+    return finish(MessageResult(message_key=message.key, outcomes=outcomes, pending=not_final))
 
 
 def _announce(manifest: Manifest, store: AttachmentStore, *, look_first: bool) -> None:
-    """Send the event of what is stored unless Prefect has it. A run that died before it leaves that to the next one."""
+    """Send the event about the stored attachments, unless Prefect has it. If a run dies before this, the next one sends
+    it."""
     if manifest.is_announced or (announcement := manifest.announcement) is None:
         return
     url = store.store().manifest_url(manifest.message_key)
@@ -310,12 +315,13 @@ def _announce(manifest: Manifest, store: AttachmentStore, *, look_first: bool) -
         record_announcement(manifest, announcement, store)
 
 
-def _final_list(
+def _list_until_final(
     message: Message, account: EmailgisticsAccount, *, force: bool
 ) -> tuple[Sequence[Attachment], Pending | None]:
-    """What is on the message, and why that may not be all. A list that is not final is read again for half a minute.
+    """The attachments, and why the list is not final, or None. A list that is not final is read again for half a
+    minute.
 
-    Not in a backfill, whose mail is old; and with `force` it is taken as it is in the end.
+    A backfill does not wait, because its mail is old. With `force`, the last list is accepted as final.
     """
     pauses = iter(() if is_low_priority() else FRESH_PAUSES)
     while True:
@@ -323,24 +329,24 @@ def _final_list(
         why = why_not_final(listed, has_attachments=message.has_attachments)
         pause = next(pauses, None)
         if why is None or pause is None:
-            return without_placeholders(listed, force=force), None if force else why
+            return real_attachments(listed, force=force), None if force else why
         cancellation.sleep(pause)
 
 
-def _outcome(attachment: Attachment, download: PrefectFuture[Outcome]) -> Outcome:
-    """What became of a download. One attachment's failure is recorded, and is not its neighbours'."""
+def _collect_outcome(attachment: Attachment, download: PrefectFuture[AttachmentOutcome]) -> AttachmentOutcome:
+    """The outcome of one download. A failure is recorded and does not affect the other attachments."""
     result = download.result(raise_on_failure=False)
-    if isinstance(result, Outcome):
+    if isinstance(result, AttachmentOutcome):
         return result
     if isinstance(result, RunCancelled):
         raise result
-    return Outcome(
+    return AttachmentOutcome(
         entry=new_entry(attachment, outcome="failed", code=error_code(result)),
         error=str(result),
         retryable=is_retryable(result),
     )
 
 
-def _deployment() -> str | None:
+def _deployment_name() -> str | None:
     name = retry_until_available(lambda: runtime.deployment.name)
     return f"{runtime.flow_run.flow_name}/{name}" if name else None

@@ -1,4 +1,4 @@
-"""Retention: remove what has been stored for long enough, and keep the record of it. Run again, it goes on."""
+"""Retention: remove attachments that have been stored for long enough, and keep their records. A new run continues."""
 
 from collections import Counter
 from datetime import timedelta
@@ -19,12 +19,21 @@ from attachments.runs.artifacts import failed_state
 from attachments.runs.block_loader import load_store
 from attachments.runs.delayed_retry import failed_for_now
 from attachments.runs.errors import OUR_ERRORS, error_boundary
-from attachments.storage.retention import Budget, Holds, Looked, Pace, Policy, Tally, purge, stored_before
+from attachments.storage.retention import (
+    Budget,
+    Holds,
+    PurgePolicy,
+    PurgeRate,
+    PurgeResult,
+    PurgeTally,
+    purge,
+    retention_cutoff,
+)
 
-LISTED = 1000
-"""Attachments that are listed by key in an artifact; the counts go on."""
-LINES = 50
-"""Messages that are named in the log, of each kind; the counts go on."""
+MAX_LISTED = 1000
+"""Attachments that an artifact lists by key; all are counted."""
+MAX_LOG_LINES = 50
+"""Log lines of each kind; all are counted."""
 
 Days = Annotated[int, Field(ge=1, le=36_500)]
 AtOnce = Annotated[int, Field(ge=1, le=32)]
@@ -43,107 +52,105 @@ def purge_attachments(
     per_second: PerSecond = 100,
     most: Most | None = None,
 ) -> State[None]:
-    """Remove attachments that have been stored for long enough, and keep a record that says when they went.
+    """Remove attachments that have been stored for long enough, and record when they were removed.
 
     A message with a file named `hold` beside its manifest is left alone.
 
     Args:
-        older_than_days: What has been stored for more than so many days is removed.
+        older_than_days: Remove attachments stored for more than so many days.
         store: The name of the Attachment Store block.
-        dry_run: Only say what would be removed. Switch it off to remove it.
+        dry_run: Only report what would be removed. Switch it off to remove.
         hold: Messages to leave alone: their ids, their keys of 32 digits, or where they are stored.
-        forget: Remove the records as well, once nothing else is left of a message. Without its record a message is
-            fetched again when it is delivered again, backfilled or reconciled.
-        at_once: How many messages are worked on at a time.
-        per_second: How many messages are begun in a second, at most.
-        most: How many attachments are removed in this run, at most; all when left out.
+        forget: Also remove a message's record once all its attachments are removed. Without its record, a message is
+        fetched again when it is redelivered, backfilled or reconciled.
+        at_once: How many messages to process at a time.
+        per_second: How many messages to start per second, at most.
+        most: How many attachments to remove in this run, at most; all if left out.
     """
     try:
         with error_boundary():
             where = load_store(store).store()
-            policy = Policy(
-                stored_before=stored_before(timedelta(days=older_than_days), where),
+            policy = PurgePolicy(
+                stored_before=retention_cutoff(timedelta(days=older_than_days), where),
                 dry_run=dry_run,
                 forget=forget,
                 holds=Holds(hold or ()),
             )
             log = _Log(policy)
-            pace = Pace(at_once=at_once, per_second=per_second)
+            pace = PurgeRate(concurrency=at_once, per_second=per_second)
             tally = purge(where, policy, Budget(most), pace, on_message=log.message, on_progress=log.progress)
             _show(tally, policy)
             log.show()
             return _finish(tally, policy)
     except RunCancelled:
-        raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
+        raise Abort("The run was cancelled.") from None  # the worker sets the run's state to Cancelled
     except OUR_ERRORS as error:
         return failed_state(error)
 
 
 class _Log:
-    """Says what somebody has to look at, by key, and how far the run is."""
+    """Logs problems by key, and the run's progress."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: PurgePolicy) -> None:
         self._policy = policy
         self._lines: Counter[str] = Counter()
         self._listed: list[dict[str, Any]] = []
 
-    def message(self, looked: Looked) -> None:
+    def message(self, looked: PurgeResult) -> None:
         for gone in looked.gone:
             self._list(gone.place, gone.bytes, f"{gone.stored_at:%Y-%m-%d}" if gone.stored_at else "")
-        if looked.forgotten:
+        if looked.manifest_removed:
             self._list(f"{looked.message_key}/manifest.json")
-        for place in looked.refused:
+        for place in looked.misplaced:
             self._warn(
-                "refused", "Attachment %s was left alone: its manifest names a place that is not its own.", place
+                "refused", "Attachment %s was left alone: its manifest entry has another attachment's path.", place
             )
         if looked.failure is not None:
             self._warn("failed", "%s", str(looked.failure))
 
-    def progress(self, tally: Tally) -> None:
+    def progress(self, tally: PurgeTally) -> None:
         get_run_logger().info("So far: %s.", _counts(tally, self._policy))
 
     def show(self) -> None:
-        """The list of what has gone, or would go, as far as it is kept. No file names: those are in the manifests."""
+        """Publish the list of removed attachments, by key. File names stay in the manifests."""
         if self._listed:
             what = "What would be removed" if self._policy.dry_run else "What was removed"
-            more = f": the first {LISTED:,}" if len(self._listed) == LISTED else ""
+            more = f": the first {MAX_LISTED:,}" if len(self._listed) == MAX_LISTED else ""
             _make_table("purge-list", f"{what}, by key{more}", self._listed)
 
     def _list(self, key: str, size: int | None = None, stored: str = "") -> None:
-        if len(self._listed) < LISTED:
+        if len(self._listed) < MAX_LISTED:
             self._listed.append({"key": key, "bytes": size, "stored": stored})
 
     def _warn(self, kind: str, text: str, value: str) -> None:
         self._lines[kind] += 1
-        if self._lines[kind] <= LINES:
+        if self._lines[kind] <= MAX_LOG_LINES:
             get_run_logger().warning(text, value)
-        if self._lines[kind] == LINES:
-            get_run_logger().warning("More that %s is counted, and not named any more.", kind)
+        if self._lines[kind] == MAX_LOG_LINES:
+            get_run_logger().warning('Further messages of the kind "%s" are counted, but no longer logged.', kind)
 
 
-def _finish(tally: Tally, policy: Policy) -> State[None]:
+def _finish(tally: PurgeTally, policy: PurgePolicy) -> State[None]:
     parts = [f"{_counts(tally, policy)}."]
     if not tally.messages and not tally.failed:
-        parts = ["No message is stored there: is the store's URL right, and its disk mounted?"]
+        parts = ["The store has no messages. If it should, check its URL, and that its disk is mounted."]
     if policy.dry_run:
-        parts.insert(0, "A dry run, nothing was removed.")
+        parts.insert(0, "Dry run: nothing was removed.")
         if tally.purged or tally.forgotten:
-            parts.append("The artifact purge-list names what would be removed.")
+            parts.append("The artifact purge-list lists what would be removed.")
     if tally.is_spent:
-        parts.append("Stopped there, at the most for one run: run it again for what is left, if anything is.")
-    if policy.holds.unmet and tally.is_spent:
-        unmet = counted(policy.holds.unmet, "of the messages to hold was", "of the messages to hold were")
-        parts.append(
-            f"{unmet} not met so far: a dry run without `most` says whether everything to hold is in the store."
-        )
-    elif policy.holds.unmet and not tally.gave_up:
-        unmet = counted(policy.holds.unmet, "of the messages to hold is", "of the messages to hold are")
-        parts.append(f"{unmet} not in the store: look for a typing mistake.")
+        parts.append("Stopped at the limit for one run (`most`): run it again for what is left, if anything is.")
+    if policy.holds.unmatched_count and tally.is_spent:
+        unmet = counted(policy.holds.unmatched_count, "of the messages to hold was", "of the messages to hold were")
+        parts.append(f"{unmet} not found so far: a dry run without `most` shows whether all of them are in the store.")
+    elif policy.holds.unmatched_count and not tally.gave_up:
+        unmet = counted(policy.holds.unmatched_count, "of the messages to hold is", "of the messages to hold are")
+        parts.append(f"{unmet} not in the store: check for typing mistakes.")
     if tally.refused:
         refused = counted(tally.refused, "attachment was", "attachments were")
         parts.append(
-            f"{refused} refused, because the manifest names a place of another's: somebody has altered it. The log has "
-            "the keys; `attachments verify` says what else differs."
+            f"{refused} refused, because the manifest has another attachment's path, so it was altered. The log has "
+            "the keys; `attachments verify` lists all differences."
         )
     failed = tally.failed.total()
     if not failed and not tally.refused:
@@ -152,13 +159,13 @@ def _finish(tally: Tally, policy: Policy) -> State[None]:
         codes = ", ".join(f"{count} {code}" for code, count in tally.failed.most_common())
         parts.append(f"{failed} failed ({codes}). First failure: {tally.first}.")
     if tally.gave_up:
-        parts.append("The rest was left alone, because it would have failed as well.")
-    if tally.lasting or tally.refused:
-        return Failed(message=f"{' '.join(parts)} Run it again when the cause is gone.")
+        parts.append("The rest was left for another run, because it would have failed too.")
+    if tally.permanent_failures or tally.refused:
+        return Failed(message=f"{' '.join(parts)} Correct the cause, and run it again.")
     return failed_for_now(" ".join(parts))
 
 
-def _counts(tally: Tally, policy: Policy) -> str:
+def _counts(tally: PurgeTally, policy: PurgePolicy) -> str:
     was, were = ("would be",) * 2 if policy.dry_run else ("was", "were")
     text = (
         f"Of {counted(tally.messages, 'message')} {tally.purged_messages:,} had attachments to purge: {tally.purged:,} "
@@ -172,19 +179,19 @@ def _counts(tally: Tally, policy: Policy) -> str:
             "attachments are younger in the store than in their manifests, and stay",
         ): tally.younger,
         (
-            "object that no manifest names was left alone",
-            "objects that no manifest names were left alone",
+            "object that no manifest records was left alone",
+            "objects that no manifest records were left alone",
         ): tally.unrecorded,
         (f"record {was} removed", f"records {were} removed"): tally.forgotten,
     }
     return "; ".join([text, *(counted(count, *words) for words, count in more.items() if count)])
 
 
-def _show(tally: Tally, policy: Policy) -> None:
-    """The counts in the UI."""
+def _show(tally: PurgeTally, policy: PurgePolicy) -> None:
+    """Publish the counts in the UI."""
     would = " (would be)" if policy.dry_run else ""
     rows = {
-        "messages looked at": tally.messages,
+        "messages checked": tally.messages,
         "attachments due": tally.due,
         f"attachments removed{would}": tally.purged,
         f"bytes removed{would}": tally.bytes,
@@ -192,7 +199,7 @@ def _show(tally: Tally, policy: Policy) -> None:
         "messages on hold": tally.held,
         "attachments younger in the store": tally.younger,
         "attachments refused": tally.refused,
-        "objects that no manifest names": tally.unrecorded,
+        "objects that no manifest records": tally.unrecorded,
         **{f"messages failed: {code}": count for code, count in tally.failed.most_common()},
     }
     table = [{"what": what, "count": count} for what, count in rows.items()]
@@ -200,8 +207,8 @@ def _show(tally: Tally, policy: Policy) -> None:
 
 
 def _make_table(key: str, description: str, table: list[dict[str, Any]]) -> None:
-    """Artifacts are shown and no more: a Prefect that cannot take one does not undo what was done."""
+    """Publish an artifact. A failure is only logged, because the work itself is done."""
     try:
         create_table_artifact(key=key, description=description, table=table)
     except httpx.HTTPError as error:
-        get_run_logger().warning("Prefect did not take the artifact %s of this run (%s).", key, type(error).__name__)
+        get_run_logger().warning("Prefect did not store the artifact %s of this run (%s).", key, type(error).__name__)

@@ -22,7 +22,7 @@ from attachments.emailgistics import EmailgisticsError, Forbidden, InvalidKey, M
 from attachments.emailgistics.envelopes import FURTHEST_ZONE
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
-from attachments.foundation.terminal_text import bounded
+from attachments.foundation.terminal_text import escaped_line
 from attachments.prefect_api.prefect_retry import own_client
 from attachments.rate_limit.priority import low_priority
 from attachments.runs.announcements import announce, event, send
@@ -106,7 +106,7 @@ def reconcile_attachments(
             )
             return _reconcile(wish, mailboxes)
     except RunCancelled:
-        raise Abort("The run was cancelled.") from None  # whoever cancelled it says so to Prefect
+        raise Abort("The run was cancelled.") from None  # the worker sets the run's state to Cancelled
     except OUR_ERRORS as error:
         return _failed(_stopped(error), error)
 
@@ -429,7 +429,7 @@ def _show(missed: Sequence[tuple[str, Child]], found: Found) -> None:
 
 def _stopped(error: OurError) -> str:
     # No attempt of its own: the schedule brings the next one, and each of those would bring more.
-    return f"{bounded(str(error))} The watermarks of what was not done stay, so the next reconciliation does it."
+    return f"{escaped_line(str(error))} The watermarks of what was not done stay, so the next reconciliation does it."
 
 
 def _failed(message: str, stopped: OurError | None) -> State[None]:

@@ -310,7 +310,7 @@ def test_every_outcome_of_a_delivery_is_documented() -> None:
     """Those that the receiver counts."""
     source = (ROOT / "attachments" / "receiver" / "app.py").read_text("utf-8")
     counted = re.findall(
-        r'(?:_answer|labels)\("([a-z-]+)"|_Refused\(\d+, .*"([a-z-]+)"\)|^ +(?:else )?\("([a-z-]+)", f?"',
+        r'(?:_success|labels)\("([a-z-]+)"|_Rejection\(\d+, .*"([a-z-]+)"\)|^ +(?:else )?\("([a-z-]+)", f?"',
         source,
         re.MULTILINE,
     )

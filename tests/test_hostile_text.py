@@ -23,7 +23,7 @@ from markdown_it import MarkdownIt
 
 import attachments.doctor as doctor_package
 from attachments.cli.actions import message_preview, provisioning, status_report
-from attachments.cli.actions.message_preview import Record, judged
+from attachments.cli.actions.message_preview import StoredRecord, build_preview
 from attachments.cli.actions.status_report import Calls, Reconciled, StatusReport
 from attachments.cli.command_boundary import CommandFailed
 from attachments.cli.main import main
@@ -31,7 +31,15 @@ from attachments.doctor.findings import failed, ok, summary, warning
 from attachments.domain.selection import Filter
 from attachments.emailgistics import Attachment
 from attachments.flows.doctor import report
-from attachments.foundation.terminal_text import LONGEST_LINE, LogFormatter, escaped, markdown, printable, say, say_json
+from attachments.foundation.terminal_text import (
+    MAX_LINE_LENGTH,
+    LogFormatter,
+    escaped,
+    escaped_markdown,
+    quoted,
+    say,
+    say_json,
+)
 from attachments.runs.artifacts import _plain_code
 from attachments.storage import Encryption, Manifest, attachment_key, message_key, open_store
 from attachments.storage.backends.base import Failure
@@ -54,7 +62,7 @@ def is_harmless(text: str) -> bool:
         all(line.isprintable() for line in lines)
         and "\u3164" not in text
         and not any(line.lstrip().startswith(FORGED) for line in lines)
-        and all(len(line) < 12 * LONGEST_LINE for line in lines)
+        and all(len(line) < 12 * MAX_LINE_LENGTH for line in lines)
     )
 
 
@@ -67,7 +75,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> Any:
         out, err = capsys.readouterr()
         assert is_harmless(out), out
         assert is_harmless(err), err
-        assert "error of its own" not in err
+        assert "Internal error" not in err
         assert shows in out + err
         return out + err
 
@@ -101,7 +109,7 @@ def test_a_line_is_one_line_of_bounded_length(capsys: pytest.CaptureFixture[str]
     assert (out.count("\n"), err.count("\n")) == (2, 1)
     assert is_harmless(out + err)
     assert err.endswith(f"… ({len(LONG)} characters)\n")
-    assert is_harmless(printable(LONG))
+    assert is_harmless(quoted(LONG))
     say_json({HOSTILE: HOSTILE})
     document = capsys.readouterr().out
     assert is_harmless(document)
@@ -112,8 +120,8 @@ def test_it_takes_linear_time() -> None:
     """Of a text of a hundred megabytes, what is shown is looked at, and no more."""
     say_to = io.StringIO()
     huge = "\x1b" * 100_000_000
-    assert len(printable(huge)) < 1000
-    print(markdown(huge)[:10], file=say_to)
+    assert len(quoted(huge)) < 1000
+    print(escaped_markdown(huge)[:10], file=say_to)
     assert len(escaped("\x1b" * 100_000)) == 400_000
 
 
@@ -138,7 +146,7 @@ def test_a_manifests_field_is_harmless(root: Path, said: Any, field: str) -> Non
     changed(root, lambda document, entry: (document.update({field: HOSTILE}), entry.update(sha256="0" * 64)))
     changed(root, lambda _, entry: entry.update(stored_sha256="0" * 64))
     said("locate", MESSAGE_ID, "--json", shows="\\u001b")
-    said("verify", shows="has other bytes than recorded")
+    said("verify", shows="its content differs from the manifest;")
 
 
 @pytest.mark.parametrize("field", ["attachment_key", "key"])
@@ -238,7 +246,7 @@ def test_what_a_preview_shows_is_harmless(monkeypatch: pytest.MonkeyPatch, said:
         Attachment.model_validate({"id": text, "name": text, "contentType": text, "attachmentType": text})
         for text in (HOSTILE, HOSTILE * 20)
     ]
-    shown = judged(MESSAGE_ID, f"download-attachments/{HOSTILE}", listed, Record(), Filter())
+    shown = build_preview(MESSAGE_ID, f"download-attachments/{HOSTILE}", listed, StoredRecord(), Filter())
     monkeypatch.setattr(message_preview, "preview_message", lambda *_: shown)
     said("preview", MESSAGE_ID)
     said("preview", MESSAGE_ID, "--json", shows="\\u001b")
@@ -271,7 +279,7 @@ FINDINGS = [
 
 def test_what_the_doctor_shows_is_harmless(monkeypatch: pytest.MonkeyPatch, said: Any, tmp_path: Path) -> None:
     """Names of blocks, limits and pools come from Prefect, versions from its server, addresses from Emailgistics."""
-    monkeypatch.setattr(doctor_package, "examine", lambda: iter(FINDINGS))
+    monkeypatch.setattr(doctor_package, "run_checks", lambda: iter(FINDINGS))
     for more in ([], ["--json"]):
         said("doctor", "--no-receiver", "--inbox", str(tmp_path / "none"), *more, shows="1b[2J")
 
@@ -280,7 +288,7 @@ def test_what_setup_shows_is_harmless(monkeypatch: pytest.MonkeyPatch, said: Any
     """Names of deployments and automations come from Prefect."""
 
     async def set_up(_: object, tell: Any, **__: object) -> str:
-        tell("was there", LONG)
+        tell("unchanged", LONG)
         return HOSTILE
 
     async def refused(*_: object, **__: object) -> None:
@@ -360,7 +368,7 @@ def test_no_text_becomes_markup_in_an_artifact(text: str) -> None:
         ok("c", text, subject=text),
     ]
     reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    for shown in (report(findings), markdown(summary(findings)), markdown(text)):
+    for shown in (report(findings), escaped_markdown(summary(findings)), escaped_markdown(text)):
         kinds = {child.type for token in reader.parse(shown) for child in (token, *(token.children or ()))}
         assert not kinds & {"link_open", "image", "html_inline", "html_block", "fence", "table_open", "heading_open"}
         assert "://" not in shown.replace("\\://", "")
@@ -370,8 +378,8 @@ def test_no_text_becomes_markup_in_an_artifact(text: str) -> None:
 
 def test_our_own_commands_stay_code_in_an_artifact() -> None:
     """A command is to be copied as it is."""
-    shown = report([failed("queue", "Its *limit* is 0.", "Lift it: `prefect work-queue set x_y --pool a`.")])
-    assert "- What to do: Lift it: `prefect work-queue set x_y --pool a`." in shown
+    shown = report([failed("queue", "Its *limit* is 0.", "Remove it: `prefect work-queue set x_y --pool a`.")])
+    assert "- What to do: Remove it: `prefect work-queue set x_y --pool a`." in shown
     assert "- Its \\*limit\\* is 0." in shown
 
 

@@ -83,9 +83,9 @@ def test_every_field_of_a_block_was_judged() -> None:
 def test_mail_and_events_choose_no_credential() -> None:
     """Neither a webhook, nor an event, nor a backfill gives a run more than what is known of a message."""
     message = set(PLAIN["download-attachments"].split()) - {"filter", "force"}
-    from attachments.receiver import prefect_api
+    from attachments.receiver import flow_runs
 
-    source = inspect.getsource(prefect_api._parameters)
+    source = inspect.getsource(flow_runs._parameters)
     assert not any(f'"{name}"' in source for name in NAMES)
     assert set(MessageRef.model_fields) <= message
     declared = yaml.safe_load((Path(__file__).parents[1] / "prefect.yaml").read_text())["deployments"]

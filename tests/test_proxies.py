@@ -21,7 +21,7 @@ from prefect.settings import (
 
 from attachments.cli.main import main
 from attachments.demo.processes import wait_for
-from attachments.doctor.network import look_at_network
+from attachments.doctor.network import check_network
 from attachments.foundation import loopback
 from attachments.foundation.loopback import bypass_proxies, is_exposed, is_loopback
 from attachments.sandbox.__main__ import main as sandbox
@@ -246,10 +246,10 @@ def test_these_are_this_machine(host: str) -> None:
 
 def test_the_doctor_warns_of_a_way_to_prefect_that_others_can_read() -> None:
     """Refused it is not: a private network of one's own is common, and Prefect's client would go on using it."""
-    (found,) = look_at_network("http://prefect.example:4200/api")
+    (found,) = check_network("http://prefect.example:4200/api")
     assert found.status == "warning"
     assert "plain HTTP" in found.text
-    assert list(look_at_network("https://prefect.example/api")) == []
+    assert list(check_network("https://prefect.example/api")) == []
     bypass_proxies()
-    (found,) = look_at_network("http://127.0.0.1:4200/api")
+    (found,) = check_network("http://127.0.0.1:4200/api")
     assert loopback.BYPASS in found.remedy

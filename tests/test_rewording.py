@@ -15,12 +15,12 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLE
 from prefect.states import Running, Scheduled, to_state_create
 
 from attachments.blocks import AttachmentStore
-from attachments.doctor.stores import look_at_store
+from attachments.doctor.stores import check_store
 from attachments.emailgistics import TimedOut
 from attachments.flows import reconcile_attachments
-from attachments.receiver.prefect_api import Ending, PrefectFlowRuns
+from attachments.receiver.flow_runs import PrefectFlowRuns, RunOutcome
 from attachments.runs import artifacts, child_runs, delayed_retry
-from attachments.runs.artifacts import Report, failed_state, finish
+from attachments.runs.artifacts import MessageResult, failed_state, finish
 from attachments.runs.child_runs import ChildRuns
 from attachments.runs.state_record import read_record
 from attachments.storage.errors import AccessDenied, StoreError
@@ -85,7 +85,7 @@ def prefect(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def finished(*outcomes: Any, codes: tuple[str, ...] = (), pending: Any = None) -> State[Any]:
-    return finish(Report("0" * 32, attempts(outcomes, codes), pending))
+    return finish(MessageResult("0" * 32, attempts(outcomes, codes), pending))
 
 
 def last_attempt(prefect: Prefect) -> State[Any]:
@@ -104,20 +104,28 @@ def children(prefect: Prefect) -> ChildRuns:
     return ChildRuns(cast("Any", prefect), target, key_prefix="", tags=("a tag",), force=False)
 
 
-ENDINGS: Mapping[str, tuple[Callable[[Prefect], State[Any]], tuple[str, str | None], Ending]] = {
-    "stored": (lambda _: finished("stored", "stored", "filtered"), ("succeeded", None), Ending("stored", 2)),
-    "nothing": (lambda _: finished(), ("succeeded", None), Ending("stored")),
-    "gone": (lambda _: finished("stored", "failed", codes=("not-found",)), ("failed", "not-found"), Ending("failed")),
-    "early": (lambda _: finished("stored", pending="not-listed"), ("failed for now", None), Ending("failed-for-now")),
-    "timeout": (lambda _: failed_state(TimedOut("No answer")), ("failed for now", None), Ending("failed-for-now")),
-    "last": (last_attempt, ("failed", "timeout"), Ending("failed")),
-    "store": (lambda _: failed_state(AccessDenied("no")), ("failed", "access-denied"), Ending("failed")),
+ENDINGS: Mapping[str, tuple[Callable[[Prefect], State[Any]], tuple[str, str | None], RunOutcome]] = {
+    "stored": (lambda _: finished("stored", "stored", "filtered"), ("succeeded", None), RunOutcome("stored", 2)),
+    "nothing": (lambda _: finished(), ("succeeded", None), RunOutcome("stored")),
+    "gone": (
+        lambda _: finished("stored", "failed", codes=("not-found",)),
+        ("failed", "not-found"),
+        RunOutcome("failed"),
+    ),
+    "early": (
+        lambda _: finished("stored", pending="not-listed"),
+        ("failed for now", None),
+        RunOutcome("failed-for-now"),
+    ),
+    "timeout": (lambda _: failed_state(TimedOut("No answer")), ("failed for now", None), RunOutcome("failed-for-now")),
+    "last": (last_attempt, ("failed", "timeout"), RunOutcome("failed")),
+    "store": (lambda _: failed_state(AccessDenied("no")), ("failed", "access-denied"), RunOutcome("failed")),
     "stopped": (
         lambda _: reconcile_attachments._failed("Stopped.", AccessDenied("no")),
         ("failed", "access-denied"),
-        Ending("failed"),
+        RunOutcome("failed"),
     ),
-    "withdrawn": (withdrawn, ("cancelled", "withdrawn"), Ending("failed")),
+    "withdrawn": (withdrawn, ("cancelled", "withdrawn"), RunOutcome("failed")),
 }  # fmt: skip
 """How a run ends; what its parent run counts, with the code; what a webhook that waits for it is answered."""
 
@@ -130,7 +138,7 @@ def test_how_a_run_ended_is_read_the_same(prefect: Prefect, ending: str) -> None
     (child,) = children(prefect).look([prefect.run.id], at_all=True).values()
     assert (child.stage.value, child.code) == (stage, code)
     receiver = PrefectFlowRuns(cast("Any", AsyncPrefect(prefect)))
-    assert asyncio.run(receiver.endings([str(prefect.run.id)])) == {str(prefect.run.id): answer}
+    assert asyncio.run(receiver.outcomes([str(prefect.run.id)])) == {str(prefect.run.id): answer}
     assert prefect.scheduled == (["attempt-2"] if stage == "failed for now" else [])
 
 
@@ -173,7 +181,7 @@ def test_what_the_doctor_says_of_a_store_is_what_the_error_says(error: StoreErro
     def fail() -> None:
         raise type(error)(happened, remedy=remedy)
 
-    finding = look_at_store(cast("AttachmentStore", SimpleNamespace(store=fail)), "default")
+    finding = check_store(cast("AttachmentStore", SimpleNamespace(store=fail)), "default")
     assert finding.status == "failed"
     assert finding.text == f"{happened[:1].upper()}{happened[1:]}."
     assert finding.remedy == (f"{remedy[:1].upper()}{remedy[1:]}." if remedy else "Look at the store.")

@@ -40,7 +40,7 @@ HARMLESS = {
     "wish.first / timedelta(days=1)": "a number",
 }
 """What a log takes as it is, and why."""
-HARMLESS_CALLS = {"bounded", "counted", "_reason", "_counts"}
+HARMLESS_CALLS = {"escaped_line", "counted", "_reason", "_counts"}
 """Functions whose results are escaped, or made of numbers and words of ours."""
 
 QUOTED = {
@@ -90,7 +90,7 @@ def test_every_exception_to_a_security_rule_has_its_reason() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_no_text_of_others_reaches_a_stream_or_a_log_unescaped(path: Path) -> None:
-    """A new argument of a log is escaped with `bounded`, or gets into the list with a reason."""
+    """A new argument of a log is escaped with `escaped_line`, or gets into the list with a reason."""
     for node in nodes(path):
         if isinstance(node, ast.Attribute) and node.attr in {"stdout", "stderr"}:
             assert not ast.unparse(node).endswith(".write"), name_of(path)

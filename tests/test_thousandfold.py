@@ -27,9 +27,9 @@ from prefect.settings import (
 
 from attachments.blocks import AttachmentStore
 from attachments.demo.processes import wait_for
-from attachments.doctor import examine
+from attachments.doctor import run_checks
 from attachments.domain.message_ids import read_ids
-from attachments.domain.message_ids_source import ALLOWED, opener
+from attachments.domain.message_ids_source import ALLOWED_FOLDERS_VARIABLE, ids_file_opener
 from attachments.domain.progress import Counts
 from attachments.domain.selection import Filter
 from attachments.flows import reconcile_attachments as reconciling
@@ -37,7 +37,7 @@ from attachments.flows.reconcile_attachments import Found
 from attachments.prefect_api.prefect_retry import own_client
 from attachments.runs.backfill_progress import progress
 from attachments.runs.fan_out import DownloadDeployment, run_children
-from attachments.storage.retention import Budget, Holds, Pace, Policy, purge, stored_before
+from attachments.storage.retention import Budget, Holds, PurgePolicy, PurgeRate, purge, retention_cutoff
 from attachments.worker.clients import ClientPool
 from tests.storage.memory import PROTOCOL, TestMemory
 
@@ -168,12 +168,12 @@ def backfill(target: DownloadDeployment) -> None:
 
 
 def purging(target: DownloadDeployment) -> None:
-    policy = Policy(stored_before=stored_before(timedelta(days=1), target.store), holds=Holds(()))
-    assert purge(target.store, policy, Budget(None), Pace(at_once=2, per_second=1000)).messages == 0
+    policy = PurgePolicy(stored_before=retention_cutoff(timedelta(days=1), target.store), holds=Holds(()))
+    assert purge(target.store, policy, Budget(None), PurgeRate(concurrency=2, per_second=1000)).messages == 0
 
 
 def doctor(_: DownloadDeployment) -> None:
-    assert any(finding.status == "failed" for finding in examine(patience=5))
+    assert any(finding.status == "failed" for finding in run_checks(patience=5))
 
 
 @pytest.mark.parametrize("times", [30, pytest.param(TIMES, marks=pytest.mark.soak)])
@@ -206,7 +206,9 @@ def test_no_thread_leaves_a_file_system_behind(tmp_path: Path) -> None:
     def read() -> None:
         AttachmentStore(url=tmp_path.as_uri()).store()
         for url in (ids.as_uri(), f"{PROTOCOL}://ids/a.txt"):
-            read_ids(opener(url, environment={ALLOWED: f"{tmp_path.as_uri()},{PROTOCOL}://ids"})).close()
+            read_ids(
+                ids_file_opener(url, environment={ALLOWED_FOLDERS_VARIABLE: f"{tmp_path.as_uri()},{PROTOCOL}://ids"})
+            ).close()
 
     def run() -> None:
         read()

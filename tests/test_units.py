@@ -64,7 +64,7 @@ def test_the_units_run_the_services_as_attachments_up_does() -> None:
     commands = {
         "prefect-server": server,
         "attachments-worker": services.worker({}, print).command,
-        "attachments-receiver": [services.script("attachments"), "receive"],
+        "attachments-receiver": [services.script_path("attachments"), "receive"],
     }
     for stem, command in commands.items():
         program, *arguments = read_unit(FOLDER / f"{stem}.service")["Service"]["ExecStart"].split()
@@ -78,7 +78,7 @@ def test_one_unit_for_one_host_gives_everything_the_time_to_stop() -> None:
     """The parts stop one after the other; no other unit runs the same services beside it."""
     service = read_unit(FOLDER / "attachments.service")
     worker = Timings()
-    patience = receiver.DRAIN + worker.drain + worker.hand_back + one_host.SERVER_END
+    patience = receiver.DRAIN_TIMEOUT + worker.drain + worker.hand_back + one_host.SERVER_STOP_TIMEOUT
     assert float(service["Service"]["TimeoutStopSec"]) > patience + 20
     others = {unit.name for unit in UNITS} - {"attachments.service"}
     assert set(service["Unit"]["Conflicts"].split()) == others

@@ -25,9 +25,9 @@ def check(
         file: The prefect.yaml.
         filter: Check this filter, not a file.
     """
-    from attachments.cli.actions.filter_check import check_file, check_text
+    from attachments.cli.actions.filter_check import check_file, check_filter_text
 
-    mistakes = list(check_text(filter) if filter is not None else check_file(file))
+    mistakes = list(check_filter_text(filter) if filter is not None else check_file(file))
     if mistakes:
         say(*mistakes, is_error=True)
         return FAILED

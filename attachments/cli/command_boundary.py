@@ -1,4 +1,4 @@
-"""Around every command: Ctrl-C, a reader that has left, and errors that nobody foresaw. No traceback gets out."""
+"""The boundary around every command: handles Ctrl-C, a closed pipe and unexpected errors without a traceback."""
 
 import io
 import os
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 FAILED = 1
 INTERRUPTED = 128 + signal.SIGINT
-UNREAD = 128 + 13
-"""As a process that SIGPIPE has ended."""
-FRAMES = 3
-"""Places of a traceback that are named."""
+BROKEN_PIPE = 128 + 13
+"""The exit status of a process that SIGPIPE has ended."""
+MAX_FRAMES = 3
+"""Frames of a traceback that are named."""
 
 
 class CommandFailed(Exception):
-    """The command cannot go on; the text says why, and what to do. Each argument is a line."""
+    """The command cannot continue; the text says why, and what to do. Each argument is a line."""
 
 
 def run_command(command: Callable[[], int], *, finishes: bool) -> int:
-    """Run a command and return its exit status: 130 after Ctrl-C, 141 when nobody reads its output any more.
+    """Run a command and return its exit status: 130 after Ctrl-C, 141 if the reader of its output has closed it.
 
-    With `finishes`, a command goes on although its output cannot be written, because it changes something: silently
-    where its reader has left (`| head -1`), and to fail in the end where the disk is full.
+    With `finishes`, a command that changes something continues if its output cannot be written: silently if the reader
+    has closed it (`| head -1`), and with status 1 at the end if the disk is full.
     """
     with _output(finishes=finishes) as failures:
         try:
@@ -44,29 +44,29 @@ def run_command(command: Callable[[], int], *, finishes: bool) -> int:
             if failures:
                 return _fail(failures[0])
         except KeyboardInterrupt:
-            # The next one ends the process at once, whatever it still waits for.
+            # Another Ctrl-C ends the process at once.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             return INTERRUPTED
-        except _ReaderGone:
-            return UNREAD
+        except _BrokenPipe:
+            return BROKEN_PIPE
         except CommandFailed as error:
             return _fail(*error.args)
         except Exception as error:  # noqa: BLE001  the process's outermost handler
             return _fail(
-                f"The command met an error of its own ({type(error).__name__} at {_places(error.__traceback__)}). "
-                "Please report this line."
+                f"Internal error in the command ({type(error).__name__} at {_location(error.__traceback__)}). Please "
+                "report this line."
             )
         return status
 
 
-class _ReaderGone(Exception):
-    """Nobody reads what is written. No OSError: a command that writes files would take it for one of these."""
+class _BrokenPipe(Exception):
+    """The reader of the output has closed it. Not an OSError, which commands that write files would catch."""
 
 
 class _Pipe(io.FileIO):
-    """A descriptor whose reader may leave. What is written afterwards goes nowhere.
+    """An output descriptor whose reader may close it; later output is discarded.
 
-    With `failures`, nothing is raised, and another reason than a reader who has left is put there, as a sentence.
+    With `failures`, nothing is raised; any error other than a closed pipe is appended to it, as a sentence.
     """
 
     def __init__(self, descriptor: int, failures: list[str] | None) -> None:
@@ -83,51 +83,51 @@ class _Pipe(io.FileIO):
             self._is_unread = True
             said = f"The output cannot be written ({error.strerror})."
             if self._failures is None:
-                raise (_ReaderGone if isinstance(error, BrokenPipeError) else CommandFailed(said)) from None
+                raise (_BrokenPipe if isinstance(error, BrokenPipeError) else CommandFailed(said)) from None
             if not isinstance(error, BrokenPipeError):
-                self._failures.append(f"{said} The command did its work all the same.")
+                self._failures.append(f"{said} The command completed its work nevertheless.")
             return len(memoryview(data))  # type: ignore[arg-type]
 
 
 @contextmanager
 def _output(*, finishes: bool) -> Iterator[list[str]]:
-    """Standard output and error that can show a file name in any script, and outlive their reader.
+    """Standard output and error that can print any file name, and survive a closed reader.
 
-    Yields what has kept the output of a command that `finishes` from being written.
+    Yields the errors that prevented a command that `finishes` from writing its output.
     """
     before = sys.stdout, sys.stderr
     failures: list[str] = []
-    sys.stdout = _opened(sys.stdout, sys.__stdout__, failures if finishes else None)
-    sys.stderr = _opened(sys.stderr, sys.__stderr__, [])
+    sys.stdout = _open_stream(sys.stdout, sys.__stdout__, failures if finishes else None)
+    sys.stderr = _open_stream(sys.stderr, sys.__stderr__, [])
     try:
         yield failures
     finally:
-        with suppress(_ReaderGone, CommandFailed):
+        with suppress(_BrokenPipe, CommandFailed):
             sys.stdout.flush()
         sys.stdout, sys.stderr = before
 
 
-def _opened(stream: TextIO | None, original: TextIO | None, failures: list[str] | None) -> TextIO:
-    if stream is None:  # closed, as by `>&-`
+def _open_stream(stream: TextIO | None, original: TextIO | None, failures: list[str] | None) -> TextIO:
+    if stream is None:  # closed, for example by `>&-`
         return io.TextIOWrapper(io.BytesIO(), errors="backslashreplace")
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.reconfigure(errors="backslashreplace")
-    if stream is not original:  # a test's
+    if stream is not original:  # replaced by a test
         return stream
     pipe = io.BufferedWriter(_Pipe(stream.fileno(), failures))
     return io.TextIOWrapper(pipe, stream.encoding, errors="backslashreplace", line_buffering=True)
 
 
 def import_prefect() -> None:
-    """Import what reads Prefect's settings: a wrong one makes that fail. Raises `CommandFailed`."""
-    from pydantic import ValidationError  # takes a while, and not every command needs it
+    """Import Prefect, which fails if one of its settings is wrong. Raises `CommandFailed`."""
+    from pydantic import ValidationError  # slow, and not every command needs it
 
     from attachments.foundation.connection_settings import settings_problem
 
     said = io.StringIO()
     try:
-        with redirect_stderr(said):  # it also prints a few lines, with the value in them
+        with redirect_stderr(said):  # it also prints lines that contain the value
             import prefect.context  # noqa: F401  takes seconds
             from prefect.settings import PREFECT_API_URL
 
@@ -136,18 +136,18 @@ def import_prefect() -> None:
         raise CommandFailed(
             f"{_setting(error)} is not valid. Correct it in the environment, in Prefect's profile or in prefect.toml."
         ) from None
-    except Exception as error:  # noqa: BLE001  whatever a profile or a file of settings makes of it
+    except Exception as error:  # noqa: BLE001  profiles and settings files can cause any error
         raise CommandFailed(
             " ".join(settings_problem() or ())
-            or f"Prefect cannot be loaded as it is set up ({type(error).__name__}). Check the variables that begin "
+            or f"Prefect cannot be loaded with its settings ({type(error).__name__}). Check the variables that begin "
             "with PREFECT_, Prefect's profiles and prefect.toml."
         ) from None
-    if "Traceback" not in said.getvalue():  # what it cannot load does not matter, or fails where it is used
+    if "Traceback" not in said.getvalue():  # what it cannot load is not needed, or fails where it is used
         say(*said.getvalue().splitlines(), is_error=True)
 
 
 def _setting(error: "ValidationError") -> str:
-    """The name of the setting that Prefect does not accept; never its value, which may be a secret."""
+    """The name of the setting that Prefect rejects, without its value, which may be a secret."""
     try:
         _ = urlsplit(os.environ.get("PREFECT_API_URL", "")).port
     except ValueError:
@@ -158,9 +158,9 @@ def _setting(error: "ValidationError") -> str:
     return "_".join(["PREFECT", *parts]).upper() if parts else "One of Prefect's settings"
 
 
-def _places(found: TracebackType | None) -> str:
-    """Where an error struck, the innermost place first. Not its text, which may quote a customer's data."""
-    frames = traceback.extract_tb(found)[-FRAMES:]
+def _location(found: TracebackType | None) -> str:
+    """The innermost frames of an error, without its text, which may quote customer data."""
+    frames = traceback.extract_tb(found)[-MAX_FRAMES:]
     return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
 
 

@@ -25,5 +25,5 @@ def decrypt(message_id: MessageId, /, *, identity: FilePath, to: FilePath) -> No
         count = decrypt_message(store, message_id, read_identity(identity), to)
     if not count:
         raise CommandFailed(
-            "Nothing of this message was encrypted by us; `attachments locate` says where its files are."
+            "No attachment of this message was encrypted with age; `attachments locate` shows where its files are."
         )

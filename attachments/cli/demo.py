@@ -6,7 +6,7 @@ from attachments.cli.options import FilePath
 
 
 def demo(*, folder: FilePath = Path("build/demo"), keep: bool = False) -> int:
-    """Run the whole product on this machine, with mail that we made up.
+    """Run the whole product on this machine, with sample mail.
 
     For example:
       attachments demo
@@ -16,6 +16,6 @@ def demo(*, folder: FilePath = Path("build/demo"), keep: bool = False) -> int:
         folder: The folder for everything that the demo writes.
         keep: Leave everything running until Ctrl-C.
     """
-    from attachments.demo.show import show
+    from attachments.demo.show import run_demo
 
-    return show(folder.resolve(), keep=keep)
+    return run_demo(folder.resolve(), keep=keep)

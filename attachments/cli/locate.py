@@ -30,10 +30,10 @@ def locate(message_id: MessageId, /, *, json: Json = False) -> None:
             return
         say(shlex.quote(store.location(manifest_path(key))))
         for entry in manifest.attachments:
-            # Quoted as a shell needs it, where it needs it.
+            # Quoted for a shell where necessary.
             is_at_home = entry.is_at_home(key)
             where = shlex.quote(store.location(entry.key or "")) if is_at_home else entry.attachment_key
             note = entry.rule or entry.code or (f"{entry.purged_at:%Y-%m-%d}" if entry.purged_at else "")
             if entry.key is not None and not is_at_home:
-                note = "the manifest names a place that is not its own: it was altered; see `attachments verify`"
+                note = "the manifest has another attachment's path, so it was altered; see `attachments verify`"
             say(f"{entry.outcome:<12}{entry.bytes or 0:>14,}  {where}  {note}".rstrip())

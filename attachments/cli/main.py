@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], ...]] = {
     "Work with stored messages": (locate, preview, verify, decrypt),
 }
 FINISHING = {"up", "setup", "receive", "sandbox", "decrypt"}
-"""Commands that go on when their output is not read any more: they change something, or serve others."""
+"""Commands that continue if the reader of their output closes it, because they change something or serve others."""
 
 
 def _version() -> str:
@@ -70,7 +70,7 @@ for place, (title, commands) in enumerate(COMMANDS.items()):
 def install_completion(
     *, shell: Literal["bash", "zsh", "fish", "powershell"] | None = None, output: Path | None = None
 ) -> None:
-    """Complete commands and options in your shell, from its next start on.
+    """Install completion of commands and options for your shell, from its next start.
 
     For example:
       attachments --install-completion
@@ -85,25 +85,25 @@ def install_completion(
     try:
         script = app.install_completion(shell=shell, output=output)
     except ShellDetectionError:
-        raise CommandFailed("It is not clear which shell this is. Name it with --shell.") from None
+        raise CommandFailed("The shell cannot be detected. Give it with --shell.") from None
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         raise CommandFailed(
-            f"The completion script cannot be written ({type(error).__name__}). Name a file for it with --output."
+            f"The completion script cannot be written ({type(error).__name__}). Choose a file with --output."
         ) from None
     say(f"Installed {script}. Start a new shell to use it.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when it did what it says, 1 when it could not, 2 when it was called wrongly.
+    """Run a command and return its exit status: 0 for success, 1 for failure, 2 for wrong arguments.
 
-    130 after Ctrl-C, 141 when nobody reads what it prints.
+    130 after Ctrl-C, 141 if the reader of its output has closed it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     finishes = not FINISHING.isdisjoint(arguments[:1]) or "--clean" in arguments
     is_process = argv is None
     status = run_command(lambda: _run(arguments, is_process=is_process), finishes=finishes)
     if is_process and status == INTERRUPTED:
-        os._exit(status)  # a thread that waits for a store or a server would hold the process up
+        os._exit(status)  # a thread that waits for a store or a server would delay the exit
     return status
 
 
@@ -116,7 +116,7 @@ def _run(arguments: list[str], *, is_process: bool) -> int:
         return WRONG_CALL
     try:
         return app(arguments) or 0
-    except CycloptsError as error:  # it quotes its input, which `say` escapes and cuts
+    except CycloptsError as error:  # it quotes its input, which `say` escapes and truncates
         command = " ".join(["attachments", *(error.command_chain or ())])
-        say(str(error), f"`{command} --help` shows what it takes.", is_error=True)
+        say(str(error), f"`{command} --help` shows its options.", is_error=True)
         return WRONG_CALL

@@ -1,4 +1,4 @@
-"""Types of the commands' arguments: each converts one word, or says in a ValueError what to write instead."""
+"""Types of the commands' arguments: each converts one word, or raises a ValueError that says what to write instead."""
 
 import math
 import os
@@ -24,7 +24,7 @@ def inbox_path(inbox: Path | None) -> Path:
         return path.expanduser()
     except RuntimeError:  # no home folder, or no such user
         raise CommandFailed(
-            f"There is no home folder for the inbox {path}. Give ATTACHMENTS_INBOX or --inbox a whole path."
+            f"There is no home folder for the inbox {path}. Give an absolute path with ATTACHMENTS_INBOX or --inbox."
         ) from None
 
 
@@ -33,7 +33,7 @@ def _converted(convert: Callable[[str], Any], **more: Any) -> Parameter:
 
 
 def _number(text: str) -> float:
-    """The number; NaN, which is in no range, for any other text."""
+    """The number; NaN, which no range contains, for any other text."""
     try:
         return float(text)
     except ValueError:
@@ -43,22 +43,22 @@ def _number(text: str) -> float:
 def _message_id(text: str) -> str:
     message_id = normalized(text)  # or the message's key
     if not message_id:
-        raise ValueError("the message's id is empty; is the variable set that should hold it?")
+        raise ValueError("the message's id is empty; check that the shell variable is set")
     mistake = mistake_in(message_id)
     if mistake is not None:
-        raise ValueError(f"this is no message id: {mistake}; copy the whole id")
+        raise ValueError(f"this is not a message id: {mistake}; copy the whole id")
     return message_id
 
 
 def _path(text: str) -> Path:
     if not text:
-        raise ValueError("the path is empty; is the variable set that should hold it?")
+        raise ValueError("the path is empty; check that the shell variable is set")
     return Path(text)
 
 
 def _port(text: str) -> int:
     port = _number(text)
-    if not 0 <= port <= HIGHEST_PORT or port != int(port):  # the resolver would take 99999 for another port
+    if not 0 <= port <= HIGHEST_PORT or port != int(port):  # the resolver would map 99999 to another port
         raise ValueError(f"a port is a number from 0 to {HIGHEST_PORT}")
     return int(port)
 
@@ -72,7 +72,7 @@ def _address(text: str) -> tuple[str, int]:
 
 def _hours(text: str) -> timedelta:
     hours = _number(text)
-    if not 0 <= hours < 24 * 365 * 100:  # neither NaN nor more than a date can hold
+    if not 0 <= hours < 24 * 365 * 100:  # excludes NaN and more than a date supports
         raise ValueError("write a number of hours without a unit, such as 24 or 0.5")
     return timedelta(hours=hours)
 
@@ -86,8 +86,8 @@ def _count(text: str) -> int:
 
 def _wait(text: str) -> float:
     seconds = _number(text)
-    if not 0 <= seconds <= 95:  # noqa: PLR2004  receiver.answers.LONGEST_WAIT, which takes a second to import
-        raise ValueError("say 0 to 95 seconds: Emailgistics waits for an answer for 100")
+    if not 0 <= seconds <= 95:  # noqa: PLR2004  `receiver.responses.MAX_WAIT`, whose import takes a second
+        raise ValueError("write 0 to 95 seconds, because Emailgistics waits 100 for a response")
     return seconds
 
 
@@ -105,7 +105,7 @@ Hours = Annotated[
     timedelta, _converted(_hours, metavar="HOURS", show_default=lambda age: f"{age.total_seconds() / 3600:g}")
 ]
 Count = Annotated[int, _converted(_count, metavar="COUNT")]
-Wait = Annotated[float, _converted(_wait, metavar="SECONDS")]
+Wait = Annotated[float, _converted(_wait, metavar="TIMEOUT")]
 Url = Annotated[str, Parameter(metavar="URL")]
 Name = Annotated[str, Parameter(metavar="NAME")]
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]

@@ -9,7 +9,7 @@ from attachments.foundation.terminal_text import say, say_json
 
 
 def preview(message_id: MessageId, /, *, deployment: Name = "default", json: Json = False) -> None:
-    """Say what a deployment would take of a message, without downloading.
+    """Show what a deployment would download of a message, without downloading.
 
     For example:
       attachments preview "$MESSAGE_ID"

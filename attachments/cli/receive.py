@@ -11,7 +11,14 @@ from attachments.cli.command_boundary import INTERRUPTED, CommandFailed, import_
 from attachments.cli.options import Address, FilePath, InboxPath, Port, Wait, inbox_path
 from attachments.cli.secret_files import read_secret_files, webhook_secrets
 from attachments.foundation.terminal_text import LogFormatter
-from attachments.receiver.secrets import LONGER, LONGER_PARTS, SHORT_PART, TOO_SHORT, has_short_part, is_short
+from attachments.receiver.secrets import (
+    SHORT_MESSAGE,
+    SHORT_PART_MESSAGE,
+    SHORT_PART_REMEDY,
+    SHORT_REMEDY,
+    has_short_part,
+    is_short,
+)
 
 _LISTENING = Parameter(group=Group.create_ordered("Where it listens"))
 _WEBHOOKS = Parameter(group=Group.create_ordered("What it accepts and answers"))
@@ -43,7 +50,7 @@ def receive(
         tls_key: The certificate's key, a PEM file.
         monitoring_address: Serve /ready and /metrics by plain HTTP only here (with TLS, default: 127.0.0.1:8081).
         insecure: Accept webhooks from anyone, without a secret.
-        wait: Hold each answer until the run has ended, up to 95 seconds; Emailgistics then owns the retry.
+        wait: Hold each response until the run has ended, up to 95 seconds; Emailgistics then does the retries.
         answers: A YAML or JSON file: for each deployment, the actions to request of Emailgistics and the wait.
         list_all: Also list messages without attachments, for PDFs inside the text; one call to Emailgistics each.
     """
@@ -51,15 +58,15 @@ def receive(
     secrets = webhook_secrets()
     if not secrets and not insecure:
         raise CommandFailed(
-            "EMAILGISTICS_WEBHOOK_SECRET is not set, so anybody could post here. Set it to the webhook's secret in "
-            "Emailgistics Admin (two, comma-separated, while rotating), or say --insecure."
+            "EMAILGISTICS_WEBHOOK_SECRET is not set, so anyone could post webhooks. Set it to the webhook's secret in "
+            "Emailgistics Admin (two, comma-separated, during rotation), or use --insecure."
         )
     if has_short_part(secrets) and not insecure:
-        raise CommandFailed(f"{SHORT_PART} {LONGER_PARTS}")
+        raise CommandFailed(f"{SHORT_PART_MESSAGE} {SHORT_PART_REMEDY}")
     if tls_key and not tls_certificate:
-        raise CommandFailed("--tls-key is of no use without --tls-certificate.")
+        raise CommandFailed("--tls-key needs --tls-certificate. Give both, or neither.")
     if tls_certificate and not tls_key:
-        raise CommandFailed("--tls-certificate needs the certificate's key: name its file with --tls-key.")
+        raise CommandFailed("--tls-certificate needs the certificate's key: give its file with --tls-key.")
 
     import_prefect()
     from attachments.receiver.inbox import InboxUnavailable
@@ -69,9 +76,9 @@ def receive(
     _log_to_stderr()
     if insecure:
         secrets = []
-        logging.getLogger("attachments").warning("Running --insecure: webhooks are taken from anybody.")
+        logging.getLogger("attachments").warning("Running with --insecure: webhooks are accepted from anyone.")
     if is_short(secrets):
-        logging.getLogger("attachments").warning("%s %s", TOO_SHORT, LONGER)
+        logging.getLogger("attachments").warning("%s %s", SHORT_MESSAGE, SHORT_REMEDY)
     try:
         stopped_by = serve(
             ReceiverSettings(
@@ -82,7 +89,7 @@ def receive(
                 certificate=tls_certificate,
                 certificate_key=tls_key,
                 monitoring=monitoring_address,
-                answers=load_responses(answers, wait),
+                responses=load_responses(answers, wait),
                 list_all=list_all,
             )
         )

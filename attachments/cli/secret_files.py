@@ -1,7 +1,7 @@
-"""Secrets from files: for each variable that holds a secret, `<name>_FILE` names a file that holds it instead.
+"""Secrets from files: for each variable with a secret, `<name>_FILE` may name a file with its value instead.
 
-Such a file is a systemd credential, a container's secret, or one that only its owner may read. The environment that a
-process was started with can be read in `/proc` by every process of the same user; a credential belongs to one service.
+Such a file is a systemd credential, a container's secret, or a private file. Every process of the same user can read a
+process's initial environment in `/proc`; a credential belongs to one service.
 """
 
 import os
@@ -18,31 +18,31 @@ SECRETS = (
     "PREFECT_API_AUTH_STRING",
     "PREFECT_API_KEY",
 )
-LARGEST = 64 * 1024  # bytes of a secret's file
+MAX_SIZE = 64 * 1024  # bytes of a secret's file
 
 
 def read_secret_files(environment: MutableMapping[str, str]) -> None:
-    """Set each secret that a file holds, as if the variable had been set. Raises `CommandFailed`."""
+    """Set each variable whose secret is in a file. Raises `CommandFailed`."""
     for name in SECRETS:
         read_secret_file(name, environment)
 
 
 def read_secret_file(name: str, environment: MutableMapping[str, str]) -> None:
-    """Set this secret if a file holds it, as if the variable had been set. Raises `CommandFailed`."""
+    """Set this variable if its secret is in a file. Raises `CommandFailed`."""
     path = environment.get(f"{name}_FILE", "")
     if not path.strip():
         return
     if environment.get(name, "").strip():
         raise CommandFailed(f"{name} and {name}_FILE are both set. Keep one of the two.")
-    environment[name] = _secret(name, Path(path))
+    environment[name] = _read_secret(name, Path(path))
     del environment[f"{name}_FILE"]
 
 
-def _secret(name: str, path: Path) -> str:
+def _read_secret(name: str, path: Path) -> str:
     try:
         with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-    except (OSError, ValueError) as error:  # ValueError: no path can hold such a character
+            content = file.read(MAX_SIZE + 1)
+    except (OSError, ValueError) as error:  # ValueError: a character that paths cannot contain
         reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
         raise CommandFailed(
             f"The file that {name}_FILE names cannot be read ({reason}). Correct the path, or let this user read it."
@@ -51,8 +51,10 @@ def _secret(name: str, path: Path) -> str:
         text = content.decode().strip()
     except UnicodeDecodeError:
         text = "\0"
-    if len(content) > LARGEST or "\0" in text:
-        raise CommandFailed(f"The file that {name}_FILE names holds no text of a secret's length. Correct the path.")
+    if len(content) > MAX_SIZE or "\0" in text:
+        raise CommandFailed(
+            f"The file that {name}_FILE names is too long or not text, so it is not a secret. Correct the path."
+        )
     if not text:
         raise CommandFailed(f"The file that {name}_FILE names is empty. Write the secret into it, in one line.")
     return text

@@ -16,7 +16,7 @@ def setup(*, schedules_off: bool = False) -> None:
       attachments setup --schedules-off
 
     Args:
-        schedules_off: Switch on no schedule, not even the hourly reconciliation of a key with the scope reporting.
+        schedules_off: Switch on no schedule, not even the hourly reconciliation if the key has the scope reporting.
     """
     read_secret_files(os.environ)
     import_prefect()
@@ -31,9 +31,9 @@ def setup(*, schedules_off: bool = False) -> None:
         )
     except PREFECT_ERRORS as error:
         what, remedy = describe_error(error)
-        raise CommandFailed(f"{what} {remedy} Then run this again: what is listed above has been made.") from None
+        raise CommandFailed(f"{what} {remedy} Then run this again; what is listed above is already set up.") from None
     if untried:
-        say(f"Everything is made in Prefect, but the API key could not be tried: {untried}")
+        say(f"Everything is set up in Prefect, but the API key could not be checked: {untried}")
     else:
         by_hand = "`prefect worker start --pool attachments --type warm` and `attachments receive`"
         say(f"All set. Next: {by_hand}." if sys.stdout.isatty() else "All set.")

@@ -9,7 +9,7 @@ from attachments.foundation.terminal_text import say, say_json
 
 
 def status(*, inbox: InboxPath | None = None, json: Json = False) -> int:
-    """Count what waits, runs and has ended.
+    """Count the waiting, running and ended work.
 
     For example:
       attachments status

@@ -21,11 +21,11 @@ def trigger(
         mailbox: The shared mailbox's address.
     """
     read_secret_files(os.environ)
-    from attachments.cli.actions.store_access import answer_soon, configured_store
-    from attachments.cli.actions.webhook import post_webhook
+    from attachments.cli.actions.store_access import call_store, configured_store
+    from attachments.cli.actions.webhook_post import post_webhook
     from attachments.storage.keys import may_name_key
 
-    if may_name_key(message_id):  # a webhook names a message by its id, which a key's manifest knows
+    if may_name_key(message_id):  # a webhook needs the id, which is in the key's manifest
         with configured_store() as store:
-            message_id = answer_soon(lambda: store.message_id(message_id))
+            message_id = call_store(lambda: store.message_id(message_id))
     say(post_webhook(url, next(iter(webhook_secrets()), None), message_id, mailbox))

@@ -27,7 +27,7 @@ def up(
 ) -> int:
     """Run everything on this host: Prefect's server, a worker and the receiver.
 
-    With PREFECT_API_URL set, that Prefect server is used, and none is started.
+    If PREFECT_API_URL is set, that Prefect server is used and none is started.
 
     For example:
       attachments up --env-file settings.env
@@ -38,26 +38,26 @@ def up(
         receiver_options: After `--`, options of `attachments receive`.
         data: The folder for Prefect's database, the inbox and Prefect's password (default:
             ~/.local/share/emailgistics-attachments, or attachments-sandbox in this folder with --sandbox).
-        env_file: A file of variables, a line NAME=value for each. Those of the environment take precedence.
+        env_file: A file with a line NAME=value for each variable. The environment takes precedence.
         host: The address on which the receiver listens.
         port: The port on which the receiver listens.
         prefect_port: The port on which Prefect's server listens, on 127.0.0.1.
-        log_format: The log as text, or as JSON with an object in each line.
-        sandbox: Use a stand-in for Emailgistics; no variable is read.
-        mail: With --sandbox: a file or folder of mail (.eml, mbox, Maildir) to deliver (default: mail that we made up).
+        log_format: Log as text, or as JSON with one object per line.
+        sandbox: Use a stand-in for Emailgistics; no variables are read.
+        mail: With --sandbox: a file or folder of mail (.eml, mbox, Maildir) to deliver (default: sample mail).
     """
     if mail is not None and not sandbox:
-        raise CommandFailed("--mail is the sandbox's mail: use it with --sandbox.")
+        raise CommandFailed("--mail needs --sandbox. Add it, or remove --mail.")
     if mail is not None and not mail.exists():
         raise CommandFailed(f"There is no mail at {mail}. Correct --mail.")
-    from attachments.cli.actions.one_host_settings import make_settings, variables
+    from attachments.cli.actions.one_host_settings import make_settings, read_variables
     from attachments.demo.data_folder import FolderUnusable
     from attachments.demo.make_mail import SHIPPED
     from attachments.demo.one_host import CannotStart, run
     from attachments.demo.supervisor import PartFailed
 
     settings = make_settings(
-        {} if sandbox else variables(os.environ, env_file),
+        {} if sandbox else read_variables(os.environ, env_file),
         data=_absolute(data or (SANDBOX_DATA if sandbox else DATA)),
         mail=(mail or SHIPPED).resolve() if sandbox else None,
         host=host,
@@ -76,4 +76,4 @@ def _absolute(path: Path) -> Path:
     try:
         return path.expanduser().resolve()
     except RuntimeError:  # no home folder, or no such user
-        raise CommandFailed(f"There is no home folder for {path}. Give --data a whole path.") from None
+        raise CommandFailed(f"There is no home folder for {path}. Give an absolute path with --data.") from None

@@ -17,7 +17,7 @@ def verify(
     older_than: Hours = timedelta(hours=24),
     at_once: Count = 4,
 ) -> int:
-    """Read the stored objects again, and compare them with what their manifests record.
+    """Read the stored objects again, and compare them with their manifests.
 
     Without a message's id, it reads all messages. For example:
       attachments verify
@@ -25,14 +25,14 @@ def verify(
       attachments verify "$MESSAGE_ID" --identity key.txt
 
     Args:
-        identity: An age identity's file: also decrypt, and compare the decrypted contents.
-        clean: Remove what writers that died have left behind.
-        older_than: The age from which it counts as left behind; it must exceed the longest download.
-        at_once: The messages that are read at a time.
+        identity: An age identity's file, to decrypt as well and compare the decrypted content.
+        clean: Remove the leftovers of crashed writers.
+        older_than: The age from which a file counts as a leftover; it must exceed the longest download.
+        at_once: How many messages to read at a time.
     """
     read_secret_files(os.environ)
     from attachments.cli.actions.store_access import configured_store, read_identity
-    from attachments.cli.actions.verification import verify_store
+    from attachments.cli.actions.store_verification import verify_store
 
     with configured_store() as store:
         verdict = verify_store(

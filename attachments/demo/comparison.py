@@ -1,4 +1,4 @@
-"""Compares what is in the store with what was in the mail."""
+"""Compares the stored files with the mail's attachments."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ BLOCK = 1024 * 1024
 
 
 class Verdict(Enum):
-    """What the comparison of one file came to."""
+    """The result of comparing one file."""
 
     EQUAL = "equal"
     DIFFERENT = "DIFFERENT"
@@ -23,13 +23,13 @@ class Verdict(Enum):
 
     @property
     def is_fine(self) -> bool:
-        """Whether this is as it should be."""
+        """Whether this is the expected result."""
         return self in (Verdict.EQUAL, Verdict.NOT_WANTED)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One attachment: what the manifest says of it, where it is from the store's root, and the verdict."""
+    """One attachment: its outcome in the manifest, its path from the store's root, and the verdict."""
 
     subject: str
     name: str
@@ -40,7 +40,7 @@ class Row:
 
 
 def compare(original: Original, root: Path, message_key: str) -> tuple[Row, ...]:
-    """A row for each attachment of the mail, and for each file in the store that the mail does not explain."""
+    """A row for each attachment of the mail, and for each unexpected file in the store."""
     manifest = root / message_key / "manifest.json"
     known = Manifest.from_bytes(manifest.read_bytes(), message_key=message_key) if manifest.exists() else None
     named = {entry.name: entry for entry in known.attachments} if known else {}
@@ -61,7 +61,7 @@ def _row(subject: str, file: File, entry: ManifestAttachment | None, root: Path)
 
 
 def _verdict(file: File, entry: ManifestAttachment | None, root: Path) -> Verdict:
-    if file.sha256 is None:  # a mail in the mail: to be recorded, not to be stored
+    if file.sha256 is None:  # an attached mail, which is recorded but not stored
         return Verdict.NOT_WANTED if entry is not None and entry.outcome == "unsupported" else Verdict.MISSING
     if entry is None or entry.key is None or not (root / entry.key).is_file():
         return Verdict.MISSING

@@ -110,7 +110,7 @@ def _claimed(path: Path, kind: str, patience: float, until_end: ExitStack) -> Da
         if known not in ("", kind):
             raise FolderUnusable(
                 f"{path} was made for {known}, and cannot be used for {kind}: the two would share Prefect's blocks. "
-                "Name another folder with --data."
+                "Choose another folder with --data."
             )
         lock.truncate(0)
         lock.write(f"{kind}\n")
@@ -119,18 +119,18 @@ def _claimed(path: Path, kind: str, patience: float, until_end: ExitStack) -> Da
         folder.prefect_home.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise FolderUnusable(
-            f"The data folder {path} cannot be used ({error.strerror or type(error).__name__}). Name another one with "
-            "--data, or let this user write there."
+            f"The data folder {path} cannot be used ({error.strerror or type(error).__name__}). Choose another one "
+            "with --data, or let this user write there."
         ) from None
     except Locked:
         raise FolderUnusable(
-            f"Another `attachments up` runs in {path}. Stop it first, or name another folder with --data."
+            f"Another `attachments up` runs in {path}. Stop it first, or choose another folder with --data."
         ) from None
     return folder
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that its owner alone may read, such that no one ever reads a part of it."""
+    """Write a file that only its owner may read, atomically."""
     beside = path.with_name(f".{path.name}.part")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  a descriptor

@@ -1,6 +1,6 @@
-"""Makes real files, byte for byte the same everywhere, so that the demo's mail has something to carry.
+"""Generates the demo's attachments, byte for byte the same everywhere.
 
-Nothing is compressed: what a compressor makes differs from one version of zlib to the next.
+Nothing is compressed, because the output of zlib differs between its versions.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""Writes the demo's mail. The small messages are part of the project; the large one is made when the demo runs.
+"""Writes the demo's mail. The small messages are in the repository; the large one is generated when the demo runs.
 
-`python -m attachments.demo.make_mail` writes the small ones anew after a change here.
+`python -m attachments.demo.make_mail` rewrites the small ones after a change here.
 
 The bytes are put together by hand, not with `email`, which differs between versions of Python, and because
 mail programs write names in more ways than it does: RFC 2231 in one piece and in several, RFC 2047 in `name`.
@@ -19,12 +19,12 @@ LARGE = 40_000_000  # bytes
 MAILBOX = "service@example.com"
 PDF = "application/pdf"
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
-PIECE = 5  # characters of a name in one line; none is cut, for not every reader puts its bytes together again
+PIECE = 5  # characters of a name in one line; none is split, because not every reader joins its bytes again
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of a mail, with its head as it stands in the mail."""
+class MailPart:
+    """One part of a mail, with its raw header."""
 
     head: str
     content: bytes
@@ -96,7 +96,7 @@ def forwarded_complaint() -> bytes:
         "Fwd: Pump delivered with a dent",
         "Thu, 19 Nov 2026 08:01:55 +0000",
         "Could you take care of this? The delivery note is attached.",
-        Part("Content-Type: message/rfc822\r\nContent-Disposition: attachment", inner),
+        MailPart("Content-Type: message/rfc822\r\nContent-Disposition: attachment", inner),
         _file(PDF, 'filename="Delivery note 88213.pdf"', pdf(["Delivery note 88213", "1 x circulation pump, 24 V"])),
     )
 
@@ -147,7 +147,7 @@ def write_all(folder: Path) -> None:
     (folder / "7-recording.eml").write_bytes(recording())
 
 
-def _mail(sender: str, subject: str, date: str, text: str, *parts: Part) -> bytes:
+def _mail(sender: str, subject: str, date: str, text: str, *parts: MailPart) -> bytes:
     head = [
         f"From: {sender}",
         f"To: Service <{MAILBOX}>",
@@ -157,7 +157,9 @@ def _mail(sender: str, subject: str, date: str, text: str, *parts: Part) -> byte
         f"Message-ID: <{date[5:25].replace(' ', '-').replace(':', '')}@mail.example.com>",
         "MIME-Version: 1.0",
     ]
-    body = Part("Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit", f"{text}\r\n".encode())
+    body = MailPart(
+        "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit", f"{text}\r\n".encode()
+    )
     if not parts:
         return _lines(*head) + _as_bytes(body)
     divider = b"--part-of-this-mail"
@@ -166,13 +168,13 @@ def _mail(sender: str, subject: str, date: str, text: str, *parts: Part) -> byte
     return start + pieces + divider + b"--\r\n"
 
 
-def _file(content_type: str, name: str, content: bytes, *, disposition: str = "attachment", more: str = "") -> Part:
+def _file(content_type: str, name: str, content: bytes, *, disposition: str = "attachment", more: str = "") -> MailPart:
     head = f"Content-Type: {content_type}\r\nContent-Disposition: {disposition};\r\n {name}\r\n"
     head += f"{more}\r\n" if more else ""
-    return Part(head + "Content-Transfer-Encoding: base64", base64.encodebytes(content).replace(b"\n", b"\r\n"))
+    return MailPart(head + "Content-Transfer-Encoding: base64", base64.encodebytes(content).replace(b"\n", b"\r\n"))
 
 
-def _as_bytes(part: Part) -> bytes:
+def _as_bytes(part: MailPart) -> bytes:
     return part.head.encode() + b"\r\n\r\n" + part.content + (b"" if part.content.endswith(b"\r\n") else b"\r\n")
 
 

@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from attachments.foundation.numerals import counted
-from attachments.foundation.terminal_text import bounded, say, say_json
+from attachments.foundation.terminal_text import escaped_line, say, say_json
 
 Format = Literal["text", "json"]
 FORMATS: tuple[Format, ...] = ("text", "json")
-KEPT = 10_000  # lines that wait to be written
-FLUSH = 2.0  # seconds for the last lines
+MAX_QUEUED = 10_000  # lines that wait to be written
+FLUSH_TIMEOUT = 2.0  # seconds for the last lines
 WIDTH = len("Prefect server")
-OWN = "attachments up"
+OWN_NAME = "attachments up"
 _LEVEL = re.compile(r"^.{0,40}?\b(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
 
 
@@ -28,34 +28,34 @@ class _Line(NamedTuple):
 class MergedLog:
     """Takes lines from any thread and never makes it wait.
 
-    A terminal that is paused, or a reader that is slow, would else stop the part that has printed the line. Where more
-    than `KEPT` lines wait, further ones are left out and counted.
+    Otherwise a paused terminal or a slow reader would block the part that prints. If more than `KEPT` lines wait,
+    further ones are left out and counted.
     """
 
     def __init__(self, form: Format = "text") -> None:
         self._form = form
-        self._lines: queue.Queue[_Line | None] = queue.Queue(KEPT)
+        self._lines: queue.Queue[_Line | None] = queue.Queue(MAX_QUEUED)
         self._omitted = 0
         self._writer = threading.Thread(target=self._write, daemon=True)
         self._writer.start()
 
     def add(self, part: str, message: str) -> None:
-        """A line that a part has printed."""
+        """Add a line that a part has printed."""
         if message.strip():
             level = _LEVEL.match(message)
             self._put(_Line(datetime.now(UTC), part, level[1] if level else "INFO", message))
 
     def say(self, message: str, level: str = "INFO") -> None:
-        """A line of the command's own."""
-        self._put(_Line(datetime.now(UTC), OWN, level, message))
+        """Add a line of this command."""
+        self._put(_Line(datetime.now(UTC), OWN_NAME, level, message))
 
     def close(self) -> None:
-        """Write what waits, for `FLUSH` seconds at most."""
+        """Write the waiting lines, for `FLUSH` seconds at most."""
         try:
-            self._lines.put(None, timeout=FLUSH)
+            self._lines.put(None, timeout=FLUSH_TIMEOUT)
         except queue.Full:
             return
-        self._writer.join(FLUSH)
+        self._writer.join(FLUSH_TIMEOUT)
 
     def _put(self, line: _Line) -> None:
         try:
@@ -68,8 +68,8 @@ class MergedLog:
             self._print(line)
             if self._omitted:
                 omitted, self._omitted = counted(self._omitted, "line"), 0
-                message = f"{omitted} of the log left out: what reads it is too slow."
-                self._print(_Line(datetime.now(UTC), OWN, "WARNING", message))
+                message = f"{omitted} of the log left out, because its reader is too slow."
+                self._print(_Line(datetime.now(UTC), OWN_NAME, "WARNING", message))
 
     def _print(self, line: _Line) -> None:
         if self._form == "json":
@@ -77,7 +77,7 @@ class MergedLog:
                 "time": line.time.isoformat(timespec="milliseconds"),
                 "part": line.part,
                 "level": line.level,
-                "message": bounded(line.message),
+                "message": escaped_line(line.message),
             }
             say_json(record, in_one_line=True)
         else:

@@ -15,24 +15,23 @@ from attachments.demo import services
 from attachments.demo.data_folder import REAL, SANDBOX, DataFolder, data_folder
 from attachments.demo.merged_log import Format, MergedLog
 from attachments.demo.processes import LOOPBACK, free_port
-from attachments.demo.stopping import Stop, stop_on_signals
+from attachments.demo.stop_request import Stop, stop_on_signals
 from attachments.demo.supervisor import Part, Supervisor
 
-SERVER_END = 20.0  # seconds for Prefect's server to end; a page of its UI that is open would hold it up for ever
-PORT_PATIENCE = 5.0  # seconds for a port to become free; what a killed command has left behind ends within one
+SERVER_STOP_TIMEOUT = 20.0  # seconds for Prefect's server to end; an open page of its UI would delay it for ever
+PORT_TIMEOUT = 5.0  # seconds for a port to become free; the children of a killed command end within one
 SANDBOX_KEY = "sandbox-key"
 
 
 class CannotStart(Exception):
-    """What is missing or in the way; the text says what to do."""
+    """Something is missing or in the way; the text says what to do."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the installation is set up.
+    """The settings of an installation.
 
-    `environment` is what every part gets of the user's variables; the secrets that the set-up and the receiver need
-    are apart, since no other part gets them.
+    Every part gets `environment`; only the set-up and the receiver get their secrets.
     """
 
     data: Path
@@ -40,7 +39,7 @@ class Settings:
     setup_secrets: Mapping[str, str] = field(default_factory=dict)
     receiver_secrets: Mapping[str, str] = field(default_factory=dict)
     prefect_password: str | None = None
-    """That of our server; None generates one."""
+    """The password of the server that this command starts; None generates one."""
     host: str = LOOPBACK
     port: int = 8080
     prefect_port: int = 4200
@@ -59,14 +58,14 @@ def run(settings: Settings, form: Format) -> int | None:
         log = MergedLog(form)
         try:
             OneHost(settings, folder, log).run(stop)
-            log.say("Stopped. What waits in the inbox or in Prefect is done after the next start.")
+            log.say("Stopped. Work that waits in the inbox or in Prefect is done after the next start.")
         finally:
             log.close()
         return stop.by
 
 
 class OneHost:
-    """The parts of an installation, and what a person has to know about it."""
+    """The parts of an installation, and the messages about it."""
 
     def __init__(self, settings: Settings, folder: DataFolder, log: MergedLog) -> None:
         self._settings = settings
@@ -82,7 +81,7 @@ class OneHost:
         self.check_ports()
         self.write_files()
         supervisor = Supervisor(self.parts(), self._log, is_first_start=self._is_first_start)
-        supervisor.run(stop, when_ready=self._tell)
+        supervisor.run(stop, when_ready=self._log_addresses)
 
     @property
     def _webhook(self) -> str:
@@ -94,7 +93,7 @@ class OneHost:
         return f"{services.server_address(self._settings.prefect_port)}/api"
 
     def _environments(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-        """What every part gets, and in addition the set-up and the receiver."""
+        """The environment of every part, and the secrets of the set-up and the receiver."""
         settings, folder = self._settings, self._folder
         common = {"ATTACHMENTS_INBOX": str(folder.inbox), **settings.environment}
         if "PREFECT_API_URL" not in settings.environment:
@@ -118,7 +117,7 @@ class OneHost:
             {"EMAILGISTICS_WEBHOOK_SECRET": secrets.token_hex(16)},
         )
 
-    def check_ports(self, patience: float = PORT_PATIENCE) -> None:
+    def check_ports(self, patience: float = PORT_TIMEOUT) -> None:
         """Raises `CannotStart` when a port is still taken after so many seconds, before anything is started."""
         settings = self._settings
         wanted = [(settings.host, settings.port, "--port")]
@@ -126,7 +125,7 @@ class OneHost:
             wanted.append((LOOPBACK, settings.prefect_port, "--prefect-port"))
         end = time.monotonic() + patience
         for host, port, option in wanted:
-            while error := _why_not_free(host, port):
+            while error := _bind_error(host, port):
                 is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
                 if is_taken and time.monotonic() < end:
                     time.sleep(0.1)
@@ -139,18 +138,19 @@ class OneHost:
 
     def write_files(self) -> None:
         """Write Prefect's password, and how other commands reach this installation."""
-        told = {"ATTACHMENTS_INBOX": self._common["ATTACHMENTS_INBOX"]}
+        exported = {"ATTACHMENTS_INBOX": self._common["ATTACHMENTS_INBOX"]}
         if self._has_server:
             self._folder.write_profile(self._api_url, self._settings.prefect_password or self._folder.password())
-            told["PREFECT_HOME"] = str(self._folder.prefect_home)
+            exported["PREFECT_HOME"] = str(self._folder.prefect_home)
         if self._settings.mail is not None:
             (self._folder.path / "ids").mkdir(mode=0o700, exist_ok=True)
             names = ("EMAILGISTICS_BASE_URL", "ATTACHMENTS_URL")
-            told |= {name: self._common[name] for name in names} | self._setup_secrets | self._receiver_secrets
-        self._folder.write_environment(told)
+            exported |= {name: self._common[name] for name in names} | self._setup_secrets | self._receiver_secrets
+        self._folder.write_environment(exported)
 
     def parts(self) -> list[Part]:
-        """In the order in which they start. They stop in reverse: the worker needs Prefect while it drains."""
+        """The parts in the order of their start. They stop in reverse, because the worker needs Prefect while it
+        drains."""
         settings, common = self._settings, self._common
         sandbox, server = [], []
         receiver_environment = {**common, **self._receiver_secrets}
@@ -159,11 +159,11 @@ class OneHost:
             sandbox = [Part(services.sandbox(receiver_environment, log, port, settings.mail, self._webhook))]
         if self._has_server:
             process = services.prefect_server(common, self._log_of("Prefect server"), settings.prefect_port)
-            server = [Part(process, patience=SERVER_END)]
+            server = [Part(process, patience=SERVER_STOP_TIMEOUT)]
         process = services.setup({**common, **self._setup_secrets}, self._log_of("setup"))
         setup = Part(process, needs=(*sandbox, *server), once=True)
-        # A receiver that knows no deployment yet answers 404, which ends a delivery. Later it starts at once: it takes
-        # webhooks without Prefect.
+        # A receiver that does not know the deployments yet responds 404, which ends a delivery. On later starts it
+        # starts at once, because it accepts webhooks without Prefect.
         process = services.worker(common, self._log_of("worker"))
         # The sandbox has another port at each start, which the worker finds in the block.
         needs_setup = self._is_first_start or settings.mail is not None
@@ -173,13 +173,13 @@ class OneHost:
         receiver = Part(process, needs=(setup,) if self._is_first_start else ())
         parts = [*sandbox, *server, setup, worker, receiver]
         for part in parts:
-            part.process.keeps = (self._folder.lock,)  # the lock is free once nothing of ours runs any more
+            part.process.inherited_descriptors = (self._folder.lock,)  # the lock is released once no part is running
         return parts
 
     def _log_of(self, part: str) -> Callable[[str], None]:
         return partial(self._log.add, part)
 
-    def _tell(self) -> None:
+    def _log_addresses(self) -> None:
         """Say where everything is."""
         self._folder.set_up.touch(mode=0o600)
         folder, settings = self._folder, self._settings
@@ -204,7 +204,7 @@ def _without_credentials(url: str) -> str:
     return re.sub(r"//[^/]*@|\?.*", lambda found: "//" if found[0].startswith("//") else "", url)
 
 
-def _why_not_free(host: str, port: int) -> OSError | UnicodeError | None:
+def _bind_error(host: str, port: int) -> OSError | UnicodeError | None:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -1,6 +1,6 @@
-"""What the mail really holds, read with the standard library alone: the measure for what is in the store.
+"""The attachments of the mail, read with only the standard library, as the reference for the stored files.
 
-Shares no code with the sandbox or the product, so that a mistake in one of them shows.
+Shares no code with the sandbox or the product, so that it detects a mistake in either.
 """
 
 import email
@@ -45,5 +45,5 @@ def _file(part: EmailMessage) -> File:
         inner = part.get_content()
         return File(part.get_filename() or str(inner["Subject"]))
     content = part.get_payload(decode=True)
-    assert isinstance(content, bytes)  # noqa: S101  tells mypy: this is no multipart
+    assert isinstance(content, bytes)  # noqa: S101  tells mypy: this is not a multipart
     return File(part.get_filename() or "", len(content), hashlib.sha256(content).hexdigest())

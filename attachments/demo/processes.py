@@ -21,19 +21,23 @@ from typing import IO
 
 import httpx
 
-READY = 90.0  # seconds for a process to get ready; Prefect's server takes 10 to 20 on a small machine
-END = 40.0  # seconds for a process to end after SIGTERM before it is killed; the worker drains for 20
-FOREIGN = ("PREFECT_", "EMAILGISTICS_", "ATTACHMENTS_")  # the user's own settings, which must not reach what we start
+READY_TIMEOUT = 90.0  # seconds for a process to get ready; Prefect's server takes 10 to 20 on a small machine
+STOP_TIMEOUT = 40.0  # seconds for a process to end after SIGTERM before it is killed; the worker drains for 20
+USER_SETTING_PREFIXES = (
+    "PREFECT_",
+    "EMAILGISTICS_",
+    "ATTACHMENTS_",
+)  # the user's own settings, which must not reach the processes
 LOOPBACK = "127.0.0.1"
-LONGEST_LINE = 64 * 1024  # bytes of output that count as one line
-KEPT_LINES = 200  # of the output, for `printed`
+MAX_LINE_LENGTH = 64 * 1024  # bytes of output that count as one line
+MAX_KEPT_LINES = 200  # of the output, for `output`
 
 _PR_SET_PDEATHSIG = 1
-_prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux alone has it
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)  # only on Linux
 
 
 class NotReady(RuntimeError):
-    """A process did not get ready; the text says which, and shows the end of its log."""
+    """A process did not become ready; the text says which, and shows the end of its log."""
 
 
 def free_port() -> int:
@@ -43,7 +47,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = READY, every: float = 0.05) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = READY_TIMEOUT, every: float = 0.05) -> None:
     """Wait until the condition holds, looking every so many seconds. Raises `NotReady` after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
@@ -52,7 +56,7 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = READY, e
         time.sleep(every)
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
     """Whether a GET gets a success."""
     try:
         return httpx.get(url, timeout=2, trust_env=False).is_success
@@ -69,32 +73,35 @@ def listens(host: str, port: int) -> bool:
     return True
 
 
-def surroundings(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process of ours: the user's, without what would point it at another installation."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)} | dict(environment)
+def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process: the user's, without variables that would point it to another installation."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(USER_SETTING_PREFIXES)} | dict(
+        environment
+    )
 
 
-def script(name: str) -> str:
+def script_path(name: str) -> str:
     """The path of a command of this virtual environment."""
     return str(Path(sys.executable).with_name(name))
 
 
 def _prepare(parent: int | None) -> None:
-    """In the new process, before its program starts; with `parent`, the kernel kills it when that process dies."""
+    """Prepare the new process before its program starts; with `parent`, the kernel kills it when that process dies."""
     # A script's `&` makes its children ignore SIGINT, and Prefect's worker ends on SIGTERM by way of SIGINT.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if parent is not None and _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        if os.getppid() != parent:  # it died before that
+        if os.getppid() != parent:  # the parent has already died
             os._exit(1)
 
 
 @dataclass
 class Process:
-    """A process of ours that can be stopped, killed, frozen and started again with the same command.
+    """A process that can be stopped, killed, frozen and started again with the same command.
 
     `log` is the file that its output goes to, or takes each line of it. With `dies_with_us` it does not outlive this
-    process, however this one dies (on Linux); it must then be started from the main thread. The descriptors of `keeps`
+    process, however this one dies (on Linux); it must then be started from the main thread. The descriptors of
+    `inherited_descriptors`
     stay open in it.
     """
 
@@ -104,10 +111,10 @@ class Process:
     log: Path | Callable[[str], None]
     is_ready: Callable[[], bool]
     dies_with_us: bool = False
-    keeps: tuple[int, ...] = ()
+    inherited_descriptors: tuple[int, ...] = ()
     _running: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _before: int = field(default=0, init=False)  # bytes of the log file that earlier starts have printed
-    _lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES), init=False)
+    _lines: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_KEPT_LINES), init=False)
     _reader: Thread | None = field(default=None, init=False)
 
     def start(self, *, wait: bool = True) -> None:
@@ -129,42 +136,42 @@ class Process:
         parent = os.getpid() if self.dies_with_us else None
         return subprocess.Popen(  # noqa: S603  our own commands
             self.command,
-            env=surroundings(self.environment),
+            env=process_environment(self.environment),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=self.keeps,
+            pass_fds=self.inherited_descriptors,
             umask=0o077,
             preexec_fn=lambda: _prepare(parent),  # noqa: PLW1509  it takes no lock that another thread could hold
         )
 
     def _read(self, output: IO[bytes], log: Callable[[str], None]) -> None:
         with output:
-            while line := output.readline(LONGEST_LINE):
+            while line := output.readline(MAX_LINE_LENGTH):
                 text = line.decode("utf-8", "replace").rstrip()
                 self._lines.append(text)
                 log(text)
 
-    def printed(self) -> str:
-        """What it has printed since it was started last; where its lines go to a function, the last ones."""
+    def output(self) -> str:
+        """Its output since the last start; if its lines go to a function, only the last ones."""
         if isinstance(self.log, Path):
             return self.log.read_bytes()[self._before :].decode("utf-8", "replace")
         return "\n".join(tuple(self._lines))
 
-    def wait_until_ready(self, seconds: float = READY) -> None:
-        """Wait for readiness. Raises `NotReady` when it ended or took longer than so many seconds."""
+    def wait_until_ready(self, seconds: float = READY_TIMEOUT) -> None:
+        """Wait for readiness. Raises `NotReady` if the process ends or takes longer."""
         end = time.monotonic() + seconds
         while not self.is_ready():
             if self.code is not None or time.monotonic() > end:
                 state = (
-                    f"was still starting after {seconds:.0f} s: this machine is slow or busy. Try again when it has "
-                    "less to do"
+                    f"was still starting after {seconds:.0f} s: this machine is slow or busy. Try again when it is "
+                    "less busy"
                     if self.code is None
                     else f"ended while it was starting, with exit status {self.code}"
                 )
                 where = f"End of {self.log}" if isinstance(self.log, Path) else "Its last lines"
-                raise NotReady(f"The {self.name} {state}. {where}:\n{self.printed()[-2000:]}")
+                raise NotReady(f"The {self.name} {state}. {where}:\n{self.output()[-2000:]}")
             time.sleep(0.05)
 
     @property
@@ -184,7 +191,8 @@ class Process:
         return self._running.poll() if self._running else None
 
     def wait(self, seconds: float) -> int:
-        """Its exit status, once it has ended by itself. Raises `subprocess.TimeoutExpired` after `seconds`."""
+        """Wait until it ends by itself, and return its exit status. Raises `subprocess.TimeoutExpired` after
+        `seconds`."""
         assert self._running is not None, f"{self.name} was not started"  # noqa: S101  a mistake of the caller
         return self._running.wait(seconds)
 
@@ -201,7 +209,7 @@ class Process:
         if self._reader is not None:
             self._reader.join(1)  # so that its last lines come before what is logged next
 
-    def stop(self, seconds: float = END, *, is_urgent: Callable[[], bool] = lambda: False) -> int:
+    def stop(self, seconds: float = STOP_TIMEOUT, *, is_urgent: Callable[[], bool] = lambda: False) -> int:
         """SIGTERM to the process itself; `kill -9` after `seconds`, or once it is urgent. Returns its exit status."""
         assert self._running is not None, f"{self.name} was not started"  # noqa: S101  a mistake of the caller
         if self.code is None:
@@ -210,5 +218,5 @@ class Process:
             end = time.monotonic() + seconds
             while self.code is None and time.monotonic() < end and not is_urgent():
                 time.sleep(0.02)
-        self.kill()  # and what it has left behind
+        self.kill()  # and its remaining children
         return self._running.wait()

@@ -1,4 +1,4 @@
-"""What the demo shows: a line for each step, and a table. Plain lines where there is no terminal."""
+"""The demo's output: a line for each step, and a table. Plain lines without a terminal."""
 
 import sys
 import time
@@ -13,36 +13,36 @@ from rich.text import Text
 
 from attachments.demo.comparison import Row
 
-LOG_WIDTH = 160  # columns where there is no terminal
-DIGITS = 8  # of a key are shown; the shell finds the rest
+LOG_WIDTH = 160  # columns without a terminal
+DIGITS = 8  # digits of a key that are shown; the shell completes the rest
 
 
 class Screen:
-    """The terminal, or the log of a build."""
+    """Prints to the terminal, or to a build's log."""
 
     def __init__(self) -> None:
         if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a terminal that knows no Japanese is no reason to fail
+            sys.stdout.reconfigure(errors="replace")  # for terminals without Japanese
         plain = Console()
         self._console = plain if plain.is_terminal else Console(width=LOG_WIDTH)
         self._began = time.monotonic()
 
     def say(self, text: str = "") -> None:
-        """A line, as it is."""
+        """Print a line."""
         self._console.print(Text(text), soft_wrap=True)
 
     def done(self, text: str) -> None:
-        """A step that has ended, with the seconds since the start."""
+        """Print a completed step, with the seconds since the start."""
         self._console.print(Text(f"{time.monotonic() - self._began:5.1f} s  {text}"), soft_wrap=True)
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:
-        """Something that takes time. A build's log shows only what comes of it."""
+        """Show a step in progress, only on a terminal."""
         with self._console.status(Text(text)):
             yield
 
     def table(self, rows: Sequence[Row], where: str) -> None:
-        """What is where, a section for each message."""
+        """Print the rows as a table, with a section for each message."""
         table = Table(box=box.SIMPLE, title="What is where", title_justify="left", title_style="bold")
         for heading in ("Message", "Attachment", "Outcome"):
             table.add_column(heading, overflow="fold")
@@ -55,15 +55,15 @@ class Screen:
                 table.add_section()
             size = "" if row.bytes is None else f"{row.bytes:,}"
             first = row.subject if row.subject != subject else ""
-            cells = (first, row.name, row.outcome, size, row.verdict.value, _shortened(row.where))
+            cells = (first, row.name, row.outcome, size, row.verdict.value, _shell_pattern(row.where))
             table.add_row(*map(Text, cells), style=None if row.verdict.is_fine else "red")
             subject = row.subject
         self._console.print(table)
         found = next((row.where for row in rows if row.where), None)
         if found:
-            self.say(f"Where is from {where}; the shell fills in the stars: ls {where}/{_shortened(found)}")
+            self.say(f"Paths are below {where}; the shell completes the stars: ls {where}/{_shell_pattern(found)}")
 
 
-def _shortened(where: str) -> str:
-    """The place as a pattern that still names one folder: `f07dd6db*/21992a19*/`."""
+def _shell_pattern(where: str) -> str:
+    """The path as a short shell pattern for one folder: `f07dd6db*/21992a19*/`."""
     return "".join(f"{key[:DIGITS]}*/" for key in where.split("/")[:-1])

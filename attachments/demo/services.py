@@ -1,13 +1,14 @@
 """How each service is started and with which settings: for the demo, `attachments up`, tests and benchmarks.
 
-The units in deploy/systemd, which run each service by itself, hold the same commands and settings; their test compares.
+The units in deploy/systemd, which run each service separately, have the same commands and settings; a test compares
+them.
 """
 
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from attachments.demo.processes import LOOPBACK, Process, answers, listens, script
+from attachments.demo.processes import LOOPBACK, Process, listens, responds, script_path
 
 SERVER_SETTINGS = {
     # Without this, slots of the rate limit that are in use at a restart are never released.
@@ -26,7 +27,7 @@ Log = Path | Callable[[str], None]
 
 
 def server_address(port: int) -> str:
-    """Where the UI of Prefect's server is; its API is below, at /api."""
+    """The address of the UI of Prefect's server; its API is below it, at /api."""
     return f"http://{LOOPBACK}:{port}"
 
 
@@ -40,23 +41,23 @@ def prefect_server(environment: Mapping[str, str], log: Log, port: int) -> Proce
     """Prefect's server, on loopback."""
     return Process(
         "Prefect server",
-        [script("prefect"), "server", "start", "--host", LOOPBACK, "--port", str(port)],
+        [script_path("prefect"), "server", "start", "--host", LOOPBACK, "--port", str(port)],
         environment,
         log,
-        lambda: answers(f"{server_address(port)}/api/health"),
+        lambda: responds(f"{server_address(port)}/api/health"),
         dies_with_us=True,
     )
 
 
 def setup(environment: Mapping[str, str], log: Log) -> Process:
-    """`attachments setup`, which ends when all is made."""
-    return Process("setup", [script("attachments"), "setup"], environment, log, lambda: False, dies_with_us=True)
+    """`attachments setup`, which ends once everything is created."""
+    return Process("setup", [script_path("attachments"), "setup"], environment, log, lambda: False, dies_with_us=True)
 
 
 def worker(environment: Mapping[str, str], log: Log, *options: str) -> Process:
     """A warm worker."""
-    command = [script("prefect"), "worker", "start", "--pool", "attachments", "--type", "warm", *options]
-    process = Process("worker", command, environment, log, lambda: "started!" in process.printed(), dies_with_us=True)
+    command = [script_path("prefect"), "worker", "start", "--pool", "attachments", "--type", "warm", *options]
+    process = Process("worker", command, environment, log, lambda: "started!" in process.output(), dies_with_us=True)
     return process
 
 
@@ -64,7 +65,7 @@ def receiver(environment: Mapping[str, str], log: Log, host: str, port: int, *op
     """The receiver of webhooks."""
     return Process(
         "receiver",
-        [script("attachments"), "receive", "--host", host, "--port", str(port), *options],
+        [script_path("attachments"), "receive", "--host", host, "--port", str(port), *options],
         environment,
         log,
         lambda: listens(host, port),
@@ -73,7 +74,7 @@ def receiver(environment: Mapping[str, str], log: Log, host: str, port: int, *op
 
 
 def sandbox(environment: Mapping[str, str], log: Log, port: int, mail: Path, webhook: str) -> Process:
-    """The sandbox: it holds the mail, and posts a webhook for each message once the receiver listens."""
+    """The sandbox, which serves the mail and posts a webhook for each message once the receiver listens."""
     command = [sys.executable, "-m", "attachments.sandbox", "--mail", str(mail), "--port", str(port)]
     return Process(
         "sandbox",

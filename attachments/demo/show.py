@@ -1,4 +1,4 @@
-"""`attachments demo`: the whole product on this machine, and a comparison of every file with the mail it came in."""
+"""`attachments demo`: runs the whole product on this machine, and compares every stored file with its mail."""
 
 import os
 import time
@@ -14,24 +14,24 @@ import httpx
 from attachments.demo.comparison import Row, compare
 from attachments.demo.make_mail import write_all
 from attachments.demo.originals import Original, read_originals
-from attachments.demo.processes import FOREIGN, NotReady, Process, wait_for
+from attachments.demo.processes import USER_SETTING_PREFIXES, NotReady, Process, wait_for
 from attachments.demo.screen import Screen
 from attachments.demo.stack import Stack, make_stack, running
-from attachments.demo.stopping import Stop, Stopped, stop_on_signals
-from attachments.demo.workspace import NotOurs, fresh
+from attachments.demo.stop_request import Stop, Stopped, stop_on_signals
+from attachments.demo.workspace import FolderInUse, clean_folder
 from attachments.foundation.numerals import counted
 from attachments.sandbox.process import Control, SandboxError, running_sandbox
 from attachments.storage import message_key
 
 FINE, FAILED, STOPPED = 0, 1, 130
-START = 90.0  # seconds for the sandbox, which reads all mail first
-RUNS = 120.0  # seconds for all runs to end
-FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+SANDBOX_START_TIMEOUT = 90.0  # seconds for the sandbox, which reads all mail first
+RUNS_TIMEOUT = 120.0  # seconds for all runs to end
+FINAL_STATES = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 @dataclass(frozen=True)
 class Delivered:
-    """A message whose webhook was delivered, with what the receiver said; `at` is monotonic."""
+    """A message whose webhook was delivered, with the receiver's message; `at` is a monotonic time."""
 
     id: str
     original: Original
@@ -45,18 +45,19 @@ class Delivered:
         return message_key(self.id)
 
 
-def show(folder: Path, *, keep: bool) -> int:
-    """Run the demo in this folder. 0 when every file is equal to what was in the mail, 1 if not, 130 when stopped.
+def run_demo(folder: Path, *, keep: bool) -> int:
+    """Run the demo in this folder. Returns 0 if every stored file is equal to the mail's, otherwise 1; 130 when
+    stopped.
 
-    `keep` leaves all running until Ctrl-C or SIGTERM. Whatever happens, no process is left behind.
+    `keep` leaves everything running until Ctrl-C or SIGTERM. It always stops all processes.
     """
     screen = Screen()
     with stop_on_signals("\nStopping: ending all processes ...\n") as stop:
         try:
-            with fresh(folder):
-                return _show(folder, screen, stop, keep=keep)
-        except (Stopped, NotOurs, NotReady, SandboxError, httpx.HTTPError) as error:
-            # A Ctrl-C at the terminal reaches the sandbox too, and what asks it fails.
+            with clean_folder(folder):
+                return _run(folder, screen, stop, keep=keep)
+        except (Stopped, FolderInUse, NotReady, SandboxError, httpx.HTTPError) as error:
+            # Ctrl-C at the terminal reaches the sandbox too, so requests to it fail.
             if stop.requested:
                 screen.say("Stopped. Nothing is left running.")
                 return STOPPED
@@ -64,21 +65,21 @@ def show(folder: Path, *, keep: bool) -> int:
             return FAILED
 
 
-def _show(folder: Path, screen: Screen, stop: Stop, *, keep: bool) -> int:
+def _run(folder: Path, screen: Screen, stop: Stop, *, keep: bool) -> int:
     leave_out_settings()
     mail = folder / "mail"
     with ExitStack() as until_end:
         with screen.busy("Writing the mail …"):
             write_all(mail)
-            screen.done(f"The mail is in {_short(mail)}")
+            screen.done(f"The mail is in {_relative_path(mail)}")
         reading = until_end.enter_context(ThreadPoolExecutor(1)).submit(read_originals, mail)
         with screen.busy("Starting a stand-in Emailgistics …"):
-            sandbox = until_end.enter_context(running_sandbox(mail=mail, start_seconds=START))
-            screen.done("The sandbox runs: a stand-in Emailgistics that holds the mail")
+            sandbox = until_end.enter_context(running_sandbox(mail=mail, start_seconds=SANDBOX_START_TIMEOUT))
+            screen.done("The sandbox runs: a stand-in Emailgistics with the mail")
         stop.check()
 
         stack = make_stack(folder, sandbox.base_url, sandbox.key)
-        _announce(stack, screen, stop)
+        _report_when_ready(stack, screen, stop)
         with screen.busy("Starting Prefect, receiver and worker …"):
             until_end.enter_context(running(stack))
         with screen.busy("Delivering the webhooks …"):
@@ -90,10 +91,10 @@ def _show(folder: Path, screen: Screen, stop: Stop, *, keep: bool) -> int:
 
         with screen.busy("Comparing with the mail …"):
             rows = [row for message in delivered for row in compare(message.original, stack.store, message.key)]
-        screen.table(rows, _short(stack.store))
-        verdict = _conclude(rows, delivered, screen, stack)
+        screen.table(rows, _relative_path(stack.store))
+        verdict = _print_verdict(rows, delivered, screen, stack)
         if keep:
-            _keep(stack, sandbox.base_url, screen, stop)
+            _keep_running(stack, sandbox.base_url, screen, stop)
         with screen.busy("Ending everything …"):
             until_end.close()
     screen.done("All processes have ended. The files stay.")
@@ -101,13 +102,13 @@ def _show(folder: Path, screen: Screen, stop: Stop, *, keep: bool) -> int:
 
 
 def leave_out_settings() -> None:
-    """Forget what this user has configured: the demo must not reach a real Prefect, database, key or store."""
-    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+    """Remove this user's settings: the demo must not reach a real Prefect, database, key or store."""
+    for name in [name for name in os.environ if name.startswith(USER_SETTING_PREFIXES)]:
         del os.environ[name]
 
 
-def _announce(stack: Stack, screen: Screen, stop: Stop) -> None:
-    """Have a line shown when each process is ready, and the waiting ended when the demo is to stop."""
+def _report_when_ready(stack: Stack, screen: Screen, stop: Stop) -> None:
+    """Print a line when each process is ready, and stop waiting when the demo is stopped."""
 
     def announced(process: Process) -> Callable[[], bool]:
         is_ready = process.is_ready
@@ -126,12 +127,12 @@ def _announce(stack: Stack, screen: Screen, stop: Stop) -> None:
 
 
 def _deliver(control: Control, stack: Stack, originals: Mapping[str, Original]) -> list[Delivered]:
-    """Have the sandbox post the webhook of every message, as Emailgistics would when mail comes in."""
+    """Let the sandbox post the webhook of every message, as Emailgistics does for incoming mail."""
     delivered = []
     for message in control.get("messages?sha256=no").raise_for_status().json()["messages"]:
         (delivery,) = control.deliver(message_id=message["id"], url=stack.webhook_url(), secret=stack.secret)
         if delivery["outcome"] != "success":
-            raise NotReady(f"the receiver did not take a webhook: {delivery['attempts'][-1]}")
+            raise NotReady(f"the receiver did not accept a webhook: {delivery['attempts'][-1]}")
         webhook = message["webhook"]
         delivered.append(
             Delivered(
@@ -146,7 +147,7 @@ def _deliver(control: Control, stack: Stack, originals: Mapping[str, Original]) 
 
 
 def _watch_runs(stack: Stack, delivered: Sequence[Delivered], screen: Screen, stop: Stop) -> None:
-    """Tell of each run that has ended, until all have. Raises `NotReady` when one takes too long."""
+    """Report each run that ends, until all have ended. Raises `NotReady` if one takes too long."""
     waiting = {message.id: message for message in delivered if message.has_attachments}
     auth = stack.prefect_password
     with httpx.Client(base_url=f"{stack.api_url}/", auth=auth, trust_env=False, timeout=30) as prefect:
@@ -155,15 +156,15 @@ def _watch_runs(stack: Stack, delivered: Sequence[Delivered], screen: Screen, st
             stop.check()
             for run in _runs(prefect):
                 message = waiting.get(run["parameters"].get("message_id"))
-                if message is not None and run["state_type"] in FINAL:
+                if message is not None and run["state_type"] in FINAL_STATES:
                     del waiting[message.id]
                     seconds = time.monotonic() - message.at
-                    told = f"{run['state_name']} {seconds:.1f} s after its webhook. {run['state']['message'] or ''}"
-                    screen.done(f"“{message.original.subject}”: {told}")
+                    report = f"{run['state_name']} {seconds:.1f} s after its webhook. {run['state']['message'] or ''}"
+                    screen.done(f"“{message.original.subject}”: {report}")
             time.sleep(0.2)
             return not waiting
 
-        wait_for(all_ended, "the flow runs did not all end", RUNS)
+        wait_for(all_ended, "the flow runs did not all end", RUNS_TIMEOUT)
 
 
 def _runs(prefect: httpx.Client) -> list[dict[str, Any]]:
@@ -174,7 +175,7 @@ def _runs(prefect: httpx.Client) -> list[dict[str, Any]]:
     return runs
 
 
-def _conclude(rows: Sequence[Row], delivered: Sequence[Delivered], screen: Screen, stack: Stack) -> int:
+def _print_verdict(rows: Sequence[Row], delivered: Sequence[Delivered], screen: Screen, stack: Stack) -> int:
     wrong = [row for row in rows if not row.verdict.is_fine]
     files = [row for row in rows if row.outcome == "stored"]
     if wrong:
@@ -183,15 +184,17 @@ def _conclude(rows: Sequence[Row], delivered: Sequence[Delivered], screen: Scree
     screen.say(
         f"{counted(len(delivered), 'message')}, {counted(len(files), 'file')}, "
         f"{counted(sum(row.bytes or 0 for row in files), 'byte')}: "
-        "every file in the store is equal to what was in the mail."
+        "every stored file is equal to the mail's."
     )
     return FINE
 
 
-def _keep(stack: Stack, base_url: str, screen: Screen, stop: Stop) -> None:
+def _keep_running(stack: Stack, base_url: str, screen: Screen, stop: Stop) -> None:
     prefect = stack.api_url.removesuffix("/api")
     settings = "\n".join(
-        f"  export {name}={value}" for name, value in stack.environment.items() if name.startswith(FOREIGN)
+        f"  export {name}={value}"
+        for name, value in stack.environment.items()
+        if name.startswith(USER_SETTING_PREFIXES)
     )
     screen.say(
         f"\nEverything is still running:\n"
@@ -199,11 +202,11 @@ def _keep(stack: Stack, base_url: str, screen: Screen, stop: Stop) -> None:
         f"  receiver    {stack.receiver_url}   (/health, /ready, /metrics; webhooks go to /webhooks/default)\n"
         f"  sandbox     {base_url}\n"
         f"To try commands against it, set in another terminal:\n{settings}\n"
-        "Ctrl-C ends it all."
+        "Ctrl-C ends everything."
     )
     stop.wait()
 
 
-def _short(path: Path) -> str:
-    """The path from where the user is, when it is below."""
+def _relative_path(path: Path) -> str:
+    """The path relative to the current folder if it is below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""The whole product on this machine, but for Emailgistics itself: for the demo, the tests and the benchmarks."""
+"""The whole product on this machine, without Emailgistics: for the demo, tests and benchmarks."""
 
 import secrets
 import subprocess
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attachments.demo import services
-from attachments.demo.processes import LOOPBACK, NotReady, Process, free_port, script, surroundings
+from attachments.demo.processes import LOOPBACK, NotReady, Process, free_port, process_environment, script_path
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Everything between a webhook and a file, but for Emailgistics itself."""
+    """Everything between a webhook and a file, without Emailgistics."""
 
     folder: Path
     prefect: Process
@@ -48,7 +48,7 @@ class Stack:
 
     @property
     def processes(self) -> tuple[Process, ...]:
-        """In the order in which they start."""
+        """The processes in the order of their start."""
         return self.prefect, self.receiver, self.worker
 
     def webhook_url(self, deployment: str = "default") -> str:
@@ -58,8 +58,8 @@ class Stack:
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A command of the same virtual environment, such as `attachments setup`, against this Prefect."""
         return subprocess.run(  # noqa: S603  our own commands
-            [script(command[0]), *command[1:]],
-            env=surroundings(self.environment),
+            [script_path(command[0]), *command[1:]],
+            env=process_environment(self.environment),
             capture_output=True,
             text=True,
             check=check,
@@ -70,7 +70,7 @@ class Stack:
 def make_stack(
     folder: Path, base_url: str, api_key: str, *, worker_options: tuple[str, ...] = (), database: str | None = None
 ) -> Stack:
-    """A stack whose files are under `folder`; nothing is started yet. Prefect's `database` is an SQLite of its own."""
+    """A stack whose files are under `folder`; nothing is started yet. The default `database` is a new SQLite file."""
     (folder / "ids").mkdir(parents=True, exist_ok=True)
     prefect_port, receiver_port = free_port(), free_port()
     api_url = f"{services.server_address(prefect_port)}/api"
@@ -111,7 +111,7 @@ def make_stack(
 
 @contextmanager
 def running(stack: Stack) -> Iterator[Stack]:
-    """Start Prefect, set it up, start receiver and worker; end them all with the block, however it ends."""
+    """Start Prefect, set it up, start receiver and worker; stop them all when the block ends."""
     try:
         stack.prefect.start()
         setup = stack.run("attachments", "setup", "--schedules-off", check=False)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from attachments.demo.merged_log import MergedLog
-from attachments.demo.processes import END, Process
-from attachments.demo.stopping import Stop
+from attachments.demo.processes import STOP_TIMEOUT, Process
+from attachments.demo.stop_request import Stop
 
-LOOK = 0.2  # seconds between two looks at the parts
-FIRST_PAUSE = 1.0  # seconds before a part is restarted; doubled each time
-LONGEST_PAUSE = 60.0
-STABLE = 60.0  # seconds after which a part counts as running well again
+POLL_INTERVAL = 0.2  # seconds between two looks at the parts
+FIRST_RESTART_DELAY = 1.0  # seconds before a part is restarted; doubled each time
+MAX_RESTART_DELAY = 60.0
+STABLE_AFTER = 60.0  # seconds after which a part counts as running well again
 
 
 class PartFailed(Exception):
@@ -23,23 +23,23 @@ class PartFailed(Exception):
 class Timing:
     """In seconds: how often the parts are looked at, and how long a part that ends waits for its restart."""
 
-    look: float = LOOK
-    first_pause: float = FIRST_PAUSE
-    longest_pause: float = LONGEST_PAUSE
-    stable: float = STABLE
+    look: float = POLL_INTERVAL
+    first_pause: float = FIRST_RESTART_DELAY
+    longest_pause: float = MAX_RESTART_DELAY
+    stable: float = STABLE_AFTER
 
 
 @dataclass
 class Part:
-    """A process that is kept running; it starts once what it `needs` is ready.
+    """A process that is kept running; it starts once the parts that it `needs` are ready.
 
-    With `once` it is to end with status 0, and is ready then. `patience`: seconds to end after SIGTERM.
+    With `once` it must end with status 0, and is then ready. `patience`: seconds to end after SIGTERM.
     """
 
     process: Process
     needs: tuple["Part", ...] = ()
     once: bool = False
-    patience: float = END
+    patience: float = STOP_TIMEOUT
     is_ready: bool = False
     """Whether it was ready once."""
     is_running: bool = False
@@ -74,7 +74,7 @@ class Part:
 class Supervisor:
     """Runs parts, given in the order of their start, until the stop is requested; it stops them in reverse order.
 
-    With `is_first_start`, a part that ends before all are ready is an error: what is set up wrongly shows at once.
+    With `is_first_start`, a part that ends before all are ready is an error: wrong settings are reported at once.
     Otherwise it is restarted, for as long as it takes.
     """
 
@@ -95,7 +95,7 @@ class Supervisor:
         try:
             while not stop.requested:
                 for part in self._parts:
-                    self._look(part)
+                    self._check_part(part)
                 if not announced and all(part.is_ready for part in self._parts):
                     announced = self._may_fail = True
                     when_ready()
@@ -103,11 +103,11 @@ class Supervisor:
         finally:
             self._stop(stop)
 
-    def _look(self, part: Part) -> None:
+    def _check_part(self, part: Part) -> None:
         if part.is_running:
             code = part.process.code
             if code is not None:
-                self._end(part, code)
+                self._handle_exit(part, code)
             elif not part.is_ready and part.process.is_ready():
                 part.is_ready = True
                 self._log.say(f"The {part.name} is ready.")
@@ -119,17 +119,17 @@ class Supervisor:
             try:
                 part.start()
             except OSError as error:  # no memory or no process left
-                self._fail(part, f"could not be started ({error.strerror or type(error).__name__})")
+                self._handle_failure(part, f"could not be started ({error.strerror or type(error).__name__})")
 
-    def _end(self, part: Part, code: int) -> None:
+    def _handle_exit(self, part: Part, code: int) -> None:
         part.is_running = False
-        part.process.kill()  # what it has left behind
+        part.process.kill()  # its remaining children
         if part.once and code == 0:
             part.is_ready = True
         else:
-            self._fail(part, _ending(code))
+            self._handle_failure(part, _describe_exit(code))
 
-    def _fail(self, part: Part, how: str) -> None:
+    def _handle_failure(self, part: Part, how: str) -> None:
         if not self._may_fail:
             raise PartFailed(f"The {part.name} {how} before everything was ready. Its lines above say why.")
         pause = part.schedule_restart(self._timing)
@@ -145,7 +145,7 @@ class Supervisor:
             part.is_running = False
 
 
-def _ending(code: int) -> str:
+def _describe_exit(code: int) -> str:
     """How a process ended, by its exit status as Python gives it."""
     if code >= 0:
         return f"ended with exit status {code}"

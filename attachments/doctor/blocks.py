@@ -1,4 +1,4 @@
-"""The blocks that the deployments name: whether they are there and can be read."""
+"""Checks that the blocks which the deployments name exist and can be read."""
 
 from collections.abc import Sequence
 from typing import Generic, TypeVar
@@ -15,8 +15,8 @@ from attachments.runs.block_problems import reasons
 B = TypeVar("B", bound=Block)
 
 
-class Loaded(BaseModel, Generic[B]):
-    """The blocks of one kind, by name, and what is to be said of them all."""
+class LoadedBlocks(BaseModel, Generic[B]):
+    """The blocks of one kind, by name, and the findings about them."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
@@ -24,8 +24,8 @@ class Loaded(BaseModel, Generic[B]):
     findings: tuple[Finding, ...]
 
 
-def load_blocks(kind: type[B], names: Sequence[str], client: SyncPrefectClient) -> Loaded[B]:
-    """Those of these names that can be read."""
+def load_blocks(kind: type[B], names: Sequence[str], client: SyncPrefectClient) -> LoadedBlocks[B]:
+    """Load the blocks with these names; each one has a finding."""
     blocks: dict[str, B] = {}
     findings = []
     slug = kind.get_block_type_slug()
@@ -33,11 +33,11 @@ def load_blocks(kind: type[B], names: Sequence[str], client: SyncPrefectClient) 
         subject = f"{slug}/{name}"
         try:
             blocks[name] = kind.model_validate(client.read_block_document_by_name(path_part(name), slug).data)
-            findings.append(ok("block", "It is there and can be read.", subject=subject))
+            findings.append(ok("block", "It exists and can be read.", subject=subject))
         except ObjectNotFound:
-            remedy = "Make it in the Prefect UI under Blocks; `attachments setup` makes the default one."
-            findings.append(failed("block", "There is none of this name.", remedy, subject=subject))
+            remedy = "Create it in the Prefect UI under Blocks; `attachments setup` creates the default one."
+            findings.append(failed("block", "It does not exist.", remedy, subject=subject))
         except ValidationError as error:
             text = f"It cannot be used: {reasons(error)}."
             findings.append(failed("block", text, "Correct it in the Prefect UI under Blocks.", subject=subject))
-    return Loaded(blocks=blocks, findings=tuple(findings))
+    return LoadedBlocks(blocks=blocks, findings=tuple(findings))

@@ -1,4 +1,4 @@
-"""The deployments: whether they are what the installed version would make."""
+"""Checks that the deployments are as the installed version would create them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -11,8 +11,8 @@ from prefect.client.schemas.sorting import DeploymentSort
 from pydantic import ValidationError
 
 from attachments.doctor.findings import Finding, failed, ok, warning
-from attachments.doctor.probe import asked
-from attachments.domain.selection import Filter, problem
+from attachments.doctor.probe import request_json
+from attachments.domain.selection import Filter, describe_errors
 from attachments.runs.deployment_spec import (
     as_deployed,
     current_entrypoint,
@@ -23,11 +23,11 @@ from attachments.runs.deployment_spec import (
 
 DOWNLOAD = "download-attachments"
 RECONCILE = "reconcile-attachments"
-SETUP = "Run `attachments setup`."
-UPGRADE = (
+SETUP_REMEDY = "Run `attachments setup`."
+UPGRADE_REMEDY = (
     "Stop the workers on all hosts, install the same version on each, run `attachments setup`, and start the workers."
 )
-OTHER_FORM = "Its parameters are those of another version."
+OTHER_PARAMETERS = "Its parameters are those of another version."
 PAGE = 200
 
 Deployments = Mapping[str, DeploymentResponse]
@@ -35,9 +35,9 @@ Deployments = Mapping[str, DeploymentResponse]
 
 
 def read_deployments(client: SyncPrefectClient) -> Deployments:
-    """All deployments of our flows, also those that users have made."""
+    """All deployments of this project's flows, including those that users created."""
     flows = sorted({declared_flow(spec).name for spec in declared_deployments()})
-    names = {flow["id"]: flow["name"] for flow in asked(client, "POST", "/flows/filter", _by_name(flows))}
+    names = {flow["id"]: flow["name"] for flow in request_json(client, "POST", "/flows/filter", _by_name(flows))}
     found: list[DeploymentResponse] = []
     while True:
         page = client.read_deployments(
@@ -51,86 +51,90 @@ def read_deployments(client: SyncPrefectClient) -> Deployments:
             return {f"{names[str(deployment.flow_id)]}/{deployment.name}": deployment for deployment in found}
 
 
-def look_at_deployments(standing: Deployments) -> Iterator[Finding]:
-    """Each one that prefect.yaml declares, and any other of our flows that an older version left behind."""
+def check_deployments(deployments: Deployments) -> Iterator[Finding]:
+    """Check the deployments that prefect.yaml declares, and others of the same flows that an older version created."""
     forms: dict[str | None, dict[str, Any]] = {}
     declared = set()
     for spec in declared_deployments():
         flow = declared_flow(spec)
         forms[spec["entrypoint"]] = form_of(flow)
         declared.add(f"{flow.name}/{spec['name']}")
-        yield _compared(spec, standing)
-    for name, deployment in standing.items():
+        yield _compare(spec, deployments)
+    for name, deployment in deployments.items():
         entrypoint = deployment.entrypoint and current_entrypoint(deployment.entrypoint)
         if entrypoint != deployment.entrypoint:
-            yield failed("deployment", "It names its flow as an older version did.", UPGRADE, subject=name)
+            yield failed("deployment", "It refers to its flow as an older version did.", UPGRADE_REMEDY, subject=name)
         elif name not in declared and entrypoint in forms and deployment.parameter_openapi_schema != forms[entrypoint]:
-            yield failed("deployment", OTHER_FORM, UPGRADE, subject=name)
+            yield failed("deployment", OTHER_PARAMETERS, UPGRADE_REMEDY, subject=name)
         if name.startswith(f"{DOWNLOAD}/"):
-            yield from filter_mistakes(name, deployment.parameters.get("filter"))
+            yield from check_filter(name, deployment.parameters.get("filter"))
 
 
-def filter_mistakes(name: str, filter_: object) -> Iterator[Finding]:
-    """A filter that no run takes: mistyped in the UI, or accepted by an older version although nothing matched it."""
+def check_filter(name: str, filter_: object) -> Iterator[Finding]:
+    """Report an invalid filter: mistyped in the UI, or accepted by an older version although it matches nothing."""
     try:
         Filter.model_validate(filter_ or {})
     except ValidationError as error:
-        # Patterns may hold a customer's name: the sentence is for the terminal alone.
+        # Patterns may contain a customer's name, so the details go to the terminal only.
         text = "Its filter is not valid, so each of its runs fails."
         remedy = "Correct it in the Prefect UI or in its prefect.yaml; `attachments check` names each mistake."
-        yield failed("filter", text, remedy, subject=name, names=[problem(error)])
+        yield failed("filter", text, remedy, subject=name, names=[describe_errors(error)])
 
 
-def blocks_named(standing: Deployments, parameter: str) -> Sequence[str]:
-    """The names of the blocks that the runs of downloads use: `account` or `store`."""
-    downloads = [deployment for name, deployment in standing.items() if name.startswith(f"{DOWNLOAD}/")]
+def block_names(deployments: Deployments, parameter: str) -> Sequence[str]:
+    """The names of the blocks that download deployments use for `parameter`: `account` or `store`."""
+    downloads = [deployment for name, deployment in deployments.items() if name.startswith(f"{DOWNLOAD}/")]
     named = {deployment.parameters.get(parameter, "default") for deployment in downloads} or {"default"}
     return sorted(name for name in named if isinstance(name, str))
 
 
 def is_scheduled(deployment: DeploymentResponse) -> bool:
-    """Whether it runs by itself."""
+    """Whether an active schedule starts its runs."""
     return not deployment.paused and any(schedule.active for schedule in deployment.schedules)
 
 
-def _compared(spec: Mapping[str, Any], standing: Deployments) -> Finding:
+def _compare(spec: Mapping[str, Any], deployments: Deployments) -> Finding:
     flow = declared_flow(spec)
     name = f"{flow.name}/{spec['name']}"
-    deployment = standing.get(name)
+    deployment = deployments.get(name)
     if deployment is None:
-        return failed("deployment", "There is none of this name.", SETUP, subject=name)
+        return failed("deployment", "It does not exist.", SETUP_REMEDY, subject=name)
     expected = as_deployed(flow, spec["name"])
     place = spec["work_pool"]
     lost = "another" if deployment.work_pool_name else "no"
     broken = (
-        (deployment.entrypoint != expected.entrypoint, "It starts other code than the installed one.", UPGRADE),
-        (deployment.parameter_openapi_schema != form_of(flow), OTHER_FORM, UPGRADE),
+        (
+            deployment.entrypoint != expected.entrypoint,
+            "It starts other code than the installed version.",
+            UPGRADE_REMEDY,
+        ),
+        (deployment.parameter_openapi_schema != form_of(flow), OTHER_PARAMETERS, UPGRADE_REMEDY),
         (
             deployment.work_pool_name != place["name"],
-            f"It stands in {lost} work pool, so no worker of ours takes its runs.",
-            SETUP,
+            f"It uses {lost} work pool, so no worker of this project takes its runs.",
+            SETUP_REMEDY,
         ),
     )
     odd = (
         (
             deployment.work_queue_name != place.get("work_queue_name", "default"),
-            "It stands in another queue than it should.",
-            SETUP,
+            "It is in the wrong work queue.",
+            SETUP_REMEDY,
         ),
         (
             deployment.paused and not spec.get("paused"),
-            "It is paused in Prefect, so it runs by hand or webhook alone, and never by a schedule.",
+            "It is paused in Prefect, so only people and webhooks start it, never a schedule.",
             "Resume it in the Prefect UI under Deployments.",
         ),
         (
             deployment.version != expected.version,
-            "It was made from another version of the same flow, with the same parameters.",
-            UPGRADE,
+            "It was created from another version of the same flow, with the same parameters.",
+            UPGRADE_REMEDY,
         ),
     )
     failures = (failed("deployment", text, remedy, subject=name) for is_so, text, remedy in broken if is_so)
     warnings = (warning("deployment", text, remedy, subject=name) for is_so, text, remedy in odd if is_so)
-    return next(chain(failures, warnings), ok("deployment", "It is current.", subject=name))
+    return next(chain(failures, warnings), ok("deployment", "It is up to date.", subject=name))
 
 
 def _by_name(flows: Sequence[str]) -> dict[str, Any]:

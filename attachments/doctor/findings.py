@@ -1,4 +1,4 @@
-"""What the doctor says of one thing that it has looked at."""
+"""The result of one check."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,10 +12,10 @@ Status = Literal["ok", "warning", "failed"]
 
 
 class Finding(BaseModel):
-    """One line of the doctor's.
+    """One line of the doctor's output.
 
-    `check` is the stable name of what was looked at, `subject` which one of several; `text` says how it is and
-    `remedy` what to do about it. None of these holds a customer's name or address: they go to Prefect as well.
+    `check` is the check's stable name, `subject` which of several objects it checked; `text` says what was found and
+    `remedy` what to do. None of these contains a customer's name or address, because they also go to Prefect.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -26,11 +26,11 @@ class Finding(BaseModel):
     text: str
     remedy: str = ""
     names: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
-    """For the terminal of whoever asks, and for nothing else."""
+    """Printed only on the caller's terminal."""
 
     @property
     def about(self) -> str:
-        """What was looked at, in a few words."""
+        """The check and its subject."""
         return f"{self.check} {self.subject}" if self.subject else self.check
 
     def __str__(self) -> str:
@@ -39,22 +39,22 @@ class Finding(BaseModel):
 
 
 def ok(check: str, text: str, *, subject: str | None = None, names: Sequence[str] = ()) -> Finding:
-    """It is as it should be."""
+    """A check that passed."""
     return Finding(check=check, subject=subject, status="ok", text=text, names=tuple(names))
 
 
 def warning(check: str, text: str, remedy: str = "", *, subject: str | None = None) -> Finding:
-    """It works, or could not be looked at; somebody should know."""
+    """Something works but needs attention, or could not be checked."""
     return Finding(check=check, subject=subject, status="warning", text=text, remedy=remedy)
 
 
 def failed(check: str, text: str, remedy: str, *, subject: str | None = None, names: Sequence[str] = ()) -> Finding:
-    """It does not work until somebody does something."""
+    """Something does not work until a person corrects it."""
     return Finding(check=check, subject=subject, status="failed", text=text, remedy=remedy, names=tuple(names))
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """All of it in one sentence, that names what failed."""
+    """One sentence with the counts and the failed checks."""
     counts = Counter(finding.status for finding in findings)
     warnings = f", {counted(counts['warning'], 'warning')}" if counts["warning"] else ""
     if not counts["failed"]:
@@ -64,5 +64,5 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def by_urgency(findings: Iterable[Finding]) -> list[Finding]:
-    """What failed, then the warnings, then what is as it should be; each as it was looked at."""
+    """Failures first, then warnings, then passed checks; otherwise in the original order."""
     return sorted(findings, key=lambda finding: ("failed", "warning", "ok").index(finding.status))

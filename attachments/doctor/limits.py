@@ -1,4 +1,4 @@
-"""The limits that keep the calls below the vendor's cap, and leave a share of it to live mail."""
+"""Checks the limits that keep calls below the vendor's cap and reserve a share of it for live mail."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +15,7 @@ from attachments.prefect_api.url_path import path_part
 from attachments.rate_limit.fleet_pause import pause_variable
 
 CAP = 100  # calls a minute for the whole account (getting-started/rate-limits)
-UPDATE = "prefect global-concurrency-limit update"
+UPDATE_COMMAND = "prefect global-concurrency-limit update"
 
 Limit = GlobalConcurrencyLimitResponse
 
@@ -29,7 +29,7 @@ class Capacity(Enum):
 
 
 def read_limit(client: SyncPrefectClient, name: str) -> Limit | None:
-    """The limit of that name, None when there is none."""
+    """The limit of that name; None if there is none."""
     try:
         return client.read_global_concurrency_limit_by_name(path_part(name))
     except ObjectNotFound:
@@ -37,30 +37,32 @@ def read_limit(client: SyncPrefectClient, name: str) -> Limit | None:
 
 
 def is_paused(client: SyncPrefectClient, name: str) -> bool:
-    """Whether calls under that limit wait for the end of a pause, which a 429 has begun."""
+    """Whether calls under that limit are paused after a 429."""
     variable = client.read_variable_by_name(pause_variable(name))
-    told = variable.value if variable else None
+    pause = variable.value if variable else None
     with suppress(KeyError, TypeError, ValueError):
-        return isinstance(told, Mapping) and datetime.fromisoformat(str(told["until"])) > datetime.now(UTC)
+        return isinstance(pause, Mapping) and datetime.fromisoformat(str(pause["until"])) > datetime.now(UTC)
     return False
 
 
 def capacity_of(limit: Limit | None) -> Capacity:
-    """Whether the doctor may call the vendor under it."""
+    """Whether the limit allows the doctor to call Emailgistics."""
     if limit is None or not limit.active or limit.limit < 1:
         return Capacity.NONE
     return Capacity.FULL if limit.active_slots >= limit.limit else Capacity.FREE
 
 
-def look_at_limits(account: EmailgisticsAccount, limit: Limit | None, backlog: Limit | None) -> Iterator[Finding]:
-    """The two limits of an account's."""
+def check_limits(account: EmailgisticsAccount, limit: Limit | None, backlog: Limit | None) -> Iterator[Finding]:
+    """Check an account's two limits."""
     yield _unsafe(account.limit_name, limit) or ok("limit", _size(limit), subject=account.limit_name)
     if backlog is not None and limit is not None and limit.active and 0 < limit.limit <= backlog.limit:
-        text = f"A backfill may make {backlog.limit} calls a minute, which leaves live mail nothing of {limit.limit}."
+        text = (
+            f"A backfill may make {backlog.limit} calls per minute of {limit.limit}, which leaves none for live mail."
+        )
         share = min(limit.limit, CAP) * 6 // 10
-        remedy = f"Make it smaller: `{UPDATE} {backlog.name} --limit {share}`."
+        remedy = f"Make it smaller: `{UPDATE_COMMAND} {backlog.name} --limit {share}`."
         if not share:
-            remedy = f"Make the other larger: `{UPDATE} {limit.name} --limit {CAP}`."
+            remedy = f"Make the other larger: `{UPDATE_COMMAND} {limit.name} --limit {CAP}`."
         yield failed("limit", text, remedy, subject=backlog.name)
         return
     name = account.backlog_limit_name
@@ -68,26 +70,30 @@ def look_at_limits(account: EmailgisticsAccount, limit: Limit | None, backlog: L
 
 
 def _unsafe(name: str, limit: Limit | None) -> Finding | None:
-    """What is wrong with a limit by itself."""
+    """The finding for a limit that is missing or unsafe; None if it is safe."""
     if limit is None:
-        text = "There is none of this name, so nothing would keep the calls below the cap: runs refuse to call."
-        return failed("limit", text, "Run `attachments setup`, which makes it.", subject=name)
+        text = "It does not exist, so nothing would keep the calls below the cap, and runs make none."
+        return failed("limit", text, "Run `attachments setup`, which creates it.", subject=name)
     problems: Sequence[tuple[bool, str, str]] = (
         (
             not limit.active,
-            "It is switched off, so nothing would keep the calls below the cap: runs refuse to call.",
-            f"Switch it on: `{UPDATE} {name} --enable`.",
+            "It is switched off, so nothing would keep the calls below the cap, and runs make none.",
+            f"Switch it on: `{UPDATE_COMMAND} {name} --enable`.",
         ),
-        (limit.limit < 1, "It is 0, so no call is ever made.", f"Make it larger: `{UPDATE} {name} --limit {CAP}`."),
+        (
+            limit.limit < 1,
+            "It is 0, so no call is ever made.",
+            f"Make it larger: `{UPDATE_COMMAND} {name} --limit {CAP}`.",
+        ),
         (
             limit.limit > CAP,
-            f"It lets {limit.limit} calls a minute through; Emailgistics allows {CAP} for the whole account.",
-            f"Make it smaller: `{UPDATE} {name} --limit {CAP}`.",
+            f"It allows {limit.limit} calls per minute; Emailgistics allows {CAP} for the whole account.",
+            f"Make it smaller: `{UPDATE_COMMAND} {name} --limit {CAP}`.",
         ),
         (
             limit.slot_decay_per_second > 0,
-            "Its slots come free by themselves, before their minute is over: more calls go through than it says.",
-            f"Switch that off: `{UPDATE} {name} --slot-decay-per-second 0`.",
+            "Its slots are released before their minute is over, so it allows more calls than its value.",
+            f"Switch that off: `{UPDATE_COMMAND} {name} --slot-decay-per-second 0`.",
         ),
     )
     return next((failed("limit", text, remedy, subject=name) for wrong, text, remedy in problems if wrong), None)

@@ -1,6 +1,6 @@
-"""Schedules: whether Prefect plans runs of the deployments that have one switched on.
+"""Checks that Prefect plans runs for the deployments with an active schedule.
 
-A server whose scheduler fails says so in its own log alone, and everything else works.
+A server whose scheduler fails reports it only in its own log, while everything else works.
 """
 
 import asyncio
@@ -15,27 +15,27 @@ from pydantic import TypeAdapter
 
 from attachments.doctor.deployments import Deployments, is_scheduled
 from attachments.doctor.findings import Finding, failed, ok, warning
-from attachments.doctor.probe import asked
+from attachments.doctor.probe import request_json
 from attachments.foundation import cancellation
 
-PLANNED = "auto-scheduled"
-"""The tag that Prefect gives to the runs of a schedule."""
+SCHEDULED_TAG = "auto-scheduled"
+"""Prefect's tag for the runs of a schedule."""
 _server_schedule: TypeAdapter[CronSchedule | IntervalSchedule | RRuleSchedule] = TypeAdapter(
     CronSchedule | IntervalSchedule | RRuleSchedule
 )
-LOOK_AGAIN = 6.0  # seconds; a deployment that was just resumed is seen to every five
+RECHECK_DELAY = 6.0  # seconds; Prefect processes resumed deployments every five
 HORIZON = timedelta(days=99)
-"""Prefect plans runs for 100 days (PREFECT_SERVER_SERVICES_SCHEDULER_MAX_SCHEDULED_TIME), a look at a time."""
-NEW = timedelta(minutes=3)
-"""Prefect looks through all schedules once a minute."""
+"""Prefect plans runs for 100 days (PREFECT_SERVER_SERVICES_SCHEDULER_MAX_SCHEDULED_TIME)."""
+SCHEDULER_DELAY = timedelta(minutes=3)
+"""Prefect processes all schedules once a minute."""
 
 
-def look_at_schedules(client: SyncPrefectClient, standing: Deployments) -> Iterator[Finding]:
-    """Each deployment that runs by itself: whether a run of it is planned."""
-    scheduled = {name: deployment for name, deployment in standing.items() if is_scheduled(deployment)}
+def check_schedules(client: SyncPrefectClient, deployments: Deployments) -> Iterator[Finding]:
+    """Check that each scheduled deployment has a planned run."""
+    scheduled = {name: deployment for name, deployment in deployments.items() if is_scheduled(deployment)}
     missing = _missing(client, scheduled)
     if missing:
-        cancellation.sleep(LOOK_AGAIN)
+        cancellation.sleep(RECHECK_DELAY)
         missing = _missing(client, missing)
     for name, deployment in scheduled.items():
         if name not in missing:
@@ -48,55 +48,55 @@ def look_at_schedules(client: SyncPrefectClient, standing: Deployments) -> Itera
         elif due == []:
             yield warning(
                 "schedule",
-                "Its schedule has ended: it does not run by itself any more.",
+                "Its schedule has ended, so it no longer starts runs.",
                 "If it should, give the schedule a later end in the Prefect UI, or a new one; else switch the schedule "
                 "off.",
                 subject=name,
             )
         elif _is_new(deployment):
-            text = "It was changed just now, and Prefect has planned no run yet."
+            text = "It was changed a moment ago, and Prefect has not planned a run yet."
             yield warning("schedule", text, "Look again in some minutes.", subject=name)
         else:
             yield failed(
                 "schedule",
-                "It is switched on, and Prefect plans no run: it never runs by itself.",
+                "It is active, but Prefect plans no run, so it never starts one.",
                 "Look for errors of the scheduler in the Prefect server's log, and at the schedule in the UI.",
                 subject=name,
             )
 
 
 def _missing(client: SyncPrefectClient, deployments: Deployments) -> Deployments:
-    """Those without a run of their schedules that is still to come."""
+    """Those without a planned run in the future."""
     missing = {}
     for name, deployment in deployments.items():
         to_come = {
             "deployment_id": {"any_": [str(deployment.id)]},
-            "tags": {"all_": [PLANNED]},
+            "tags": {"all_": [SCHEDULED_TAG]},
             "expected_start_time": {"after_": datetime.now(UTC).isoformat()},
         }
-        if not asked(client, "POST", "/flow_runs/count", {"flow_runs": to_come}):
+        if not request_json(client, "POST", "/flow_runs/count", {"flow_runs": to_come}):
             missing[name] = deployment
     return missing
 
 
 def _next_dates(deployment: DeploymentResponse) -> list[datetime] | None:
-    """The next date of each of its schedules that are on and have one, the earliest first, by Prefect's own reckoning.
+    """The next date of each active schedule that has one, the earliest first, as Prefect's own code computes them.
 
-    None when Prefect cannot reckon one of them.
+    None if Prefect cannot compute one of them.
     """
     active = [scheduled.schedule for scheduled in deployment.schedules if scheduled.active]
     try:
         return sorted(date for one in active for date in asyncio.run(_server_side(one).get_dates(1)))
     except ValueError:
-        return None  # Prefect 3.9.1 cannot reckon with whenever 0.10 before Python 3.13, and then plans nothing
+        return None  # with whenever 0.10 before Python 3.13, Prefect 3.9.1 cannot compute dates, and then plans no runs
 
 
 def _server_side(schedule: SCHEDULE_TYPES) -> CronSchedule | IntervalSchedule | RRuleSchedule:
-    """The client's own schedules cannot reckon."""
+    """The server's schedule; the client's cannot compute dates."""
     return _server_schedule.validate_python(schedule.model_dump())
 
 
 def _is_new(deployment: DeploymentResponse) -> bool:
-    """Whether a schedule of it that is on has changed just now."""
+    """Whether an active schedule was changed within `SCHEDULER_DELAY`."""
     changed = [schedule.updated for schedule in deployment.schedules if schedule.active]
-    return any(moment is not None and datetime.now(UTC) - moment < NEW for moment in changed)
+    return any(moment is not None and datetime.now(UTC) - moment < SCHEDULER_DELAY for moment in changed)

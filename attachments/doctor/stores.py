@@ -1,4 +1,4 @@
-"""The stores: whether they take, hand back and let go of something small."""
+"""Checks that the stores can write, read and delete a small object."""
 
 from attachments.blocks import AttachmentStore
 from attachments.doctor.findings import Finding, failed, ok, warning
@@ -6,8 +6,8 @@ from attachments.foundation.numerals import counted
 from attachments.storage import StoreError
 
 
-def look_at_store(block: AttachmentStore, subject: str) -> Finding:
-    """Whether it can be written and read, which leaves nothing behind, and whether it encrypts."""
+def check_store(block: AttachmentStore, subject: str) -> Finding:
+    """Check that the store can be written and read, which leaves nothing behind, and whether it encrypts."""
     try:
         store = block.store()
         found = store.probe()
@@ -25,15 +25,16 @@ def look_at_store(block: AttachmentStore, subject: str) -> Finding:
         case "kept":
             return warning(
                 "store",
-                f"{store.url} can be written and read, but nothing can be removed: what dead writers leave stays. "
+                f"{store.url} can be written and read, but nothing can be deleted: the leftovers of crashed writers "
+                "stay. "
                 f"{encryption}",
-                "Grant us to delete, for `attachments verify --clean` and retention.",
+                "Grant permission to delete, for `attachments verify --clean` and retention.",
                 subject=subject,
             )
         case "not made yet":
             return warning(
                 "store",
-                f"{store.url} does not exist on this machine; the first run makes it. {encryption}",
+                f"{store.url} does not exist on this machine; the first run creates it. {encryption}",
                 "If it should be there, mount it before a worker starts.",
                 subject=subject,
             )
@@ -41,22 +42,23 @@ def look_at_store(block: AttachmentStore, subject: str) -> Finding:
 
 def _encryption(block: AttachmentStore) -> str:
     if not block.age_recipients:
-        return "Attachments are stored without encryption of ours."
+        return "Attachments are stored without age encryption."
     return f"Attachments are encrypted to {counted(len(block.age_recipients), 'age recipient')}."
 
 
 def _without_recipients(url: str, subject: str, *, is_allowed: bool) -> Finding:
-    """A store that has encrypted before, and whose block has no recipients now."""
+    """The finding for a store that has encrypted before, and whose block has no recipients now."""
     if is_allowed:
         return warning(
             "store",
-            f"{url} has encrypted attachments before, and stores them unencrypted now, as its block allows.",
-            "If that is not meant, put the age recipients back into the block and switch Allow plaintext off.",
+            f"{url} has stored encrypted attachments before, and now stores them unencrypted, as its block allows.",
+            "If that is not intended, put the age recipients back into the block and switch Allow plaintext off.",
             subject=subject,
         )
     return failed(
         "store",
-        f"{url} has encrypted attachments before, and its block has no age recipients now: it stores nothing.",
+        f"{url} has stored encrypted attachments before, and its block has no age recipients now, so it stores "
+        "nothing.",
         "Put the recipients back into the block. To store unencrypted on purpose, switch on its field Allow plaintext.",
         subject=subject,
     )

@@ -1,10 +1,10 @@
-"""Message ids as people hand them over: a list, or a file (`message_ids_source` says from where).
+"""Message ids as a user supplies them: a list, or a file (`message_ids_source` says from where).
 
-A file has one id a line, or is CSV with a column `messageId`, or JSON lines with that name. Which one it is shows in
-its first line. It is read once, as a stream, and its ids wait in a file on the local disk until they are used: its
-length does not matter, nor what becomes of it or its storage meanwhile. Nothing that a file holds gets into an error's
-text: what stands in the wrong place may be anything. Nor does it get any further: only what can be an id of Microsoft
-Graph's, or a message key, is taken from it. Knows no Prefect.
+A file has one id a line, or is CSV with a column `messageId`, or JSON lines with that name. The first line shows which.
+It is read once, as a stream, and its ids are kept in a local temporary file until they are used, so neither its length
+nor a later change of the file or its storage matters. No error text quotes the file, because it may be the wrong file
+and contain anything. Only what can be an id of Microsoft Graph, or a message key, is accepted. Does not depend on
+Prefect.
 """
 
 from __future__ import annotations
@@ -24,24 +24,26 @@ from attachments.foundation.message_id import mistake_in, normalized
 from attachments.storage.errors import StoreError
 
 COLUMN = "messageId"
-LONGEST = 1024  # characters of an id; Microsoft Graph's have up to 250
-LONGEST_LINE = 1024 * 1024  # bytes
-MOST_IDS = 2_000_000  # a backfill works on them for 46 days
-MOST_LINES = 10_000_000
-MOST_BYTES = 1024 * 1024 * 1024  # of a file, and of what it unpacks to
-MOST_RATIO = 100  # bytes for each packed one; ids of one mailbox, which share most of their letters, reach 15
-RATIO_FROM = 1024 * 1024  # bytes that are unpacked before the ratio counts
-MOST_MEMBERS = 100_000  # of a packed file, one behind the other; bgzip makes one for each 64 KiB
-READ = 1024 * 1024  # bytes at a time
-PACKED = 64 * 1024  # the same of what is packed
+MAX_ID_LENGTH = 1024  # characters of an id; those of Microsoft Graph have up to 250
+MAX_LINE_LENGTH = 1024 * 1024  # bytes
+MAX_IDS = 2_000_000  # a backfill of so many takes 46 days
+MAX_LINES = 10_000_000
+MAX_BYTES = 1024 * 1024 * 1024  # of a file, also when decompressed
+MAX_RATIO = (
+    100  # decompressed bytes per compressed byte; ids of one mailbox, which share most of their letters, reach 15
+)
+RATIO_CHECKED_FROM = 1024 * 1024  # decompressed bytes from which the ratio is checked
+MAX_MEMBERS = 100_000  # concatenated gzip members of a file; bgzip writes one for each 64 KiB
+BUFFER_SIZE = 1024 * 1024  # bytes
+COMPRESSED_BUFFER_SIZE = 64 * 1024  # bytes
 GRAPH_ID = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 """base64, in either alphabet (api/messages/list-attachments)."""
 DELIMITERS = ",;\t|"
 HEADINGS = frozenset({"id", "ids", "message", "message_id", "message-id", "message id", "internetmessageid", "key"})
-"""First lines that are no ids, but the heading of a column with another name."""
+"""First lines that are not ids, but the heading of a column with another name."""
 GZIP, ZIP, BOM = b"\x1f\x8b", b"PK\x03\x04", b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
-NEVER = {
+FORBIDDEN_CHARACTERS = {
     '"': "a quotation mark",
     ",": "a comma",
     ";": "a semicolon",
@@ -49,29 +51,32 @@ NEVER = {
     "{": "a brace",
     "}": "a brace",
 }
-"""What stands in a file of another form, and in no id: Microsoft Graph's are base64."""
-RULE = frozenset("-=_+|:*~# \t")
-NOT_UTF8 = "The file of ids is UTF-16. Save it as UTF-8."
-NOT_THERE = "There is no file of ids at that URL, or what holds it does not answer the worker. Check host and path."
-ONE_A_LINE = f"Give the file one id a line, or a heading with {COLUMN}."
+"""Characters of other file formats that no id contains: those of Microsoft Graph are base64."""
+RULE_CHARACTERS = frozenset("-=_+|:*~# \t")
+UTF16_MESSAGE = "The file of ids is UTF-16. Save it as UTF-8."
+NOT_FOUND_MESSAGE = (
+    "There is no file of ids at that URL, or its server does not respond to the worker. Check host and path."
+)
+FORMAT_HINT = f"Write one id per line, or add a heading with {COLUMN}."
 
 
 class IdsError(Exception):
-    """What was handed over cannot be used; the text says where, and what to write."""
+    """The ids cannot be used; the text says where the problem is, and what to write."""
 
 
-Open = Callable[[], BinaryIO]
+FileOpener = Callable[[], BinaryIO]
 
 
-def listed_ids(ids: Iterable[str]) -> tuple[str, ...]:
-    """The ids of a list, without blanks around them. Raises IdsError."""
-    return tuple(_checked(normalized(one), f"Number {n} of the message ids") for n, one in enumerate(ids, 1))
+def checked_ids(ids: Iterable[str]) -> tuple[str, ...]:
+    """The ids of a list, without surrounding blanks. Raises IdsError."""
+    return tuple(_check(normalized(one), f"Number {n} of the message ids") for n, one in enumerate(ids, 1))
 
 
 class Ids:
-    """The ids of a file, in its order, duplicates too. Any thread may go through them, once.
+    """The ids of a file, in its order, with duplicates. Any thread may iterate over them, once.
 
-    They wait in a file without a name, which goes after the last one, when this is closed, or when the process dies.
+    They are kept in a nameless temporary file, which is deleted after the last id, on `close`, or when the process
+    dies.
     """
 
     def __init__(self, file: IO[bytes], count: int) -> None:
@@ -87,17 +92,17 @@ class Ids:
                 yield line.decode().removesuffix("\n")
 
     def close(self) -> None:
-        """Whoever still goes through them gets a ValueError."""
+        """Close the file; a thread that is still iterating gets a ValueError."""
         self._file.close()
 
 
-def read_ids(open_file: Open) -> Ids:
-    """Reads and checks all of a file. To be closed by the caller.
+def read_ids(open_file: FileOpener) -> Ids:
+    """Read and check a whole file. The caller closes the result.
 
     Raises:
-        IdsError: The first line that is wrong, a file that cannot be read or is too large, or no room for its ids.
-        StoreError: The store that holds it does not hand it out.
-        RunCancelled: The run was cancelled meanwhile.
+        IdsError: A line is wrong, the file cannot be read or is too large, or there is no room for its ids.
+        StoreError: The store that holds the file cannot be read.
+        RunCancelled: The run was cancelled.
     """
     try:
         with ExitStack() as stack:
@@ -107,47 +112,47 @@ def read_ids(open_file: Open) -> Ids:
                 cancellation.raise_if_cancelled()
                 file.write(f"{id_}\n".encode())
                 count += 1
-                if count > MOST_IDS:
+                if count > MAX_IDS:
                     raise IdsError(
-                        f"The file holds more than {MOST_IDS:,} ids. Split it, and start a backfill for each."
+                        f"The file holds more than {MAX_IDS:,} ids. Split it, and start a backfill for each."
                     )
             if not count:
                 raise IdsError("The file of ids has a heading and no ids.")
             file.seek(0)
             stack.pop_all()
             return Ids(file, count)
-    except OSError:  # of the temporary file alone: those of the storage are IdsError already
+    except OSError:  # of the temporary file only: those of the storage are IdsError already
         raise IdsError(
-            "The ids cannot be kept in the worker's folder for temporary files: it is full, or may not be written. "
-            "Make room there, or set the worker's TMPDIR to another folder. Then run this again."
+            "The ids cannot be written to the worker's folder for temporary files: it is full, or not writable. Make "
+            "room there, or set the worker's TMPDIR to another folder. Then run this again."
         ) from None
 
 
-def _read(open_file: Open) -> Generator[str]:
-    with _readable(), open_file() as file:
+def _read(open_file: FileOpener) -> Generator[str]:
+    with _translated_errors(), open_file() as file:
         lines = _Lines(file)
         first = next(lines, None)
         if first is None:
-            raise IdsError("The file of ids is empty. Write one message id a line.")
+            raise IdsError("The file of ids is empty. Write one message id per line.")
         yield from _ids(first, lines)
 
 
 def _ids(first: str, lines: _Lines) -> Iterator[str]:
-    """The ids, by the form that the first line shows."""
+    """The ids, parsed in the format that the first line shows."""
     if first.lstrip().startswith("{"):
         return _from_json(first, lines)
     if first.lstrip().startswith("["):
-        raise IdsError('Line 1 begins a JSON array. Write an object a line instead: {"messageId": "…"}')
+        raise IdsError('Line 1 begins a JSON array. Write one object per line instead: {"messageId": "…"}')
     for delimiter in DELIMITERS:
         try:
             row = next(csv.reader([first], delimiter=delimiter))
-        except csv.Error:  # longer than a cell may be
-            raise IdsError(f"Line {lines.number} is neither a message id nor a heading. {ONE_A_LINE}") from None
+        except csv.Error:  # the line is the line is longer than a cell may be
+            raise IdsError(f"Line {lines.number} is neither a message id nor a heading. {FORMAT_HINT}") from None
         heads = [head.strip().casefold() for head in row]
         if COLUMN.casefold() in heads:
             return _from_csv(lines, heads, delimiter)
     if any(delimiter in first.strip() for delimiter in DELIMITERS):
-        raise IdsError(f"Line 1 has several columns, and none is named {COLUMN}. Name the column with the ids so.")
+        raise IdsError(f"Line 1 has several columns, and none is named {COLUMN}. Give that name to the column of ids.")
     if first.strip().strip('"').casefold() in HEADINGS:
         raise IdsError(f"Line {lines.number} is a heading. Name that column {COLUMN}, or leave the heading out.")
     return _from_lines(first, lines)
@@ -155,18 +160,18 @@ def _ids(first: str, lines: _Lines) -> Iterator[str]:
 
 def _is_rule(line: str) -> bool:
     """Whether the line is a rule, such as `-----+-----`, which database clients draw under the heading."""
-    return RULE.issuperset(line)
+    return RULE_CHARACTERS.issuperset(line)
 
 
 def _from_lines(first: str, lines: _Lines) -> Iterator[str]:
-    yield _of_line(first, lines.number)
+    yield _parse_line(first, lines.number)
     for line in lines:
-        yield _of_line(line, lines.number)
+        yield _parse_line(line, lines.number)
 
 
 def _from_csv(lines: _Lines, heads: Sequence[str], delimiter: str) -> Iterator[str]:
     column = heads.index(COLUMN.casefold())
-    # Strict: a quote that is never closed would swallow the lines behind it.
+    # Strict: otherwise an unclosed quote would swallow the lines after it.
     rows = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True)
     is_first = True
     try:
@@ -176,12 +181,12 @@ def _from_csv(lines: _Lines, heads: Sequence[str], delimiter: str) -> Iterator[s
             is_first = False
             if len(row) > len(heads):
                 raise IdsError(
-                    f"Line {lines.number} has more columns than the heading, so nobody knows which holds the id. Put "
-                    "values that hold the delimiter into quotation marks, and one id alone into a row."
+                    f"Line {lines.number} has more columns than the heading, so it is unclear which one is the id. "
+                    "Quote values that contain the delimiter, and write one id per row."
                 )
-            yield _of_line(row[column] if column < len(row) else "", lines.number)
+            yield _parse_line(row[column] if column < len(row) else "", lines.number)
     except csv.Error:
-        raise IdsError(f"Line {lines.number} is no CSV. Look for a quote that is not closed, before it.") from None
+        raise IdsError(f"Line {lines.number} is not valid CSV. Look for an unclosed quote before it.") from None
 
 
 def _from_json(first: str, lines: _Lines) -> Iterator[str]:
@@ -193,81 +198,79 @@ def _from_json(first: str, lines: _Lines) -> Iterator[str]:
             found = None
         id_ = found.get(COLUMN) if isinstance(found, dict) else None
         if not isinstance(id_, str):
-            raise IdsError(f'Line {lines.number} is no JSON object with a text {COLUMN}: {{"{COLUMN}": "…"}}')
-        yield _of_line(id_, lines.number)
+            raise IdsError(f'Line {lines.number} is not a JSON object with a text {COLUMN}: {{"{COLUMN}": "…"}}')
+        yield _parse_line(id_, lines.number)
         line = next(lines, None)
 
 
-def _of_line(text: str, number: int) -> str:
-    """The id on a line of a file, without blanks around it. Raises IdsError.
+def _parse_line(text: str, number: int) -> str:
+    """The id on a line of a file, without surrounding blanks. Raises IdsError.
 
-    Stricter than for a list: a file is easily the wrong one, and each of its lines would become a run.
+    Stricter than for a list: someone may give the wrong file, and each of its lines would become a run.
     """
     id_ = normalized(text)
-    for letter, name in NEVER.items():
+    for letter, name in FORBIDDEN_CHARACTERS.items():
         if letter in id_:
-            raise IdsError(f"Line {number} is no message id: it holds {name}. {ONE_A_LINE}")
+            raise IdsError(f"Line {number} is not a message id: it contains {name}. {FORMAT_HINT}")
     if id_ and _is_rule(id_):
-        raise IdsError(f"Line {number} is no message id: it is a rule, as of a table. {ONE_A_LINE}")
+        raise IdsError(f"Line {number} is not a message id: it is a table's ruling line. {FORMAT_HINT}")
     if not id_.isascii():
-        raise IdsError(f"Line {number} is no message id: it holds a character that is not ASCII. {ONE_A_LINE}")
-    checked = _checked(id_, f"Line {number}")
+        raise IdsError(f"Line {number} is not a message id: it contains a character that is not ASCII. {FORMAT_HINT}")
+    checked = _check(id_, f"Line {number}")
     if not GRAPH_ID.fullmatch(checked):
         raise IdsError(
-            f"Line {number} is no message id: that is letters and digits, with + / - _ among them and = at most at its "
-            f"end. {ONE_A_LINE}"
+            f"Line {number} is not a message id: an id consists of letters, digits and + / - _, with = only at its "
+            f"end. {FORMAT_HINT}"
         )
     return checked
 
 
-def _checked(id_: str, where: str) -> str:
-    """The id as it is. Raises IdsError for what cannot be one."""
-    if id_.isascii() and id_.isprintable() and " " not in id_ and 0 < len(id_) <= LONGEST:
+def _check(id_: str, where: str) -> str:
+    """The id unchanged. Raises IdsError if it cannot be one."""
+    if id_.isascii() and id_.isprintable() and " " not in id_ and 0 < len(id_) <= MAX_ID_LENGTH:
         if id_[0] == "<" and "@" in id_:
-            raise IdsError(f"{where} is an internetMessageId. Emailgistics wants its own {COLUMN}.")
+            raise IdsError(f"{where} is an internetMessageId. Use the {COLUMN} of Emailgistics instead.")
         return id_
     if not id_:
         raise IdsError(f"{where} has no {COLUMN}. Write one, or remove it.")
-    if len(id_) > LONGEST:
-        raise IdsError(f"{where} is no message id: it has over {LONGEST:,} characters.")
+    if len(id_) > MAX_ID_LENGTH:
+        raise IdsError(f"{where} is not a message id: it has over {MAX_ID_LENGTH:,} characters.")
     mistake = mistake_in(id_)
     if mistake is not None:
-        raise IdsError(f"{where} is no message id: {mistake}.")
+        raise IdsError(f"{where} is not a message id: {mistake}.")
     return id_
 
 
 class _Lines(Iterator[str]):
-    """The lines of a file that are not blank, without their ends; `number` is the last one's, from 1."""
+    """The non-blank lines of a file, without line ends; `number` is that of the last line, from 1."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.number = 0
         self._is_begun = False
         start = file.read(len(ZIP))
-        whole = cast("BinaryIO", io.BufferedReader(_Rest(start, file), READ))
+        whole = cast("BinaryIO", io.BufferedReader(_CountedReader(start, file), BUFFER_SIZE))
         if start.startswith(ZIP):
             raise IdsError("The file of ids is a workbook or an archive. Save it as text or CSV.")
         if start.startswith(UTF16):
-            raise IdsError(NOT_UTF8)
-        # By content and not by name: some web servers unpack what they send.
+            raise IdsError(UTF16_MESSAGE)
+        # By content and not by name: some web servers decompress what they send.
         if start.startswith(GZIP):
-            whole = cast("BinaryIO", io.BufferedReader(_Unpacked(whole), READ))
+            whole = cast("BinaryIO", io.BufferedReader(_GzipReader(whole), BUFFER_SIZE))
         self._file = whole
 
     def __next__(self) -> str:
-        while raw := self._file.readline(LONGEST_LINE):
+        while raw := self._file.readline(MAX_LINE_LENGTH):
             self.number += 1
-            if self.number > MOST_LINES:
-                raise IdsError(
-                    f"The file of ids has more than {MOST_LINES:,} lines. Split it, or leave blank ones out."
-                )
+            if self.number > MAX_LINES:
+                raise IdsError(f"The file of ids has more than {MAX_LINES:,} lines. Split it, or leave blank ones out.")
             if not self._is_begun and b"\0" in raw:
-                raise IdsError(NOT_UTF8)
-            # The first line alone: a later one of a CSV may have it in a quoted cell.
+                raise IdsError(UTF16_MESSAGE)
+            # Only in the first line: a later line of a CSV may have it in a quoted cell.
             if not self._is_begun and b"\r" in raw.strip():
-                raise IdsError("The file of ids has line ends of CR alone. Save it with LF or CRLF line ends.")
-            if len(raw) >= LONGEST_LINE:
+                raise IdsError("The file of ids ends its lines with CR only. Save it with LF or CRLF line ends.")
+            if len(raw) >= MAX_LINE_LENGTH:
                 raise IdsError(
-                    f"Line {self.number} is longer than {LONGEST_LINE:,} bytes. Write one message id a line."
+                    f"Line {self.number} is longer than {MAX_LINE_LENGTH:,} bytes. Write one message id per line."
                 )
             try:
                 line = (raw.removeprefix(BOM) if self.number == 1 else raw).decode().rstrip("\r\n")
@@ -279,8 +282,8 @@ class _Lines(Iterator[str]):
         raise StopIteration
 
 
-class _Rest(io.RawIOBase):
-    """A file of which the start has been read already, whole again, up to so many bytes."""
+class _CountedReader(io.RawIOBase):
+    """A file including the start that was already read. Raises IdsError beyond `MAX_BYTES`."""
 
     def __init__(self, start: bytes, file: BinaryIO) -> None:
         super().__init__()
@@ -296,15 +299,15 @@ class _Rest(io.RawIOBase):
         self._start = b""
         buffer[: len(data)] = data
         self._bytes += len(data)
-        if self._bytes > MOST_BYTES:
-            raise IdsError(f"The file of ids is larger than {MOST_BYTES >> 30} GiB. Split it.")
+        if self._bytes > MAX_BYTES:
+            raise IdsError(f"The file of ids is larger than {MAX_BYTES >> 30} GiB. Split it.")
         return len(data)
 
 
-class _Unpacked(io.RawIOBase):
-    """What a file unpacks to that gzip has packed, once or several times one behind the other.
+class _GzipReader(io.RawIOBase):
+    """The decompressed content of a gzip file, which may have several members.
 
-    Not by Python's `gzip`, which does not tell how much of the file it has used up for what it gives.
+    Not Python's `gzip`, which does not report how many compressed bytes it has consumed.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -320,9 +323,9 @@ class _Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Raises EOFError when the file is cut, and zlib.error when it is damaged."""
+        """Raises EOFError if the file is truncated, and zlib.error if it is damaged."""
         while True:
-            self._packed = self._packed or self._file.read(PACKED)
+            self._packed = self._packed or self._file.read(COMPRESSED_BUFFER_SIZE)
             if self._member.eof and not self._next_member():
                 return 0
             is_all = not self._packed
@@ -339,43 +342,46 @@ class _Unpacked(io.RawIOBase):
                 raise EOFError
 
     def _next_member(self) -> bool:
-        """Whether another one follows; zeros after the last one are padding."""
+        """Start the next member. False if there is none; zeros after the last one are padding."""
         while self._packed and not self._packed.lstrip(b"\0"):
-            self._packed = self._file.read(PACKED)
+            self._packed = self._file.read(COMPRESSED_BUFFER_SIZE)
         self._packed = self._packed.lstrip(b"\0")
         if not self._packed:
             return False
         self._member = zlib.decompressobj(zlib.MAX_WBITS | 16)
         self._members += 1
-        if self._members > MOST_MEMBERS:
-            raise IdsError(f"The file of ids is packed in more than {MOST_MEMBERS:,} pieces. Pack it as one.")
+        if self._members > MAX_MEMBERS:
+            raise IdsError(f"The file of ids consists of more than {MAX_MEMBERS:,} gzip members. Compress it as one.")
         return True
 
     def _check(self) -> None:
-        if self._bytes > MOST_BYTES:
-            raise IdsError(f"The file of ids unpacks to more than {MOST_BYTES >> 30} GiB. Split it.")
-        if self._bytes > max(RATIO_FROM, MOST_RATIO * self._used):
+        if self._bytes > MAX_BYTES:
+            raise IdsError(f"The decompressed file of ids is larger than {MAX_BYTES >> 30} GiB. Split it.")
+        if self._bytes > max(RATIO_CHECKED_FROM, MAX_RATIO * self._used):
             raise IdsError(
-                f"The file of ids unpacks to more than {MOST_RATIO} times its size, which lists of ids do not. Look "
-                "what is in it; if it is right, give it unpacked."
+                f"The file of ids decompresses to more than {MAX_RATIO} times its size, unlike a list of ids. Check "
+                "its content; if it is right, supply it uncompressed."
             )
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
-    """One error for whatever a storage, its library or a damaged file raises. Their texts may quote a password."""
+def _translated_errors() -> Iterator[None]:
+    """Translate the errors of storage libraries and damaged files into IdsError. Their texts may quote a password."""
     try:
         yield
     except (IdsError, StoreError, GeneratorExit):
         raise
     except ImportError:
-        raise IdsError("Nothing here reads such a URL of ids: a Python package for its storage is missing.") from None
+        raise IdsError(
+            "The URL of the ids cannot be read here: the Python package for its storage is missing. Install it for the "
+            "worker."
+        ) from None
     except FileNotFoundError:
-        raise IdsError(NOT_THERE) from None
+        raise IdsError(NOT_FOUND_MESSAGE) from None
     except (EOFError, zlib.error):
-        raise IdsError("The file of ids is damaged: it cannot be unpacked to its end. Make it again.") from None
-    except Exception as error:  # noqa: BLE001  every fsspec library has errors of its own
+        raise IdsError("The file of ids is damaged: it cannot be decompressed to its end. Create it again.") from None
+    except Exception as error:  # noqa: BLE001  every fsspec library has its own errors
         raise IdsError(
             f"The file of ids cannot be read ({type(error).__name__}). "
-            "Check the URL, and the rights of the worker's user."
+            "Check the URL, and the permissions of the worker's user."
         ) from None

@@ -13,7 +13,7 @@ NOT_FINAL: dict[Pending, str] = {
     "not-listed": "The webhook says that there are attachments, and Emailgistics lists none yet.",
     "scan-in-progress": "A scanner's placeholder is listed, so an attachment is still to come.",
 }
-"""Why a run that did all it could is not the last one."""
+"""Why a message's list is not final, although the run has done all it could."""
 
 
 def is_settled(
@@ -21,7 +21,7 @@ def is_settled(
 ) -> bool:
     """Whether the manifest shows that nothing is left to do, so that the message need not even be listed.
 
-    One without any attachment settles nothing for a run whose webhook named some.
+    A manifest without attachments settles nothing if the webhook says that there are some.
     """
     if known is None or force or (has_attachments and not known.attachments):
         return False
@@ -29,15 +29,16 @@ def is_settled(
 
 
 def why_not_final(listed: Iterable[Attachment], *, has_attachments: bool | None = None) -> Pending | None:
-    """Why a message's list is not final, so that it has to be read again; None when it is."""
+    """Why a message's list is not final and must be read again; None if it is final."""
     names = [attachment.is_placeholder for attachment in listed]
     if any(names):
         return "scan-in-progress"
     return "not-listed" if has_attachments and not names else None
 
 
-def without_placeholders(listed: Iterable[Attachment], *, force: bool = False) -> tuple[Attachment, ...]:
-    """What of a list is on the message. With `force` all of it: a sender may name a file as a scanner does."""
+def real_attachments(listed: Iterable[Attachment], *, force: bool = False) -> tuple[Attachment, ...]:
+    """The list without scanners' placeholders. With `force` the whole list, because a sender may name a file like
+    one."""
     return tuple(attachment for attachment in listed if force or not attachment.is_placeholder)
 
 
@@ -51,8 +52,8 @@ def settled_entry(
 ) -> ManifestAttachment | None:
     """The entry of an attachment that need not be downloaded; None for one that must be.
 
-    What is stored or purged comes before the filter, and the filter before what cannot be downloaded. With `force`,
-    neither the manifest nor what is stored counts.
+    A stored or purged attachment stays so whatever the filter says; the filter goes before `downloadable`. With
+    `force`, neither the manifest nor the stored object counts.
     """
     key = attachment_key(attachment.id)
     recorded = known.entry(key) if known and not force else None
@@ -61,7 +62,7 @@ def settled_entry(
     if key in existing and not force:
         return stored_entry(attachment, existing[key])
     if is_nameless(attachment.name) and recorded is not None and recorded.name:
-        attachment = attachment.model_copy(update={"name": recorded.name})  # an earlier download had one
+        attachment = attachment.model_copy(update={"name": recorded.name})  # an earlier download supplied it
     unwanted = None if wanted.needs_name(attachment) else unwanted_entry(attachment, wanted)
     if unwanted is None and not attachment.downloadable:
         return new_entry(attachment, outcome="unsupported")
@@ -69,13 +70,13 @@ def settled_entry(
 
 
 def unwanted_entry(attachment: Attachment, wanted: Filter) -> ManifestAttachment | None:
-    """The entry of an attachment that the filter leaves out; None for one that it takes."""
+    """The entry of an attachment that the filter drops; None for one that it selects."""
     decision = wanted.decide(attachment)
     return None if decision.wanted else new_entry(attachment, outcome="filtered", rule=decision.rule)
 
 
-def named(attachment: Attachment, file_name: str | None) -> Attachment:
-    """The attachment under its listed name; under that of its download if the list has none.
+def with_download_name(attachment: Attachment, file_name: str | None) -> Attachment:
+    """The attachment with its listed name, or the name in its download if the list has none.
 
     The listed name comes first because it is the one that the filter and `attachments preview` have seen.
     """
@@ -100,7 +101,7 @@ def stored_entry(attachment: Attachment, stored: StoredObject) -> ManifestAttach
 
 
 def new_entry(attachment: Attachment, **found: object) -> ManifestAttachment:
-    """A manifest entry of the attachment as listed, with what became of it."""
+    """A manifest entry for the listed attachment, with its outcome."""
     return ManifestAttachment.model_validate(
         {
             "id": attachment.id,

@@ -1,4 +1,5 @@
-"""How far the work on many messages is: counts, pace, and when it will end. Knows no Prefect and no names."""
+"""Progress of the work on many messages: counts, rate and estimated end. Contains no names; does not depend on
+Prefect."""
 
 from __future__ import annotations
 
@@ -10,51 +11,51 @@ from types import MappingProxyType
 
 from attachments.foundation.numerals import counted
 
-PACE_OVER = 300.0
-"""Seconds that the pace is taken over: it follows the vendor's mood, and does not jump."""
+RATE_WINDOW = 300.0
+"""Seconds over which the rate is averaged: enough to smooth it, short enough to follow the vendor."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What has become of the messages so far. Every message is in one of them, but `seen`, which is their sum."""
+    """Messages by their state so far. Each message counts in exactly one field, apart from `seen`, the sum."""
 
     seen: int = 0
     """Taken from the stream."""
     duplicates: int = 0
-    """Seen a short while ago already. One from longer ago counts as what it is by then: done, mostly."""
+    """Seen a short while ago. A repetition after a longer time counts by its state then, mostly as done."""
     already_done: int = 0
-    """The manifest settles all: no call was made."""
+    """The manifest leaves nothing to do; no call was made."""
     succeeded: int = 0
     elsewhere: int = 0
-    """Another run is at it, or will be."""
+    """Another run is working on it, or will."""
     for_now: int = 0
-    """Failed for a reason that can pass; another attempt follows by itself."""
+    """Failed for a transient reason; another attempt follows automatically."""
     cancelled: int = 0
-    """Somebody has cancelled the message's run."""
+    """The message's run was cancelled."""
     failed: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """By code, as in a manifest."""
     waiting: int = 0
-    """Looked at, or waiting for a worker."""
+    """Being checked, or waiting for a worker."""
     running: int = 0
 
     @property
     def failures(self) -> int:
-        """Messages that failed and are not tried again by themselves."""
+        """Messages that failed and are not retried automatically."""
         return sum(self.failed.values())
 
     @property
     def unfinished(self) -> int:
-        """Messages that something may still become of in this run."""
+        """Messages that are not finished in this run."""
         return self.waiting + self.running
 
     @property
     def ended(self) -> int:
-        """Messages that nothing more becomes of in this run."""
+        """Messages that are finished in this run."""
         return self.seen - self.unfinished
 
     @property
     def is_all_well(self) -> bool:
-        """Whether every message that has ended is done."""
+        """Whether no message failed or was cancelled so far."""
         return self.failures + self.for_now + self.cancelled == 0
 
     def __str__(self) -> str:
@@ -68,8 +69,8 @@ class Counts:
             (self.cancelled, "cancelled"),
             (self.unfinished, "not finished"),
         ]
-        told = ", ".join(f"{count:,} {words}" for count, words in parts if count)
-        return f"Of {counted(self.seen, 'message')} {told}" if told else "There were no messages"
+        summary = ", ".join(f"{count:,} {words}" for count, words in parts if count)
+        return f"Of {counted(self.seen, 'message')} {summary}" if summary else "There were no messages"
 
     @property
     def codes(self) -> str:
@@ -79,23 +80,23 @@ class Counts:
 
 
 class Tally:
-    """Counts as they grow."""
+    """Accumulates `Counts`."""
 
     def __init__(self) -> None:
         self._counts = Counts()
         self._failed: Counter[str] = Counter()
 
     def add(self, **by: int) -> None:
-        """So many more of each: ``add(seen=1)``."""
+        """Increase counts by these numbers: ``add(seen=1)``."""
         changed = {name: getattr(self._counts, name) + count for name, count in by.items()}
         self._counts = replace(self._counts, **changed)
 
     def add_failed(self, code: str) -> None:
-        """One more that failed, by its code."""
+        """Count one more failure with this code."""
         self._failed[code] += 1
 
     def counts(self, *, running: int = 0) -> Counts:
-        """As they are now; `running` of those that are not finished are under way."""
+        """The current counts; `running` of the unfinished messages have a running run."""
         now = replace(self._counts, failed=MappingProxyType(dict(self._failed)))
         unfinished = now.seen - (
             now.duplicates
@@ -112,28 +113,28 @@ class Tally:
 
 @dataclass(frozen=True)
 class Estimate:
-    """How far it is, at one moment."""
+    """Progress at one point in time."""
 
     total: int | None
-    """Messages in all; None when nobody can say."""
+    """All messages; None if unknown."""
     per_minute: float | None
-    """Messages that ended in a minute lately; None while it is too early to say."""
+    """Messages finished per minute lately; None while it is too early to say."""
     share: float | None
     """Between 0 and 1."""
     end: datetime | None
-    """When it will be over at this pace, in UTC."""
+    """When the work will end at this rate, in UTC."""
 
 
-class Pace:
-    """Estimates from counts, given one after the other. Times are seconds of a monotonic clock."""
+class RateEstimator:
+    """Estimates progress from successive counts. Times are seconds of a monotonic clock."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
     def estimate(self, counts: Counts, total: int | None, now: float, today: datetime | None = None) -> Estimate:
-        """What can be said of `counts`, taken at `now`."""
+        """The estimate for `counts` at time `now`."""
         self._seen.append((now, counts.ended))
-        while len(self._seen) > 2 and now - self._seen[1][0] >= PACE_OVER:  # noqa: PLR2004  the first and the last
+        while len(self._seen) > 2 and now - self._seen[1][0] >= RATE_WINDOW:  # noqa: PLR2004  the first and the last
             self._seen.popleft()
         began, had = self._seen[0]
         per_minute = (counts.ended - had) / (now - began) * 60 if now - began >= 1 else None

@@ -1,4 +1,4 @@
-"""Which attachments are wanted: lists of rules to include and to exclude, by type, name and size."""
+"""Selects attachments: lists of rules to include and to exclude, by type, name and size."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Annotated, Any, Protocol, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from attachments.storage.names import SELECTORS, bounded, is_nameless, safe_name
+from attachments.storage.names import SELECTORS, is_nameless, safe_name, without_middle
 
-# The standard library's own table (never the machine's), and what mail carries that it lacks in some version.
+# The standard library's own table (never the machine's), and types in mail that some versions of it lack.
 _TYPES = {
     **mimetypes.MimeTypes().types_map[True],
     ".7z": "application/x-7z-compressed",
@@ -74,7 +74,7 @@ _TYPES = {
 
 _UNKNOWN = "application/octet-stream"
 
-_SAYS_NOTHING = frozenset(
+_UNINFORMATIVE_TYPES = frozenset(
     {
         _UNKNOWN,
         "application/binary",
@@ -95,7 +95,8 @@ _SAYS_NOTHING = frozenset(
         "unknown/unknown",
     }
 )
-"""What senders write when they do not know the type. Text without a slash, such as `pdf`, and `*/*` are none either."""
+"""What senders write when they do not know the type. Text without a slash, such as `pdf`, and `*/*` count as unknown
+too."""
 
 _ALIASES = {
     "application/acrobat": "application/pdf",
@@ -164,19 +165,19 @@ _ALIASES = {
     "text/xml": "application/xml",
     "text/yaml": "application/yaml",
 }
-"""Other names of a type, and the one that we compare."""
+"""Other names of a type, and the one that is compared."""
 
 _KNOWN_TYPES = frozenset({*_TYPES.values(), *_ALIASES.values(), _UNKNOWN, "message/rfc822", "text/calendar"})
 
 _RESTRICTED_NAME = r"[a-z0-9*?][a-z0-9!#$&^_.+*?-]*"  # RFC 6838, section 4.2, and the two wildcards
 _TYPE_PATTERN = re.compile(rf"{_RESTRICTED_NAME}(?:/{_RESTRICTED_NAME})?")
 _PARAMETERS = re.compile(r"""(?:;\s*(?:[^\s;,|/="]+\s*=\s*(?:"[^"]*"|[^\s;,|/="]*)\s*)?)*""")
-_LONGEST_PATTERN = 1000
+_MAX_PATTERN_LENGTH = 1000
 _SEVERAL_NAMES = re.compile(r"\*\.[\w*?]+(?:\s*[,;|]\s*|\s+)\*\.|\{[^{}]*,[^{}]*\}|[\r\n]")
 
 
 class AttachmentLike(Protocol):
-    """What the filter looks at. `size` in bytes, as listed."""
+    """The properties that a filter compares. `size` is in bytes, as listed."""
 
     @property
     def name(self) -> str | None: ...
@@ -188,23 +189,23 @@ class AttachmentLike(Protocol):
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether an attachment is wanted, and if not, the rule that dropped it, as it is configured."""
+    """Whether an attachment is selected, and if not, the rule that dropped it, as configured."""
 
     wanted: bool
     rule: str | None = None
 
 
-def _patterns(value: Any) -> Any:
+def _check_patterns(value: Any) -> Any:
     if value is None:
         return ()
     if isinstance(value, str):
-        raise ValueError(f"write a list, even of one: {_as_list(_separated(value) or [value])}")  # noqa: TRY004  # pydantic reports these
-    for item in _texts(value):
+        raise ValueError(f"write a list, even of one: {_as_list(_split_types(value) or [value])}")  # noqa: TRY004  # pydantic reports these
+    for item in _strings(value):
         if not item.strip():
             raise ValueError("one of the patterns is empty; remove it, or write * to match everything")
-        if len(item) > _LONGEST_PATTERN:
+        if len(item) > _MAX_PATTERN_LENGTH:
             raise ValueError(
-                f"a pattern has {len(item)} characters, more than any name; at most {_LONGEST_PATTERN} are allowed"
+                f"a pattern has {len(item)} characters, more than any name; at most {_MAX_PATTERN_LENGTH} are allowed"
             )
         for character in (item.strip()[0], item.strip()[-1]):
             if unicodedata.category(character) in {"Cc", "Cf"}:
@@ -215,15 +216,15 @@ def _patterns(value: Any) -> Any:
     return value
 
 
-def _content_types(value: Any) -> Any:
-    value = _patterns(value)
-    for item in _texts(value):
+def _check_content_types(value: Any) -> Any:
+    value = _check_patterns(value)
+    for item in _strings(value):
         media_type, _, parameters = item.partition(";")
         pattern = media_type.strip().casefold()
         has_type = "/" in pattern or ("*" in pattern and not pattern.startswith("*."))
         if has_type and _TYPE_PATTERN.fullmatch(pattern) and _PARAMETERS.fullmatch(f";{parameters}"):
             continue
-        if len(several := _separated(item)) > 1:
+        if len(several := _split_types(item)) > 1:
             raise ValueError(f"{item!r} is more than one content type; write a list: {_as_list(several)}")
         extensions = [part.removeprefix("*").removeprefix(".") for part in _parts(item)]
         names = _as_list([f"*.{extension}" for extension in extensions])
@@ -232,16 +233,16 @@ def _content_types(value: Any) -> Any:
     return value
 
 
-def _names(value: Any) -> Any:
-    value = _patterns(value)
-    for item in _texts(value):
+def _check_names(value: Any) -> Any:
+    value = _check_patterns(value)
+    for item in _strings(value):
         pattern = item.strip()
         if "/" in pattern or "\\" in pattern:
             raise ValueError(
                 f"{item!r} has a / or \\, which no stored file name has; match the name alone, without a folder, "
                 "and write ? for a character that cannot be written"
             )
-        if _SEVERAL_NAMES.search(pattern) or _has_extensions_in_a_row(pattern):
+        if _SEVERAL_NAMES.search(pattern) or _is_name_list(pattern):
             raise ValueError(
                 f"{item!r} is more than one pattern; write each one by itself, in a list such as "
                 f"{_as_list(_EXAMPLES)}, or, if it is a single name, ? for what stands between its parts"
@@ -257,14 +258,14 @@ def _names(value: Any) -> Any:
 _EXAMPLES = ("*.pdf", "*.docx")
 
 
-def _has_extensions_in_a_row(pattern: str) -> bool:
-    """Whether it is a list of names with extensions, such as ``invoice.pdf, order.pdf``."""
+def _is_name_list(pattern: str) -> bool:
+    """Whether the text is a list of names with extensions, such as ``invoice.pdf, order.pdf``."""
     parts = [part.strip().casefold().rpartition(".") for part in re.split(r"[,;|]", pattern)]
     return len(parts) > 1 and all(dot and dot + extension in _TYPES for _, dot, extension in parts)
 
 
-def _separated(item: str) -> Sequence[str]:
-    """The content types in a text that holds several of them, and nothing else but parameters."""
+def _split_types(item: str) -> Sequence[str]:
+    """The content types in a text that consists of several, maybe with parameters; otherwise empty."""
     parts = [part for part in _parts(item) if "=" not in part]
     return parts if all("/" in part and _TYPE_PATTERN.fullmatch(part.casefold()) for part in parts) else ()
 
@@ -277,21 +278,21 @@ def _as_list(patterns: Sequence[str]) -> str:
     return json.dumps(list(patterns), ensure_ascii=False)
 
 
-def _texts(value: Any) -> Iterable[str]:
+def _strings(value: Any) -> Iterable[str]:
     return (item for item in value if isinstance(item, str)) if isinstance(value, list | tuple) else ()
 
 
-def _size(value: Any) -> Any:
+def _check_size(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("write a number of bytes")  # noqa: TRY004  # pydantic reports these
     return value
 
 
-Size = Annotated[int | None, BeforeValidator(_size)]
+Size = Annotated[int | None, BeforeValidator(_check_size)]
 
 
-class _Strict(BaseModel):
-    """Frozen, and clear about keys that it does not have."""
+class _FilterModel(BaseModel):
+    """A frozen model whose error for an unknown key lists the known ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -304,10 +305,10 @@ class _Strict(BaseModel):
         return data
 
 
-class Rule(_Strict):
-    """Matches an attachment when all the conditions that it has match."""
+class Rule(_FilterModel):
+    """Matches an attachment if all of its conditions match."""
 
-    content_types: Annotated[tuple[str, ...], BeforeValidator(_content_types)] = Field(
+    content_types: Annotated[tuple[str, ...], BeforeValidator(_check_content_types)] = Field(
         default=(),
         title="Content types",
         description=(
@@ -316,7 +317,7 @@ class Rule(_Strict):
             "name's extension."
         ),
     )
-    names: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+    names: Annotated[tuple[str, ...], BeforeValidator(_check_names)] = Field(
         default=(),
         title="File names",
         description=(
@@ -330,32 +331,32 @@ class Rule(_Strict):
     max_size: Size = Field(default=None, ge=0, title="Largest size", description="At most this many bytes, as listed.")
 
     @model_validator(mode="after")
-    def _has_sense(self) -> Self:
+    def _check_rule(self) -> Self:
         if not str(self):
             raise ValueError(
-                "a rule without conditions; give it content_types, names, min_size or max_size, or remove it"
+                "a rule has no conditions; give it content_types, names, min_size or max_size, or remove it"
             )
         if self.min_size is not None and self.max_size is not None and self.min_size > self.max_size:
             raise ValueError(
-                f"min_size {self.min_size} is larger than max_size {self.max_size}, so nothing can match; exchange them"
+                f"min_size {self.min_size} is larger than max_size {self.max_size}, so nothing can match; swap them"
             )
         return self
 
     def matches(self, attachment: AttachmentLike) -> bool:
-        """Whether all conditions hold. One about the size does not hold when no size is listed."""
+        """Whether all conditions match. A condition on the size does not match if no size is listed."""
         size = attachment.size
         if self.min_size is not None and (size is None or size < self.min_size):
             return False
         if self.max_size is not None and (size is None or size > self.max_size):
             return False
         types = [_canonical(_without_parameters(pattern)) for pattern in self.content_types]
-        if types and not _any_matches(types, _judged_types(attachment)):
+        if types and not _any_matches(types, _effective_types(attachment)):
             return False
         return not self.names or _any_matches(self.names, (attachment.name or "", safe_name(attachment.name)))
 
     def needs_name(self, attachment: AttachmentLike) -> bool:
-        """Whether the attachment's name counts."""
-        return bool(self.names) or (bool(self.content_types) and _says_nothing(attachment))
+        """Whether the result depends on the attachment's name."""
+        return bool(self.names) or (bool(self.content_types) and _is_uninformative(attachment))
 
     def __str__(self) -> str:
         """The conditions, as configured: ``content_types image/*, max_size 20000``."""
@@ -372,22 +373,22 @@ class Rule(_Strict):
         return ", ".join(conditions)
 
 
-class Filter(_Strict):
-    """An attachment is wanted when it matches some include rule, or there are none, and no exclude rule."""
+class Filter(_FilterModel):
+    """Selects an attachment that matches any include rule, or if there are none, and no exclude rule."""
 
     include: tuple[Rule, ...] = Field(
         default=(),
         title="Include",
-        description="Wanted is what matches at least one of these rules. Without any, everything is.",
+        description="Attachments that match at least one of these rules are downloaded. Without any rule, all are.",
     )
     exclude: tuple[Rule, ...] = Field(
         default=(),
         title="Exclude",
-        description="Not wanted is what matches one of these rules, whatever is included.",
+        description="Attachments that match one of these rules are not downloaded, even if an include rule matches.",
     )
 
     def decide(self, attachment: AttachmentLike) -> Decision:
-        """Whether the attachment is wanted, and which rule drops it."""
+        """Whether the attachment is selected, and otherwise which rule drops it."""
         for number, rule in enumerate(self.exclude):
             if rule.matches(attachment):
                 return Decision(wanted=False, rule=f"exclude[{number}]: {rule}")
@@ -396,16 +397,16 @@ class Filter(_Strict):
         return Decision(wanted=True)
 
     def needs_name(self, attachment: AttachmentLike) -> bool:
-        """Whether only the name can tell, and the list of attachments has none: the download's header may."""
+        """Whether the decision depends on a name that the list lacks; the download's header may supply it."""
         return is_nameless(attachment.name) and any(rule.needs_name(attachment) for rule in self.include + self.exclude)
 
     def may_want(self, attachment: AttachmentLike) -> bool:
-        """Whether the attachment is wanted, or a run has to find out."""
+        """Whether the attachment is selected, or only its download can tell."""
         return self.needs_name(attachment) or self.decide(attachment).wanted
 
 
-def problem(error: ValidationError) -> str:
-    """What is wrong with a filter, in one sentence for each fault: where, and what to write instead."""
+def describe_errors(error: ValidationError) -> str:
+    """The problems of a filter, one clause each: where, and what to write instead."""
     return "; ".join(
         f"{_place(found['loc'])}{found['ctx']['error'] if found['type'] == 'value_error' else found['msg']}"
         for found in error.errors()
@@ -418,29 +419,29 @@ def _place(steps: Sequence[int | str]) -> str:
 
 
 def decide(filter: Filter | None, attachment: AttachmentLike) -> Decision:  # noqa: A002  # the flow's parameter
-    """Whether the attachment is wanted; without a filter everything is."""
+    """Whether the attachment is selected; without a filter, all are."""
     return Decision(wanted=True) if filter is None else filter.decide(attachment)
 
 
-def _judged_types(attachment: AttachmentLike) -> Sequence[str]:
-    """The content types that the attachment has: as stated and as registered, or by a name's extension."""
+def _effective_types(attachment: AttachmentLike) -> Sequence[str]:
+    """The attachment's content types: as stated and as registered, or by the name's extension."""
     stated = _without_parameters(attachment.content_type or "")
-    if not _says_nothing(attachment):
+    if not _is_uninformative(attachment):
         return stated, _canonical(stated)
     _, dot, extension = safe_name(attachment.name).casefold().rpartition(".")
     known = _TYPES.get(dot + extension)
     return (known,) if known else (_UNKNOWN, stated)
 
 
-def _says_nothing(attachment: AttachmentLike) -> bool:
+def _is_uninformative(attachment: AttachmentLike) -> bool:
     stated = _without_parameters(attachment.content_type or "")
-    return stated in _SAYS_NOTHING or "/" not in stated or "*" in stated
+    return stated in _UNINFORMATIVE_TYPES or "/" not in stated or "*" in stated
 
 
 def known_type(content_type: str | None) -> str | None:
-    """The media type in its usual spelling when it is one of those that mail carries; None otherwise.
+    """The media type in its usual spelling if it is a known one; None otherwise.
 
-    The sender writes it. What is no known type may be any text, up to a file name.
+    The sender writes it, so an unknown type may be any text, even a file name.
     """
     canonical = _canonical(_without_parameters(content_type or ""))
     return canonical if canonical in _KNOWN_TYPES else None
@@ -455,18 +456,18 @@ def _without_parameters(content_type: str) -> str:
 
 
 def _any_matches(patterns: Sequence[str], texts: Iterable[str]) -> bool:
-    folded = {_folded(bounded(text)) for text in texts}
-    return any(_compiled(pattern).match(text) for pattern in patterns for text in folded)
+    folded = {_fold(without_middle(text)) for text in texts}
+    return any(_compile(pattern).match(text) for pattern in patterns for text in folded)
 
 
 @lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    # fnmatch's own expressions never backtrack over more than one star, so no file name can make them slow. Its
-    # character classes are not ours: file names have brackets.
-    return re.compile(translate(_folded(pattern.strip()).replace("[", "[[]")))
+def _compile(pattern: str) -> re.Pattern[str]:
+    # fnmatch's expressions never backtrack over more than one star, so no file name can make them slow. Its character
+    # classes are disabled, because file names contain brackets.
+    return re.compile(translate(_fold(pattern.strip()).replace("[", "[[]")))
 
 
-def _folded(text: str) -> str:
-    """One spelling for what readers take for the same: NFC, without case and variation selectors."""
+def _fold(text: str) -> str:
+    """Normalize what readers see as equal: NFC, without case and variation selectors."""
     shown = "".join(character for character in text if character not in SELECTORS)
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", shown).casefold())

@@ -29,7 +29,7 @@ from attachments.emailgistics.errors import (
 )
 from attachments.emailgistics.mailboxes import Mailbox
 from attachments.emailgistics.models import Attachment
-from attachments.emailgistics.pacing import Pacer
+from attachments.emailgistics.paced_calls import Pacer
 from attachments.emailgistics.reports import ReceivedMessages
 from attachments.emailgistics.webhook import (
     Action,

@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 import httpx
 
-from attachments.emailgistics.answers import ERROR_BODY_SECONDS, REPORTS, require_success
 from attachments.emailgistics.body import whole
 from attachments.emailgistics.boundary import translated
 from attachments.emailgistics.deadline import Call
@@ -26,8 +25,9 @@ from attachments.emailgistics.errors import (
 )
 from attachments.emailgistics.mailboxes import Mailbox, parse_mailboxes
 from attachments.emailgistics.models import Attachment, parse_listing
-from attachments.emailgistics.pacing import ACTION, OWN_LIMIT, PacedTransport, Pacer, Unpaced
+from attachments.emailgistics.paced_calls import ACTION, OWN_LIMIT, PacedTransport, Pacer, Unpaced
 from attachments.emailgistics.reports import ReceivedMessages, ReportLimits
+from attachments.emailgistics.status_errors import ERROR_BODY_SECONDS, REPORTS, require_success
 from attachments.emailgistics.transport import CALL, SocketTransport
 from attachments.foundation import cancellation
 from attachments.foundation.loopback import is_exposed

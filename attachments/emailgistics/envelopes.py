@@ -90,13 +90,13 @@ def _row(row: Any) -> ReceivedMessage | None:
     message_id = normalized(capped(fields.get("messageId"), ID_CHARACTERS + 1))
     if not 0 < len(message_id) <= ID_CHARACTERS:
         return None
-    told = fields.get("hasAttachments")
+    flag = fields.get("hasAttachments")
     return ReceivedMessage(
         message_id=message_id,
         row_id=capped(fields.get("id"), ID_CHARACTERS),
         received=next((moment for name in RECEIVED if (moment := _moment(fields.get(name)))), None),
         conversation_id=capped(fields.get("conversationId"), ID_CHARACTERS) or None,
-        has_attachments=told if isinstance(told, bool) else None,
+        has_attachments=flag if isinstance(flag, bool) else None,
     )
 
 

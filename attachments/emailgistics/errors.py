@@ -67,10 +67,10 @@ class EmailgisticsError(Exception):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        told = [f"HTTP {self.status}"] if self.status is not None else []
+        details = [f"HTTP {self.status}"] if self.status is not None else []
         if self.code is not None and self.code != str(self.status):
-            told.append(f"code {self.code}")
-        context = f" ({', '.join(told)})" if told else ""
+            details.append(f"code {self.code}")
+        context = f" ({', '.join(details)})" if details else ""
         return f"{self.message}{context}. {self.remedy}"
 
     def __repr__(self) -> str:

@@ -34,7 +34,7 @@ class Mailbox(BaseModel):
     """Unless the vendor says that it is not: one that is looked at in vain does no harm."""
 
 
-class _Listing(BaseModel):
+class _MailboxListing(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     mailboxes: tuple[Mailbox, ...]
@@ -43,6 +43,6 @@ class _Listing(BaseModel):
 def parse_mailboxes(body: bytes) -> tuple[Mailbox, ...]:
     """The mailboxes in the body of a listing. Raises `BadAnswer` when it is not the documented JSON."""
     try:
-        return _Listing.model_validate(json.loads(body)).mailboxes
+        return _MailboxListing.model_validate(json.loads(body)).mailboxes
     except (ValueError, RecursionError, ValidationError):
         raise BadAnswer("The list of mailboxes is not the documented JSON") from None

@@ -184,7 +184,7 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
             except RateLimited:
                 if time.monotonic() > give_up:
                     raise
-                # Nor can it be told which of the two limits it was: see OWN_LIMIT in pacing.py.
+                # Nor can it be told which of the two limits it was: see OWN_LIMIT in paced_calls.py.
                 self._on_wait(
                     "Emailgistics starts no report just now (429): all three runs of the account are in use, or its "
                     f"calls of this minute. Next try in {pause:.0f} s."

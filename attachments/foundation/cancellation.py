@@ -58,9 +58,9 @@ class Cancellation:
             self._count += 1
             number = self._count
             self._wakers[number] = wake
-            asked = self.is_cancelled
+            is_cancelled = self.is_cancelled
         try:
-            if asked:
+            if is_cancelled:
                 wake()
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Why a server's certificate was not accepted, and what to do. Knows nothing of the rest."""
+"""Explains why a server's certificate was not accepted, and what to do."""
 
 import ssl
 
@@ -8,7 +8,7 @@ EXPIRED = 10
 
 
 def certificate_problem(error: BaseException) -> tuple[str, str] | None:
-    """What is wrong and what to do, for an error of a connection whose cause is TLS; None for any other."""
+    """The problem and the remedy for a connection error caused by TLS; None for any other error."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__ or cause.__context__
@@ -16,15 +16,14 @@ def certificate_problem(error: BaseException) -> tuple[str, str] | None:
         return None
     if not isinstance(cause, ssl.SSLCertVerificationError):
         return (
-            f"No TLS connection comes about ({cause.reason or type(cause).__name__}).",
-            "Check that HTTPS is spoken at this port; if it is plain HTTP, begin the URL with http://.",
+            f"The TLS handshake failed ({cause.reason or type(cause).__name__}).",
+            "Check that the server uses HTTPS on this port; if it uses plain HTTP, begin the URL with http://.",
         )
     what = f"The server's certificate is not accepted here ({cause.verify_message})."
     if cause.verify_code in NOT_ITS_NAME:
-        return what, "Call the host by a name that the certificate is for."
+        return what, "Use a host name that the certificate covers."
     if cause.verify_code == EXPIRED:
-        return what, "Renew it there."
+        return what, "Renew the server's certificate."
     return what, (
-        "To trust it, set SSL_CERT_FILE to a PEM file with this certificate, or with that of the authority that has "
-        "issued it."
+        "To trust it, set SSL_CERT_FILE to a PEM file with this certificate, or with that of the issuing authority."
     )

@@ -6,7 +6,7 @@ import httpx
 def settings_problem() -> tuple[str, str] | None:
     """What is wrong with the environment's proxies or certificates, and the remedy; None when clients can use them.
 
-    A proxy that needs a package which is not installed raises ImportError elsewhere, and is told there.
+    A proxy that needs a missing package raises ImportError elsewhere, which is reported there.
     """
     try:
         httpx.Client().close()

@@ -26,14 +26,14 @@ def is_loopback(host: str) -> bool:
 
 
 def is_exposed(scheme: str, host: str) -> bool:
-    """Whether others can read what is sent there on its way: plain HTTP to another host."""
+    """Whether others could read a request in transit: plain HTTP to another host."""
     return scheme == "http" and not is_loopback(host)
 
 
 def bypass_proxies(*urls: str) -> None:
-    """Keep requests to loopback hosts away from the proxies of the environment, in this process and its children.
+    """Make requests to loopback hosts bypass the environment's proxies, in this process and its children.
 
-    Most libraries know no ranges of addresses in `NO_PROXY`, so those hosts of `urls` that are loopback are added.
+    Most libraries support no address ranges in `NO_PROXY`, so the loopback hosts in `urls` are added to it.
     """
     proxies = getproxies_environment()
     bypassed = proxies.get("no", "")
@@ -43,7 +43,7 @@ def bypass_proxies(*urls: str) -> None:
     missing = [host for host in dict.fromkeys((*LOOPBACK, *_loopback_hosts(urls))) if host not in names]
     if missing:
         _added.update(missing)
-        # Python prefers the name in small letters, other programs the one in capitals.
+        # Python prefers the lower-case name, other programs the upper-case one.
         os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join([*names, *missing])
 
 

@@ -1,4 +1,4 @@
-"""Calls that may never return: each in a thread of its own, which nobody has to wait for. Knows nothing of the rest."""
+"""Calls that may never return: each runs in its own thread, for which no one has to wait."""
 
 import threading
 from collections.abc import Callable
@@ -9,18 +9,18 @@ from typing import Generic, TypeVar
 
 from attachments.foundation import cancellation
 
-PATIENCE = 20.0
-"""Seconds for one answer."""
+RESPONSE_TIMEOUT = 20.0
+"""Seconds for one response."""
 
 T = TypeVar("T")
 
 
 class NoResponse(Exception):
-    """There was no answer in time."""
+    """The call did not return in time."""
 
 
 class TimedCall(Generic[T]):
-    """A question under way in a thread of its own, which nobody has to wait for."""
+    """A call in progress in its own daemon thread."""
 
     def __init__(self, ask: Callable[[], T]) -> None:
         self._cancellation = cancellation.Cancellation()
@@ -29,16 +29,16 @@ class TimedCall(Generic[T]):
         work.run(cancellation.CURRENT.set, self._cancellation)
         threading.Thread(target=work.run, args=(self._work, ask), name="question", daemon=True).start()
 
-    def answer(self, seconds: float) -> T:
-        """What it came to, or what it raised. Raises `NoResponse` after so many seconds, and `RunCancelled`."""
+    def result(self, seconds: float) -> T:
+        """The call's result or its error. Raises `NoResponse` after `seconds`, and `RunCancelled`."""
         with cancellation.on_cancel(self._cancellation.cancel):
             try:
                 return self._answer.result(seconds)
             except FutureTimeoutError:
-                if self._answer.done():  # at the last moment, or what was asked has itself run out of time
+                if self._answer.done():  # just now, or the call itself raised a timeout
                     return self._answer.result()
             finally:
-                # It ends where it waits, and makes no call that nobody wants any more.
+                # Ends the call at its next wait, so that it makes no further requests.
                 self._cancellation.cancel()
         cancellation.raise_if_cancelled()
         raise NoResponse from None
@@ -46,10 +46,10 @@ class TimedCall(Generic[T]):
     def _work(self, ask: Callable[[], T]) -> None:
         try:
             self._answer.set_result(ask())
-        except BaseException as error:  # noqa: BLE001  it is raised where the answer is waited for
+        except BaseException as error:  # noqa: BLE001  raised in `answer`
             self._answer.set_exception(error)
 
 
 def call_with_timeout(seconds: float, ask: Callable[[], T]) -> T:
-    """What it answers, or what it raises. Raises `NoResponse` when that takes longer, and `RunCancelled`."""
-    return TimedCall(ask).answer(seconds)
+    """The function's result or its error. Raises `NoResponse` if it takes longer, and `RunCancelled`."""
+    return TimedCall(ask).result(seconds)

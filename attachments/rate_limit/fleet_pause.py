@@ -12,7 +12,7 @@ import httpx
 from prefect.exceptions import ObjectAlreadyExists
 
 from attachments.foundation import cancellation
-from attachments.foundation.terminal_text import bounded
+from attachments.foundation.terminal_text import escaped_line
 from attachments.prefect_api.prefect_retry import PrefectAway
 from attachments.rate_limit.slot_api import SlotApi
 from attachments.rate_limit.timings import Timings
@@ -103,7 +103,9 @@ class FleetPause:
             logger.debug("The fleet's pause cannot be read (%s).", type(error).__name__)
             return
         except (KeyError, TypeError, ValueError):
-            logger.warning("The Prefect Variable %s holds no pause; it is ignored. Delete it.", bounded(self._variable))
+            logger.warning(
+                "The Prefect Variable %s holds no pause; it is ignored. Delete it.", escaped_line(self._variable)
+            )
             return
         with self._lock:
             if until == self._latest:

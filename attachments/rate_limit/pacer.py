@@ -23,7 +23,7 @@ import httpx
 from prefect.exceptions import ObjectNotFound
 
 from attachments.foundation import cancellation
-from attachments.foundation.terminal_text import bounded, shown_name
+from attachments.foundation.terminal_text import escaped_line, shown_name
 from attachments.prefect_api.prefect_retry import Backoff, PrefectAway, PrefectBusy
 from attachments.rate_limit.errors import PacingError
 from attachments.rate_limit.fifo_lock import FifoLock
@@ -140,7 +140,7 @@ class PrefectPacer:
             own = self._pool.will_be_free(line.names, self._timings.window)
             line.full_until = time.monotonic() + (self._timings.poll_with_own if own else self._timings.poll)
         elif status == httpx.codes.UNPROCESSABLE_ENTITY:
-            logger.warning("The limit %s is 0: no call is made until it is larger.", bounded(self.limit_name))
+            logger.warning("The limit %s is 0: no call is made until it is larger.", escaped_line(self.limit_name))
             cancellation.sleep(self._timings.unreachable)
         elif status >= httpx.codes.INTERNAL_SERVER_ERROR or status == httpx.codes.TOO_MANY_REQUESTS:
             self._wait_for_prefect(str(status))

@@ -1,7 +1,7 @@
 """The ASGI app that Emailgistics posts to.
 
-Its answer depends on the local disk alone: authenticate, parse, append to the inbox, answer. The envelope and
-the rules for what is tried again are the vendor's (webhooks/response-envelope, webhooks/delivery).
+The response depends only on the local disk: authenticate, parse, append to the inbox, respond. The envelope and the
+rules for redelivery are the vendor's (webhooks/response-envelope, webhooks/delivery).
 """
 
 import asyncio
@@ -19,31 +19,31 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attachments.emailgistics import Action, Delivery, InvalidDelivery, authenticate, envelope, parse_delivery
-from attachments.foundation.terminal_text import printable
+from attachments.foundation.terminal_text import quoted
 from attachments.receiver.dispatcher import Dispatcher
+from attachments.receiver.flow_runs import FLOW
 from attachments.receiver.inbox import Inbox, InboxUnavailable
 from attachments.receiver.limited_log import LimitedLog
-from attachments.receiver.limits import Limits
+from attachments.receiver.limits import ReceiverLimits
 from attachments.receiver.metrics import Metrics
-from attachments.receiver.monitoring import PATHS, Monitoring
-from attachments.receiver.prefect_api import FLOW
+from attachments.receiver.monitoring import MONITORING_PATHS, Monitoring
 from attachments.receiver.protocol import AUTHENTICATED
 from attachments.receiver.responses import WebhookResponse, WebhookResponses
-from attachments.receiver.run_waiter import Waiting
-from attachments.receiver.safe_traceback import where
+from attachments.receiver.run_waiter import RunFuture
+from attachments.receiver.safe_traceback import safe_traceback
 from attachments.storage import message_key
 
 logger = logging.getLogger("attachments.receiver")
 
 MAX_BODY = 1024 * 1024  # bytes
-READING = ("GET", "HEAD")
+READ_METHODS = ("GET", "HEAD")
 JSON_TYPES = ("application/json", "text/json")
-REFUSED = "Requests without a valid secret were refused. Compare the webhook's secret in Admin with ours."
+REFUSED_LOG = "Requests without a valid secret were refused. Compare the webhook's secret in Admin with the receiver's."
 ABSOLUTE_FORM = re.compile(r"https?://[^/]*/?", re.ASCII | re.IGNORECASE)
 
 
-class _Refused(Exception):
-    """An answer that ends the delivery; `status` is what the sender sees."""
+class _Rejection(Exception):
+    """Ends a delivery with an error response; `status` is its HTTP status, `outcome` the metric's label."""
 
     def __init__(self, status: int, message: str, outcome: str) -> None:
         super().__init__(message)
@@ -61,17 +61,17 @@ def build_app(
     list_all: bool = False,
     log: LimitedLog | None = None,
     monitoring: Sequence[Route] | None = None,
-    limits: Limits | None = None,
+    limits: ReceiverLimits | None = None,
 ) -> Starlette:
-    """The receiver as an ASGI app. An empty `secrets` lets everybody in (`--insecure`).
+    """The receiver as an ASGI app. With empty `secrets`, every request is accepted (`--insecure`).
 
-    With `list_all`, also a message whose webhook denies attachments is handed on. `monitoring`: the pages for monitors,
-    by default all of them.
+    With `list_all`, messages whose webhook denies attachments are passed on too. `monitoring`: routes of the pages for
+    monitors, by default all of them.
     """
-    limits = limits or Limits()
+    limits = limits or ReceiverLimits()
     log = log or LimitedLog(logger, limits.log_interval)
     if monitoring is None:
-        monitoring = Monitoring(inbox, metrics, log, limits.ready_patience).routes(is_public=False)
+        monitoring = Monitoring(inbox, metrics, log, limits.inbox_timeout).routes(is_public=False)
     receiver = _Receiver(inbox, dispatcher, metrics, answers or WebhookResponses(), limits, list_all=list_all)
 
     @asynccontextmanager
@@ -85,21 +85,21 @@ def build_app(
             *monitoring,
         ],
         middleware=[
-            Middleware(_Contained, log=log),
+            Middleware(_ErrorBoundary, log=log),
             Middleware(_NormalizedPath),
             Middleware(_Authenticated, secrets=tuple(secrets), metrics=metrics, log=log),
         ],
-        exception_handlers={HTTPException: _http_error, _Refused: receiver.refused},
+        exception_handlers={HTTPException: _http_error, _Rejection: receiver.refused},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a webhook sender does not follow a redirect
     return app
 
 
-class _Contained:
-    """What ends a request from within (a defect of ours, a stop) gets the vendor's envelope too.
+class _ErrorBoundary:
+    """Turns an internal error, or a shutdown during a request, into a response with the vendor's envelope.
 
-    A defect is logged without its text, which may quote the delivery.
+    An error is logged without its text, which may quote the delivery.
     """
 
     def __init__(self, app: ASGIApp, log: LimitedLog) -> None:
@@ -122,17 +122,19 @@ class _Contained:
                 raise
             refusal = _envelope(503, "error", "The receiver is stopping. Please try again.")
         except Exception as error:  # noqa: BLE001  logged without its text
-            self._log.log(logging.CRITICAL, f"A request met a defect of ours. Please report this: {where(error)}")
-            refusal = _envelope(500, "error", "The receiver met an error of its own. Please try again.")
+            self._log.log(
+                logging.CRITICAL, f"Internal error while serving a request. Please report this: {safe_traceback(error)}"
+            )
+            refusal = _envelope(500, "error", "Internal error in the receiver. Please try again.")
         if refusal is not None and not answered:
             await refusal(scope, receive, send)
 
 
 class _NormalizedPath:
-    """Every legal spelling of a path is that path: a sender gives up for good at a 404 (webhooks/delivery).
+    """Normalizes the request's path, because Emailgistics never retries after a 404 (webhooks/delivery).
 
-    The target may be in absolute form, which servers must accept (RFC 9112, section 3.2.2). Slashes that are doubled
-    or at the end, as they come of joined URLs, mean nothing here. The server has undone percent-encoding already.
+    The target may be in absolute form, which servers must accept (RFC 9112, section 3.2.2). Doubled and trailing
+    slashes, which joined URLs often have, are ignored. The server has already decoded percent-encoding.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -140,12 +142,12 @@ class _NormalizedPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope = {**scope, "path": _normalized(scope["path"])}
+            scope = {**scope, "path": _normalize(scope["path"])}
         await self._app(scope, receive, send)
 
 
 class _Authenticated:
-    """401 before anything else is looked at, but for the three pages that monitors read."""
+    """Checks the secret before anything else, except on the pages for monitors; responds 401 if it is wrong."""
 
     def __init__(self, app: ASGIApp, secrets: Sequence[str], metrics: Metrics, log: LimitedLog) -> None:
         self._app = app
@@ -154,7 +156,7 @@ class _Authenticated:
         self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or _is_open(scope):
+        if scope["type"] == "lifespan" or _is_monitoring(scope):
             await self._app(scope, receive, send)
             return
         if self._is_allowed(scope):
@@ -162,7 +164,7 @@ class _Authenticated:
             await self._app(scope, receive, send)
             return
         self._metrics.deliveries.labels("unauthorized").inc()
-        self._log.log(logging.WARNING, REFUSED)
+        self._log.log(logging.WARNING, REFUSED_LOG)
         refusal = _envelope(401, "error", "The secret is missing or wrong. Set the receiver's secret in Admin.")
         refusal.headers["WWW-Authenticate"] = "Bearer"
         await refusal(scope, receive, send)
@@ -173,7 +175,7 @@ class _Authenticated:
         header = next((value for name, value in scope["headers"] if name == b"authorization"), None)
         if header is None:
             return authenticate(None, self._secrets)
-        # RFC 9110 leaves the encoding of a header open; both that occur are tried, whatever the first one says.
+        # RFC 9110 leaves a header's encoding open. Always try both that occur, so that timing reveals nothing.
         readings = [header.decode("latin-1"), header.decode("utf-8", "surrogateescape")]
         return any([authenticate(reading, self._secrets) for reading in readings])  # noqa: C419  no early exit
 
@@ -185,112 +187,112 @@ class _Receiver:
         dispatcher: Dispatcher,
         metrics: Metrics,
         answers: WebhookResponses,
-        limits: Limits,
+        limits: ReceiverLimits,
         *,
         list_all: bool,
     ) -> None:
         self._inbox = inbox
         self._dispatcher = dispatcher
         self._metrics = metrics
-        self._answers = answers
+        self._responses = answers
         self._limits = limits
         self._list_all = list_all
 
     async def deliver(self, request: Request) -> Response:
         """One webhook delivery."""
         deployment = await self._known_deployment(request.path_params["deployment"])
-        delivery = _parsed(await _body(request, self._limits.body_patience))
+        delivery = _parse(await _read_body(request, self._limits.body_timeout))
         if not (delivery.is_received if self._list_all else delivery.wants_download):
-            return self._answer("nothing-to-do", "Nothing to do: no attachments to download.")
-        answer = self._answers.of(deployment)
+            return self._response("nothing-to-do", "Nothing to do: no attachments to download.")
+        answer = self._responses.of(deployment)
         if not answer.wait:
-            new = await self._keep(deployment, delivery)
+            new = await self._append(deployment, delivery)
             told = (
-                ("accepted", f"Accepted: the attachments go through {FLOW}/{deployment}.")
+                ("accepted", f"Accepted: {FLOW}/{deployment} will download the attachments.")
                 if new
-                else ("duplicate", "Accepted before: the message is waiting for its download already.")
+                else ("duplicate", "Already accepted: the message is waiting for its download.")
             )
-            return self._answer(*told, answer.actions)
-        with self._dispatcher.follower.expecting(deployment, message_key(delivery.message_id)) as waiting:
-            await self._keep(deployment, delivery)
-            return await self._ending(waiting, answer)
+            return self._response(*told, answer.actions)
+        with self._dispatcher.run_waiter.expect_run(deployment, message_key(delivery.message_id)) as waiting:
+            await self._append(deployment, delivery)
+            return await self._wait_for_run(waiting, answer)
 
-    async def _keep(self, deployment: str, delivery: Delivery) -> bool:
-        """Put a delivery into the inbox. False: the same one waits already."""
+    async def _append(self, deployment: str, delivery: Delivery) -> bool:
+        """Append a delivery to the inbox. False: one for the same message is already waiting."""
         try:
             new = await self._inbox.append(deployment, delivery)
         except InboxUnavailable as error:
             logger.critical(
-                "A delivery was refused with 503: %s Free or mend the disk; Emailgistics tries 3 times.", error
+                "A delivery was refused with 503: %s Free space or repair the disk; Emailgistics tries 3 times.", error
             )
-            raise _Refused(503, "The inbox cannot be written. Please try again.", "inbox-unavailable") from None
+            raise _Rejection(503, "The inbox cannot be written. Please try again.", "inbox-unavailable") from None
         self._dispatcher.wake()
         return new
 
-    async def _ending(self, waiting: Waiting, answer: WebhookResponse) -> Response:
-        """Hold the answer until the run has ended, for as long as was said. The delivery is safe all the same."""
+    async def _wait_for_run(self, waiting: RunFuture, answer: WebhookResponse) -> Response:
+        """Respond once the run has ended, or after `response.wait` seconds. The delivery is already in the inbox."""
         try:
             async with asyncio.timeout(answer.wait):
                 ending = await waiting
         except TimeoutError:
-            return self._answer("still-downloading", "Still downloading.")
+            return self._response("still-downloading", "Still downloading.")
         if ending.kind == "stored":
-            return self._answer("stored", f"Saved {ending.stored} file(s).", answer.actions)
+            return self._response("stored", f"Saved {ending.stored} file(s).", answer.actions)
         if ending.kind == "failed-for-now":
-            raise _Refused(503, "The attachments could not be saved yet. Please try again.", "failed-for-now")
+            raise _Rejection(503, "The attachments could not be saved yet. Please try again.", "failed-for-now")
         self._metrics.deliveries.labels("failed").inc()
-        message = "The attachments could not be saved, and trying again would not help. The run in Prefect says why."
+        message = "The attachments could not be saved, and a retry would not help. The run in Prefect says why."
         return _envelope(200, "error", message)
 
     async def refused(self, _: Request, refusal: Exception) -> Response:
-        """Turn a refusal into the vendor's envelope."""
-        assert isinstance(refusal, _Refused)  # noqa: S101  the handler is registered for this type alone
+        """Turn a rejection into the vendor's envelope."""
+        assert isinstance(refusal, _Rejection)  # noqa: S101  the handler is registered for this type alone
         self._metrics.deliveries.labels(refusal.outcome).inc()
         return _envelope(refusal.status, "error", str(refusal))
 
     async def _known_deployment(self, name: str) -> str:
         if name == "default" or await self._dispatcher.knows(name):
             return name
-        if not self._dispatcher.synced:
-            raise _Refused(503, "The list of deployments is not known yet. Please try again.", "not-synced")
-        message = f"Prefect has no deployment {FLOW}/{printable(name)[1:-1]}. Deploy it, or correct the webhook's URL."
-        raise _Refused(404, message, "unknown-deployment")
+        if not self._dispatcher.is_synced:
+            raise _Rejection(503, "The list of deployments is not known yet. Please try again.", "not-synced")
+        message = f"Prefect has no deployment {FLOW}/{quoted(name)[1:-1]}. Deploy it, or correct the webhook's URL."
+        raise _Rejection(404, message, "unknown-deployment")
 
-    def _answer(self, outcome: str, message: str, actions: Sequence[Action] = ()) -> Response:
+    def _response(self, outcome: str, message: str, actions: Sequence[Action] = ()) -> Response:
         self._metrics.deliveries.labels(outcome).inc()
         return JSONResponse(envelope("success", message, actions))
 
 
-def _normalized(path: str) -> str:
-    """The path of a request target in origin form or absolute form; a webhook's with single slashes."""
+def _normalize(path: str) -> str:
+    """The path of a request target in origin or absolute form; the path of a webhook gets single slashes."""
     absolute = ABSOLUTE_FORM.match(path)
     if absolute:
         path = f"/{path[absolute.end() :]}"
     parts = [part for part in path.split("/") if part]
-    # Those alone: a proxy that keeps strangers from /metrics may let //metrics through.
+    # Webhooks only: a proxy that blocks /metrics may let //metrics through.
     return f"/{'/'.join(parts)}" if path.startswith("/") and parts[:1] == ["webhooks"] else path
 
 
-def _is_open(scope: Scope) -> bool:
-    return scope["type"] == "http" and scope["path"] in PATHS and scope["method"] in READING
+def _is_monitoring(scope: Scope) -> bool:
+    return scope["type"] == "http" and scope["path"] in MONITORING_PATHS and scope["method"] in READ_METHODS
 
 
-def _parsed(body: bytes) -> Delivery:
-    """The delivery in a request's body; 400 when there is none."""
+def _parse(body: bytes) -> Delivery:
+    """The delivery in a request's body; 400 if it is invalid."""
     try:
         return parse_delivery(body)
     except InvalidDelivery as error:
-        raise _Refused(400, str(error), "invalid") from None
+        raise _Rejection(400, str(error), "invalid") from None
 
 
-async def _body(request: Request, patience: float) -> bytes:
+async def _read_body(request: Request, patience: float) -> bytes:
     """The whole body, at most `MAX_BODY` bytes of JSON."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type and content_type not in JSON_TYPES and not content_type.endswith("+json"):
-        raise _Refused(415, "Send the webhook as application/json.", "not-json")
+        raise _Rejection(415, "Send the webhook as application/json.", "not-json")
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
-        raise _Refused(415, "Send the webhook without a Content-Encoding.", "not-json")
-    too_large = _Refused(413, "The payload is over 1 MiB.", "too-large")
+        raise _Rejection(415, "Send the webhook without a Content-Encoding.", "not-json")
+    too_large = _Rejection(413, "The payload is over 1 MiB.", "too-large")
     if int(request.headers.get("content-length", 0)) > MAX_BODY:  # the server has checked that it is a number
         raise too_large
     body = bytearray()
@@ -300,18 +302,18 @@ async def _body(request: Request, patience: float) -> bytes:
                 body += chunk
                 if len(body) > MAX_BODY:
                     raise too_large
-    except TimeoutError:  # a 4xx would end it for good
-        raise _Refused(503, "The payload did not arrive in time. Please try again.", "slow") from None
+    except TimeoutError:  # after a 4xx, Emailgistics would not retry
+        raise _Rejection(503, "The payload did not arrive in time. Please try again.", "slow") from None
     except ClientDisconnect:
-        raise _Refused(503, "The payload is cut short. Please try again.", "cut") from None
+        raise _Rejection(503, "The payload was cut short. Please try again.", "cut") from None
     return bytes(body)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  the handler is registered for this type alone
     messages = {
-        404: "There is nothing at this path; webhooks go to /webhooks/default.",
-        405: "This path does not take this method; webhooks come by POST to /webhooks/default.",
+        404: "Nothing is served at this path; send webhooks to /webhooks/default.",
+        405: "This path does not support this method; send webhooks by POST to /webhooks/default.",
     }
     answer = _envelope(error.status_code, "error", messages.get(error.status_code, error.detail))
     answer.headers.update(error.headers or {})

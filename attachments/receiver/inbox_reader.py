@@ -1,7 +1,7 @@
-"""Looks into an inbox that another process may be using, and disturbs nobody.
+"""Reads an inbox that another process may be using, without disturbing it.
 
-Readers of a WAL file wait for no writer and hold none up. A receiver that has ended in good order has left no log
-beside the file; then it is read as it stands, so that no files are made which the receiver might not own.
+Readers of a WAL database neither wait for a writer nor block one. A receiver that stopped in order leaves no log beside
+the file; the file is then opened as immutable, so that SQLite creates no files which the receiver might not own.
 """
 
 import sqlite3
@@ -10,13 +10,13 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
-from attachments.receiver.inbox import APPLICATION, Depth, InboxUnavailable
+from attachments.receiver.inbox import APPLICATION_ID, Depth, InboxUnavailable
 
-PATIENCE = 2.0  # seconds, should the receiver just be folding its log into the file
+BUSY_TIMEOUT = 2.0  # seconds to wait while the receiver checkpoints its log
 
 
 def read_depth(path: Path) -> Depth | None:
-    """How many deliveries wait, and for how long; None when there is no inbox on this machine.
+    """The number of waiting deliveries and the age of the oldest; None when there is no inbox on this machine.
 
     Raises `InboxUnavailable`.
     """
@@ -24,14 +24,16 @@ def read_depth(path: Path) -> Depth | None:
         if not path.exists():
             return None
         if path.is_dir():
-            raise InboxUnavailable(f"The inbox {path} cannot be read (it is a folder). Name a file in it.")
+            raise InboxUnavailable(
+                f"The inbox {path} cannot be read (it is a folder). Set ATTACHMENTS_INBOX to a file in it."
+            )
         is_at_rest = not path.with_name(f"{path.name}-wal").exists()
         try:
             return _depth(path, "immutable=1" if is_at_rest else "mode=ro")
         except sqlite3.Error:
             if not is_at_rest:
                 raise
-            return _depth(path, "mode=ro")  # a receiver has started meanwhile
+            return _depth(path, "mode=ro")  # a receiver has started in the meantime
     except OSError as error:
         raise InboxUnavailable(f"The inbox {path} cannot be read ({error.strerror}).") from None
     except sqlite3.Error as error:
@@ -40,9 +42,9 @@ def read_depth(path: Path) -> Depth | None:
 
 def _depth(path: Path, mode: str) -> Depth:
     address = f"file:{quote(str(path.absolute()))}?{mode}"
-    with closing(sqlite3.connect(address, uri=True, timeout=PATIENCE)) as database:
+    with closing(sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT)) as database:
         (application,) = database.execute("PRAGMA application_id").fetchone()
-        if application != APPLICATION:
+        if application != APPLICATION_ID:
             raise sqlite3.DatabaseError("it is another program's file")
         entries, oldest = database.execute("SELECT count(*), min(accepted) FROM entry").fetchone()
         return Depth(entries, max(0.0, time.time() - oldest) if oldest else 0.0)

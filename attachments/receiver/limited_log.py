@@ -1,35 +1,35 @@
-"""Log lines that a stranger can cause: one of each kind in some seconds, and how many more there were."""
+"""Rate limit for log lines that unauthenticated clients can cause: one of each kind per interval, then a count."""
 
 import asyncio
 import logging
 
-from attachments.receiver.safe_traceback import where
+from attachments.receiver.safe_traceback import safe_traceback
 
-KINDS = 20  # that are told apart; each further line counts as one of the last kind
-OTHERS = "Other lines of the same sort were left out."
+MAX_KINDS = 20  # kinds of line that are distinguished; any further kind is counted under `OTHER_LINES`
+OTHER_LINES = "Other lines of this sort were left out."
 
 
 class LimitedLog:
-    """Writes the first line of a kind at once and counts the following ones. For the event loop's thread alone."""
+    """Writes the first line of a kind at once and counts the following ones. Use it in the event loop's thread only."""
 
     def __init__(self, logger: logging.Logger, interval: float) -> None:
         self._logger = logger
         self._interval = interval
         self._counts: dict[tuple[int, str], int] = {}
-        """Lines of each kind that were left out since the last one that was written."""
+        """How many lines of each kind were left out since the last one was written."""
 
     def log(self, level: int, text: str) -> None:
-        """A line, unless one with the same text was written just now."""
+        """Write a line, unless one with the same text was written within the interval."""
         kind = (level, text)
-        if kind not in self._counts and len(self._counts) >= KINDS:
-            kind = (logging.WARNING, OTHERS)
+        if kind not in self._counts and len(self._counts) >= MAX_KINDS:
+            kind = (logging.WARNING, OTHER_LINES)
         if kind in self._counts:
             self._counts[kind] += 1
             return
         self._write(kind, kind[1])
 
     def flush(self) -> None:
-        """Write what is still counted, at the end."""
+        """Write the counts that are still pending."""
         for (level, text), count in self._counts.items():
             if count:
                 self._logger.log(level, "%s (%d more times)", text, count)
@@ -47,17 +47,17 @@ class LimitedLog:
 
 
 class LimitedServerLog(logging.Filter):
-    """What the server under the receiver warns of, through a `LimitedLog`: a filter of its logger."""
+    """A logging filter that sends the warnings of uvicorn and asyncio through a `LimitedLog`."""
 
     def __init__(self, limited: LimitedLog) -> None:
         super().__init__()
         self._limited = limited
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Only what is no warning passes through as it is."""
+        """Let records below WARNING pass unchanged."""
         if record.levelno < logging.WARNING:
             return True
         error = record.exc_info[1] if record.exc_info else None
         text = record.getMessage().strip()
-        self._limited.log(record.levelno, f"{text} {where(error)}" if error else text)
+        self._limited.log(record.levelno, f"{text} {safe_traceback(error)}" if error else text)
         return False

@@ -1,4 +1,4 @@
-"""What the receiver counts, in Prometheus' text format."""
+"""The receiver's metrics, in Prometheus' text format."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
@@ -10,19 +10,21 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.deliveries = Counter(
             "attachments_deliveries",
-            "Webhook deliveries by what was answered.",
+            "Webhook deliveries by outcome.",
             ["outcome"],
             registry=self.registry,
         )
-        self.dispatched = Counter("attachments_dispatched", "Flow runs that Prefect has taken.", registry=self.registry)
-        self.failing = Gauge(
-            "attachments_dispatch_failures", "Failures in a row while creating flow runs.", registry=self.registry
+        self.dispatched = Counter(
+            "attachments_dispatched", "Flow runs that Prefect has created.", registry=self.registry
         )
-        self.depth = Gauge("attachments_inbox_entries", "Deliveries that wait for Prefect.", registry=self.registry)
+        self.failing = Gauge(
+            "attachments_dispatch_failures", "Consecutive failures to create a flow run.", registry=self.registry
+        )
+        self.depth = Gauge("attachments_inbox_entries", "Deliveries waiting for Prefect.", registry=self.registry)
         self.oldest = Gauge(
-            "attachments_inbox_oldest_seconds", "Age of the delivery that waits longest.", registry=self.registry
+            "attachments_inbox_oldest_seconds", "Age of the oldest waiting delivery.", registry=self.registry
         )
 
     def text(self) -> bytes:
-        """All of them, as `GET /metrics` answers."""
+        """All metrics, as the body of `GET /metrics`."""
         return generate_latest(self.registry)

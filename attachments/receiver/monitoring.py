@@ -1,7 +1,7 @@
-"""What monitors read: `/health`, `/ready` and `/metrics`, without a secret.
+"""The pages for monitors: `/health`, `/ready` and `/metrics`, which need no secret.
 
-Behind a proxy that passes on `/webhooks/` alone, these are pages of the webhooks' own listener. A receiver that serves
-HTTPS itself is reachable from outside: there `/ready` and `/metrics` have a listener of their own.
+Behind a proxy that forwards only `/webhooks/`, the webhooks' own listener serves these pages. A receiver that serves
+HTTPS itself is reachable from outside, so it serves `/ready` and `/metrics` on a separate listener.
 """
 
 import asyncio
@@ -18,40 +18,40 @@ from attachments.receiver.inbox import Depth, Inbox, InboxUnavailable
 from attachments.receiver.limited_log import LimitedLog
 from attachments.receiver.metrics import Metrics
 
-MONITORING_ADDRESS = ("127.0.0.1", 8081)  # of a receiver that serves HTTPS, unless it is told another one
-PATHS = ("/health", "/ready", "/metrics")
+DEFAULT_MONITORING_ADDRESS = ("127.0.0.1", 8081)  # for a receiver that serves HTTPS
+MONITORING_PATHS = ("/health", "/ready", "/metrics")
 
 
 class Monitoring:
     """The handlers of the three pages."""
 
-    def __init__(self, inbox: Inbox, metrics: Metrics, log: LimitedLog, ready_patience: float) -> None:
+    def __init__(self, inbox: Inbox, metrics: Metrics, log: LimitedLog, inbox_timeout: float) -> None:
         self._inbox = inbox
         self._metrics = metrics
         self._log = log
-        self._ready_patience = ready_patience
+        self._ready_patience = inbox_timeout
 
     def routes(self, *, is_public: bool) -> list[Route]:
-        """The three pages; where `is_public`, only the first of them, which costs nothing and tells nothing."""
+        """Routes of the three pages. With `is_public`, only `/health` responds, which costs and reveals nothing."""
         health = Route("/health", self.health)
         if is_public:
             return [health, Route("/ready", elsewhere), Route("/metrics", elsewhere)]
         return [health, Route("/ready", self.ready), Route("/metrics", self.metrics)]
 
     async def health(self, _: Request) -> Response:
-        """The process lives."""
+        """Report that the process is alive."""
         return JSONResponse({"status": "ok"})
 
     async def ready(self, _: Request) -> Response:
-        """Whether a delivery would get its 200 now."""
+        """Report whether a delivery would get a 200 now."""
         try:
             async with asyncio.timeout(self._ready_patience):
-                await self._inbox.probe()
+                await self._inbox.check_writable()
                 depth = await self._inbox.depth()
         except InboxUnavailable as error:
             return JSONResponse({"status": "error", "message": str(error)}, 503)
         except TimeoutError:
-            return JSONResponse({"status": "error", "message": "The inbox does not take a write in time."}, 503)
+            return JSONResponse({"status": "error", "message": "The inbox did not complete a write in time."}, 503)
         return JSONResponse({"status": "ok", "inbox": depth.entries, "oldest_seconds": round(depth.oldest_seconds, 1)})
 
     async def metrics(self, _: Request) -> Response:
@@ -72,16 +72,18 @@ class Monitoring:
 
 
 def build_monitoring_app(monitoring: Monitoring) -> Starlette:
-    """The pages as an ASGI app of their own."""
+    """A separate ASGI app of the three pages."""
     return Starlette(routes=monitoring.routes(is_public=False), exception_handlers={HTTPException: _http_error})
 
 
 async def elsewhere(_: Request) -> Response:
-    """On a listener that strangers reach."""
+    """The response on a listener that is reachable from outside."""
     message = "This page is not public. The receiver serves it at the address of --monitoring-address."
     return JSONResponse(envelope("error", message), 404)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  the handler is registered for this type alone
-    return JSONResponse(envelope("error", "Here are /health, /ready and /metrics, for GET."), error.status_code)
+    return JSONResponse(
+        envelope("error", "Only GET of /health, /ready and /metrics is served here."), error.status_code
+    )

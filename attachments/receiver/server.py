@@ -17,28 +17,28 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from attachments.receiver.app import build_app
 from attachments.receiver.dispatcher import Dispatcher
+from attachments.receiver.flow_runs import prefect_flow_runs
 from attachments.receiver.inbox import Inbox
 from attachments.receiver.limited_log import LimitedLog, LimitedServerLog
-from attachments.receiver.limits import Limits
+from attachments.receiver.limits import ReceiverLimits
 from attachments.receiver.listener import Listener
 from attachments.receiver.metrics import Metrics
-from attachments.receiver.monitoring import MONITORING_ADDRESS, Monitoring, build_monitoring_app
-from attachments.receiver.prefect_api import prefect_flow_runs
+from attachments.receiver.monitoring import DEFAULT_MONITORING_ADDRESS, Monitoring, build_monitoring_app
 from attachments.receiver.protocol import ReceiverProtocol, request_log, server_log
 from attachments.receiver.responses import WebhookResponses
-from attachments.receiver.safe_traceback import where
-from attachments.receiver.strangers import Strangers
+from attachments.receiver.safe_traceback import safe_traceback
+from attachments.receiver.unauthenticated import UnauthenticatedConnections
 
 logger = logging.getLogger("attachments.receiver")
 
 
 class CannotServe(Exception):
-    """The receiver cannot start as it is set up; the text says what to change."""
+    """The receiver cannot start with these settings; the text says what to change."""
 
 
 @dataclass(frozen=True)
 class ReceiverSettings:
-    """What `attachments receive` is told. No secrets means: let everybody in."""
+    """The options of `attachments receive`. Without secrets, every request is accepted."""
 
     inbox: Path
     secrets: Sequence[str]
@@ -47,15 +47,16 @@ class ReceiverSettings:
     certificate: Path | None = None
     certificate_key: Path | None = None
     monitoring: tuple[str, int] | None = None
-    """Host and port of a listener for monitors alone; None: with a certificate `MONITORING_ADDRESS`, else none."""
-    answers: WebhookResponses = field(default_factory=WebhookResponses)
+    """Host and port of a separate listener for monitors. Default: `DEFAULT_MONITORING_ADDRESS` with a certificate, else
+    none."""
+    responses: WebhookResponses = field(default_factory=WebhookResponses)
     list_all: bool = False
-    """Hand on messages whose webhook denies attachments as well."""
-    limits: Limits = field(default_factory=Limits)
+    """Also pass on messages whose webhook says that they have no attachments."""
+    limits: ReceiverLimits = field(default_factory=ReceiverLimits)
 
 
 def serve(settings: ReceiverSettings) -> int | None:
-    """Serve until SIGTERM or SIGINT, and return which of them came.
+    """Serve until SIGTERM or SIGINT, and return the signal's number.
 
     Raises `CannotServe`, and `InboxUnavailable` when the inbox cannot be opened.
     """
@@ -66,18 +67,18 @@ async def _serve(settings: ReceiverSettings) -> int | None:
     _check_prefect_url()
     _allow_many_connections()
     with ExitStack() as stack:
-        listener = stack.enter_context(_listening(settings.host, settings.port, "--host or --port"))
-        monitoring = settings.monitoring or (MONITORING_ADDRESS if settings.certificate else None)
-        monitor = stack.enter_context(_listening(*monitoring, "--monitoring-address")) if monitoring else None
+        listener = stack.enter_context(_bound_socket(settings.host, settings.port, "--host or --port"))
+        monitoring = settings.monitoring or (DEFAULT_MONITORING_ADDRESS if settings.certificate else None)
+        monitor = stack.enter_context(_bound_socket(*monitoring, "--monitoring-address")) if monitoring else None
         limits = settings.limits
-        inbox = Inbox(settings.inbox, lock_patience=limits.lock_patience, probe_interval=limits.probe_interval)
+        inbox = Inbox(settings.inbox, lock_timeout=limits.lock_timeout, probe_interval=limits.probe_interval)
         try:
-            # The dispatcher has its own back-off; Prefect's client would sit on a failing call for a minute.
+            # The dispatcher has its own back-off; Prefect's client would retry a failing call for a minute.
             with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), _limited_log(limits.log_interval) as log:
                 stopped_by = await _run(settings, listener, monitor, inbox, log)
         finally:
             inbox.close()
-    logger.info("Stopped. What waits in the inbox is dispatched after the next start.")
+    logger.info("Stopped. Deliveries that wait in the inbox are dispatched after the next start.")
     return stopped_by
 
 
@@ -87,34 +88,34 @@ async def _run(
     async with prefect_flow_runs() as flow_runs:
         metrics = Metrics()
         dispatcher = Dispatcher(inbox, flow_runs, metrics, settings.limits)
-        monitoring = Monitoring(inbox, metrics, log, settings.limits.ready_patience)
+        monitoring = Monitoring(inbox, metrics, log, settings.limits.inbox_timeout)
         app = build_app(
             inbox,
             dispatcher,
             metrics,
             settings.secrets,
-            settings.answers,
+            settings.responses,
             list_all=settings.list_all,
             log=log,
             monitoring=monitoring.routes(is_public=monitor is not None),
             limits=settings.limits,
         )
-        server = _Server(_configuration(settings, app), monitor, build_monitoring_app(monitoring), settings.limits)
+        server = _Server(_uvicorn_config(settings, app), monitor, build_monitoring_app(monitoring), settings.limits)
         await server.serve(sockets=[listener])
         return server.stopped_by
 
 
-def _configuration(settings: ReceiverSettings, app: Any) -> uvicorn.Config:
+def _uvicorn_config(settings: ReceiverSettings, app: Any) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
         http="h11",
-        ws="none",  # a request to upgrade is then one like any other, and needs the secret
+        ws="none",  # an upgrade request is then like any other request, and needs the secret
         access_log=False,
         server_header=False,
         proxy_headers=False,
         log_config=None,
         lifespan="on",
-        timeout_graceful_shutdown=settings.limits.drain,
+        timeout_graceful_shutdown=settings.limits.drain_timeout,
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.certificate_key,
     )
@@ -123,38 +124,38 @@ def _configuration(settings: ReceiverSettings, app: Any) -> uvicorn.Config:
     except OSError as error:  # ssl.SSLError is one
         raise CannotServe(
             f"The certificate {settings.certificate} and its key cannot be read ({error.strerror or error}). "
-            "Both must be PEM files that belong together."
+            "Give two PEM files that belong together."
         ) from None
     return config
 
 
 @contextmanager
-def _listening(host: str, port: int, options: str) -> Iterator[socket.socket]:
+def _bound_socket(host: str, port: int, options: str) -> Iterator[socket.socket]:
     with ExitStack() as stack:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             family, kind, protocol, _, address = found[0]
-            # With the protocol named, asyncio knows that it is TCP and sends small answers at once (TCP_NODELAY).
+            # With an explicit protocol, asyncio recognises TCP and sends small responses at once (TCP_NODELAY).
             listener = stack.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
         except OSError as error:
             raise CannotServe(
-                f"Cannot listen on {host} port {port} ({error.strerror or error}). Say another {options}, or end what "
-                "listens there."
+                f"Cannot listen on {host} port {port} ({error.strerror or error}). Choose another {options}, or stop "
+                "the program that listens there."
             ) from None
         yield listener
 
 
 @contextmanager
 def _limited_log(interval: float) -> Iterator[LimitedLog]:
-    """The log of what strangers cause: for us, for uvicorn, and for asyncio, which would write tracebacks."""
+    """The rate-limited log for whatever unauthenticated clients can cause: for this service, uvicorn and asyncio."""
     log = LimitedLog(logger, interval)
     servers, server_filter = (server_log, request_log, logging.getLogger("asyncio")), LimitedServerLog(log)
 
     def log_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        log.log(logging.ERROR, f"{_first_line(context)} {where(error) if error else ''}".rstrip())
+        log.log(logging.ERROR, f"{_first_line(context)} {safe_traceback(error) if error else ''}".rstrip())
 
     asyncio.get_running_loop().set_exception_handler(log_error)
     for server in servers:
@@ -168,36 +169,38 @@ def _limited_log(interval: float) -> Iterator[LimitedLog]:
 
 
 def _first_line(context: dict[str, Any]) -> str:
-    """What asyncio says of an error, without the objects that it was about."""
+    """asyncio's message about an error, without the objects involved."""
     return str(context.get("message", "")).partition("\n")[0]
 
 
 def _check_prefect_url() -> None:
     url = PREFECT_API_URL.value()
-    if not url:  # Prefect would start a server of its own, which nobody else looks at
-        raise CannotServe("PREFECT_API_URL is not set. Set it to your server's, such as http://127.0.0.1:4200/api.")
+    if not url:  # Prefect would start a temporary server, which no worker uses
+        raise CannotServe("PREFECT_API_URL is not set. Set it to your server's API, such as http://127.0.0.1:4200/api.")
     try:
         scheme = httpx.URL(url).scheme
     except (httpx.InvalidURL, ValueError):
         scheme = ""
     if scheme not in ("http", "https"):
-        raise CannotServe("PREFECT_API_URL is no URL. It looks like http://127.0.0.1:4200/api.")
+        raise CannotServe(
+            "PREFECT_API_URL is not a valid URL. Set it to your server's API, such as http://127.0.0.1:4200/api."
+        )
 
 
 def _allow_many_connections() -> None:
-    """Idle connections of strangers must not use up the few hundred files that some systems grant by default."""
+    """Raise the limit on open files, so that idle connections cannot use up the few hundred that some systems allow."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # macOS grants less than it says
+    with suppress(OSError, ValueError):  # macOS allows less than it reports
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does, and takes SIGTERM for a wish, not for its death."""
+    """Logs where it listens once it does, and shuts down in order on SIGTERM."""
 
     stopped_by: int | None = None
 
     def __init__(
-        self, config: uvicorn.Config, monitor: socket.socket | None, monitoring_app: Any, limits: Limits
+        self, config: uvicorn.Config, monitor: socket.socket | None, monitoring_app: Any, limits: ReceiverLimits
     ) -> None:
         super().__init__(config)
         self._limits = limits
@@ -218,14 +221,14 @@ class _Server(uvicorn.Server):
             logger.info("Listening on http://%s/ready and /metrics", _address(self._monitor))
 
     def _listen(self, listener: socket.socket, config: uvicorn.Config) -> None:
-        def make_protocol(strangers: Strangers) -> asyncio.Protocol:
-            return ReceiverProtocol(strangers, config, self.server_state, self.lifespan.state, self._limits)
+        def make_protocol(unauthenticated: UnauthenticatedConnections) -> asyncio.Protocol:
+            return ReceiverProtocol(unauthenticated, config, self.server_state, self.lifespan.state, self._limits)
 
         self.servers.append(cast("asyncio.Server", Listener(listener, config.ssl, make_protocol, self._limits)))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Without uvicorn's raising the signal again at the end: who stopped in good order has no traceback."""
+        """As uvicorn's, but does not raise the signal again at the end, which would cause a traceback."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)

@@ -93,11 +93,11 @@ def announce(events: Iterable[Event], *, look_first: bool = False) -> bool:
 
 def _known(client: SyncPrefectClient, ids: Iterable[UUID]) -> set[UUID]:
     """Those of these events that stand in Prefect's database."""
-    asked, known = list(ids), set[UUID]()
+    event_ids, known = list(ids), set[UUID]()
     now = datetime.now(UTC)
-    for at in range(0, len(asked), PAGE):
+    for at in range(0, len(event_ids), PAGE):
         page = EventFilter(
-            id=EventIDFilter(id=asked[at : at + PAGE]),
+            id=EventIDFilter(id=event_ids[at : at + PAGE]),
             occurred=EventOccurredFilter(since=now - KEPT, until=now + AROUND),
         )
         found = retry_until_available(lambda page=page: client.read_events(page, limit=PAGE))  # type: ignore[misc]  # bound now

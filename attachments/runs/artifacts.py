@@ -17,7 +17,7 @@ from attachments.domain.plan import NOT_FINAL
 from attachments.domain.selection import known_type
 from attachments.domain.watermark_policy import PERMANENT_CODES
 from attachments.foundation.numerals import counted
-from attachments.foundation.terminal_text import bounded
+from attachments.foundation.terminal_text import escaped_line
 from attachments.runs.announcements import announce, event
 from attachments.runs.delayed_retry import failed_for_now
 from attachments.runs.errors import OurError, error_code, is_retryable
@@ -25,8 +25,8 @@ from attachments.runs.state_record import CODE, UNKNOWN, StateRecord, write_reco
 from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage.manifest import Outcome, Pending
 
-STORED = "emailgistics.attachments.stored"
-WORDS: dict[Outcome, str] = {
+STORED_EVENT = "emailgistics.attachments.stored"
+OUTCOME_LABELS: dict[Outcome, str] = {
     "stored": "stored",
     "filtered": "left out by the filter",
     "unsupported": "not downloadable (links and nested items)",
@@ -35,7 +35,7 @@ WORDS: dict[Outcome, str] = {
 }
 
 
-class Attempt(Protocol):
+class AttachmentResult(Protocol):
     """What became of one attachment in this run."""
 
     @property
@@ -49,18 +49,18 @@ class Attempt(Protocol):
 
 
 @dataclass(frozen=True)
-class Report:
+class MessageResult:
     """What a run has done for a message."""
 
     message_key: str
-    outcomes: Sequence[Attempt]
+    outcomes: Sequence[AttachmentResult]
     pending: Pending | None = None
     """Why the message's list was not final."""
 
 
-def already_stored(manifest: Manifest) -> State[None]:
+def nothing_to_do_state(manifest: Manifest) -> State[None]:
     """The final state of a run that had nothing to do."""
-    sentence = f"Nothing to do: the manifest settles all. {_sentence(manifest.attachments)}."
+    sentence = f"Nothing to do: the manifest settles all. {_summarize(manifest.attachments)}."
     return _completed(sentence, manifest.attachments)
 
 
@@ -71,7 +71,7 @@ def announce_stored(manifest: Manifest, manifest_url: str, announcement: UUID, *
         PrefectLost: Prefect has not answered for a long while.
     """
     stored = event(
-        STORED,
+        STORED_EVENT,
         about="message",
         subject=manifest.message_key,
         event_id=announcement,
@@ -86,11 +86,11 @@ def announce_stored(manifest: Manifest, manifest_url: str, announcement: UUID, *
     return announce([stored], look_first=look_first)
 
 
-def finish(report: Report) -> State[None]:
+def finish(report: MessageResult) -> State[None]:
     """Show what became of each attachment, and say in one sentence how the run ended."""
-    _show(report)
+    _publish_table(report)
     entries = [outcome.entry for outcome in report.outcomes]
-    sentence = _sentence(entries)
+    sentence = _summarize(entries)
     failures = [outcome for outcome in report.outcomes if outcome.entry.outcome == "failed"]
     if not failures and report.pending is None:
         return _completed(f"{sentence}.", entries)
@@ -119,7 +119,7 @@ def _completed(message: str, entries: Sequence[ManifestAttachment]) -> State[Non
 
 
 def _failed(message: str, code: str, *, passing: bool, labels: Mapping[str, str] | None = None) -> State[None]:
-    shortened = bounded(message)
+    shortened = escaped_line(message)
     if passing:
         return failed_for_now(shortened, code, labels)
     return write_record(Failed(message=shortened), StateRecord(code=code))
@@ -130,12 +130,12 @@ def _as_sentence(sentence: str) -> str:
     return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
-def _sentence(entries: Sequence[ManifestAttachment]) -> str:
+def _summarize(entries: Sequence[ManifestAttachment]) -> str:
     if not entries:
         return "The message has no attachments"
     counts = Counter(entry.outcome for entry in entries)
     size = counted(_stored_bytes(entries), "byte is", "bytes are")
-    parts = [f"{counts[word]} {text}" for word, text in WORDS.items() if counts[word]]
+    parts = [f"{counts[word]} {text}" for word, text in OUTCOME_LABELS.items() if counts[word]]
     return f"Of {counted(len(entries), 'attachment')} {', '.join(parts)}; {size} in the store"
 
 
@@ -143,7 +143,7 @@ def _stored_bytes(entries: Sequence[ManifestAttachment]) -> int:
     return sum(entry.bytes or 0 for entry in entries if entry.outcome == "stored")
 
 
-def _show(report: Report) -> None:
+def _publish_table(report: MessageResult) -> None:
     """The table in the UI. The work is done and recorded: a Prefect that cannot take the table does not undo it."""
     try:
         _make_table(report)
@@ -151,7 +151,7 @@ def _show(report: Report) -> None:
         get_run_logger().warning("Prefect did not take the table of this run (%s).", type(error).__name__)
 
 
-def _make_table(report: Report) -> None:
+def _make_table(report: MessageResult) -> None:
     create_table_artifact(
         key="attachments",
         description=f"Attachments of message `{report.message_key}`",

@@ -13,7 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.exceptions import ObjectNotFound
 
-from attachments.domain.progress import Counts, Estimate, Pace
+from attachments.domain.progress import Counts, Estimate, RateEstimator
 from attachments.foundation.numerals import counted
 from attachments.prefect_api.prefect_retry import PrefectAway, own_client
 
@@ -31,7 +31,7 @@ class Progress:
         self._run_id = run_id
         self._tag = tag
         self._total = total
-        self._pace = Pace()
+        self._pace = RateEstimator()
         self._shown = -EVERY
         self._bar: UUID | None = None
         self._table: UUID | None = None

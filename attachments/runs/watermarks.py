@@ -131,10 +131,10 @@ def read_watermarks(client: SyncPrefectClient) -> list[Watermark]:
 
 
 def _marks(client: SyncPrefectClient) -> Iterator[Watermark]:
-    asked = {"variables": {"name": {"like_": PREFIX}}, "sort": "NAME_ASC", "limit": PAGE}
+    query = {"variables": {"name": {"like_": PREFIX}}, "sort": "NAME_ASC", "limit": PAGE}
     offset = 0
     while True:  # the client's own method reads no further than the first page
-        page = client.request("POST", "/variables/filter", json={**asked, "offset": offset}).json()
+        page = client.request("POST", "/variables/filter", json={**query, "offset": offset}).json()
         for variable in page:
             if variable["name"].startswith(PREFIX) and (mark := _parsed(variable["value"])) is not None:
                 yield mark

@@ -1,6 +1,6 @@
-"""Encryption before anything leaves this machine: age, to public keys alone.
+"""Encryption with age, to public keys only, before data leaves this machine.
 
-The worker holds recipients (public keys) and can't read what it has stored. The format is age v1
+The worker has only recipients (public keys), and cannot decrypt what it has stored. The format is age v1
 (https://age-encryption.org/v1): authenticated, in chunks of 64 KiB, readable with any age implementation.
 """
 
@@ -14,28 +14,28 @@ import pyrage
 
 from attachments.storage.content import Transform, Write
 from attachments.storage.errors import CannotDecrypt, StoreError, UnsupportedStore
-from attachments.storage.recipients import parsed
+from attachments.storage.recipients import parse_recipients
 
 SUFFIX = ".age"
-"""What the name of an encrypted object ends with."""
+"""The suffix of an encrypted object's name."""
 
 _IDENTITY = re.compile(r"AGE-SECRET-KEY-\S+", re.ASCII)
 
 
-def sealer(recipients: Sequence[str]) -> Transform:
-    """What encrypts a stream to all of these: `age1…`, `ssh-ed25519 …` or `ssh-rsa …`.
+def encryptor(recipients: Sequence[str]) -> Transform:
+    """A transform that encrypts a stream to all of these recipients: `age1…`, `ssh-ed25519 …` or `ssh-rsa …`.
 
-    Any one of their owners can decrypt it. Raises UnsupportedStore for what is no recipient, and for none at all. What
-    the sealer raises of its own is a StoreError.
+    Any one of their owners can decrypt it. Raises UnsupportedStore for an invalid recipient, and for an empty list. The
+    transform raises StoreError.
     """
     if not recipients:
-        raise UnsupportedStore("there is no age recipient to encrypt to; name one, or do not encrypt")
-    keys = parsed(recipients)
+        raise UnsupportedStore("there is no age recipient to encrypt to; add one, or do not encrypt")
+    keys = parse_recipients(recipients)
 
     def seal(chunks: Iterable[bytes], write: Write) -> None:
         try:
-            _through(pyrage.encrypt_io, chunks, write, keys)
-        except _Refused:
+            _run_age(pyrage.encrypt_io, chunks, write, keys)
+        except _AgeError:
             pass
         else:
             return
@@ -44,20 +44,20 @@ def sealer(recipients: Sequence[str]) -> Transform:
     return seal
 
 
-def opener(identities: str) -> Transform:
-    """What decrypts a stream with any of the identities in a file's text.
+def decryptor(identities: str) -> Transform:
+    """A transform that decrypts a stream with any of the identities in a file's text.
 
     The file is one that age-keygen wrote (lines `AGE-SECRET-KEY-1…`), or an SSH private key without a passphrase.
-    What the opener writes is all there, and as it was encrypted, only once it has returned. It raises CannotDecrypt;
-    this raises UnsupportedStore for a file without a usable identity.
+    The transform's output is complete and authentic only once it has returned; it raises CannotDecrypt. This function
+    raises UnsupportedStore for a file without a usable identity.
     """
     keys = _identities(identities)
 
     def unseal(chunks: Iterable[bytes], write: Write) -> None:
         try:
-            _through(pyrage.decrypt_io, chunks, write, keys)
-        except _Refused:
-            problem = "it was cut or altered, it is no age file, or it was encrypted to other keys"
+            _run_age(pyrage.decrypt_io, chunks, write, keys)
+        except _AgeError:
+            problem = "it was truncated or altered, is not an age file, or was encrypted to other keys"
         else:
             return
         raise CannotDecrypt(f"it cannot be decrypted: {problem}")
@@ -65,12 +65,12 @@ def opener(identities: str) -> Transform:
     return unseal
 
 
-class _Refused(Exception):
-    """pyrage did not like what it read."""
+class _AgeError(Exception):
+    """pyrage rejected its input."""
 
 
 class _Source:
-    """Chunks as a file that pyrage reads from."""
+    """A file over chunks, from which pyrage reads."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
@@ -92,7 +92,7 @@ class _Source:
 
 
 class _Sink:
-    """A function as a file that pyrage writes to."""
+    """A file over a function, to which pyrage writes."""
 
     def __init__(self, write: Write) -> None:
         self._write = write
@@ -107,11 +107,12 @@ class _Sink:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is held back here."""
+        """Nothing is buffered here."""
 
 
-def _through(work: Any, chunks: Iterable[bytes], write: Write, keys: Sequence[Any]) -> None:
-    """Runs it. What `chunks` and `write` raise comes out as it is, not in pyrage's words, which would quote it."""
+def _run_age(work: Any, chunks: Iterable[bytes], write: Write, keys: Sequence[Any]) -> None:
+    """Run pyrage. Errors of `chunks` and `write` are raised unchanged, without pyrage's text, which would quote
+    them."""
     source, sink = _Source(chunks), _Sink(write)
     refused = False
     try:
@@ -119,7 +120,7 @@ def _through(work: Any, chunks: Iterable[bytes], write: Write, keys: Sequence[An
     except (pyrage.EncryptError, pyrage.DecryptError, OSError):
         refused = True
     except BaseException as error:
-        # A panic inside age is no Exception. It would end a worker's thread, and its text is none of ours.
+        # A panic in age is not an Exception; it would end a worker's thread.
         if type(error).__module__ != "pyo3_runtime":
             raise
         refused = True
@@ -127,7 +128,7 @@ def _through(work: Any, chunks: Iterable[bytes], write: Write, keys: Sequence[An
     if own is not None:
         raise own
     if refused:
-        raise _Refused
+        raise _AgeError
 
 
 def _identities(text: str) -> list[Any]:

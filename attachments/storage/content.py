@@ -1,4 +1,4 @@
-"""What an object holds, and how a stream of chunks is poured into one."""
+"""An object's content, and how a stream of chunks is written to it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from attachments.storage.hashing import StreamHash
 
 Write = Callable[[bytes], object]
 Transform = Callable[[Iterable[bytes], Write], None]
-"""Reads all chunks, and writes what they become: ciphertext."""
+"""Reads all chunks and writes the transformed stream: ciphertext or plaintext."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What was written: size in bytes and SHA-256 as hex digits, of the attachment and of what stands in the store.
+    """Size in bytes and SHA-256 as hex digits, of the attachment and of the stored object.
 
-    The two differ only where the store holds ciphertext.
+    The two differ only if the object is encrypted.
     """
 
     bytes: int
@@ -28,23 +28,23 @@ class Content:
 
     @classmethod
     def plain(cls, size: int, sha256: str) -> Content:
-        """Content that stands in the store as it is."""
+        """Content that is stored unencrypted."""
         return cls(size, sha256, size, sha256)
 
     @property
     def is_sealed(self) -> bool:
-        """Whether the store holds something else than the attachment itself."""
+        """Whether the stored object is ciphertext."""
         return (self.bytes, self.sha256) != (self.stored_bytes, self.stored_sha256)
 
     def is_same_attachment(self, other: Content) -> bool:
-        """Whether both are of the same attachment, however each stands in the store."""
+        """Whether both are the same attachment, however each is stored."""
         return (self.bytes, self.sha256) == (other.bytes, other.sha256)
 
 
 def pour(chunks: Iterable[bytes], write: Write, seal: Transform | None = None) -> Content:
-    """Writes all that the chunks hold, sealed if so wished, and says what that was.
+    """Write all chunks, transformed by `seal` if given, and return their sizes and hashes.
 
-    What `chunks` and `write` raise comes out as it is.
+    Errors of `chunks` and `write` are raised unchanged.
     """
     with _Tally(write if seal is None else None) as plain:
         if seal is None:
@@ -57,7 +57,7 @@ def pour(chunks: Iterable[bytes], write: Write, seal: Transform | None = None) -
 
 
 class _Tally:
-    """Counts and hashes what passes, and hands it on."""
+    """Counts and hashes chunks, and passes them on."""
 
     def __init__(self, write: Write | None) -> None:
         self._write = write
@@ -84,6 +84,6 @@ class _Tally:
 
 
 def _owned(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The hash may lag behind, so a buffer that the source fills again is copied."""
+    """Chunks as bytes: the hash may lag behind, so a buffer that the source reuses is copied."""
     for buffer in chunks:
         yield buffer if isinstance(buffer, bytes) else bytes(memoryview(buffer))

@@ -1,4 +1,4 @@
-"""How a store encrypts: by the service that holds it, or before anything leaves this machine."""
+"""A store's encryption settings: by the service, or with age before data leaves this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ S3Encryption = Literal["SSE-S3", "SSE-KMS"]
 
 @dataclass(frozen=True)
 class Encryption:
-    """What is asked for beyond the service's own default. Each backend refuses what it cannot do."""
+    """Encryption beyond the service's own default. Each backend refuses what it does not support."""
 
     s3: S3Encryption | None = None
     """Server-side encryption of S3."""
@@ -19,16 +19,16 @@ class Encryption:
     azure_scope: str | None = None
     """The encryption scope of Azure Blob Storage."""
     age_recipients: tuple[str, ...] = ()
-    """Public keys to which every attachment is encrypted by us, with age."""
+    """Public keys to which this project encrypts every attachment, with age."""
     allow_plaintext: bool = False
     """Store unencrypted although the store has encrypted before; of no effect with recipients."""
 
     @property
     def needs_service(self) -> str | None:
-        """The first thing asked for that only a service can do, in words; None when there is none."""
-        asked = {
+        """The first setting that only a service supports, in words; None if there is none."""
+        service_settings = {
             f"S3's {self.s3}": self.s3,
             "a KMS key": self.kms_key,
             "an Azure encryption scope": self.azure_scope,
         }
-        return next((words for words, value in asked.items() if value), None)
+        return next((words for words, value in service_settings.items() if value), None)

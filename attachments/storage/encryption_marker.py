@@ -1,9 +1,9 @@
-"""The marker of a store that has encrypted: the store refuses plaintext, in every process within a minute.
+"""A marker object records that a store has encrypted; within a minute, every process refuses plaintext.
 
-``<root>/.encryption/age`` is created before the first encrypted file. A store whose block has lost its recipients sees
-it and stores nothing, until the block allows plaintext. Stores of versions without the marker get it with their next
-encrypted file. Anyone who may delete objects in the store may delete the marker too: it guards against mistakes and
-lost settings, not against those who control the store.
+``<root>/.encryption/age`` is created before the first encrypted file. If a block has lost its recipients, its store
+finds the marker and stores nothing until the block allows plaintext. Stores of older versions get the marker with their
+next encrypted file. Anyone who may delete objects may delete the marker too: it protects against mistakes and lost
+settings, not against those who control the store.
 """
 
 from __future__ import annotations
@@ -18,94 +18,98 @@ from attachments.storage.backends.base import Backend, Conflict, ObjectHeaders
 from attachments.storage.errors import PlaintextRefused, StoreUnavailable
 from attachments.storage.local.folders import Folder
 
-FOLDER = ".encryption"
-NAME = "age"
-MARKER = f"{FOLDER}/{NAME}"
-CONTENT = (
+MARKER_FOLDER = ".encryption"
+MARKER_NAME = "age"
+MARKER_KEY = f"{MARKER_FOLDER}/{MARKER_NAME}"
+MARKER_CONTENT = (
     b"Attachments in this store were encrypted to age recipients. While this file is here, the store refuses to store "
     b"attachments unencrypted, unless its block allows plaintext.\n"
 )
-LOOK_AGAIN = 60.0
-"""Seconds for which an answer that let a file be stored counts. A refusal asks each time."""
+RECHECK_INTERVAL = 60.0
+"""Seconds for which a check that allowed a write is cached. A refusal is never cached."""
 
-_LABELS = ObjectHeaders("text/plain")
-_TRIES = 10
+_MARKER_HEADERS = ObjectHeaders("text/plain")
+_MAX_CREATE_ATTEMPTS = 10
 
 
 class EncryptionMarker:
-    """The marker in an object store. Safe to share between threads. Raises the backend's errors.
+    """The marker in an object store. Threads may share it. Raises the backend's errors.
 
-    A store either encrypts or does not, so it calls `create` or `refuse_plaintext`, never both.
+    A store either encrypts or does not, so it calls `ensure_exists` or `refuse_plaintext`, never both.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._lock = threading.Lock()
-        self._answered_at = -math.inf
+        self._checked_at = -math.inf
 
     def exists(self) -> bool:
-        """Whether the store has encrypted. Asks the store."""
-        return self._backend.stat(MARKER) is not None
+        """Whether the store has encrypted. Not cached."""
+        return self._backend.stat(MARKER_KEY) is not None
 
-    def create(self) -> None:
-        """Create the marker where it is missing: to be called before something encrypted is stored."""
+    def ensure_exists(self) -> None:
+        """Create the marker if it is missing. Call it before storing something encrypted."""
         with self._lock:
-            if self._is_recent():
+            if self._is_check_fresh():
                 return
             if not self.exists():
                 self._create()
-            self._answered_at = time.monotonic()
+            self._checked_at = time.monotonic()
 
     def refuse_plaintext(self, key: str) -> None:
-        """Raises PlaintextRefused when the store has encrypted: to be called before plaintext is stored."""
+        """Raise PlaintextRefused if the store has encrypted. Call it before storing plaintext."""
         with self._lock:
-            if self._is_recent():
+            if self._is_check_fresh():
                 return
             if self.exists():
-                raise plaintext_refused(key)
-            self._answered_at = time.monotonic()
+                raise plaintext_refused_error(key)
+            self._checked_at = time.monotonic()
 
-    def _is_recent(self) -> bool:
-        return time.monotonic() - self._answered_at < LOOK_AGAIN
+    def _is_check_fresh(self) -> bool:
+        return time.monotonic() - self._checked_at < RECHECK_INTERVAL
 
     def _create(self) -> None:
-        for attempt in range(_TRIES):
+        for attempt in range(_MAX_CREATE_ATTEMPTS):
             try:
-                self._backend.put(MARKER, CONTENT, _LABELS, replaces=None)
+                self._backend.put(MARKER_KEY, MARKER_CONTENT, _MARKER_HEADERS, replaces=None)
             except Conflict:
-                # Another writer was faster; or it has failed since, which some services report in the same way.
+                # Another writer created the marker first, or failed while creating it; some services report both as a
+                # conflict.
                 if self.exists():
                     return
                 time.sleep(random.uniform(0.01, 0.05) * (attempt + 1))  # noqa: S311  # no secret
             else:
                 return
-        raise StoreUnavailable("could not mark the store as encrypted", remedy="others write to it; it is tried again")
+        raise StoreUnavailable(
+            "could not create the encryption marker", remedy="other writers conflicted; this will be retried"
+        )
 
 
-def plaintext_refused(key: str) -> PlaintextRefused:
-    """The error for an attachment that would be stored unencrypted."""
+def plaintext_refused_error(key: str) -> PlaintextRefused:
+    """The error for an attachment that would be stored as plaintext."""
     return PlaintextRefused(
-        f"attachment {key} was not stored: the store has encrypted before, and its block has no age recipients now. "
+        f"attachment {key} was not stored: the store holds encrypted attachments, and its block has no age recipients "
+        "now. "
         "Put the recipients back into the block, or switch on its field Allow plaintext to store unencrypted",
         key=key,
     )
 
 
-def is_marked(root: Folder) -> bool:
+def has_local_marker(root: Folder) -> bool:
     """Whether the local store in this folder has encrypted. Raises OSError."""
-    if not root.has(FOLDER):
+    if not root.has(MARKER_FOLDER):
         return False
-    with root.folder(FOLDER) as folder:
-        return folder.has(NAME)
+    with root.folder(MARKER_FOLDER) as folder:
+        return folder.has(MARKER_NAME)
 
 
-def mark(root: Folder) -> None:
-    """Create the marker of a local store where it is missing, so that it survives a power failure. Raises OSError."""
-    if is_marked(root):
+def create_local_marker(root: Folder) -> None:
+    """Create the marker of a local store if it is missing, durably. Raises OSError."""
+    if has_local_marker(root):
         return
-    with root.made(FOLDER) as folder:
-        with folder.opened(NAME, os.O_WRONLY | os.O_CREAT) as fd:
-            os.pwrite(fd, CONTENT, 0)
+    with root.made(MARKER_FOLDER) as folder:
+        with folder.opened(MARKER_NAME, os.O_WRONLY | os.O_CREAT) as fd:
+            os.pwrite(fd, MARKER_CONTENT, 0)
             os.fsync(fd)
         folder.sync()
     root.sync()

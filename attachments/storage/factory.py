@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from attachments.storage.age import SUFFIX, sealer
+from attachments.storage.age import SUFFIX, encryptor
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import UnsupportedStore
-from attachments.storage.names import invisible
+from attachments.storage.names import first_invisible
 from attachments.storage.object_store import ObjectStore
 from attachments.storage.store import Store
 from attachments.storage.urls import is_chained, local_path
@@ -41,7 +41,7 @@ def open_store(url: str, options: Mapping[str, Any] | None = None, encryption: E
     url = url.strip()
     path = _local_path(url)
     asked = encryption or Encryption()
-    seal, suffix = (sealer(asked.age_recipients), SUFFIX) if asked.age_recipients else (None, "")
+    seal, suffix = (encryptor(asked.age_recipients), SUFFIX) if asked.age_recipients else (None, "")
     if path is not None:
         _refuse_for_local(options, asked)
         # Not at the top: this module is imported on Windows too, where the local store's imports fail.
@@ -89,7 +89,7 @@ def _local_path(url: str) -> str | None:
         raise UnsupportedStore("the store's URL is empty; set it to a path such as file:///srv/attachments")
     if any("\ud800" <= character <= "\udfff" for character in url):  # no message and no block can hold them
         raise UnsupportedStore("the store's URL holds bytes that are not UTF-8 text; type it again")
-    if (character := invisible(url)) is not None:
+    if (character := first_invisible(url)) is not None:
         raise UnsupportedStore(
             f"the store's URL holds an invisible character (U+{ord(character):04X}), perhaps pasted with it, and would "
             "lead to another folder; type it again"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from attachments.storage.backends.base import Backend, Conflict, ObjectHeaders
 from attachments.storage.errors import StoreUnavailable
-from attachments.storage.store import Probe
+from attachments.storage.store import ProbeResult
 
 PATH = ".probe/doctor"
 _LABELS = ObjectHeaders("application/octet-stream")
@@ -21,7 +21,7 @@ _TRIES = 10
 """Times that it is tried against other probers."""
 
 
-def probe(backend: Backend, is_refused: Callable[[Exception], bool]) -> Probe:
+def probe(backend: Backend, is_refused: Callable[[Exception], bool]) -> ProbeResult:
     """What came of it. `is_refused` says whether an error is a lack of rights. Raises the backend's errors."""
     for attempt in range(_TRIES):
         try:
@@ -31,7 +31,7 @@ def probe(backend: Backend, is_refused: Callable[[Exception], bool]) -> Probe:
     raise StoreUnavailable("could not probe the store: it does not return what was written")
 
 
-def _tried(backend: Backend, is_refused: Callable[[Exception], bool]) -> Probe:
+def _tried(backend: Backend, is_refused: Callable[[Exception], bool]) -> ProbeResult:
     found = backend.get(PATH)
     # Twice, since to replace what stands there may need another right than to make it.
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The record of what was on a message and what became of each part: ``manifest.json``."""
+"""The record of a message's attachments and their outcomes: ``manifest.json``."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ from attachments.storage.errors import InvalidManifest, ManifestTooLarge, NewerM
 from attachments.storage.keys import KEY_LENGTH, is_place_of, is_possible
 
 SCHEMA = 1
-"""The version of the manifest's shape that this code writes."""
+"""The schema version that this code writes."""
 
-LARGEST = 32 * 1024 * 1024
+MAX_SIZE = 32 * 1024 * 1024
 """Bytes of a manifest. Ten thousand attachments with ids of 250 characters and names of 255 bytes need 20 MB."""
-MOST_READ = LARGEST + 1
-"""Bytes that are read of what should be a manifest: one more tells that it is none."""
-MOST_VALUES = 500_000
+MAX_READ = MAX_SIZE + 1
+"""Bytes that are read of a manifest; one more than `MAX_SIZE` shows that it is too large."""
+MAX_VALUES = 500_000
 """Lists, objects and their items in a manifest, by its punctuation: one byte of hostile JSON can cost 24 of memory."""
-_SMALL = 1024 * 1024
-"""Bytes of a manifest up to which any number are parsed at a time."""
+_SMALL_SIZE = 1024 * 1024
+"""Bytes; manifests up to this size may be parsed concurrently."""
 
 Outcome = Literal["stored", "filtered", "unsupported", "failed", "purged"]
 
 Pending = Literal["not-listed", "scan-in-progress"]
-"""Why a list is not final: it is empty although the webhook named attachments, or has a scanner's placeholder."""
+"""Why a list is not final: it is empty although the webhook reported attachments, or it has a scanner's placeholder."""
 
 Encryption = Literal["age", "none"]
-"""Whether the store encrypted attachments to age recipients when it was last written to."""
+"""Whether attachments were encrypted to age recipients at the last write."""
 
 _WAS_STORED = frozenset({"stored", "purged"})
-_DEEPEST = 100
-"""Levels of lists and objects that a manifest may have. Ours have three; hundreds can be read, not written."""
+_MAX_DEPTH = 100
+"""Levels of nesting that a manifest may have. Valid ones have three; hundreds can be read but not written."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_one_at_a_time = threading.Lock()
+_large_manifest_lock = threading.Lock()
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -59,7 +59,7 @@ def _in_utc(moment: datetime) -> datetime:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError:
         # Pydantic reports no other error as a wrong value, and one damaged manifest would end a whole run.
-        raise ValueError("a moment that no calendar has") from None
+        raise ValueError("a time outside the supported range") from None
 
 
 def _iso(moment: datetime) -> str:
@@ -68,19 +68,19 @@ def _iso(moment: datetime) -> str:
 
 def _possible(path: str | None) -> str | None:
     if path is not None and not is_possible(path):
-        raise ValueError("no path of an object")
+        raise ValueError("not the path of an object")
     return path
 
 
 Moment = Annotated[datetime, AfterValidator(_in_utc), PlainSerializer(_iso, return_type=str)]
-"""A moment in UTC, written as ISO 8601 with ``Z``. One without a zone is taken for UTC."""
+"""A time in UTC, written as ISO 8601 with ``Z``. A time without a zone is read as UTC."""
 
 
 class _Record(BaseModel):
-    """What both models share: frozen, tolerant of what a later version added, quiet about contents."""
+    """Base of both models: frozen, keeps fields that a later version added, shows no content."""
 
     model_config = ConfigDict(
-        extra="allow",  # what another version recorded is handed on
+        extra="allow",  # fields of another version are kept
         frozen=True,
         populate_by_name=True,
         hide_input_in_errors=True,  # names and addresses must not show in an error's text
@@ -91,7 +91,7 @@ class _Record(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _readable(cls, data: Any) -> Any:
-        """Names may hold half a surrogate pair, which no UTF-8 can; what is computed is not read back."""
+        """Replace lone surrogates in names, which UTF-8 cannot encode, and ignore computed fields."""
         if not isinstance(data, dict):
             return data
         return _without_surrogates({name: value for name, value in data.items() if name not in cls.computed})
@@ -101,11 +101,11 @@ class _Record(BaseModel):
 
 
 class ManifestAttachment(_Record):
-    """One attachment, and what became of it. Sizes are in bytes."""
+    """One attachment and its outcome. Sizes are in bytes."""
 
     id: str
     attachment_key: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{KEY_LENGTH}}}$")]
-    """A key, as ours are; in a manifest that somebody else wrote it could otherwise hold any text, and it is shown."""
+    """Checked, because it is shown and someone else may have written the manifest."""
     name: str | None = None
     content_type: str | None = None
     listed_size: int | None = None
@@ -114,7 +114,7 @@ class ManifestAttachment(_Record):
     """The vendor's `attachmentType`, which may be one that is not known yet."""
     outcome: Outcome
     key: Annotated[str | None, AfterValidator(_possible)] = None
-    """Where the object stands, from the store's root. Not to be read or removed unless `is_at_home`."""
+    """The object's path, from the store's root. Do not read or remove it unless `is_at_home`."""
     bytes: int | None = None
     sha256: str | None = None
     stored_at: Moment | None = None
@@ -128,30 +128,30 @@ class ManifestAttachment(_Record):
     code: str | None = None
     """What went wrong, when it failed."""
     deployment: str | None = None
-    """Who recorded this outcome; needed once deployments with different filters share a manifest."""
+    """The deployment that recorded this outcome; deployments with different filters may share a manifest."""
 
     @property
     def size(self) -> int | None:
-        """The listed size in bytes, under the name that selection's filter asks for."""
+        """The listed size in bytes, under the name that filters use."""
         return self.listed_size
 
     @property
     def is_settled(self) -> bool:
-        """Whether no run can do more for it: it is stored, was stored and purged, or can't be downloaded."""
+        """Whether no run can do more for it: it is stored, purged, or cannot be downloaded."""
         return self.outcome in _WAS_STORED or self.outcome == "unsupported"
 
     def is_at_home(self, message_key: str) -> bool:
-        """Whether its key is a place of this attachment in this message: others may write to the store."""
+        """Whether its path belongs to this attachment of this message; others may write to the store."""
         return is_place_of(self.key, message_key, self.attachment_key)
 
     def replaced_by(self, newer: ManifestAttachment) -> ManifestAttachment:
-        """What is known once a later run has recorded `newer` of the same attachment.
+        """The merged entry after a later run has recorded `newer` for the same attachment.
 
-        What is stored or purged stays so whatever a run failed at or did not want. A failure stays until the
-        attachment is stored or until whoever failed no longer wants it: another deployment's filter must not
-        hide it. A run that read the manifest before a purge and writes after it brings back an old "stored": what
-        was purged stays so until it was stored anew. One that read it before it was stored anew brings back an old
-        "purged": that is of another storing, and a purge does not record by merging. Of all else the later wins.
+        Stored and purged entries stay, whatever a later run failed at or filtered out. A failure stays until the
+        attachment is stored, or until the same deployment's filter drops it; another deployment's filter must not hide
+        it. A run that read the manifest before a purge and writes after it has an outdated "stored"; the entry stays
+        purged until the attachment is stored again. A run that read it before that second storing has an outdated
+        "purged", and a purge does not record by merging. Otherwise the later entry wins.
         """
         was_stored = self.outcome in _WAS_STORED and newer.outcome not in _WAS_STORED
         anothers_failure = (self.outcome, newer.outcome) == ("failed", "filtered") and (
@@ -166,7 +166,7 @@ class ManifestAttachment(_Record):
         return winner.model_copy(update={**(self.model_extra or {}), **(newer.model_extra or {})})
 
     def as_purged(self, at: datetime) -> ManifestAttachment:
-        """The same entry once its object is gone; what it was stays on record."""
+        """The same entry after its object was removed; its properties stay on record."""
         return self.model_copy(update={"outcome": "purged", "purged_at": at})
 
     def __repr__(self) -> str:
@@ -201,7 +201,7 @@ class Manifest(_Record):
     @computed_field  # type: ignore[prop-decorator]  # mypy has no decorated properties (python/mypy#1362)
     @property
     def complete(self) -> bool:
-        """Whether nothing that is wanted is missing."""
+        """Whether no selected attachment is missing."""
         return self.pending is None and all(entry.outcome != "failed" for entry in self.attachments)
 
     def settles(self, wanted: Callable[[ManifestAttachment], bool]) -> bool:
@@ -210,9 +210,9 @@ class Manifest(_Record):
 
     @property
     def announcement(self) -> UUID | None:
-        """The id of the event that tells of what was stored: another one as soon as more was, or it is complete.
+        """The id of the event that reports what is stored; it changes when more is stored, or it becomes complete.
 
-        None while nothing was. A purge is no news, and storing again what was purged is.
+        None while nothing is stored. A purge does not change it; storing a purged attachment again does.
         """
         stored = sorted(
             (
@@ -231,22 +231,22 @@ class Manifest(_Record):
 
     @property
     def is_announced(self) -> bool:
-        """Whether Prefect has the event of all that was stored."""
+        """Whether Prefect has the event for everything that is stored."""
         return self.announced is None or self.announcement is None or self.announcement in self.announced
 
     def as_announced(self, announcement: UUID) -> Manifest:
-        """The same once Prefect has that event."""
-        return self.model_copy(update={"announced": _each_once(*(self.announced or ()), announcement)})
+        """The same manifest after Prefect has received that event."""
+        return self.model_copy(update={"announced": _deduplicated(*(self.announced or ()), announcement)})
 
     def entry(self, attachment_key: str) -> ManifestAttachment | None:
-        """What is recorded of one attachment."""
+        """The entry of one attachment."""
         return next((entry for entry in self.attachments if entry.attachment_key == attachment_key), None)
 
     def merged_with(self, newer: Manifest) -> Manifest:
-        """This manifest and what a later run has found, forgetting nothing that either knew.
+        """This manifest merged with a later run's findings; nothing is lost that either contains.
 
-        `newer` is the later one whatever the clocks say: they may jump. What it does not know (a backfill
-        knows no mailbox) stays as it was. Entries keep their order; new ones come last.
+        `newer` counts as the later one whatever its times say, because clocks may jump. A value that it lacks (a
+        backfill has no mailbox) stays. Entries keep their order; new ones come last.
         """
         merged = {entry.attachment_key: entry for entry in self._signed_entries()}
         for entry in newer._signed_entries():
@@ -254,18 +254,18 @@ class Manifest(_Record):
             merged[entry.attachment_key] = older.replaced_by(entry) if older else entry
         known = {field: value for field, value in newer if value is not None and field not in self.computed}
         if newer.announced is not None:
-            told = self.announced if self.announced is not None else filter(None, [self.announcement])
-            known["announced"] = _each_once(*told, *newer.announced)
-        # The later list counts, final or not.
+            announced = self.announced if self.announced is not None else filter(None, [self.announcement])
+            known["announced"] = _deduplicated(*announced, *newer.announced)
+        # The later list's state counts, final or not.
         return self.model_copy(update={**known, "pending": newer.pending, "attachments": tuple(merged.values())})
 
     def to_bytes(self) -> bytes:
-        """As it is written: UTF-8 JSON, its names in the order that the documentation gives.
+        """The manifest as UTF-8 JSON, its fields in the documented order.
 
-        Raises ManifestTooLarge for what `from_bytes` would refuse for its size.
+        Raises ManifestTooLarge if `from_bytes` would refuse its size.
         """
         data = self.model_dump(mode="json", by_alias=True)
-        listed = [_without_blanks(entry) for entry in data.pop("attachments")]
+        listed = [_without_unset(entry) for entry in data.pop("attachments")]
         complete = data.pop("complete")
         if self.announced is None:
             del data["announced"]
@@ -278,7 +278,8 @@ class Manifest(_Record):
         if _is_too_large(written):
             raise ManifestTooLarge(
                 f"the manifest of message {self.message_key} would have {len(written):,} bytes for "
-                f"{len(self.attachments):,} attachments, more than is read of one ({LARGEST:,} bytes, {MOST_VALUES:,} "
+                f"{len(self.attachments):,} attachments, more than can be read back ({MAX_SIZE:,} bytes, "
+                f"{MAX_VALUES:,} "
                 "values); store less of the message with a filter",
                 key=self.message_key,
             )
@@ -288,10 +289,11 @@ class Manifest(_Record):
     def from_bytes(cls, data: bytes, *, message_key: str) -> Self:
         """The manifest of this message. Raises InvalidManifest, or NewerManifest for a later schema.
 
-        One that is too large is invalid. Large ones are parsed one at a time, which takes a multiple of their size.
+        A manifest that is too large is invalid. Large ones are parsed one at a time, because parsing takes a multiple
+        of their size.
         """
-        with nullcontext() if len(data) <= _SMALL else _one_at_a_time:
-            found = None if _is_too_large(data) else _json(data)
+        with nullcontext() if len(data) <= _SMALL_SIZE else _large_manifest_lock:
+            found = None if _is_too_large(data) else _parse_json(data)
             version = found.get("schema") if isinstance(found, dict) else None
             if isinstance(version, int) and version > SCHEMA:
                 raise NewerManifest(
@@ -316,7 +318,7 @@ class Manifest(_Record):
             return None
 
     def _signed_entries(self) -> Iterator[ManifestAttachment]:
-        """The entries, each with who recorded it."""
+        """The entries, each with the deployment that recorded it."""
         for entry in self.attachments:
             yield entry if entry.deployment else entry.model_copy(update={"deployment": self.deployment})
 
@@ -326,32 +328,32 @@ class Manifest(_Record):
         )
 
 
-def _each_once(*ids: UUID) -> tuple[UUID, ...]:
+def _deduplicated(*ids: UUID) -> tuple[UUID, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-_SOMETIMES = frozenset({"purged_at", "rule", "code", "deployment", "stored_bytes", "stored_sha256"})
+_OPTIONAL_FIELDS = frozenset({"purged_at", "rule", "code", "deployment", "stored_bytes", "stored_sha256"})
 
 
-def _without_blanks(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry without what only some outcomes have."""
-    return {field: value for field, value in entry.items() if value is not None or field not in _SOMETIMES}
+def _without_unset(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry without the optional fields that are not set."""
+    return {field: value for field, value in entry.items() if value is not None or field not in _OPTIONAL_FIELDS}
 
 
 def _is_too_large(data: bytes) -> bool:
-    return len(data) > LARGEST or sum(data.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES
+    return len(data) > MAX_SIZE or sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES
 
 
-def _json(data: bytes) -> Any:
-    """What the bytes hold; None when that is no JSON."""
+def _parse_json(data: bytes) -> Any:
+    """The parsed JSON; None if it is invalid."""
     try:
-        return json.loads(data, parse_constant=_finite, parse_float=_finite)
+        return json.loads(data, parse_constant=_parse_finite, parse_float=_parse_finite)
     except (ValueError, RecursionError):
         return None
 
 
-def _finite(text: str) -> float:
-    """The number. Raises ValueError for NaN and infinity, which could be read and then not be written as JSON."""
+def _parse_finite(text: str) -> float:
+    """Parse a number. Raises ValueError for NaN and infinity, which JSON cannot represent."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError("not a number of JSON")
@@ -359,9 +361,9 @@ def _finite(text: str) -> float:
 
 
 def _is_too_deep(value: object) -> bool:
-    """Whether it could be read and then not be written any more. Level by level, for recursion has the same limit."""
+    """Whether it is nested too deeply to be written again. Iterative, because recursion has the same limit."""
     level: list[Any] = [[value]]
-    for _ in range(_DEEPEST + 1):
+    for _ in range(_MAX_DEPTH + 1):
         inner = [each.values() if isinstance(each, dict) else each for each in level]
         level = [item for items in inner for item in items if isinstance(item, dict | list)]
         if not level:
@@ -370,7 +372,7 @@ def _is_too_deep(value: object) -> bool:
 
 
 def _without_surrogates(value: Any) -> Any:
-    """The same value with U+FFFD for each half of a surrogate pair in its texts."""
+    """The same value with U+FFFD for each lone surrogate."""
     if isinstance(value, str):
         if not _SURROGATE.search(value):
             return value

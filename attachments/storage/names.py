@@ -1,8 +1,7 @@
 """File names that every store and operating system can take.
 
-An attachment's name comes from whoever sent the mail. It is shown to people, becomes part of an object's key
-and is copied by programs we do not know, so what is kept is the part of it that is harmless everywhere; the
-manifest records the name as it was. What is decided here, and why:
+An attachment's name comes from the mail's sender. It is shown to people, becomes part of an object's key and is copied
+by unknown programs, so only what is harmless everywhere is kept; the manifest records the original name. The rules:
 
 - **Paths.** What looks like a path (``/etc/passwd``, ``C:\\x\\y.pdf``, ``\\\\host\\y.pdf``, ``a/../b.pdf``)
   keeps its last component, as RFC 6266 section 4.3 asks of browsers. Any other separator is part of a
@@ -35,19 +34,19 @@ from collections.abc import Iterator
 
 from pathvalidate import FileNameValidator
 
-from attachments.foundation.terminal_text import INVISIBLE
+from attachments.foundation.terminal_text import PRINTABLE_BUT_BLANK
 
 MAX_BYTES = 255
 """The longest name, in bytes of UTF-8: the limit of ext4, XFS and APFS, and of NTFS in characters."""
 
 SHORT_BYTES = (143, 82)
-"""What is tried where a store refuses a longer name: eCryptfs and encrypted Synology shares allow 143 bytes a name.
+"""Lengths to try if a store refuses a longer name: eCryptfs and encrypted Synology shares allow 143 bytes per name.
 
-The store's own names have 82 at the most: two keys, and who wrote it.
+The store's own names have at most 82: two keys and a writer's id.
 """
 
 _FALLBACK = "attachment"
-_SIDE = 1024  # characters
+_MAX_SIDE = 1024  # characters
 
 # pathvalidate lacks the console's two names, which Windows reserves as well.
 _KNOWN_DEVICES = FileNameValidator(platform="universal").reserved_keywords
@@ -67,7 +66,7 @@ _IDEOGRAPHIC_SELECTORS = frozenset(map(chr, range(0xE0100, 0xE01F0)))
 SELECTORS = _MONGOLIAN_SELECTORS | _IDEOGRAPHIC_SELECTORS | frozenset(map(chr, range(0xFE00, 0xFE10)))
 """Variation selectors: they do not print, and say which form the character before them has."""
 _KEYCAP = "\u20e3"
-_OTHER_EMOJI = frozenset("\u203c\u2049\u2139\u3030")  # those that are no symbols by their category
+_OTHER_EMOJI = frozenset("\u203c\u2049\u2139\u3030")  # emoji whose category is not a symbol
 _SKIN_TONES = frozenset("\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff")
 
 _EXTENSION = re.compile(r"(?:\.[^\W_]{1,12}){0,1}\.[^\W_]{1,16}\Z")
@@ -76,15 +75,15 @@ _EXTENSION = re.compile(r"(?:\.[^\W_]{1,12}){0,1}\.[^\W_]{1,16}\Z")
 def safe_name(name: str | None, *, fallback: str = _FALLBACK, most: int = MAX_BYTES) -> str:
     """The name to store a file under: never empty, never a path, at most 255 bytes of UTF-8, or `most` of them.
 
-    `most` has no effect above 255 and below 82. `fallback` is for a name that is missing or of which nothing is left.
+    `most` has no effect above 255 and below 82. `fallback` is used if the name is missing or nothing of it is left.
     ``safe_name(safe_name(x))`` is ``safe_name(x)``. Never raises.
     """
     most = max(min(most, MAX_BYTES), SHORT_BYTES[-1])
-    return _settled(name or "", most) or _settled(fallback, most) or _FALLBACK
+    return _clean_until_stable(name or "", most) or _clean_until_stable(fallback, most) or _FALLBACK
 
 
-def shortened(name: str) -> Iterator[str]:
-    """A safe name, and then ever shorter ones, the same at each call: for a store that may refuse it for its length."""
+def shorter_names(name: str) -> Iterator[str]:
+    """A safe name, then shorter ones, for a store that may refuse its length. Deterministic."""
     yield name
     for most in SHORT_BYTES:
         if len(name.encode()) > most:
@@ -92,12 +91,12 @@ def shortened(name: str) -> Iterator[str]:
 
 
 def is_nameless(name: str | None) -> bool:
-    """Whether nothing of the name is left once it is safe, so that it is stored under another."""
-    return not _settled(name or "")
+    """Whether the safe name would be empty, so that the fallback is used."""
+    return not _clean_until_stable(name or "")
 
 
-def invisible(text: str) -> str | None:
-    """The first character that does not print and has no meaning where it stands; None when there is none."""
+def first_invisible(text: str) -> str | None:
+    """The first character that is invisible and has no meaning at its position; None if there is none."""
     for at, char in enumerate(text):
         if char in _JOINERS:
             if not _joins(text[at - 1 : at], text[at + 1 : at + 2]):
@@ -110,21 +109,21 @@ def invisible(text: str) -> str | None:
     return None
 
 
-def bounded(name: str) -> str:
-    """The name without its middle, when it is far longer than any file's: normalizing takes quadratic time."""
-    return name if len(name) <= 2 * _SIDE else name[:_SIDE] + name[-_SIDE:]
+def without_middle(name: str) -> str:
+    """The name without its middle, if it is far longer than any file name, because normalizing takes quadratic time."""
+    return name if len(name) <= 2 * _MAX_SIDE else name[:_MAX_SIDE] + name[-_MAX_SIDE:]
 
 
-def _settled(name: str, most: int = MAX_BYTES) -> str:
-    """Cleaned until cleaning changes nothing: taking one thing away can put another in its place."""
-    name = bounded(name)
-    while (cleaned := _cleaned(name, most)) != name:
+def _clean_until_stable(name: str, most: int = MAX_BYTES) -> str:
+    """Clean repeatedly, because removing one character can create a new problem."""
+    name = without_middle(name)
+    while (cleaned := _clean(name, most)) != name:
         name = cleaned
     return name
 
 
-def _cleaned(name: str, most: int) -> str:
-    name = unicodedata.normalize("NFC", _printable(_whole(name)))
+def _clean(name: str, most: int) -> str:
+    name = unicodedata.normalize("NFC", _printable(_join_surrogates(name)))
     name = _last_component(name).translate(_REPLACED)
     name = name.strip().rstrip(". ").rstrip()
     if not name:
@@ -136,9 +135,9 @@ def _cleaned(name: str, most: int) -> str:
     return _cut(name, most)
 
 
-def _whole(name: str) -> str:
+def _join_surrogates(name: str) -> str:
     """The name with surrogate pairs joined, and `_` for each half that has no partner."""
-    # "replace" writes U+FFFD, which a name may hold on its own account too; it tells nothing, so it goes.
+    # "replace" writes U+FFFD, which a name may also contain itself; it has no meaning, so it is replaced.
     return name.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\ufffd", "_")
 
 
@@ -164,7 +163,7 @@ def _printable(name: str) -> str:
 
 
 def _is_invisible_format(char: str) -> bool:
-    return char in INVISIBLE or (unicodedata.category(char) == "Cf" and char not in _VISIBLE_FORMATS)
+    return char in PRINTABLE_BUT_BLANK or (unicodedata.category(char) == "Cf" and char not in _VISIBLE_FORMATS)
 
 
 def _joins(before: str, after: str) -> bool:
@@ -212,17 +211,17 @@ def _cut(name: str, most: int) -> str:
 
 
 def _beginning(text: str, room: int) -> str:
-    """What fits into so many bytes, without dots and spaces at its end."""
+    """The longest beginning that fits into so many bytes, without trailing dots and spaces."""
     end = len(text.encode()[:room].decode("utf-8", "ignore"))
     whole = end
     while whole > 0 and _belongs_together(text[whole - 1], text[whole : whole + 1]):
         whole -= 1
-    # A "letter" of hundreds of accents is no letter; then any code point is a fair place to cut.
+    # A "letter" with hundreds of accents may be cut at any code point.
     return text[: whole or end].rstrip(" .") or text[:end]
 
 
 def _belongs_together(before: str, after: str) -> bool:
-    """Whether a cut between these two characters would take apart what readers see as one."""
+    """Whether readers see these two characters as one, so that the name must not be cut there."""
     if not after:
         return False
     return before in _JOINERS or after in _JOINERS | _SKIN_TONES or unicodedata.category(after)[0] == "M"

@@ -1,13 +1,13 @@
-"""An object store as a store: exactly once, whole or not at all, whatever the backend.
+"""A store in any backend: each attachment exactly once, complete or not at all.
 
 ```
 <root>/<message_key>/<attachment_key>/<safe file name>
 <root>/<message_key>/manifest.json
-<root>/.…                   what a backend keeps for itself: files on their way in, proofs, locks
+<root>/.…                   a backend's own files: staged uploads, checksums, locks
 ```
 
-Where a backend creates only what is not there yet (S3, Azure, GCS, SFTP), two machines that write one attachment
-leave one object. Where it cannot, both write the same bytes under the same key, which leaves one object as well.
+With conditional creation (S3, Azure, GCS, SFTP), two machines that write the same attachment leave one object. Without
+it, both write the same bytes under the same key, which leaves one object too.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ from attachments.storage.keys import (
     is_hold,
     is_key,
     is_object_path,
-    known_place,
+    key_prefix,
     manifest_path,
 )
 from attachments.storage.listings import Listings, Names
 from attachments.storage.manifest import Manifest
 from attachments.storage.names import safe_name as made_safe
 from attachments.storage.object_headers import headers_for
-from attachments.storage.store import Inventory, ManifestChange, Probe, Seen, Store, StoredObject
+from attachments.storage.store import Inventory, ManifestChange, ObjectInfo, ProbeResult, Store, StoredObject
 
 _MANIFEST = ObjectHeaders("application/json")
 _CLOCK = ".clock"
-"""Folder in the root for what is written to see what time it is there."""
+"""Folder in the root for the temporary objects that show the store's time."""
 _CLOCK_LEFT = timedelta(hours=1)
-"""Age at which that was left by somebody who died."""
+"""Age from which such an object is the leftover of a crashed process."""
 _PARTS = 3
 """Parts of an attachment's path."""
 _TURNS = 256
 _CHANGES = 40
-"""Times that a manifest's change is tried against other writers, within about half a minute."""
+"""Attempts to change a manifest despite conflicts, within about half a minute."""
 
 
 class ObjectStore(Store):
@@ -113,13 +113,13 @@ class ObjectStore(Store):
                     with self._translated("write the manifest of message", message_key):
                         self._backend.put(path, new.to_bytes(), _MANIFEST, replaces=found and found[1])
                 except Conflict:
-                    # Another was faster. Odd pauses, so that those who wait do not stay in step.
+                    # Another writer was faster. Random pauses, so that the waiters do not stay in step.
                     time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))  # noqa: S311  # no secret
                 else:
                     return new
         raise StoreUnavailable(
-            f"could not write the manifest of message {message_key}: others changed it {_CHANGES} times meanwhile; "
-            "it is tried again",
+            f"could not write the manifest of message {message_key}: others changed it {_CHANGES} times in the "
+            "meantime; this will be retried",
             key=message_key,
         )
 
@@ -128,7 +128,7 @@ class ObjectStore(Store):
         found: dict[str, StoredObject] = {}
         with self._translated("list message", message_key):
             for key, paths in self._listings.anew(message_key).items():
-                for path in filter(is_object_path, paths):  # another name was not given by us
+                for path in filter(is_object_path, paths):  # this project did not create any other name
                     standing = self._backend.stat(path)
                     content = standing and _claimed(standing)
                     if standing and content and (self._backend.metadata_is_proof or self._holds(path, content)):
@@ -150,12 +150,12 @@ class ObjectStore(Store):
         doing = "store attachment"
         self._check_encryption(place)
         with self._translated(doing, place):
-            # Before a download is spent: a store that is away says so here, and the commit has one thing less to ask.
+            # Fail before the download if the store is unavailable; the commit then needs no listing.
             self._listings.of(message_key)
             upload = self._backend.upload(path, headers_for(name, None if self._suffix else content_type))
 
         def write(data: bytes) -> None:
-            # The source's errors are not ours: only what we do with a chunk is translated.
+            # Errors of the source are not the store's: only those of writing a chunk are translated.
             with self._translated(doing, place):
                 upload.write(data)
 
@@ -181,14 +181,14 @@ class ObjectStore(Store):
 
     def inventory(self, message_key: str) -> Inventory:
         checked_key(message_key)
-        objects: dict[str, Seen] = {}
+        objects: dict[str, ObjectInfo] = {}
         is_held = False
         with self._translated("list message", message_key):
             for found in self._backend.objects(f"{message_key}/"):
                 if is_hold(found.path.removeprefix(f"{message_key}/").partition("/")[0]):
                     is_held = True
                 elif _is_object(found) and (modified := self._modified(found)) is not None:
-                    objects[found.path] = Seen(found.bytes, modified)
+                    objects[found.path] = ObjectInfo(found.bytes, modified)
         return Inventory(objects, is_held)
 
     def remove(self, key: str, *, stored_before: datetime | None = None) -> bool:
@@ -211,19 +211,21 @@ class ObjectStore(Store):
         return True
 
     def clock(self) -> datetime:
-        # Each asker has its own, which no other removes before its time has been read.
+        # Each caller has its own object, which no other removes before its time has been read.
         path = f"{_CLOCK}/{secrets.token_hex(8)}"
         with self._translated("read the store's clock", None):
-            with suppress(Conflict):  # the answer to a first try was lost, and it has been written
+            with suppress(Conflict):  # the response to a first attempt was lost, and the object exists
                 self._backend.put(path, b"now", _MANIFEST, replaces=None)
             written = self._backend.stat(path)
-            with suppress(*self._backend.errors):  # what stays is small, and goes when somebody asks later
+            with suppress(*self._backend.errors):  # a leftover is small, and a later call removes it
                 self._backend.remove(path)
                 if written is not None:
                     self._sweep_clock(written.modified - _CLOCK_LEFT)
         if written is None:
-            # Our own clock may be ahead, and then what is young would be removed.
-            raise StoreUnavailable("could not read the store's clock: what was written is not there; it is tried again")
+            # The local clock may be ahead; using it could remove young attachments.
+            raise StoreUnavailable(
+                "could not read the store's clock: the object that was written does not exist; this will be retried"
+            )
         return written.modified
 
     def read(self, key: str) -> Iterator[bytes]:
@@ -234,9 +236,9 @@ class ObjectStore(Store):
             yield from self._backend.read(key)
 
     def file(self, path: str, what: str) -> Iterator[bytes]:
-        """What somebody else has put below the root, in blocks; `what` names it in errors.
+        """The bytes of another program's file below the root, in blocks; `what` names it in errors.
 
-        Raises NothingStored where no file stands: a folder is none, nor is a link or what one leads to.
+        Raises NothingStored if there is no file: a folder, a link and its target do not count.
         """
         with self._translated(f"read {what}", None):
             if not self._backend.is_file(path):
@@ -247,38 +249,38 @@ class ObjectStore(Store):
         latest = datetime.now(UTC) - older_than
         with self._translated("look for what writers left in the store", None):
             for left in self._backend.orphans():
-                # Below the root there may be another program's uploads, which are none of our business.
+                # Ignore uploads of other programs below the root.
                 if not left.path.startswith(".") and not is_attachment_path(left.path):
                     continue
                 if left.begun is None or left.begun <= latest:
-                    # Others may write there: of its key only what is one is shown.
-                    yield replace(left, key=known_place(left.key.split("/")))
+                    # Others may write there, so show only those parts that are keys.
+                    yield replace(left, key=key_prefix(left.key.split("/")))
 
-    def probe(self) -> Probe:
+    def probe(self) -> ProbeResult:
         with self._translated("probe the store", None):
             return probe(self._backend, lambda error: self._backend.failure(error).kind is AccessDenied)
 
-    def clear(self, residue: Orphan) -> None:
-        with self._translated("clear", residue.key):
-            self._backend.clear(residue)
+    def clear(self, orphan: Orphan) -> None:
+        with self._translated("clear", orphan.key):
+            self._backend.clear(orphan)
 
     def _check_encryption(self, place: str) -> None:
         if self._seal is not None:
             with self._translated("mark the store as encrypted", None):
-                self._marker.create()
+                self._marker.ensure_exists()
         elif not self._allow_plaintext:
             with self._translated("look for the marker of encryption in the store", None):
                 self._marker.refuse_plaintext(place)
 
     def _sweep_clock(self, latest: datetime) -> None:
-        """Removes what askers left that died."""
+        """Remove the leftovers of crashed callers of `clock`."""
         for left in list(self._backend.objects(f"{_CLOCK}/")):
             modified = self._modified(left)
             if modified is not None and modified < latest:
                 self._backend.remove(left.path)
 
     def _modified(self, found: Listed) -> datetime | None:
-        """When it came there; None when it is gone meanwhile."""
+        """When the object was written; None if it was removed in the meantime."""
         if found.modified is not None:
             return found.modified
         standing = self._backend.stat(found.path)
@@ -298,7 +300,7 @@ class ObjectStore(Store):
         committed = self._backend.stat(path)
         claimed = _claimed(committed) if committed else None
         if claimed is not None and claimed.stored_sha256 != content.stored_sha256:
-            # Where nothing is conditional, another's object has taken our place already.
+            # Without conditional creation, another writer has already replaced the object.
             return self._same((path,), content, path)
         if committed is None or committed.bytes != content.stored_bytes:
             raise self._undone(path, committed, writer)
@@ -306,17 +308,18 @@ class ObjectStore(Store):
         return _stored(path, committed, content)
 
     def _undone(self, path: str, committed: ObjectStat | None, writer: str) -> StoreUnavailable:
-        """The store says that it holds something else than it was given. What is ours of it may not stay."""
+        """The error for an object that the store did not keep as written. Removes it if this writer wrote it."""
         if committed is not None and committed.metadata.get("writer") == writer:
             self._backend.remove(path)
         place = _place(path)
         raise StoreUnavailable(
-            f"the store did not keep attachment {place} as it was written; it was removed, and is tried again",
+            f"the store did not keep attachment {place} as it was written; it was removed; this will be retried",
             key=place,
         )
 
     def _same(self, paths: Iterable[str], content: Content, path: str) -> StoredObject:
-        """What stands there, when it is the same attachment: a lost reply, or a race. Otherwise it is left alone."""
+        """The existing object, if it is the same attachment, after a lost response or a race. Otherwise it is left
+        alone."""
         place = _place(path)
         message_key, attachment_key = place.split("/")
         gone = True
@@ -328,7 +331,7 @@ class ObjectStore(Store):
             if not is_object_path(other):  # no manifest could record it
                 continue
             claimed = _claimed(standing)
-            # Without a claim it can only be recognised when it stands there unencrypted.
+            # Without metadata it can be recognised only if it is unencrypted.
             expected = claimed or Content.plain(content.bytes, content.sha256)
             if not expected.is_same_attachment(content) or standing.bytes != expected.stored_bytes:
                 continue
@@ -338,17 +341,17 @@ class ObjectStore(Store):
         self._listings.forget(message_key)
         if gone:
             raise StoreUnavailable(
-                f"attachment {place} was removed from the store while it was being written; it is tried again",
+                f"attachment {place} was removed from the store while it was being written; this will be retried",
                 key=place,
             )
         raise AlreadyExists(
-            f"something else already stands under attachment {place} and was left alone; "
-            "move it away, then run it again",
+            f"another object already exists under attachment {place} and was left alone; move it away, then run the "
+            "download again",
             key=place,
         )
 
     def _holds(self, path: str, content: Content) -> bool:
-        """Whether the object holds just this. Reads all of it."""
+        """Whether the object has exactly this content. Reads all of it."""
         digest = hashlib.sha256()
         size = 0
         for block in self._backend.read(path):
@@ -366,13 +369,14 @@ class ObjectStore(Store):
 
     @contextmanager
     def _turn(self, key: str) -> Iterator[None]:
-        """No other thread of this process is in here for this key; a few keys share a turn."""
+        """A lock per key within this process; several keys may share one."""
         with self._turns[hash(key) % _TURNS]:
             yield
 
     @contextmanager
     def _translated(self, doing: str, key: str | None) -> Iterator[None]:
-        """Turns the backend's errors into a StoreError. Nothing is kept of them but their symbol: they hold paths."""
+        """Translate the backend's errors into StoreError. Keeps only their error code, because their texts contain
+        paths."""
         try:
             yield
         except (StoreError, Conflict):
@@ -395,10 +399,12 @@ def _metadata(content: Content, writer: str) -> dict[str, str]:
 
 
 def _claimed(standing: ObjectStat) -> Content | None:
-    """What an object's metadata say that it holds, if they can be right."""
-    told = standing.metadata
+    """The content that an object's metadata claim, if it matches the object's size."""
+    metadata = standing.metadata
     try:
-        content = Content(int(told["bytes"]), told["sha256"], int(told["stored-bytes"]), told["stored-sha256"])
+        content = Content(
+            int(metadata["bytes"]), metadata["sha256"], int(metadata["stored-bytes"]), metadata["stored-sha256"]
+        )
     except (KeyError, ValueError):
         return None
     return content if content.stored_bytes == standing.bytes else None
@@ -416,7 +422,7 @@ def _parsed(data: bytes | None, message_key: str) -> Manifest | None:
 
 
 def _is_object(found: Listed) -> bool:
-    """Whether a path is an attachment's: what desktops and consoles leave behind (folders, hidden files) is not."""
+    """Whether a path is an attachment's, and not a folder or hidden file that a desktop or console created."""
     parts = found.path.split("/")
     return len(parts) == _PARTS and is_key(parts[1]) and bool(parts[2]) and not parts[2].startswith(".")
 

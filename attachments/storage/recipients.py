@@ -17,7 +17,7 @@ import pyrage
 
 from attachments.storage.errors import UnsupportedStore
 
-MOST = 64
+MAX_RECIPIENTS = 64
 """Recipients of a store. Each adds about 100 bytes to every file."""
 
 _EXPECTED = "write a public key there: age1…, ssh-ed25519 … or ssh-rsa …"
@@ -50,18 +50,18 @@ def split(text: str) -> list[str]:
     """The recipients in a variable: separated by commas, line breaks, or blanks before `age1` or `ssh-`.
 
     A line that begins with `#` is a comment, as in age's own files. Two commas in a row hold a blank entry between
-    them, which `parsed` refuses: a variable that was empty when this one was put together.
+    them, which `parse_recipients` refuses: a variable that was empty when this one was put together.
     """
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     parts = [part for line in lines for part in line.split(",")]
     return [entry.strip() for part in parts for entry in re.split(r"\s+(?=age1|ssh-)", part.strip())]
 
 
-def parsed(recipients: Sequence[str]) -> list[Any]:
+def parse_recipients(recipients: Sequence[str]) -> list[Any]:
     """The keys, as pyrage takes them. Raises UnsupportedStore that names the first unusable entry by its number."""
-    if len(recipients) > MOST:
-        raise UnsupportedStore(f"there are {len(recipients)} age recipients; a store takes {MOST} at most")
-    # One that is entered twice counts once.
+    if len(recipients) > MAX_RECIPIENTS:
+        raise UnsupportedStore(f"there are {len(recipients)} age recipients; a store takes {MAX_RECIPIENTS} at most")
+    # A recipient that is entered twice counts once.
     return [_recipient(text, number) for text, number in _each_once(recipients).items()]
 
 
@@ -73,12 +73,12 @@ def _each_once(recipients: Sequence[str]) -> dict[str, int]:
 
 
 def _recipient(text: str, number: int) -> Any:
-    """The key. Its text is in no error: it may be a private one, by mistake."""
+    """The parsed key. No error quotes its text, because it may be a private key by mistake."""
     if not text:
         raise UnsupportedStore(f"age recipient {number} is blank; remove the entry, or {_EXPECTED}")
     if _PRIVATE.search(text):
         raise UnsupportedStore(
-            f"age recipient {number} is a private key, which nobody but its owner may have; write its public key there"
+            f"age recipient {number} is a private key, which must stay with its owner; enter its public key instead"
         )
     is_x25519 = text[:4].lower() == "age1"
     try:
@@ -89,7 +89,8 @@ def _recipient(text: str, number: int) -> Any:
         raise UnsupportedStore(f"age recipient {number} {_fault(text)}; {_EXPECTED}")
     if (_x25519_coordinate(text) if is_x25519 else _ed25519_coordinate(text)) in _LOW_ORDER:
         raise UnsupportedStore(
-            f"age recipient {number} is a point of low order, to which anybody could decrypt; {_EXPECTED}"
+            f"age recipient {number} is a point of low order, so anyone could decrypt what is encrypted to it; "
+            f"{_EXPECTED}"
         )
     return key
 
@@ -103,7 +104,7 @@ def _fault(text: str) -> str:
 
 
 def _x25519_coordinate(text: str) -> int | None:
-    """The u-coordinate of an `age1…` key whose checksum is right."""
+    """The u-coordinate of an `age1…` key; None for any other text."""
     if not _X25519.fullmatch(text):
         return None
     bits = 0
@@ -114,7 +115,7 @@ def _x25519_coordinate(text: str) -> int | None:
 
 
 def _ed25519_coordinate(text: str) -> int | None:
-    """The u-coordinate that age makes of an `ssh-ed25519` key (RFC 7748, section 4.1); None for other keys."""
+    """The u-coordinate that age derives from an `ssh-ed25519` key (RFC 7748, section 4.1); None for other keys."""
     kind, _, rest = text.partition(" ")
     if kind != "ssh-ed25519":
         return None
@@ -123,5 +124,5 @@ def _ed25519_coordinate(text: str) -> int | None:
     except (binascii.Error, IndexError):
         return None
     y = (int.from_bytes(blob[-_KEY_BYTES:], "little") & _COORDINATE) % _PRIME
-    # Where y is 1, the neutral element, this is 0 as well.
+    # For y = 1, the neutral element, this is 0 too.
     return (1 + y) * pow(1 - y, _PRIME - 2, _PRIME) % _PRIME

@@ -1,10 +1,12 @@
-"""Retention: what has been stored for long enough goes, and its manifest says so.
+"""Retention: removes attachments that have been stored for long enough, and records it in their manifests.
 
-Files go first, then the manifest is rewritten. Whoever dies in between leaves an entry "stored" without an object. It
-is still due: the next purge records it. The record stays, so that nobody fetches the content again.
+Files are removed first, then the manifest is rewritten. A crash in between leaves an entry marked "stored" without an
+object; it is still due, so the next purge records it. The manifest entry stays, so that the content is not fetched
+again.
 
-What is due is judged by the manifest and by the store, and the later of the two counts: a manifest can be altered, and
-an object restored. "Now" is the earlier of the store's clock and ours, so that a wrong clock removes nothing.
+An attachment's age is taken from the manifest and from the store, and the later time counts, because a manifest can be
+altered and an object restored. "Now" is the earlier of the store's clock and the local one, so that a wrong clock
+removes nothing.
 """
 
 from __future__ import annotations
@@ -35,51 +37,51 @@ from attachments.storage.keys import candidate_keys, is_key
 from attachments.storage.manifest import Manifest, ManifestAttachment
 from attachments.storage.store import Inventory, Store
 
-TRIES = 5
+MAX_ATTEMPTS = 5
 BACK_OFF = 1.0
-"""Seconds before a call is tried again that may succeed later; doubled each time: 15 seconds in all."""
-GIVE_UP = 20
-"""Messages that fail one after the other for a reason that will meet the next one as well."""
-REPORT = 30.0
-"""Seconds between two reports of progress."""
+"""Seconds before the first retry of a transient error, doubled each time: 15 seconds in all."""
+MAX_FAILURES_IN_A_ROW = 20
+"""Consecutive failures with a store-wide cause after which the purge stops."""
+PROGRESS_LOG_INTERVAL = 30.0
+"""Seconds between progress reports."""
 
-_EVERYWHERE = (StoreUnavailable, AccessDenied, OutOfSpace, NotFound, UnsupportedStore)
+_STORE_WIDE_ERRORS = (StoreUnavailable, AccessDenied, OutOfSpace, NotFound, UnsupportedStore)
 
 T = TypeVar("T")
 
 
 class Holds:
-    """Messages that must stay, named by their ids or keys. Safe to share between threads."""
+    """Messages on hold, given by their ids or keys. Threads may share it."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._names: dict[str, set[int]] = {}
-        self._met: set[int] = set()
+        self._matched: set[int] = set()
         self._count = 0
         for text in filter(None, map(str.strip, texts)):
-            for key in candidate_keys(text):  # each of them: who knows that no id looks like a key?
+            for key in candidate_keys(text):  # all candidates, because an id may look like a key
                 self._names.setdefault(key, set()).add(self._count)
             self._count += 1
 
     def __contains__(self, message_key: str) -> bool:
         names = self._names.get(message_key, set())
-        self._met |= names
+        self._matched |= names
         return bool(names)
 
     @property
-    def unmet(self) -> int:
-        """How many of them name no message that was asked about: typing errors, perhaps."""
-        return self._count - len(self._met)
+    def unmatched_count(self) -> int:
+        """How many of them match no message so far, for example because of typing errors."""
+        return self._count - len(self._matched)
 
 
 class Budget:
-    """How many attachments may go in a run. Safe to share between threads."""
+    """How many attachments a run may remove. Threads may share it."""
 
     def __init__(self, most: int | None = None) -> None:
         self._left = most
         self._lock = threading.Lock()
 
     def take(self) -> bool:
-        """Whether one more may go."""
+        """Reserve the removal of one attachment. False if the budget is spent."""
         with self._lock:
             if self._left is None:
                 return True
@@ -87,98 +89,99 @@ class Budget:
             self._left -= may_go
             return may_go
 
-    def give_back(self) -> None:
-        """It did not go."""
+    def release(self) -> None:
+        """Return a reservation that was not used."""
         with self._lock:
             if self._left is not None:
                 self._left += 1
 
     @property
     def is_spent(self) -> bool:
-        """Whether no more may go."""
+        """Whether nothing more may be removed."""
         return self._left is not None and self._left <= 0
 
 
 @dataclass(frozen=True)
-class Policy:
-    """What goes, and what is done about it."""
+class PurgePolicy:
+    """What a purge removes."""
 
     stored_before: datetime
-    """In UTC; what was stored earlier is due."""
+    """In UTC; attachments stored earlier are due."""
     dry_run: bool = True
     forget: bool = False
-    """Whether a manifest goes as well once nothing of its message is left."""
+    """Whether to remove the manifest too once no attachment of its message is left."""
     holds: Holds = field(default_factory=Holds)
 
 
 @dataclass(frozen=True)
-class Gone:
-    """An attachment that was removed. In a dry run: that would be."""
+class RemovedAttachment:
+    """An attachment that was removed, or would be in a dry run."""
 
     place: str
-    """Its message's key and its own."""
+    """The message's key and the attachment's key."""
     bytes: int
     stored_at: datetime | None
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What became of one message. In a dry run: what would have."""
+class PurgeResult:
+    """The result for one message. In a dry run, what would have been done."""
 
     message_key: str
     due: int = 0
-    """Attachments that their manifest says to be old enough."""
+    """Attachments that are old enough by their manifest."""
     purged: int = 0
     bytes: int = 0
-    gone: tuple[Gone, ...] = ()
+    gone: tuple[RemovedAttachment, ...] = ()
     is_held: bool = False
-    """Whether something of it would have gone but for a hold."""
-    younger: int = 0
-    """Of the due ones those that came to the store later than their manifest says, and stay."""
-    refused: tuple[str, ...] = ()
-    """Of the due ones, by key, those whose manifest names a place that is not theirs."""
+    """Whether a hold prevented a removal."""
+    newer_in_store: int = 0
+    """Due attachments that were stored later than their manifest says, and stay."""
+    misplaced: tuple[str, ...] = ()
+    """Due attachments, by key, whose manifest entry has another attachment's path."""
     unrecorded: int = 0
-    """Objects that stand there although no manifest says so. They are left alone."""
-    forgotten: bool = False
+    """Objects that no manifest records. They are left alone."""
+    manifest_removed: bool = False
     failure: StoreError | None = None
 
 
-def purge_message(store: Store, message_key: str, policy: Policy, budget: Budget) -> Looked:
-    """Removes what is due of one message: one small read when nothing is. Raises StoreError where nothing was done."""
+def purge_message(store: Store, message_key: str, policy: PurgePolicy, budget: Budget) -> PurgeResult:
+    """Remove the due attachments of a message; one small read if there are none. Raises StoreError if nothing was
+    done."""
     is_listed = message_key in policy.holds
-    manifest = _patiently(lambda: store.read_manifest(message_key))
+    manifest = _retry_transient(lambda: store.read_manifest(message_key))
     if manifest is None:
-        standing = _patiently(lambda: store.inventory(message_key))
-        return Looked(message_key, unrecorded=len(standing.objects))
-    due = [entry for entry in manifest.attachments if _is_due(entry, policy)]
-    if not due and not (policy.forget and _is_over(manifest, policy)):
-        return Looked(message_key)
+        inventory = _retry_transient(lambda: store.inventory(message_key))
+        return PurgeResult(message_key, unrecorded=len(inventory.objects))
+    due = [entry for entry in manifest.attachments if _is_due_by_manifest(entry, policy)]
+    if not due and not (policy.forget and _has_expired(manifest, policy)):
+        return PurgeResult(message_key)
 
-    standing = _patiently(lambda: store.inventory(message_key))
+    inventory = _retry_transient(lambda: store.inventory(message_key))
     recorded = {entry.key for entry in manifest.attachments if entry.outcome == "stored"}
-    looked = Looked(message_key, due=len(due), unrecorded=len(standing.objects.keys() - recorded))
-    if is_listed or standing.is_held:
-        return replace(looked, is_held=True)
+    result = PurgeResult(message_key, due=len(due), unrecorded=len(inventory.objects.keys() - recorded))
+    if is_listed or inventory.is_held:
+        return replace(result, is_held=True)
     ours = [entry for entry in due if entry.is_at_home(message_key)]
-    old = [entry for entry in ours if _is_old(entry, standing, policy)]
-    looked = replace(
-        looked,
-        refused=tuple(_place(entry, message_key) for entry in due if not entry.is_at_home(message_key)),
-        younger=len(ours) - len(old),
+    old = [entry for entry in ours if _is_old_in_store(entry, inventory, policy)]
+    result = replace(
+        result,
+        misplaced=tuple(_place(entry, message_key) for entry in due if not entry.is_at_home(message_key)),
+        newer_in_store=len(ours) - len(old),
     )
-    return _removed(store, manifest, old, standing, policy, budget, looked)
+    return _remove_due(store, manifest, old, inventory, policy, budget, result)
 
 
-def _removed(
+def _remove_due(
     store: Store,
     manifest: Manifest,
     old: list[ManifestAttachment],
     standing: Inventory,
-    policy: Policy,
+    policy: PurgePolicy,
     budget: Budget,
-    looked: Looked,
-) -> Looked:
-    key = looked.message_key
+    result: PurgeResult,
+) -> PurgeResult:
+    key = result.message_key
     gone: list[ManifestAttachment] = []
     failure: StoreError | None = None
     for entry in old:
@@ -187,51 +190,55 @@ def _removed(
         try:
             goes = policy.dry_run or _remove(store, entry, policy)
         except StoreError as error:
-            budget.give_back()
+            budget.release()
             failure = failure or error
-            # One object may be under a legal hold and its neighbour not.
-            if isinstance(error, _EVERYWHERE) and not isinstance(error, AccessDenied):
+            # One object may be under a legal hold, and the next one not.
+            if isinstance(error, _STORE_WIDE_ERRORS) and not isinstance(error, AccessDenied):
                 break
         except cancellation.RunCancelled:
-            break  # while it waited to try again; what has gone is recorded all the same
+            break  # cancelled while waiting for a retry; removals so far are still recorded
         else:
             if goes:
                 gone.append(entry)
             else:
-                budget.give_back()
-                looked = replace(looked, younger=looked.younger + 1)
+                budget.release()
+                result = replace(result, newer_in_store=result.newer_in_store + 1)
     at = datetime.now(UTC)
     try:
         if gone and policy.dry_run:
-            manifest = _with_purged(manifest, gone, at, key)
+            manifest = _mark_purged(manifest, gone, at, key)
         elif gone:
-            manifest = _patiently(lambda: store.update_manifest(key, lambda now: _with_purged(now, gone, at, key)))
-        listed = tuple(_gone(entry, standing, key) for entry in gone)
-        looked = replace(looked, purged=len(listed), bytes=sum(one.bytes for one in listed), gone=listed)
-        if policy.forget and failure is None and not looked.unrecorded and _is_over(manifest, policy):
-            forgotten = policy.dry_run or store.remove_manifest(key, lambda current: _is_over(current, policy))
-            looked = replace(looked, forgotten=forgotten)
+            manifest = _retry_transient(
+                lambda: store.update_manifest(key, lambda now: _mark_purged(now, gone, at, key))
+            )
+        listed = tuple(_removed_attachment(entry, standing, key) for entry in gone)
+        result = replace(result, purged=len(listed), bytes=sum(one.bytes for one in listed), gone=listed)
+        if policy.forget and failure is None and not result.unrecorded and _has_expired(manifest, policy):
+            manifest_removed = policy.dry_run or store.remove_manifest(
+                key, lambda current: _has_expired(current, policy)
+            )
+            result = replace(result, manifest_removed=manifest_removed)
     except StoreError as error:
         failure = failure or error
     cancellation.raise_if_cancelled()
-    return replace(looked, failure=failure)
+    return replace(result, failure=failure)
 
 
-def _remove(store: Store, entry: ManifestAttachment, policy: Policy) -> bool:
-    """One that is gone already as well: a purge that died may have left what is kept beside it.
+def _remove(store: Store, entry: ManifestAttachment, policy: PurgePolicy) -> bool:
+    """Also called if the object is already gone, because a crashed purge may have left what the store keeps beside it.
 
-    False when another run has stored it anew since the store was asked what stands there.
+    False if another run has stored the attachment again since the listing.
     """
     key = entry.key or ""
-    return _patiently(lambda: store.remove(key, stored_before=policy.stored_before))
+    return _retry_transient(lambda: store.remove(key, stored_before=policy.stored_before))
 
 
-def _with_purged(current: Manifest | None, gone: list[ManifestAttachment], at: datetime, key: str) -> Manifest:
-    """The manifest with what has gone. What was stored anew meanwhile is another storing, and stays as it is."""
+def _mark_purged(current: Manifest | None, gone: list[ManifestAttachment], at: datetime, key: str) -> Manifest:
+    """The manifest with the removals. An attachment that was stored again in the meantime is left unchanged."""
     if current is None:
         raise InvalidManifest(
-            f"the manifest of message {key} was removed or damaged while its message was purged; what is gone is gone, "
-            "and whoever downloads the message again fetches it again",
+            f"the manifest of message {key} was removed or damaged while its message was purged, so the removals are "
+            "not recorded; the next download of the message fetches the attachments again",
             key=key,
         )
     storings = {(entry.attachment_key, entry.key, entry.stored_at) for entry in gone}
@@ -244,38 +251,38 @@ def _with_purged(current: Manifest | None, gone: list[ManifestAttachment], at: d
     return current.model_copy(update={"attachments": entries, "updated": at})
 
 
-def _is_due(entry: ManifestAttachment, policy: Policy) -> bool:
-    """By its manifest. One that does not say when it was stored is never due."""
+def _is_due_by_manifest(entry: ManifestAttachment, policy: PurgePolicy) -> bool:
+    """Whether the attachment is due by its manifest. Without `stored_at` it never is."""
     return entry.outcome == "stored" and entry.stored_at is not None and entry.stored_at < policy.stored_before
 
 
-def _is_old(entry: ManifestAttachment, standing: Inventory, policy: Policy) -> bool:
-    """By the store. What is gone already has no age: its manifest's word counts."""
+def _is_old_in_store(entry: ManifestAttachment, standing: Inventory, policy: PurgePolicy) -> bool:
+    """Whether the object is due by the store. For a missing object only the manifest counts."""
     seen = standing.objects.get(entry.key or "")
     return seen is None or seen.modified < policy.stored_before
 
 
-def _is_over(manifest: Manifest, policy: Policy) -> bool:
-    """Whether nothing of the message is in the store or still to come, and its time has passed as well."""
+def _has_expired(manifest: Manifest, policy: PurgePolicy) -> bool:
+    """Whether no attachment of the message is stored or still to come, and the manifest itself is due."""
     if any(entry.outcome in ("stored", "failed") for entry in manifest.attachments):
         return False
     storings = [entry.stored_at for entry in manifest.attachments if entry.stored_at is not None]
     return max(storings, default=manifest.updated) < policy.stored_before
 
 
-def _gone(entry: ManifestAttachment, standing: Inventory, message_key: str) -> Gone:
+def _removed_attachment(entry: ManifestAttachment, standing: Inventory, message_key: str) -> RemovedAttachment:
     seen = standing.objects.get(entry.key or "")
-    return Gone(_place(entry, message_key), seen.bytes if seen else 0, entry.stored_at)
+    return RemovedAttachment(_place(entry, message_key), seen.bytes if seen else 0, entry.stored_at)
 
 
 def _place(entry: ManifestAttachment, message_key: str) -> str:
-    """Where it should be. What else the manifest says may hold anything, a file name as well."""
+    """Where the attachment belongs. The manifest's own path is not shown, because it may contain a file name."""
     return f"{message_key}/{entry.attachment_key}" if is_key(entry.attachment_key) else message_key
 
 
-def _patiently(ask: Callable[[], T]) -> T:
-    """What the store answers; asked again for a while when that may help. Raises StoreError, RunCancelled."""
-    for attempt in range(TRIES - 1):
+def _retry_transient(ask: Callable[[], T]) -> T:
+    """Call the store, retrying transient errors for about 15 seconds. Raises StoreError, RunCancelled."""
+    for attempt in range(MAX_ATTEMPTS - 1):
         try:
             return ask()
         except StoreError as error:
@@ -286,8 +293,8 @@ def _patiently(ask: Callable[[], T]) -> T:
 
 
 @dataclass
-class Tally:
-    """What a purge has done so far. In a dry run: what it would have."""
+class PurgeTally:
+    """What a purge has done so far. In a dry run, what it would have done."""
 
     messages: int = 0
     due: int = 0
@@ -300,123 +307,123 @@ class Tally:
     unrecorded: int = 0
     forgotten: int = 0
     failed: Counter[str] = field(default_factory=Counter)
-    """Messages, by the code of what went wrong."""
+    """Failed messages by error code."""
     first: StoreError | None = None
-    """The first thing that went wrong."""
-    lasting: int = 0
-    """Failures that do not pass by themselves."""
-    in_a_row: int = 0
+    """The first error."""
+    permanent_failures: int = 0
+    """Failures that a retry does not resolve."""
+    failures_in_a_row: int = 0
     gave_up: bool = False
-    """Whether the store seemed to be away, and the rest was left for another run."""
+    """Whether the store seemed to be unavailable, so that the rest was left for another run."""
     is_spent: bool = False
-    """Whether as many went as may go in a run."""
+    """Whether the run's budget of removals is spent."""
 
-    def add(self, looked: Looked) -> None:
-        """Counts one message."""
+    def add(self, result: PurgeResult) -> None:
+        """Add the result for one message."""
         self.messages += 1
-        self.due += looked.due
-        self.purged += looked.purged
-        self.purged_messages += looked.purged > 0
-        self.bytes += looked.bytes
-        self.held += looked.is_held
-        self.younger += looked.younger
-        self.refused += len(looked.refused)
-        self.unrecorded += looked.unrecorded
-        self.forgotten += looked.forgotten
-        if looked.failure is None:
-            self.in_a_row = 0
+        self.due += result.due
+        self.purged += result.purged
+        self.purged_messages += result.purged > 0
+        self.bytes += result.bytes
+        self.held += result.is_held
+        self.younger += result.newer_in_store
+        self.refused += len(result.misplaced)
+        self.unrecorded += result.unrecorded
+        self.forgotten += result.manifest_removed
+        if result.failure is None:
+            self.failures_in_a_row = 0
         else:
-            self.fail(looked.failure)
+            self.add_failure(result.failure)
 
-    def fail(self, error: StoreError) -> None:
-        """Counts a failure."""
+    def add_failure(self, error: StoreError) -> None:
+        """Add a failure."""
         self.failed[error.outcome_code] += 1
         self.first = self.first or error
-        self.lasting += not error.retryable
-        self.in_a_row += isinstance(error, _EVERYWHERE)
-        self.gave_up = self.gave_up or self.in_a_row >= GIVE_UP or isinstance(error, NotFound)
+        self.permanent_failures += not error.retryable
+        self.failures_in_a_row += isinstance(error, _STORE_WIDE_ERRORS)
+        self.gave_up = self.gave_up or self.failures_in_a_row >= MAX_FAILURES_IN_A_ROW or isinstance(error, NotFound)
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How hard the store is pressed."""
+class PurgeRate:
+    """Limits on the load that a purge puts on the store."""
 
-    at_once: int = 8
-    """Messages at a time."""
+    concurrency: int = 8
+    """Messages processed at the same time."""
     per_second: int = 100
-    """Messages begun in a second, at most."""
+    """Messages started per second, at most."""
 
 
 def purge(
     store: Store,
-    policy: Policy,
+    policy: PurgePolicy,
     budget: Budget,
-    pace: Pace,
+    pace: PurgeRate,
     *,
-    on_message: Callable[[Looked], object] = lambda _: None,
-    on_progress: Callable[[Tally], object] = lambda _: None,
-) -> Tally:
-    """Goes through all messages of a store, a few at a time.
+    on_message: Callable[[PurgeResult], object] = lambda _: None,
+    on_progress: Callable[[PurgeTally], object] = lambda _: None,
+) -> PurgeTally:
+    """Purge all messages of a store, a few at a time.
 
-    Memory does not grow with their number where the store names them in parts; over SFTP and other file systems it
-    holds their keys.
+    Memory does not grow with the number of messages if the store lists them in pages; over SFTP and other file systems
+    it holds their keys.
 
-    One message's failure, whatever it is, does not stop the others, unless the store itself seems to be away. Killed
-    at any moment and run again, it ends as if it had not been killed. Raises RunCancelled.
+    A failure with one message does not stop the others, unless the store itself seems to be unavailable. A purge that
+    was killed at any moment and runs again ends with the same result. Raises RunCancelled.
     """
-    tally = Tally()
-    keys = _listed(store, tally)
-    told = time.monotonic()
-    for looked in _looked(store, keys, policy, budget, pace, lambda: not tally.gave_up and not budget.is_spent):
-        tally.add(looked)
-        on_message(looked)
-        if time.monotonic() - told > REPORT:
-            told = time.monotonic()
+    tally = PurgeTally()
+    keys = _message_keys(store, tally)
+    reported_at = time.monotonic()
+    for result in _purge_all(store, keys, policy, budget, pace, lambda: not tally.gave_up and not budget.is_spent):
+        tally.add(result)
+        on_message(result)
+        if time.monotonic() - reported_at > PROGRESS_LOG_INTERVAL:
+            reported_at = time.monotonic()
             on_progress(tally)
     tally.is_spent = budget.is_spent
     return tally
 
 
-def _listed(store: Store, tally: Tally) -> Iterator[str]:
-    """The keys of all messages. A listing that breaks off is a failure, and the end of this run."""
+def _message_keys(store: Store, tally: PurgeTally) -> Iterator[str]:
+    """The keys of all messages. A listing that breaks off counts as a failure and ends the run."""
     try:
         yield from store.message_keys()
     except StoreError as error:
-        tally.fail(error)
+        tally.add_failure(error)
         tally.gave_up = True
 
 
-def _looked(
+def _purge_all(
     store: Store,
     keys: Iterator[str],
-    policy: Policy,
+    policy: PurgePolicy,
     budget: Budget,
-    pace: Pace,
+    pace: PurgeRate,
     goes_on: Callable[[], bool],
-) -> Iterator[Looked]:
-    """What became of each message; those that were begun when it no longer goes on as well."""
+) -> Iterator[PurgeResult]:
+    """The result for each message, including those in progress when `goes_on` becomes false."""
 
-    def look(key: str) -> Looked:
+    def look(key: str) -> PurgeResult:
         cancellation.raise_if_cancelled()
         try:
             return purge_message(store, key, policy, budget)
         except StoreError as error:
-            return Looked(key, failure=error)
+            return PurgeResult(key, failure=error)
         except cancellation.RunCancelled:
             raise
-        except Exception as error:  # noqa: BLE001  one message that nobody thought of must not keep all others for ever
+        except Exception as error:  # noqa: BLE001  one unexpected message must not block all others for ever
             cancellation.raise_if_cancelled()
-            return Looked(key, failure=_unexpected(error, key))
+            return PurgeResult(key, failure=_unexpected(error, key))
 
-    waiting: list[Future[Looked]] = []
+    waiting: list[Future[PurgeResult]] = []
     due = time.monotonic()
-    with ThreadPoolExecutor(pace.at_once, thread_name_prefix="purge") as pool:
+    with ThreadPoolExecutor(pace.concurrency, thread_name_prefix="purge") as pool:
         try:
             while True:
-                while len(waiting) < 2 * pace.at_once and goes_on() and (key := next(keys, None)) is not None:
+                while len(waiting) < 2 * pace.concurrency and goes_on() and (key := next(keys, None)) is not None:
                     due = max(due + 1 / pace.per_second, time.monotonic() - 1)
                     cancellation.sleep(max(0.0, due - time.monotonic()))
-                    # Threads do not inherit whether their run is cancelled.
+                    # Threads do not inherit the run's cancellation.
                     waiting.append(pool.submit(copy_context().run, look, key))
                 if not waiting:
                     return
@@ -427,7 +434,7 @@ def _looked(
 
 
 def _unexpected(error: Exception, key: str) -> StoreError:
-    """Its type and place alone: its own text could hold a file name."""
+    """Only the error's type and place, because its text could contain a file name."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return StoreError(
         f"could not purge message {key} ({type(error).__name__} in {place.name}, line {place.lineno}): "
@@ -436,14 +443,14 @@ def _unexpected(error: Exception, key: str) -> StoreError:
     )
 
 
-def stored_before(older_than: timedelta, store: Store) -> datetime:
-    """The moment before which an object of that age was stored, by the earlier of two clocks.
+def retention_cutoff(older_than: timedelta, store: Store) -> datetime:
+    """The time before which an object of that age was stored, by the earlier of the two clocks.
 
-    Raises StoreError; NotFound for a store that has yet to be made, which is not made for the asking.
+    Raises StoreError; NotFound for a store that does not exist yet, which is not created.
     """
-    if not _patiently(store.exists):
+    if not _retry_transient(store.exists):
         raise NotFound(
-            "the store's root folder is not there: is its URL right, and its disk mounted? "
-            "A new store is made when its first attachment comes"
+            "the store's root folder does not exist; check its URL, and that its disk is mounted. A new store is "
+            "created with its first attachment"
         )
-    return min(_patiently(store.clock), datetime.now(UTC)) - older_than
+    return min(_retry_transient(store.clock), datetime.now(UTC)) - older_than

@@ -1,4 +1,4 @@
-"""The seam before whatever holds the files. Everything above it knows keys and bytes, nothing else."""
+"""The interface of every store. Code above it knows only keys and bytes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from attachments.storage.errors import NothingStored
 from attachments.storage.keys import KEY_LENGTH, candidate_keys, is_short_key, may_name_key, message_key
 from attachments.storage.manifest import Manifest
 
-Probe = Literal["works", "kept", "not made yet"]
-"""What came of trying a store: "kept" means that what was written and read could not be removed."""
+ProbeResult = Literal["works", "kept", "not made yet"]
+"""The result of a test write: "kept" means that the test object was written and read but could not be removed."""
 
 ManifestChange = Callable[[Manifest | None], Manifest]
-"""Makes the new manifest of the one that stands: None when there is none that can be read. Must be pure."""
+"""Computes the new manifest from the existing one, or from None if there is no readable one. Must be pure."""
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An attachment that stands in the store, whole."""
+    """An attachment that is completely stored."""
 
     key: str
     """From the store's root: ``<message_key>/<attachment_key>/<safe file name>``."""
@@ -34,12 +34,12 @@ class StoredObject:
     stored_at: datetime
     """When its last byte was written, in UTC."""
     stored_bytes: int | None = None
-    """Of the ciphertext, when that is what stands there; so is `stored_sha256`."""
+    """Of the ciphertext, if the object is encrypted; likewise `stored_sha256`."""
     stored_sha256: str | None = None
 
     @classmethod
     def of(cls, key: str, content: Content, stored_at: datetime) -> Self:
-        """This content under this key."""
+        """A stored object with this content and key."""
         sealed = (content.stored_bytes, content.stored_sha256) if content.is_sealed else (None, None)
         return cls(key, content.bytes, content.sha256, stored_at, *sealed)
 
@@ -49,8 +49,8 @@ class StoredObject:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a listing tells of an object."""
+class ObjectInfo:
+    """An object in a listing."""
 
     bytes: int
     modified: datetime
@@ -59,20 +59,20 @@ class Seen:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What stands of a message: one listing, nothing is proven."""
+    """A message's objects, from one listing; their content is not checked."""
 
-    objects: Mapping[str, Seen]
+    objects: Mapping[str, ObjectInfo]
     """By key."""
     is_held: bool
-    """Whether a hold stands beside the manifest."""
+    """Whether there is a hold beside the manifest."""
 
     def __repr__(self) -> str:
         """Without the keys, which hold customers' file names."""
         return f"Inventory(objects={len(self.objects)}, is_held={self.is_held})"
 
 
-def short_key(named: str) -> str | None:
-    """What to say of the beginning of a key; None for anything else."""
+def short_key_hint(named: str) -> str | None:
+    """A hint for the beginning of a key; None for any other text."""
     if not is_short_key(named):
         return None
     return (
@@ -85,7 +85,7 @@ def short_key(named: str) -> str | None:
 class Store(ABC):
     """Holds attachments and their manifests, for several threads, processes and machines at once.
 
-    Every method may raise any StoreError. Nothing else comes out but what `chunks` and `change` raise.
+    Every method may raise any StoreError, and otherwise only what `chunks` and `change` raise.
     """
 
     @property
@@ -100,37 +100,37 @@ class Store(ABC):
 
     @abstractmethod
     def has_encrypted(self) -> bool:
-        """Whether anything was ever encrypted in it, by this process or another. Asks the store."""
+        """Whether anything was ever encrypted in it, by any process. Not cached."""
 
     @abstractmethod
     def read_manifest(self, message_key: str) -> Manifest | None:
-        """The message's manifest, None when there is none. Raises InvalidManifest for an unreadable one.
+        """The message's manifest; None if there is none. Raises InvalidManifest for an unreadable one.
 
-        Reads no more bytes than a manifest may have, whatever stands there.
+        Reads no more bytes than a manifest may have, however large the object is.
         """
 
     def find(self, named: str) -> tuple[str, Manifest | None]:
         """The key of the message that a person names by its id or its key, and its manifest.
 
-        None when neither has one. Raises InvalidManifest for an unreadable one.
+        The manifest is None if there is none. Raises InvalidManifest for an unreadable one.
         """
         keys = candidate_keys(named)
         found = ((key, self.read_manifest(key)) for key in keys)
         return next((pair for pair in found if pair[1] is not None), (keys[0], None))
 
     def message_id(self, named: str) -> str:
-        """The id of the message that a person names by its id or its key; of a key, its manifest knows it.
+        """The id of the message that a person names by its id or its key; for a key, it comes from the manifest.
 
-        Raises NothingStored when there is none, for then only the id helps.
+        Raises NothingStored if there is no manifest, because then only the id helps.
         """
         if not may_name_key(named):
             return normalized(named)
         key, manifest = self.find(named)
-        # Others may write to the store: an id that is not this message's is nothing that we could fetch for it.
+        # Others may write to the store, so do not use an id that does not match the key.
         if manifest is None or message_key(manifest.message_id) != key:
             raise NothingStored(
-                short_key(named)
-                or f"{key} has the form of a message key, and the store has no manifest that tells the message's id; "
+                short_key_hint(named)
+                or f"{key} has the form of a message key, and the store has no manifest with the message's id; "
                 "give the id itself",
                 key=key,
             )
@@ -138,11 +138,11 @@ class Store(ABC):
 
     @abstractmethod
     def update_manifest(self, message_key: str, change: ManifestChange) -> Manifest:
-        """Replaces the manifest by what `change` makes of it, and hands back the new one.
+        """Replace the manifest with the result of `change`, and return it.
 
-        No other writer gets in between. `change` may be called more than once, and must not call the store.
-        Raises NewerManifest rather than overwrite what a newer version wrote, and ManifestTooLarge rather than write
-        what nobody would read.
+        Atomic: no other writer's change is lost. `change` may be called more than once, and must not call the store.
+        Raises NewerManifest instead of overwriting a newer version's manifest, and ManifestTooLarge instead of writing
+        one that could not be read back.
         """
 
     @abstractmethod
@@ -155,9 +155,9 @@ class Store(ABC):
 
     @abstractmethod
     def stored(self, message_key: str) -> Mapping[str, StoredObject]:
-        """What stands there with proof that it is ours and whole, by attachment key: one listing a message.
+        """The message's attachments with a proof of completeness, by attachment key: one listing per message.
 
-        An object without proof is left out; downloading it again and `write` settle it by comparing.
+        An object without proof is left out; a new download compares it in `write`.
         """
 
     @abstractmethod
@@ -170,74 +170,76 @@ class Store(ABC):
         *,
         content_type: str | None = None,
     ) -> StoredObject:
-        """Stores what the chunks hold, all of it or nothing, and hands back what then stands there.
+        """Store the chunks as one object, all of it or nothing, and return the stored object.
 
-        Chunks of any size; memory does not grow with their sum. What `chunks` raises comes out as it is, with
-        nothing left behind. When the attachment stands there already, whatever its file name, with the same
-        size and SHA-256, that is success; anything else there raises AlreadyExists and stays untouched. A store that
-        has encrypted before, has no recipients now and does not allow plaintext raises PlaintextRefused before it reads
-        a chunk; what another process has begun to encrypt within the last minute may go unnoticed.
+        Chunks of any size; memory does not grow with their sum. Errors of `chunks` are raised unchanged, and nothing is
+        left behind. If the attachment is already stored, under any file name, with the same size and SHA-256, that is
+        success; any other object there raises AlreadyExists and stays untouched. A store that has encrypted before, has
+        no recipients now and does not allow plaintext raises PlaintextRefused before it reads a chunk; encryption that
+        another process began within the last minute may go unnoticed.
         """
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether its root is there. True where none cannot be told from an empty one, as with services."""
+        """Whether its root exists. True if a missing root cannot be distinguished from an empty one, as with
+        services."""
 
     @abstractmethod
     def message_keys(self) -> Iterator[str]:
-        """The keys of all messages of which anything stands there, each once, in any order."""
+        """The keys of all messages with any object, each once, in any order."""
 
     @abstractmethod
     def objects(self, message_key: str) -> Mapping[str, int]:
-        """Sizes in bytes of all that stands under a message's attachments, by key: one listing, nothing is proven."""
+        """Sizes in bytes of a message's objects, by key, from one listing; their content is not checked."""
 
     @abstractmethod
     def inventory(self, message_key: str) -> Inventory:
-        """What stands of a message, when each object came there, and whether the message is held."""
+        """A message's objects with their times, and whether the message is on hold."""
 
     @abstractmethod
     def remove(self, key: str, *, stored_before: datetime | None = None) -> bool:
-        """Removes an attachment's object, with whatever the store keeps beside it. Nothing there is fine.
+        """Remove an attachment's object, and what the store keeps beside it. No-op if missing.
 
-        False when what stands there came to the store at that moment or later, by the store's clock, and stays; with
-        services, what is stored within the one request of the removal is not seen. Whoever listed the store afterwards
-        does not see it, whatever dies. Raises MalformedKey for a key that no object of ours can have: a manifest, a
-        hidden file, a way out of the root.
+        False if the object was stored at `stored_before` or later by the store's clock, and therefore stays; services
+        cannot detect an object that is stored during the removal request. Later listings do not show a removed object,
+        whatever crashes. Raises MalformedKey for a key that no attachment can have: a manifest, a hidden file, a path
+        out of the root.
         """
 
     @abstractmethod
     def remove_manifest(self, message_key: str, when: Callable[[Manifest], bool]) -> bool:
-        """Removes the manifest that stands there if `when` says so of it, and says whether it did.
+        """Remove the manifest if `when` returns true for it; returns whether it was removed.
 
-        Raises InvalidManifest and NewerManifest for one that cannot be judged. Services know no removing on
-        condition: what another writes within that one request is lost, and rebuilt from the objects' proofs.
+        Raises InvalidManifest and NewerManifest if it cannot be read. Services have no conditional removal: a change
+        during that request is lost, and rebuilt from the objects' proofs.
         """
 
     @abstractmethod
     def clock(self) -> datetime:
-        """What the store's own clock says, in UTC. Writes something that no reader sees, and removes it."""
+        """The store's own time, in UTC. Writes and removes a temporary object that no reader sees."""
 
     @abstractmethod
     def read(self, key: str) -> Iterator[bytes]:
-        """What stands under the key of an object, in blocks, as it is: ciphertext where it was encrypted.
+        """The stored bytes of an object, in blocks: ciphertext if it is encrypted.
 
-        Raises NothingStored when nothing does, and MalformedKey for a key that no object of ours can have.
+        Raises NothingStored if it does not exist, and MalformedKey for a key that no attachment can have.
         """
 
     @abstractmethod
     def orphans(self, *, older_than: timedelta) -> Iterator[Orphan]:
-        """What writers have left behind that is older than this: open uploads, temporary files.
+        """Leftovers of crashed writers that are older than this: open uploads, temporary files.
 
-        A writer that lives looks the same to most stores, so choose an age that no download reaches.
+        Most stores cannot distinguish a live writer, so choose an age that no download reaches.
         """
 
     @abstractmethod
-    def probe(self) -> Probe:
-        """Writes something small where no reader looks, reads it back and removes it.
+    def probe(self) -> ProbeResult:
+        """Write a small object where no reader looks, read it back and remove it.
 
-        Safe at any time, beside any number of writers and other probes. A store that has yet to be made is not made.
+        Safe at any time, beside any number of writers and other probes. Does not create a store that does not exist
+        yet.
         """
 
     @abstractmethod
-    def clear(self, residue: Orphan) -> None:
-        """Removes one of these."""
+    def clear(self, orphan: Orphan) -> None:
+        """Remove one of these."""

@@ -1,4 +1,4 @@
-"""Is what stands in the store what the manifests say? Read again, hash again, compare."""
+"""Verifies that a store's objects match its manifests: reads and hashes each one, and compares."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ from attachments.storage.manifest import Manifest, ManifestAttachment
 from attachments.storage.store import Store
 
 Progress = Callable[[int], object]
-"""Is told how many more bytes have been read; from any thread."""
+"""Receives the number of bytes read since the last call, from any thread."""
 
 
-class Problem(StrEnum):
-    """What can be wrong, in the words that are shown."""
+class Discrepancy(StrEnum):
+    """The kinds of difference, as shown to people."""
 
-    MISSING = "recorded as stored, but nothing stands there; run its download again with force"
-    SIZE = "has another size than recorded; move it away, then run its download again with force"
-    CONTENT = "has other bytes than recorded; move it away, then run its download again with force"
+    MISSING = "recorded as stored, but the object does not exist; run its download again with force"
+    SIZE = "its size differs from the manifest; move it away, then run its download again with force"
+    CONTENT = "its content differs from the manifest; move it away, then run its download again with force"
     SEALED = (
-        "cannot be decrypted with this identity, and is as it was stored; give another identity. If there is none, "
-        "move it away, then run its download again with force"
+        "cannot be decrypted with this identity, although it is intact; use another identity. "
+        "If there is none, move it away, then run its download again with force"
     )
-    UNSEALED = "decrypts to other bytes than recorded; move it away, then run its download again with force"
-    PURGED = "recorded as purged, but something stands there; move it away, and run its download again if it is wanted"
-    UNRECORDED = "stands there, but no manifest names it; run its download again"
-    FOREIGN = "the manifest names a place that is not its own: it was altered; run its download again with force"
+    UNSEALED = "its decrypted content differs from the manifest; move it away, then run its download again with force"
+    PURGED = "recorded as purged, but an object exists; move it away, and run its download again if you need it"
+    UNRECORDED = "exists, but no manifest records it; run its download again"
+    FOREIGN = "the manifest has another attachment's path, so it was altered; run its download again with force"
     MANIFEST = "the manifest is damaged; run its download again to rebuild it"
     UNREADABLE = (
-        "cannot be read, so nothing is known of it; look at what stands there (a link in place of a folder, missing "
-        "rights, an archived object), then verify it again"
+        "cannot be read, so its content is unknown; check what is there (a link instead "
+        "of a folder, missing permissions, an archived object), then verify it again"
     )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that is not as it is recorded, by key, for a file name must not be shown."""
+    """A difference between store and manifest. It has a key, because a file name must not be shown."""
 
     key: str
-    problem: Problem
+    problem: Discrepancy
     deployment: str | None = None
-    """Who recorded it, as the manifest says, which others may have altered."""
+    """The deployment that recorded it, by the manifest, which others may have altered."""
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What was found about one message."""
+class VerificationResult:
+    """The result for one message."""
 
     message_key: str
     objects: int
@@ -65,16 +65,17 @@ class Checked:
     differences: tuple[Difference, ...]
 
     @property
-    def to_run(self) -> tuple[str | None, ...]:
-        """The deployments whose run may help, each once; None where it is not recorded.
+    def deployments_to_run(self) -> tuple[str | None, ...]:
+        """The deployments whose run may repair it, each once; None for a deployment that is not recorded.
 
-        None of them for what a wrong identity or missing rights explain: a run leaves alone what stands.
+        Leaves out differences that a wrong identity or missing permissions explain: a run does not change existing
+        objects.
         """
         return tuple(
             dict.fromkeys(
                 found.deployment
                 for found in self.differences
-                if found.problem not in {Problem.SEALED, Problem.UNREADABLE}
+                if found.problem not in {Discrepancy.SEALED, Discrepancy.UNREADABLE}
             )
         )
 
@@ -86,15 +87,15 @@ def verify(
     unseal: Transform | None = None,
     at_once: int = 4,
     progress: Progress = lambda _: None,
-) -> Iterator[Checked]:
-    """Checks messages, a few at a time, as their keys come; in the order of the keys.
+) -> Iterator[VerificationResult]:
+    """Verify messages, a few at a time, and yield their results in the order of the keys.
 
-    Memory does not grow with their number. With `unseal`, what was encrypted is decrypted as well and compared with
-    the attachment's own hash; without it, the ciphertext's hash is compared. What one message's place in the store does
-    not let us read is a difference of that message; raises StoreError when the store is gone or does not answer.
+    Memory does not grow with their number. With `unseal`, encrypted objects are decrypted and compared with the
+    attachment's own hash; without it, the ciphertext's hash is compared. An unreadable object is a difference of its
+    message. Raises StoreError if the store is missing or does not respond.
     """
     keys = iter(message_keys)
-    waiting: list[Future[Checked]] = []
+    waiting: list[Future[VerificationResult]] = []
     pool = ThreadPoolExecutor(at_once)
     is_left = False
     try:
@@ -105,7 +106,7 @@ def verify(
                 return
             yield waiting.pop(0).result()
     except (KeyboardInterrupt, GeneratorExit):
-        is_left = True  # nobody wants to wait for what is being read
+        is_left = True  # do not wait for the reads in progress
         raise
     finally:
         pool.shutdown(wait=not is_left, cancel_futures=True)
@@ -113,56 +114,58 @@ def verify(
 
 def verify_message(
     store: Store, message_key: str, *, unseal: Transform | None = None, progress: Progress = lambda _: None
-) -> Checked:
-    """Checks one message: one listing, one manifest, and every byte that is stored of it."""
+) -> VerificationResult:
+    """Verify one message: one listing, one manifest, and every stored byte."""
     try:
         manifest = store.read_manifest(message_key)
-        standing = store.objects(message_key)
+        objects = store.objects(message_key)
     except InvalidManifest:
-        return Checked(message_key, 0, 0, (Difference(message_key, Problem.MANIFEST),))
+        return VerificationResult(message_key, 0, 0, (Difference(message_key, Discrepancy.MANIFEST),))
     except StoreError as error:
-        return Checked(message_key, 0, 0, (Difference(message_key, _unreadable(error)),))
+        return VerificationResult(message_key, 0, 0, (Difference(message_key, _unreadable(error)),))
     recorded = dict(_stored_entries(manifest))
     found: list[Difference] = []
     read = 0
     for key, entry in recorded.items():
         is_at_home = entry.is_at_home(message_key)
-        problem = _checked(store, key, entry, standing.get(key), unseal, progress) if is_at_home else Problem.FOREIGN
+        problem = (
+            _check_object(store, key, entry, objects.get(key), unseal, progress) if is_at_home else Discrepancy.FOREIGN
+        )
         if problem is not None:
             found.append(Difference(f"{message_key}/{entry.attachment_key}", problem, _recorder(manifest, entry)))
-        read += standing.get(key, 0) if is_at_home else 0
+        read += objects.get(key, 0) if is_at_home else 0
     purged = {entry.key: entry for entry in manifest.attachments if entry.outcome == "purged"} if manifest else {}
-    for key in standing.keys() - recorded.keys():
-        problem = Problem.PURGED if key in purged else Problem.UNRECORDED
+    for key in objects.keys() - recorded.keys():
+        problem = Discrepancy.PURGED if key in purged else Discrepancy.UNRECORDED
         found.append(Difference(key.rpartition("/")[0], problem, _recorder(manifest, purged.get(key))))
-    return Checked(message_key, len(recorded), read, tuple(found))
+    return VerificationResult(message_key, len(recorded), read, tuple(found))
 
 
-def unsealed(
+def decrypt_attachment(
     store: Store, message_key: str, entry: ManifestAttachment, unseal: Transform, write: Callable[[bytes], object]
 ) -> Content:
-    """Decrypts an attachment of this message, writes it, and says what was read and written, as the manifest has it.
+    """Decrypt an attachment of this message, write it, and return its sizes and hashes.
 
-    Raises CannotDecrypt when that is not what is recorded; what was written until then must be thrown away. Raises
-    MalformedKey when the manifest names a place that is not the attachment's: another message's files stay closed.
+    Raises CannotDecrypt if they differ from the manifest; the caller must then discard what was written. Raises
+    MalformedKey if the manifest has another attachment's path, whose file is not opened.
     """
-    content = _opened(store, message_key, entry, unseal, write)
+    content = _decrypt(store, message_key, entry, unseal, write)
     if not _is_recorded(entry, content):
-        raise CannotDecrypt(f"attachment {message_key}/{entry.attachment_key} decrypts to something else than recorded")
+        raise CannotDecrypt(f"attachment {message_key}/{entry.attachment_key} does not decrypt to the recorded content")
     return content
 
 
-def _opened(
+def _decrypt(
     store: Store, message_key: str, entry: ManifestAttachment, unseal: Transform, write: Callable[[bytes], object]
 ) -> Content:
-    """The same without the comparison."""
+    """As `decrypt_attachment`, without the comparison."""
     place = f"{message_key}/{entry.attachment_key}"
     if entry.key is None:
         raise NothingStored(f"attachment {place} is not stored", key=place)
     if not entry.is_at_home(message_key):
         raise MalformedKey(
-            f"the manifest names a place for attachment {place} that is not its own: it was altered. It is not "
-            "decrypted; `attachments verify` says what else differs",
+            f"the manifest has another attachment's path for {place}, so it was altered. It is not decrypted; "
+            "`attachments verify` lists all differences",
             key=place,
         )
     came = pour(store.read(entry.key), write, unseal)
@@ -183,20 +186,20 @@ def _stored_entries(manifest: Manifest | None) -> Iterator[tuple[str, ManifestAt
             yield entry.key, entry
 
 
-def _checked(
+def _check_object(
     store: Store, key: str, entry: ManifestAttachment, size: int | None, unseal: Transform | None, progress: Progress
-) -> Problem | None:
-    problem = _compared(store, key, entry, size, unseal, progress)
-    if problem in {Problem.SIZE, Problem.CONTENT} and entry.stored_sha256 is not None:
-        other = _as_another_wrote(store, key, entry)
-        return problem if other is None else _compared(store, key, other, size, unseal, progress)
+) -> Discrepancy | None:
+    problem = _compare(store, key, entry, size, unseal, progress)
+    if problem in {Discrepancy.SIZE, Discrepancy.CONTENT} and entry.stored_sha256 is not None:
+        other = _as_stored_by_another_machine(store, key, entry)
+        return problem if other is None else _compare(store, key, other, size, unseal, progress)
     return problem
 
 
-def _as_another_wrote(store: Store, key: str, entry: ManifestAttachment) -> ManifestAttachment | None:
-    """The same attachment, as another machine encrypted it that stored it at the same moment.
+def _as_stored_by_another_machine(store: Store, key: str, entry: ManifestAttachment) -> ManifestAttachment | None:
+    """The entry of the same attachment as another machine encrypted and stored it at the same time.
 
-    Where nothing is conditional the later object stands, and the manifest may be the earlier one's.
+    Without conditional writes the later object wins, while the manifest may describe the earlier one.
     """
     found = store.stored(key.partition("/")[0]).get(entry.attachment_key)
     if found is None or (found.key, found.bytes, found.sha256) != (key, entry.bytes, entry.sha256):
@@ -204,46 +207,48 @@ def _as_another_wrote(store: Store, key: str, entry: ManifestAttachment) -> Mani
     return entry.model_copy(update={"stored_bytes": found.stored_bytes, "stored_sha256": found.stored_sha256})
 
 
-def _compared(
+def _compare(
     store: Store, key: str, entry: ManifestAttachment, size: int | None, unseal: Transform | None, progress: Progress
-) -> Problem | None:
+) -> Discrepancy | None:
     if size is None:
-        return Problem.MISSING
+        return Discrepancy.MISSING
     if size != (entry.bytes if entry.stored_bytes is None else entry.stored_bytes):
-        return Problem.SIZE
+        return Discrepancy.SIZE
 
     def count(block: bytes) -> object:
         return progress(len(block))
 
     try:
         if entry.stored_sha256 is None or unseal is None:
-            return _read_again(store, key, entry, count)
-        return _unsealed_again(store, key, entry, unseal, count)
+            return _read_and_compare(store, key, entry, count)
+        return _decrypt_and_compare(store, key, entry, unseal, count)
     except NothingStored:
-        return Problem.MISSING
+        return Discrepancy.MISSING
     except StoreError as error:
         return _unreadable(error)
 
 
-def _unreadable(error: StoreError) -> Problem:
-    """The problem of one message; raises what concerns the store as a whole, or may pass."""
+def _unreadable(error: StoreError) -> Discrepancy:
+    """The difference for one message; raises errors that concern the whole store or are transient."""
     if error.retryable or isinstance(error, NotFound):
         raise error
-    return Problem.UNREADABLE
+    return Discrepancy.UNREADABLE
 
 
-def _unsealed_again(
+def _decrypt_and_compare(
     store: Store, key: str, entry: ManifestAttachment, unseal: Transform, write: Callable[[bytes], object]
-) -> Problem | None:
+) -> Discrepancy | None:
     try:
-        content = _opened(store, key.partition("/")[0], entry, unseal, write)
-    except CannotDecrypt:  # because of the identity, or of what stands there
-        return _read_again(store, key, entry, write) or Problem.SEALED
+        content = _decrypt(store, key.partition("/")[0], entry, unseal, write)
+    except CannotDecrypt:  # because of the identity, or of the object
+        return _read_and_compare(store, key, entry, write) or Discrepancy.SEALED
     if content.stored_sha256 != entry.stored_sha256:
-        return Problem.CONTENT
-    return None if _is_recorded(entry, content) else Problem.UNSEALED
+        return Discrepancy.CONTENT
+    return None if _is_recorded(entry, content) else Discrepancy.UNSEALED
 
 
-def _read_again(store: Store, key: str, entry: ManifestAttachment, write: Callable[[bytes], object]) -> Problem | None:
+def _read_and_compare(
+    store: Store, key: str, entry: ManifestAttachment, write: Callable[[bytes], object]
+) -> Discrepancy | None:
     content = pour(store.read(key), write)
-    return None if content.stored_sha256 == (entry.stored_sha256 or entry.sha256) else Problem.CONTENT
+    return None if content.stored_sha256 == (entry.stored_sha256 or entry.sha256) else Discrepancy.CONTENT

@@ -14,7 +14,7 @@ from prefect.flows import Flow, load_flow_from_flow_run
 from prefect.states import Cancelled, Crashed, Pending
 from prefect.utilities.engine import propose_state
 
-from attachments.foundation.terminal_text import bounded
+from attachments.foundation.terminal_text import escaped_line
 from attachments.runs.deployment_spec import UPKEEP, load_flow
 from attachments.runs.state_record import StateRecord, write_record
 from attachments.worker.allowed_flows import NO_DEPLOYMENT, FlowNotAllowed, check_allowed, is_named
@@ -86,7 +86,9 @@ class RunStarter:
             await self._crash(flow_run, str(refusal))
         except Exception as error:  # whatever the flow's code raises when it is loaded
             logger.exception("Flow run %s cannot be run.", flow_run.id)
-            await self._crash(flow_run, f"The flow cannot be loaded: {type(error).__name__}: {bounded(str(error))}")
+            await self._crash(
+                flow_run, f"The flow cannot be loaded: {type(error).__name__}: {escaped_line(str(error))}"
+            )
         return None
 
     async def sign(self, flow_run: FlowRun) -> bool:
@@ -98,7 +100,7 @@ class RunStarter:
             taken: State[None] = write_record(Pending(), StateRecord(worker=self._worker))
             state = await propose_state(self._client, taken, flow_run_id=flow_run.id)
         except Abort as abort:
-            logger.info("Flow run %s is not started: %s", flow_run.id, bounded(str(abort)))
+            logger.info("Flow run %s is not started: %s", flow_run.id, escaped_line(str(abort)))
             return False
         return state.is_pending()
 

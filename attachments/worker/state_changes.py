@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import Abort, ObjectNotFound
 from prefect.states import Cancelled, Scheduled
 
-from attachments.foundation.terminal_text import bounded
+from attachments.foundation.terminal_text import escaped_line
 
 logger = logging.getLogger("prefect.attachments.worker")
 
@@ -18,7 +18,7 @@ async def set_state(client: PrefectClient, run: FlowRun, state: State[None]) -> 
     """Set a run's state against Prefect's rules, and log it. No-op if the run is gone. Raises `httpx.HTTPError`."""
     with suppress(ObjectNotFound, Abort):
         await client.set_flow_run_state(run.id, state, force=True)
-        logger.warning("Flow run %s is now %s: %s", run.id, state.name, bounded(state.message or ""))
+        logger.warning("Flow run %s is now %s: %s", run.id, state.name, escaped_line(state.message or ""))
 
 
 async def give_back(client: PrefectClient, run: FlowRun, message: str) -> None:

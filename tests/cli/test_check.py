@@ -74,7 +74,7 @@ def test_a_file_without_a_mistake(tmp_path: Path, parameters: str, capsys: pytes
         (None, "cannot be read (No such file or directory). Name the file"),
         (b"a: [", "is not YAML (line 1, column 5: "),
         (b"\xff\xfe\xff", "is not YAML ("),
-        (b"[]", "has no deployment of the flow download_attachments. Is it the right file?"),
+        (b"[]", "has no deployment of the flow download_attachments. Check that it is the right file."),
         (b"deployments: [7, {name: x, entrypoint: y}]", "has no deployment of the flow"),
         (b"deployments: [{entrypoint: my.py:download_attachments_report}]", "has no deployment of the flow"),
         (b"deployments: [{entrypoint: download_attachments.py:other}]", "has no deployment of the flow"),

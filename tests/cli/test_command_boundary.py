@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from attachments.cli.actions import provisioning
 from attachments.cli.main import main
-from attachments.demo.processes import free_port, surroundings
+from attachments.demo.processes import free_port, process_environment
 from tests.demo.test_demo import processes_of
 
 ATTACHMENTS = str(Path(sys.executable).with_name("attachments"))
@@ -137,7 +137,7 @@ def said(capsys: pytest.CaptureFixture[str], code: int) -> str:
     out, err = capsys.readouterr()
     assert code in {0, 1, 2}
     assert "Traceback" not in out + err
-    assert "error of its own" not in err
+    assert "Internal error" not in err
     return out + err
 
 
@@ -157,7 +157,7 @@ def test_no_command_shows_a_traceback_whatever_a_variable_holds(
     Each variable meets the values that suit it badly, and one of those that suit none, another in each command. That
     every variable meets every value in every command takes a minute, and is left to the long tests.
     """
-    monkeypatch.setattr(provisioning, "STARTING", 0)
+    monkeypatch.setattr(provisioning, "SERVER_START_TIMEOUT", 0)
     foreign = tmp_path / "not the demo's"
     foreign.mkdir()
     (foreign / "mine.txt").touch()
@@ -189,7 +189,7 @@ def test_no_command_shows_a_traceback_whatever_a_variable_holds(
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [ATTACHMENTS, *arguments]
-    ours = surroundings({"PREFECT_API_URL": "http://127.0.0.1:9/api", **environment})
+    ours = process_environment({"PREFECT_API_URL": "http://127.0.0.1:9/api", **environment})
     return subprocess.run(command, env=ours, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -206,7 +206,7 @@ PORT_TOLD = "PREFECT_SERVER_API_PORT is not valid."
             "status",
             "PREFECT_PROFILES_PATH",
             "broken.toml",
-            "Prefect cannot be loaded as it is set up (TOMLDecodeError).",
+            "Prefect cannot be loaded with its settings (TOMLDecodeError).",
         ),
         *((command, "PREFECT_SERVER_API_PORT", "canary", PORT_TOLD) for command in SETTINGS_READ),
     ],
@@ -255,7 +255,7 @@ def test_an_address_without_api_is_told(
             for command in (["setup"], ["doctor"], ["status"], ["preview", MESSAGE]):
                 assert main(command) == 1
                 told = "".join(capsys.readouterr())
-                assert f"What answers at PREFECT_API_URL is not Prefect's API ({status})." in told, command
+                assert f"PREFECT_API_URL is not the address of Prefect's API ({status})." in told, command
                 assert "Correct it: a server's ends with /api, such as http://127.0.0.1:4200/api." in told, command
         server.shutdown()
 
@@ -287,9 +287,9 @@ def test_proxies_and_certificates_that_cannot_be_used_are_told_as_that(
     assert found.returncode == 1
     assert "The proxy or the certificates that the environment names cannot be used (" in told
     assert "Traceback" not in told
-    assert "error of its own" not in told
+    assert "Internal error" not in told
     assert "PREFECT_API_URL is" not in told
-    assert "is not Prefect's API" not in told
+    assert "is not the address of Prefect's API" not in told
     assert "canary" not in told
 
 
@@ -305,7 +305,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_without_its_text(
     monkeypatch.setattr("attachments.cli.actions.store_access.open_store", fail)
     assert main(["locate", MESSAGE]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("The command met an error of its own (RuntimeError at test_command_boundary.py:")
+    assert line.startswith("Internal error in the command (RuntimeError at test_command_boundary.py:")
     assert "canary" not in line
 
 
@@ -313,14 +313,14 @@ def test_a_store_that_does_not_answer_is_told_soon(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The endpoint takes connections and says nothing; its library would try for minutes."""
-    monkeypatch.setattr("attachments.cli.actions.store_access.PATIENCE", 0.2)
+    monkeypatch.setattr("attachments.cli.actions.store_access.RESPONSE_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         options = {"endpoint_url": f"http://127.0.0.1:{listener.getsockname()[1]}", "key": "a", "secret": "b"}
         monkeypatch.setenv("ATTACHMENTS_URL", "s3://bucket/folder")
         monkeypatch.setenv("ATTACHMENTS_STORAGE_OPTIONS", json.dumps(options))
         for command in (["locate", MESSAGE], ["verify"], ["verify", MESSAGE]):
             assert main(command) == 1
-            assert "The store does not answer within" in capsys.readouterr().err, command
+            assert "The store did not respond within" in capsys.readouterr().err, command
 
 
 # ---- Ctrl-C and readers that leave ----
@@ -386,7 +386,9 @@ sys.exit(console.main())
         "cyclopts",
     ):
         command = [sys.executable, "-c", f"import sys; sys.argv[:] = [{module!r}, '--help']{code}"]
-        found = subprocess.run(command, env=surroundings({}), capture_output=True, text=True, check=False, timeout=60)
+        found = subprocess.run(
+            command, env=process_environment({}), capture_output=True, text=True, check=False, timeout=60
+        )
         assert (found.returncode, found.stderr) == (-signal.SIGINT, ""), module
 
 
@@ -407,7 +409,7 @@ def test_ctrl_c_ends_the_process_at_once() -> None:
         environment = {"ATTACHMENTS_URL": "s3://bucket/x", "ATTACHMENTS_STORAGE_OPTIONS": json.dumps(options)}
         command = [ATTACHMENTS, "verify"]
         with subprocess.Popen(
-            command, env=surroundings(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command, env=process_environment(environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
             assert connected.wait(120)
             process.send_signal(signal.SIGINT)
@@ -431,7 +433,9 @@ def test_ctrl_c_stops_up_and_what_it_has_started(is_read: bool, tmp_path: Path) 
         output = tmp_path / "output"
         with (
             output.open("wb") if is_read else open(unread(), "wb") as out,
-            subprocess.Popen(command, env=surroundings(environment), stdout=out, stderr=subprocess.PIPE) as process,
+            subprocess.Popen(
+                command, env=process_environment(environment), stdout=out, stderr=subprocess.PIPE
+            ) as process,
         ):
             assert connected.wait(200)
             process.send_signal(signal.SIGINT)
@@ -461,7 +465,7 @@ def unread() -> int:
 )
 def test_a_reader_that_has_left_ends_a_command_silently(arguments: list[str], status: int, said: str) -> None:
     """As `| head -1` leaves; neither standard output nor standard error is read."""
-    environment = surroundings({"PREFECT_API_URL": "http://127.0.0.1:9/api", "PYTHONUNBUFFERED": "1"})
+    environment = process_environment({"PREFECT_API_URL": "http://127.0.0.1:9/api", "PYTHONUNBUFFERED": "1"})
     writing = unread()
     with subprocess.Popen(
         [ATTACHMENTS, *arguments], env=environment, stdout=writing, stderr=subprocess.PIPE

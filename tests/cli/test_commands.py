@@ -181,7 +181,7 @@ def test_receive_tells_of_a_certificate_that_it_cannot_read(receive: Callable[..
 
 def test_receive_tells_of_a_certificate_without_its_key(receive: Callable[..., str]) -> None:
     """It names the option that is missing."""
-    assert "name its file with --tls-key" in receive("--tls-certificate", "cert.pem")
+    assert "give its file with --tls-key" in receive("--tls-certificate", "cert.pem")
 
 
 def listening(process: subprocess.Popen[str]) -> tuple[str, str]:
@@ -253,7 +253,7 @@ def test_receive_does_not_start_with_half_a_secret(
     monkeypatch.setenv("EMAILGISTICS_WEBHOOK_SECRET", secret)
     said = receive("--port", "0")
     assert "a comma-separated part of fewer than 16 characters" in said
-    assert "replace it with one that holds none" in said
+    assert "replace it with one that contains none" in said
     assert secret not in said
 
 
@@ -323,7 +323,7 @@ def test_trigger_posts_what_emailgistics_would(
         (
             401,
             REFUSED,
-            "HTTP 401: The receiver wants a secret, and none was sent. Set EMAILGISTICS_WEBHOOK_SECRET here",
+            "HTTP 401: The receiver requires a secret, and none was sent. Set EMAILGISTICS_WEBHOOK_SECRET here",
         ),
         (200, b'{"status": "error", "message": "No."}', "HTTP 200: No."),
         (503, b'{"status": "error", "message": "Full."}', "HTTP 503: Full."),
@@ -366,7 +366,7 @@ def test_trigger_says_that_the_secret_cannot_be_sent(
     with answering(200, b"{}") as (url, posted):
         assert main(["trigger", MESSAGE, "--url", url]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("EMAILGISTICS_WEBHOOK_SECRET holds a line break")
+    assert said.startswith("EMAILGISTICS_WEBHOOK_SECRET contains a line break")
     assert "half" not in said
     assert posted == []
 
@@ -378,7 +378,7 @@ def test_trigger_fails_when_nobody_answers(capsys: pytest.CaptureFixture[str], u
     """A closed port, or what is no URL."""
     assert main(["trigger", MESSAGE, "--url", url]) == 1
     said = capsys.readouterr().err
-    assert "no URL" in said or "No receiver answers" in said
+    assert "no URL" in said or "No receiver responds" in said
 
 
 @pytest.mark.parametrize("around", [" ", "\n", "\r\n", "\t\xa0", "\ufeff"])
@@ -402,7 +402,7 @@ def test_an_id_that_was_badly_copied_is_a_wrong_call(
     options = ["--identity", "x", "--to", "x"] if command == "decrypt" else []
     assert main([command, message_id, *options]) == 2
     said = capsys.readouterr().err
-    assert "this is no message id" in said
+    assert "this is not a message id" in said
     assert mistake in said
 
 
@@ -445,7 +445,7 @@ def test_trigger_tells_of_a_port_that_speaks_plain_http(capsys: pytest.CaptureFi
     """No certificate helps there."""
     with answering(200, b"{}") as (url, _):
         assert main(["trigger", MESSAGE, "--url", url.replace("http:", "https:")]) == 1
-    assert "if it is plain HTTP, begin the URL with http://" in capsys.readouterr().err
+    assert "if it uses plain HTTP, begin the URL with http://" in capsys.readouterr().err
 
 
 # ---- locate ----
@@ -518,7 +518,7 @@ def test_verify_prints_a_command_that_can_be_pasted(
     assert command[4:] == ["--param", f'message_id="{MESSAGE}"', "--param", "force=true"]
     (store / message_key(MESSAGE) / "manifest.json").write_text("{")
     assert main(["verify", *named]) == 1
-    assert ("its id is needed" in capsys.readouterr().out) == (named != [MESSAGE])
+    assert ("again needs the message's id," in capsys.readouterr().out) == (named != [MESSAGE])
 
 
 def test_a_key_without_a_manifest_is_told_to_need_the_id(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -529,7 +529,7 @@ def test_a_key_without_a_manifest_is_told_to_need_the_id(store: Path, capsys: py
     assert posted == []
     assert f"{key} has the form of a message key, and the store has no manifest" in capsys.readouterr().err
     assert main(["locate", key]) == 1
-    assert f"There is no manifest of message {key} in {store.as_uri()}: nothing of it" in capsys.readouterr().err
+    assert f"There is no manifest of message {key} in {store.as_uri()}: the message" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["{store}/{key}/manifest.json", "emailgistics.message.{key}"])
@@ -702,7 +702,7 @@ def test_a_wrong_call_is_2(arguments: list[str], capsys: pytest.CaptureFixture[s
         (["verify", "--older-than", "abc"], "such as 24 or 0.5"),
         (["verify", "--at-once", "x"], "a whole number from 1 to 64"),
         (["receive", "--port", "http"], "a number from 0 to 65535"),
-        (["receive", "--wait", "long"], "say 0 to 95 seconds"),
+        (["receive", "--wait", "long"], "write 0 to 95 seconds, because"),
     ],
 )
 def test_an_option_that_is_no_number_is_told_what_to_write(

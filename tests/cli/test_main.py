@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from attachments.cli.main import COMMANDS, app, main
-from attachments.demo.processes import surroundings
+from attachments.demo.processes import process_environment
 
 NAMES = sorted(command.__name__ for commands in COMMANDS.values() for command in commands)
 HEAVY = ("prefect", "pydantic", "httpx", "fsspec", "aiohttp", "starlette")
@@ -48,7 +48,12 @@ def test_help_loads_nothing_that_takes_long() -> None:
     )
     odd = {"PREFECT_API_URL": "http://[", "EMAILGISTICS_API_KEY_FILE": "/none", "TERM": "none", "COLUMNS": "-1"}
     found = subprocess.run(
-        [sys.executable, "-c", code], env=surroundings(odd), capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code],
+        env=process_environment(odd),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     assert found.stderr == "set()\n"
 
@@ -91,7 +96,7 @@ def test_a_wrong_call_says_what_is_wrong_and_names_the_help(
     assert out == ""
     what, where = err.splitlines()
     assert said in what
-    assert where == f"`{see} --help` shows what it takes."
+    assert where == f"`{see} --help` shows its options."
 
 
 def test_the_last_value_of_a_repeated_option_counts() -> None:

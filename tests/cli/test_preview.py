@@ -10,7 +10,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
-from attachments.cli.actions.message_preview import Preview, Record, Target, judged, to_lines
+from attachments.cli.actions.message_preview import Preview, ResolvedDeployment, StoredRecord, build_preview, to_lines
 from attachments.cli.main import main
 from attachments.domain.selection import Filter
 from attachments.emailgistics import Attachment
@@ -38,8 +38,8 @@ def manifest(*entries: tuple[str, str]) -> Manifest:
 def found(
     listed: list[Attachment], recorded: Any = "none", wanted: Filter = PICKY, *, force: bool = False, **existing: Any
 ) -> Preview:
-    record = Record(recorded, {attachment_key(name): stored for name, stored in existing.items()})
-    return judged(MESSAGE, "download-attachments/default", listed, record, wanted, force=force)
+    record = StoredRecord(recorded, {attachment_key(name): stored for name, stored in existing.items()})
+    return build_preview(MESSAGE, "download-attachments/default", listed, record, wanted, force=force)
 
 
 def test_each_attachment_is_judged_as_a_run_would() -> None:
@@ -86,7 +86,7 @@ def test_a_message_that_a_scanner_holds_back_is_not_said_to_have_no_attachments(
     """Its placeholder is none, and tells that there are some: a run would wait, and end without all of them."""
     alone = found([attachment("1", name=SCAN, size=1)])
     assert (alone.pending, alone.attachments) == ("scan-in-progress", ())
-    wait = "A scanner's placeholder is listed, so an attachment is still to come. Look again in a minute."
+    wait = "A scanner's placeholder is listed, so an attachment is still to come. Run this again in a minute."
     assert list(to_lines(alone))[1:] == [wait]
     beside = found([attachment("a.pdf"), attachment("1", name=SCAN, size=1)])
     assert list(to_lines(beside))[2:] == ["Of 1 attachment: 1 to take.", wait]
@@ -100,7 +100,7 @@ def test_an_empty_list_that_contradicts_what_a_run_was_told_is_not_final() -> No
     preview = found([], unfinished)
     assert preview.pending == "not-listed"
     assert list(to_lines(preview))[1:] == [
-        "The webhook says that there are attachments, and Emailgistics lists none yet. Look again in a minute."
+        "The webhook says that there are attachments, and Emailgistics lists none yet. Run this again in a minute."
     ]
     assert list(to_lines(found([])))[1:] == ["It has no attachments."]
 
@@ -161,13 +161,13 @@ def test_a_key_without_a_manifest_is_told_as_it_is(
     named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is the key that the person knows, not a key of the key."""
-    target = Target(
+    target = ResolvedDeployment(
         deployment="default",
         filter=PICKY,
         account=EmailgisticsAccount(api_key=SecretStr("k" * 20)),
         store=AttachmentStore(url=tmp_path.as_uri()),
     )
-    monkeypatch.setattr("attachments.cli.actions.message_preview._target", lambda _: target)
+    monkeypatch.setattr("attachments.cli.actions.message_preview._resolve_deployment", lambda _: target)
     assert main(["preview", named]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{KEY} has the form of a message key, and the store has no manifest")
@@ -179,8 +179,8 @@ def test_a_key_without_a_manifest_is_told_as_it_is(
     ("url", "text"),
     [
         (None, "PREFECT_API_URL is not set."),
-        ("http://127.0.0.1:9/api", "Prefect does not answer"),
-        ("http://127.0.0.1:4200api", "PREFECT_API_URL is no address."),
+        ("http://127.0.0.1:9/api", "Prefect does not respond"),
+        ("http://127.0.0.1:4200api", "PREFECT_API_URL is not a valid URL."),
     ],
 )
 def test_without_prefect_it_says_so(url: str | None, text: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from attachments.cli.command_boundary import CommandFailed
 from attachments.cli.main import main
-from attachments.cli.secret_files import LARGEST, SECRETS, read_secret_files
+from attachments.cli.secret_files import MAX_SIZE, SECRETS, read_secret_files
 from tests.cli.test_commands import COMMAND, MESSAGE, listening, run
 
 
@@ -38,9 +38,9 @@ def test_without_a_file_the_environment_stays_as_it_is(unset: dict[str, str]) ->
         (None, "cannot be read (No such file or directory). Correct the path"),
         (b"", "is empty. Write the secret into it"),
         (b" \n", "is empty. Write the secret into it"),
-        (b"\xff\xfe", "holds no text of a secret's length"),
-        (b"a\0b", "holds no text of a secret's length"),
-        (b"x" * (LARGEST + 1), "holds no text of a secret's length"),
+        (b"\xff\xfe", "is too long or not text, so it is not a secret."),
+        (b"a\0b", "is too long or not text, so it is not a secret."),
+        (b"x" * (MAX_SIZE + 1), "is too long or not text, so it is not a secret."),
     ],
 )
 def test_a_file_that_holds_no_secret_is_told(content: bytes | None, text: str, tmp_path: Path) -> None:

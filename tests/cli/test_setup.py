@@ -17,9 +17,9 @@ from pydantic import SecretStr
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cli.actions import provisioning
-from attachments.cli.actions.schedule import Problem, switch_reconciliation
+from attachments.cli.actions.schedule import ReportingProblem, switch_reconciliation
 from attachments.cli.command_boundary import CommandFailed
-from attachments.demo.processes import free_port, surroundings
+from attachments.demo.processes import free_port, process_environment
 from attachments.runs.deployment_spec import current_entrypoint, declared_deployments, declared_flow, load_flow
 from attachments.worker.allowed_flows import check_allowed, is_named
 
@@ -29,7 +29,7 @@ ATTACHMENTS = str(Path(sys.executable).with_name("attachments"))
 def _setup(home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [ATTACHMENTS, "setup"],
-        env=surroundings({"PREFECT_HOME": str(home), **environment}),
+        env=process_environment({"PREFECT_HOME": str(home), **environment}),
         capture_output=True,
         text=True,
         check=False,
@@ -65,7 +65,9 @@ def test_a_prefect_that_refuses_us_is_said_in_one_line(tmp_path: Path) -> None:
         done = _setup(tmp_path, PREFECT_API_URL=url, EMAILGISTICS_API_KEY="k" * 20, ATTACHMENTS_URL=tmp_path.as_uri())
         server.shutdown()
     assert done.returncode == 1
-    assert "Prefect refuses us (401). Compare PREFECT_API_KEY or PREFECT_API_AUTH_STRING" in done.stderr
+    assert (
+        "Prefect refuses the password or key (401). Compare PREFECT_API_KEY or PREFECT_API_AUTH_STRING" in done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -74,7 +76,7 @@ def test_an_unreachable_prefect_is_said_in_one_line(tmp_path: Path) -> None:
     """A wrong address or a stopped server: after half a minute, in which one may start, and without a traceback."""
     done = _setup(tmp_path, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES="0")
     assert done.returncode == 1
-    assert "Prefect does not answer at http://127.0.0.1:" in done.stderr
+    assert "Prefect does not respond at http://127.0.0.1:" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -85,7 +87,7 @@ def test_options_of_another_kind_of_store_are_left_behind(monkeypatch: pytest.Mo
     async def existing(*_: object) -> AttachmentStore:
         return standing
 
-    monkeypatch.setattr(provisioning, "_existing", existing)
+    monkeypatch.setattr(provisioning, "_existing_block", existing)
 
     def options(**environment: str) -> dict[str, object]:
         return asyncio.run(provisioning._store(environment, cast("Any", None))).options.get_secret_value()
@@ -120,7 +122,7 @@ def test_recipients_come_from_the_environment_or_stay(
     async def existing(*_: object) -> AttachmentStore | None:
         return block
 
-    monkeypatch.setattr(provisioning, "_existing", existing)
+    monkeypatch.setattr(provisioning, "_existing_block", existing)
     environment = {"ATTACHMENTS_URL": "file:///srv/attachments"}
     if variable is not None:
         environment["ATTACHMENTS_AGE_RECIPIENTS"] = variable
@@ -130,8 +132,8 @@ def test_recipients_come_from_the_environment_or_stay(
 @pytest.mark.parametrize(
     ("variable", "said"),
     [
-        ("", "ATTACHMENTS_AGE_RECIPIENTS is set, and empty."),
-        (" \n", "ATTACHMENTS_AGE_RECIPIENTS is set, and empty."),
+        ("", "ATTACHMENTS_AGE_RECIPIENTS is set but empty."),
+        (" \n", "ATTACHMENTS_AGE_RECIPIENTS is set but empty."),
         (",", "ATTACHMENTS_AGE_RECIPIENTS: age recipient 1 is blank"),
         (f"{A},,{B}", "ATTACHMENTS_AGE_RECIPIENTS: age recipient 2 is blank"),
         (f"{A},{B[:-1]}", "ATTACHMENTS_AGE_RECIPIENTS: age recipient 2 is mistyped or incomplete"),
@@ -146,7 +148,7 @@ def test_recipients_that_got_lost_on_their_way_are_told(
     async def existing(*_: object) -> AttachmentStore:
         return AttachmentStore(url="s3://bucket/root", age_recipients=[A])
 
-    monkeypatch.setattr(provisioning, "_existing", existing)
+    monkeypatch.setattr(provisioning, "_existing_block", existing)
     with pytest.raises(CommandFailed) as caught:
         asyncio.run(provisioning._store({"ATTACHMENTS_AGE_RECIPIENTS": variable}, cast("Any", None)))
     assert str(caught.value).startswith(said)
@@ -158,7 +160,7 @@ def test_recipients_that_are_removed_are_told() -> None:
     before = AttachmentStore(url="s3://bucket/root", age_recipients=[f" {A}", B])
     for after in ([A, B], [A], []):
         block = AttachmentStore(url="s3://bucket/root", age_recipients=after)
-        provisioning._tell_removed(before, block, lambda result, subject: told.append((result, subject)))
+        provisioning._report_removed_recipients(before, block, lambda result, subject: told.append((result, subject)))
     assert [(result, subject.partition(" not named")[0]) for result, subject in told] == [
         ("REMOVED", "1 age recipient of the block was"),
         ("REMOVED", "2 age recipients of the block were"),
@@ -178,7 +180,7 @@ def test_the_location_of_the_store_is_shown(monkeypatch: pytest.MonkeyPatch) -> 
     async def registered(*_: object, **__: object) -> None:
         pass
 
-    monkeypatch.setattr(provisioning, "_existing", existing)
+    monkeypatch.setattr(provisioning, "_existing_block", existing)
     monkeypatch.setattr(AttachmentStore, "aregister_type_and_schema", registered)
     asyncio.run(provisioning._save(block, "default", cast("Any", None), lambda _, subject: told.append(subject)))
     assert told == ["block attachment-store/default: file:///srv/attachments"]
@@ -302,7 +304,9 @@ def test_filters_that_no_run_takes_are_told() -> None:
 
     told: list[tuple[str, str]] = []
     client = SimpleNamespace(read_flow_by_name=read_flow_by_name, read_deployments=read_deployments)
-    asyncio.run(provisioning._migrate(cast("Any", client), lambda result, subject: told.append((result, subject))))
+    asyncio.run(
+        provisioning._migrate_deployments(cast("Any", client), lambda result, subject: told.append((result, subject)))
+    )
     ((result, subject),) = told
     assert result == "WRONG"
     assert subject == (
@@ -341,7 +345,7 @@ def test_why_a_key_does_not_work_is_told_once(is_active: bool) -> None:
         return None
 
     client = cast("Any", SimpleNamespace(read_deployment_by_name=deployment, read_variable_by_name=none))
-    for problem in (Problem("The key is wrong.", is_lasting=True), Problem("It was not reached.")):
+    for problem in (ReportingProblem("The key is wrong.", is_permanent=True), ReportingProblem("It was not reached.")):
         asyncio.run(switch_reconciliation(problem, client, lambda _, subject: told.append(subject)))
     assert told == [f"schedule of reconcile-attachments/default: {'every hour' if is_active else 'off'}."] * 2
 
@@ -360,7 +364,7 @@ def test_the_next_commands_are_named_on_a_terminal_alone(is_terminal: bool) -> N
     reading, writing = os.openpty() if is_terminal else os.pipe()
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=surroundings({}),
+        env=process_environment({}),
         stdout=writing,
         stderr=subprocess.PIPE,
         check=False,

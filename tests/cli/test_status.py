@@ -12,7 +12,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from attachments.cli.actions.status_report import (
-    MAILBOXES,
+    MAX_MAILBOXES,
     Calls,
     InboxStatus,
     Reconciled,
@@ -44,8 +44,8 @@ RUNS = (
     ("url", "text"),
     [
         (None, "PREFECT_API_URL is not set."),
-        ("http://127.0.0.1:9/api", "Prefect does not answer"),
-        ("http://127.0.0.1:4200api", "PREFECT_API_URL is no address."),
+        ("http://127.0.0.1:9/api", "Prefect does not respond"),
+        ("http://127.0.0.1:4200api", "PREFECT_API_URL is not a valid URL."),
     ],
 )
 def test_without_prefect_it_shows_the_inbox_and_says_what_is_missing(
@@ -61,7 +61,7 @@ def test_without_prefect_it_shows_the_inbox_and_says_what_is_missing(
         assert text in capsys.readouterr().out
         assert main(["status", "--json", "--inbox", str(inbox)]) == 1
         assert set(json.loads(capsys.readouterr().out)) == NAMES
-    assert lines[0].startswith(f"NOT SEEN        {text}"), "the useful thing first"
+    assert lines[0].startswith(f"UNKNOWN         {text}"), "the useful thing first"
     assert lines[1] == "inbox           0 deliveries wait"
     assert len(lines) == 2
     assert set(document) == NAMES
@@ -79,7 +79,7 @@ def test_a_socks_proxy_without_its_package_is_told(
     with temporary_settings({PREFECT_API_URL: "https://prefect.example/api"}):
         assert main(["status", "--inbox", str(tmp_path / "none.sqlite")]) == 1
     text = capsys.readouterr().out
-    assert "NOT SEEN        The proxy that the environment names for Prefect's server needs a package" in text
+    assert "UNKNOWN         The proxy that the environment names for Prefect's server needs a package" in text
     assert "httpx[socks]" in text
     assert "password" not in text
 
@@ -112,7 +112,7 @@ def test_all_of_it_on_a_terminal() -> None:
         Reconciled(
             mailbox_key=f"{n:032x}", account="default", deployment="d", until=datetime(2026, 1, 1, n % 24, tzinfo=UTC)
         )
-        for n in range(MAILBOXES + 2)
+        for n in range(MAX_MAILBOXES + 2)
     )
     lines = list(
         to_lines(
@@ -134,4 +134,4 @@ def test_all_of_it_on_a_terminal() -> None:
         f"reconciliation  up to 2026-01-01T00:00:00Z: mailbox {0:032x} of account default (d)",
     ]
     assert lines[-1] == "reconciliation  2 more mailboxes are further; --json has them"
-    assert len(lines) == 5 + MAILBOXES + 1
+    assert len(lines) == 5 + MAX_MAILBOXES + 1

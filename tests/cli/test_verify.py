@@ -92,7 +92,7 @@ def test_a_message_that_a_store_does_not_have_is_told_with_its_url(
     """Perhaps it is in another one."""
     assert main([command, "other"]) == 1
     said = capsys.readouterr().err
-    assert f"of message {message_key('other')} in {filled.as_uri()}: nothing of it has been stored yet." in said
+    assert f"of message {message_key('other')} in {filled.as_uri()}: the message has not been stored yet." in said
 
 
 def test_a_message_without_a_manifest_is_not_said_to_be_unknown(
@@ -163,7 +163,7 @@ def test_verify_prints_no_command_with_what_cannot_be_a_deployment(
     assert main(["verify", MESSAGE_ID]) == 1
     (line,) = repairs(capsys)
     if name:
-        assert line.startswith("The manifest names a deployment that cannot be one: it was altered.")
+        assert line.startswith("The manifest names an impossible deployment, so it was altered.")
         assert "prefect deployment run" not in line
     else:
         assert "download-attachments/default" in line
@@ -176,7 +176,7 @@ def test_verify_tells_of_left_overs_and_removes_them(filled: Path, capsys: pytes
     assert main(["verify"]) == 0
     assert "left" not in capsys.readouterr().out
     assert main(["verify", "--older-than", "0"]) == 0
-    assert "`attachments verify --clean` removes what they left." in capsys.readouterr().out
+    assert "`attachments verify --clean` removes the leftovers." in capsys.readouterr().out
     assert left.exists()
     assert main(["verify", "--older-than", "0", "--clean"]) == 0
     assert f"{PLACE}  temporary file, removed" in capsys.readouterr().out
@@ -203,8 +203,8 @@ def test_decrypt_leaves_nothing_of_what_was_altered(
     path.write_bytes(path.read_bytes()[:-1])
     assert main(["decrypt", MESSAGE_ID, "--identity", str(identity), "--to", str(tmp_path / "out")]) == 1
     told = capsys.readouterr()
-    assert f"Attachment {PLACE} cannot be decrypted: it was encrypted to other keys, or it was cut or" in told.err
-    assert f"`attachments verify {MESSAGE} --identity FILE` tells which." in told.err
+    assert f"Attachment {PLACE} cannot be decrypted: it was encrypted to other keys, or it was truncated or" in told.err
+    assert f"`attachments verify {MESSAGE} --identity FILE` shows which." in told.err
     assert NAME not in told.err
     assert [found for found in (tmp_path / "out").rglob("*") if found.is_file()] == []
 
@@ -239,7 +239,7 @@ def test_decrypt_of_one_message_opens_no_other(
         assert "it was altered" in said.err
         assert [found for found in (tmp_path / "out").rglob("*") if found.is_file()] == []
         assert main(["verify"]) == 1
-        assert "the manifest names a place that is not its own" in capsys.readouterr().out
+        assert "the manifest has another attachment's path, so" in capsys.readouterr().out
         assert main(["locate", MESSAGE_ID]) == 0
         assert OTHER not in capsys.readouterr().out
 
@@ -258,7 +258,7 @@ def test_a_malformed_key_is_told_and_is_no_traceback(
     status = main([command, MESSAGE_ID, *options])
     out, err = capsys.readouterr()
     assert status == (0 if command == "locate" and not err else 1)
-    assert "error of its own" not in out + err
+    assert "Internal error" not in out + err
     assert "altered" in out + err or "damaged" in out + err
     assert (out + err).replace("\n", "").isprintable()
 
@@ -271,8 +271,8 @@ def test_verify_decrypts_when_it_is_given_the_identity(
     identity.write_text(str(pyrage.x25519.Identity.generate()))
     assert main(["verify", "--identity", str(identity)]) == 1
     told = capsys.readouterr().out
-    assert f"{PLACE}  cannot be decrypted with this identity, and is as it was stored; give another identity." in told
-    assert "prefect deployment run" not in told, "a run leaves alone what stands"
+    assert f"{PLACE}  cannot be decrypted with this identity, although it is intact; use another identity." in told
+    assert "prefect deployment run" not in told, "a run does not change existing objects."
 
 
 def test_verify_tells_an_altered_file_from_a_wrong_identity(
@@ -301,7 +301,10 @@ def test_verify_finds_what_decrypts_to_something_else(
     ("arguments", "said"),
     [
         (["decrypt", "other", "--identity", "IDENTITY", "--to", "out"], "There is no manifest of message"),
-        (["decrypt", MESSAGE_ID, "--identity", "IDENTITY", "--to", "out"], "Nothing of this message was encrypted"),
+        (
+            ["decrypt", MESSAGE_ID, "--identity", "IDENTITY", "--to", "out"],
+            "No attachment of this message was encrypted",
+        ),
         (["decrypt", MESSAGE_ID, "--identity", "nowhere", "--to", "out"], "identity file cannot be read"),
         (["verify", "--identity", "/dev/null"], "no usable age identity"),
     ],

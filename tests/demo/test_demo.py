@@ -22,8 +22,8 @@ from attachments.demo.make_mail import LARGE, SHIPPED, SMALL, write_all
 from attachments.demo.originals import File, Original, read_originals
 from attachments.demo.processes import NotReady, Process, wait_for
 from attachments.demo.show import leave_out_settings
-from attachments.demo.stopping import Stopped, stop_on_signals
-from attachments.demo.workspace import MARKER, NotOurs, fresh
+from attachments.demo.stop_request import Stopped, stop_on_signals
+from attachments.demo.workspace import MARKER, FolderInUse, clean_folder
 from attachments.sandbox.bodies import Spool
 from attachments.sandbox.mail import attachment_parts, decoded, read_mail
 from attachments.storage import Manifest, attachment_key, message_key, open_store
@@ -177,7 +177,7 @@ def test_a_folder_that_the_demo_did_not_make_is_refused_and_stays_as_it_is(tmp_p
     """Whatever is in it, even under the names that the demo uses."""
     (tmp_path / "attachments").mkdir()
     (tmp_path / "attachments" / "mine.txt").write_text("mine")
-    with pytest.raises(NotOurs, match="not made by this demo"), fresh(tmp_path):
+    with pytest.raises(FolderInUse, match="not created by this demo"), clean_folder(tmp_path):
         pass
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["attachments", "mine.txt"]
 
@@ -187,22 +187,22 @@ def test_a_second_run_starts_afresh_and_leaves_what_others_put_there(tmp_path: P
     folder, elsewhere = tmp_path / "demo", tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "precious").write_text("precious")
-    with fresh(folder):
+    with clean_folder(folder):
         (folder / "attachments").mkdir()
         (folder / "attachments" / "old").write_text("old")
         (folder / "worker.log").write_text("old")
         (folder / "notes.txt").write_text("mine")
         (folder / "mail").symlink_to(elsewhere)
-    with fresh(folder):
+    with clean_folder(folder):
         assert sorted(path.name for path in folder.iterdir()) == [MARKER, "notes.txt"]
     assert (elsewhere / "precious").exists()
 
 
 def test_two_demos_do_not_share_a_folder(tmp_path: Path) -> None:
     """The second is told so, and the first keeps its files."""
-    with fresh(tmp_path / "demo") as folder:
+    with clean_folder(tmp_path / "demo") as folder:
         (folder / "mail").mkdir()
-        with pytest.raises(NotOurs, match="Another demo is running"), fresh(folder):
+        with pytest.raises(FolderInUse, match="Another demo is running"), clean_folder(folder):
             pass
         assert (folder / "mail").exists()
 

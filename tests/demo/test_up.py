@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from attachments.cli.actions.one_host_settings import make_settings, read_env_file, variables
+from attachments.cli.actions.one_host_settings import make_settings, read_env_file, read_variables
 from attachments.cli.command_boundary import CommandFailed
 from attachments.cli.main import main
 from attachments.demo.data_folder import LOCK, REAL, SANDBOX, FolderUnusable, data_folder
@@ -24,7 +24,7 @@ from attachments.demo.merged_log import MergedLog
 from attachments.demo.one_host import CannotStart, OneHost, Settings
 from attachments.demo.processes import Process, free_port, wait_for
 from attachments.demo.services import SERVER_SETTINGS
-from attachments.demo.stopping import Stop
+from attachments.demo.stop_request import Stop
 from attachments.demo.supervisor import Part, PartFailed, Supervisor, Timing
 from tests.demo.test_demo import ATTACHMENTS, processes_of
 
@@ -43,7 +43,7 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
     """The variables that are not set, a file that cannot be read, and a secret that could be guessed."""
     given = {"EMAILGISTICS_API_KEY_FILE": str(tmp_path / "nothing"), "EMAILGISTICS_WEBHOOK_SECRET": "short,shorter"}
     with pytest.raises(CommandFailed) as failed:
-        variables(given, None)
+        read_variables(given, None)
     _, key, url, secret, advice = failed.value.args
     assert "EMAILGISTICS_API_KEY_FILE" in key
     assert "ATTACHMENTS_URL is not set." in url
@@ -64,10 +64,10 @@ def test_the_command_names_each_variable_in_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--mail", "."], "use it with --sandbox"),
+        (["--mail", "."], "needs --sandbox"),
         (["--sandbox", "--mail", "/none"], "There is no mail at /none"),
         (["--env-file", "/none"], "cannot be read (No such file or directory)"),
-        (["--data", "~nobody-of-this-name/x"], "Give --data a whole path"),
+        (["--data", "~nobody-of-this-name/x"], "Give an absolute path with --data."),
     ],
 )
 def test_options_that_cannot_be_used_are_named(
@@ -87,7 +87,7 @@ def test_an_env_file_sets_what_the_environment_does_not(tmp_path: Path) -> None:
     with pytest.raises(CommandFailed, match="Line 4 of"):
         read_env_file(file)
     file.write_text(file.read_text().replace("ATTACHMENTS_URL = ", "ATTACHMENTS_URL=file:///from/the/file"))
-    found = variables({**GIVEN, "EMAILGISTICS_API_KEY": ""} | {"ATTACHMENTS_URL": "file:///srv"}, file)
+    found = read_variables({**GIVEN, "EMAILGISTICS_API_KEY": ""} | {"ATTACHMENTS_URL": "file:///srv"}, file)
     assert found["EMAILGISTICS_API_KEY"] == "a $b"
     assert found["ATTACHMENTS_URL"] == "file:///srv"
     assert (found["AWS_REGION"], found["X"]) == ("eu", "a=b # c")
@@ -231,7 +231,7 @@ QUICK = Timing(look=0.01, first_pause=0.05, longest_pause=0.1, stable=60.0)
 
 def stand_in(name: str, code: str, log: Callable[[str], None], **options: bool) -> Part:
     """A part that runs this code."""
-    process = Process(name, [sys.executable, "-c", code], {}, log, lambda: "ready" in process.printed())
+    process = Process(name, [sys.executable, "-c", code], {}, log, lambda: "ready" in process.output())
     process.dies_with_us = True
     return Part(process, **options)
 

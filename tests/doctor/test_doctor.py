@@ -41,26 +41,25 @@ import attachments.doctor as doctor_package
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cli.actions import status_report
 from attachments.cli.main import main
-from attachments.doctor import examine, work
 from attachments.doctor import receiver as checks
+from attachments.doctor import run_checks, workers
 from attachments.doctor import schedules as schedules_of_the_doctor
-from attachments.doctor.deployments import look_at_deployments
-from attachments.doctor.examination import _Examination
+from attachments.doctor.api_key import check_content, check_key, check_reading
+from attachments.doctor.checks import _Checks
+from attachments.doctor.deployments import check_deployments
 from attachments.doctor.findings import Finding, by_urgency, failed, ok, summary, warning
-from attachments.doctor.limits import Capacity, capacity_of, look_at_limits
-from attachments.doctor.probe import NoResponse, asked, call_with_timeout, describe_error
-from attachments.doctor.probe import prefect as prefect_client
-from attachments.doctor.receiver import SLOW, STUCK, look_at_inbox, look_at_receiver
-from attachments.doctor.reconciliation import look_at_reconciliation
-from attachments.doctor.schedules import look_at_schedules
-from attachments.doctor.server import FILES, MEMORY, look_at_access, look_at_server, look_at_settings
-from attachments.doctor.stores import look_at_store
-from attachments.doctor.vendor import look_at_content, look_at_key, look_at_reading
-from attachments.doctor.work import _queue, look_at_workers
+from attachments.doctor.limits import Capacity, capacity_of, check_limits
+from attachments.doctor.prefect_server import FILES, MEMORY, check_access, check_server, check_settings
+from attachments.doctor.probe import NoResponse, call_with_timeout, describe_error, prefect_client, request_json
+from attachments.doctor.receiver import SLOW_AFTER, STUCK_AFTER, check_inbox, check_receiver
+from attachments.doctor.reconciliation import check_reconciliation
+from attachments.doctor.schedules import check_schedules
+from attachments.doctor.stores import check_store
+from attachments.doctor.workers import _queue, check_workers
 from attachments.emailgistics import EmailgisticsClient, parse_delivery
 from attachments.flows.doctor import doctor, report
 from attachments.foundation import cancellation
-from attachments.foundation.terminal_text import printable
+from attachments.foundation.terminal_text import quoted
 from attachments.prefect_api.versions import LOCKED, TESTED
 from attachments.receiver.inbox import Inbox
 from attachments.receiver.inbox_reader import read_depth
@@ -166,7 +165,7 @@ def test_what_failed_comes_first_and_its_remedy_is_whole(
 ) -> None:
     """On the terminal, in JSON and in the Prefect UI: nobody scrolls past ten lines that are as they should be."""
     found = [ok("a", "Fine."), warning("b", "Odd.", "See to it."), ok("c", "Fine."), failed("d", "Broken.", "Mend it.")]
-    monkeypatch.setattr(doctor_package, "examine", lambda: iter(found))
+    monkeypatch.setattr(doctor_package, "run_checks", lambda: iter(found))
     assert main(["doctor", "--no-receiver", "--inbox", str(tmp_path / "none")]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:4]] == ["FAILED   d", "warning  b", "ok       a", "ok       c"]
@@ -240,16 +239,16 @@ def settings(leases: str, retention: Any = "P7D") -> dict[str, Any]:
         (200, settings(MEMORY), "FAILED   leases: "),
         (200, settings(FILES), "ok       leases: The server keeps them in filesystem"),
         (200, settings("prefect_redis.lease_storage"), "ok       leases: "),
-        (200, {}, "warning  leases: Where the server keeps"),
-        (200, [], "warning  leases: Where the server keeps"),
-        (404, {}, "warning  leases: Where the server keeps"),
-        (403, {}, "warning  leases: Where the server keeps"),
+        (200, {}, "warning  leases: It is unknown where the server"),
+        (200, [], "warning  leases: It is unknown where the server"),
+        (404, {}, "warning  leases: It is unknown where the server"),
+        (403, {}, "warning  leases: It is unknown where the server"),
     ],
 )
 def test_where_the_servers_leases_are_is_seen_or_said_not_to_be(status: int, answer: Any, expected: str) -> None:
     """In memory they do not outlive a restart, and the calls stop for good."""
     with answering({"/admin/settings": (status, answer)}) as address, Asked(address) as client:
-        lines = [said(finding) for finding in look_at_settings(client)]
+        lines = [said(finding) for finding in check_settings(client)]
     assert lines[0].startswith(expected)
     assert ("7 days" in lines[-1]) == (status == 200 and bool(answer))
 
@@ -257,8 +256,8 @@ def test_where_the_servers_leases_are_is_seen_or_said_not_to_be(status: int, ans
 @pytest.mark.parametrize(
     ("batch", "expected"),
     [
-        (1, ["warning  recorder: The server writes each state"]),
-        (50, ["ok       recorder: The server writes up to 50 states"]),
+        (1, ["warning  recorder: The server writes each task state"]),
+        (50, ["ok       recorder: The server writes up to 50 task states"]),
         ("", []),
     ],
 )
@@ -266,7 +265,7 @@ def test_a_server_that_writes_each_state_of_a_task_alone_is_a_warning(batch: Any
     """It is Prefect's default, and on SQLite it doubles the transactions."""
     answer = {"server": {"services": {"task_run_recorder": {"batch_size": batch}}}}
     with answering({"/admin/settings": (200, answer)}) as address, Asked(address) as client:
-        lines = [said(finding) for finding in look_at_settings(client)]
+        lines = [said(finding) for finding in check_settings(client)]
     found = [line for line in lines if "recorder:" in line]
     assert len(found) == len(expected)
     assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
@@ -275,7 +274,7 @@ def test_a_server_that_writes_each_state_of_a_task_alone_is_a_warning(batch: Any
 @pytest.mark.parametrize(
     ("password", "allowed", "expected"),
     [
-        (None, "*", ["warning  password: Prefect's API answers without", "warning  origins: Prefect's API lets pages"]),
+        (None, "*", ["warning  password: Prefect's API needs no", "warning  origins: Prefect's API lets pages"]),
         ("user:pass", "*", ["ok       password: ", "warning  origins: "]),
         ("user:pass", None, ["ok       password: ", "ok       origins: "]),
         (None, "http://127.0.0.1:4200", ["warning  password: ", "ok       origins: "]),
@@ -308,7 +307,7 @@ def test_a_prefect_that_answers_strangers_is_a_warning(
             PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: False,
         }
         with temporary_settings(settings):
-            lines = [said(finding) for finding in look_at_access()]
+            lines = [said(finding) for finding in check_access()]
         server.shutdown()
     assert [line.startswith(start) for line, start in zip(lines, expected, strict=True)] == [True, True], lines
     assert set(seen) == {None}
@@ -317,17 +316,17 @@ def test_a_prefect_that_answers_strangers_is_a_warning(
 def test_another_version_of_prefect_is_a_warning() -> None:
     """So is none at all, as on Prefect Cloud, no failure. What is tested is what the lock file names."""
     with answering({"/health": (200, True), "/admin/version": (200, "3.8.8")}) as address, Asked(address) as client:
-        (finding,) = look_at_server(client)
+        (finding,) = check_server(client)
     assert said(finding).startswith("warning  prefect: The server has version 3.8.8")
     with answering({"/health": (200, True)}) as address, Asked(address) as client:
-        (finding,) = look_at_server(client)
+        (finding,) = check_server(client)
     assert finding.status == "ok"
     assert LOCKED in TESTED
     assert f"\nprefect=={LOCKED} " in (Path(__file__).parents[2] / "requirements.lock").read_text()
     with answering({"/health": (500, {})}) as address, Asked(address) as client:
         with pytest.raises(httpx.HTTPStatusError) as caught:
-            asked(client, "GET", "/health")
-        assert describe_error(caught.value)[0] == "Prefect's API answers 500."
+            request_json(client, "GET", "/health")
+        assert describe_error(caught.value)[0] == "Prefect's API responds 500."
 
 
 @contextmanager
@@ -340,8 +339,8 @@ def hanging() -> Iterator[str]:
 def test_a_prefect_that_hangs_does_not_hang_the_doctor() -> None:
     """One line for it, one for what cannot be seen then."""
     with hanging() as url, temporary_settings({PREFECT_API_URL: url}):
-        lines = [said(finding) for finding in examine(patience=0.5)]
-    assert lines[0].startswith("FAILED   prefect: Prefect does not answer")
+        lines = [said(finding) for finding in run_checks(patience=0.5)]
+    assert lines[0].startswith("FAILED   prefect: Prefect does not respond")
     assert lines[1].startswith("warning  unseen: ")
     assert len(lines) == 2
 
@@ -351,7 +350,7 @@ def test_a_prefect_that_hangs_does_not_hang_the_doctor() -> None:
     [
         (None, "PREFECT_API_URL is not set"),
         ("http://127.0.0.1:9/api", "Connect"),
-        ("http://127.0.0.1:4200api", "PREFECT_API_URL is no address."),
+        ("http://127.0.0.1:4200api", "PREFECT_API_URL is not a valid URL."),
     ],
 )
 def test_without_prefect_the_rest_is_looked_at(
@@ -412,17 +411,17 @@ ACCOUNT = EmailgisticsAccount(api_key=SecretStr(KEY))
     [
         (limit(), backlog(), (None, None), Capacity.FREE),
         (limit(active_slots=100), backlog(), (None, None), Capacity.FULL),
-        (None, backlog(), ("There is none", None), Capacity.NONE),
-        (limit(), None, (None, "There is none"), Capacity.FREE),
+        (None, backlog(), ("It does not exist.", None), Capacity.NONE),
+        (limit(), None, (None, "It does not exist."), Capacity.FREE),
         (limit(active=False), backlog(), ("switched off", None), Capacity.NONE),
         (limit(0), backlog(), ("It is 0", None), Capacity.NONE),
-        (limit(101), backlog(), ("It lets 101 calls", None), Capacity.FREE),
-        (limit(slot_decay_per_second=1.6), backlog(), ("come free by themselves", None), Capacity.FREE),
+        (limit(101), backlog(), ("It allows 101 calls", None), Capacity.FREE),
+        (limit(slot_decay_per_second=1.6), backlog(), ("are released", None), Capacity.FREE),
         (limit(), backlog(active=False), (None, "switched off"), Capacity.FREE),
-        (limit(), backlog(slot_decay_per_second=0.1), (None, "come free by themselves"), Capacity.FREE),
-        (limit(), backlog(100), (None, "leaves live mail nothing of 100"), Capacity.FREE),
-        (limit(60), backlog(60), (None, "leaves live mail nothing of 60"), Capacity.FREE),
-        (limit(500), backlog(600), ("It lets 500 calls", "update emailgistics-backfill --limit 60`"), Capacity.FREE),
+        (limit(), backlog(slot_decay_per_second=0.1), (None, "are released"), Capacity.FREE),
+        (limit(), backlog(100), (None, "of 100, which leaves none"), Capacity.FREE),
+        (limit(60), backlog(60), (None, "of 60, which leaves none"), Capacity.FREE),
+        (limit(500), backlog(600), ("It allows 500 calls", "update emailgistics-backfill --limit 60`"), Capacity.FREE),
         (limit(60), backlog(59), (None, None), Capacity.FREE),
         (
             limit(1, active_slots=0),
@@ -436,7 +435,7 @@ def test_a_limit_that_is_not_safe_is_a_failure(
     api: Any, other: Any, expected: tuple[str | None, str | None], room: Capacity
 ) -> None:
     """Each way in which it would not keep the calls below the cap, or live mail from its share; and how to mend it."""
-    found = list(look_at_limits(ACCOUNT, api, other))
+    found = list(check_limits(ACCOUNT, api, other))
     assert [finding.subject for finding in found] == ["emailgistics-api", "emailgistics-backfill"]
     for finding, text in zip(found, expected, strict=True):
         assert (finding.status == "failed") == (text is not None)
@@ -474,7 +473,7 @@ def test_a_queue_is_open_and_in_its_turn(name: str, changed: dict[str, Any], sta
     assert finding.status == status
     assert text in said(finding)
     del queues[name]
-    assert "There is none of this name. Run `attachments setup`" in said(_queue(name, queues))
+    assert "It does not exist. Run `attachments setup`" in said(_queue(name, queues))
 
 
 class Workers:
@@ -489,10 +488,10 @@ class Workers:
 
 def test_a_worker_lives_by_the_servers_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy Prefect hears beats late, so it is asked twice before nobody is said to live."""
-    monkeypatch.setattr(work, "LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(workers, "RECHECK_DELAY", 0.01)
 
     def line(*answers: list[WorkerStatus]) -> str:
-        (finding,) = look_at_workers(cast("Any", Workers(*answers)))
+        (finding,) = check_workers(cast("Any", Workers(*answers)))
         return said(finding)
 
     online, offline = WorkerStatus.ONLINE, WorkerStatus.OFFLINE
@@ -537,23 +536,23 @@ def test_runs_that_prefect_cannot_give_out_are_named(number: int) -> None:
     """It takes them, and then answers 500 to each worker that asks for any: the first few are named, to be deleted."""
     ids = [str(uuid4()) for _ in range(500)]
     with prefect_with_runs(set(ids[50 : 50 + number]), ids) as client:
-        (finding,) = work.look_at_runs(client)
+        (finding,) = workers.check_runs(client)
     if not number:
-        assert said(finding) == "ok       runs: Prefect gives out those that are due, and shows those under way."
+        assert said(finding) == "ok       runs: Prefect returns the due runs and the active ones."
         return
     assert finding.status == "failed"
-    assert "answers 500 where workers ask for runs" in said(finding)
+    assert "responds 500 when workers request runs" in said(finding)
     named = re.findall(r"`prefect flow-run delete ([0-9a-f-]+)`", finding.remedy)
-    assert named == ids[50 : 50 + min(number, work.MOST_NAMED)]
+    assert named == ids[50 : 50 + min(number, workers.MAX_NAMED)]
 
 
 def test_a_prefect_that_answers_500_for_another_reason_is_told_as_that() -> None:
     """No run is to blame, so none is named."""
     with prefect_that_answers(_fails_where_workers_ask) as client:
-        (finding,) = work.look_at_runs(client)
+        (finding,) = workers.check_runs(client)
     assert finding.status == "failed"
     assert "flow-run delete" not in said(finding)
-    assert "Look at the log of the Prefect server" in said(finding)
+    assert "Check the log of the Prefect server; see" in said(finding)
 
 
 def _fails_where_workers_ask(request: httpx.Request) -> httpx.Response:
@@ -568,8 +567,8 @@ def test_status_says_that_workers_get_no_runs() -> None:
     """And that it is a 500; not that Prefect does not answer."""
     problems: list[str] = []
     with prefect_with_runs({"one"}, ["one"]) as client:
-        status_report.read_prefect(client, status_report.Budget(LONG), problems)
-    assert "Prefect's API answers 500 where workers ask for runs, so they get none. `attachments doctor` names" in (
+        status_report.read_prefect(client, status_report.TimeBudget(LONG), problems)
+    assert "Prefect's API responds 500 when workers request runs, so they get none. `attachments doctor` names" in (
         " ".join(problems)
     )
     assert "in time" not in " ".join(problems)
@@ -599,7 +598,7 @@ def test_a_server_that_loses_events_or_writes_them_late_is_a_warning(persister: 
     """As one that was set up for version 0.1 does, whose unit was not replaced with the installed version's."""
     answer = {"server": {"services": {"event_persister": persister}}}
     with answering({"/admin/settings": (200, answer)}) as address, Asked(address) as client:
-        lines = [said(finding) for finding in look_at_settings(client)]
+        lines = [said(finding) for finding in check_settings(client)]
     found = [line for line in lines if "persister:" in line]
     assert len(found) == len(expected)
     assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
@@ -611,14 +610,14 @@ def test_a_server_that_loses_events_or_writes_them_late_is_a_warning(persister: 
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({}, "ok       {}: It is current."),
+        ({}, "ok       {}: It is up to date."),
         ({"paused": True}, "warning  {}: It is paused in Prefect"),
-        ({"version": "an-older-one"}, "warning  {}: It was made from another version"),
-        ({"entrypoint": "flows.elsewhere.download"}, "FAILED   {}: It starts other code than the installed one."),
+        ({"version": "an-older-one"}, "warning  {}: It was created from another version"),
+        ({"entrypoint": "flows.elsewhere.download"}, "FAILED   {}: It starts other code than the installed version."),
         ({"parameter_openapi_schema": {}}, "FAILED   {}: Its parameters are those of another version."),
-        ({"work_pool_name": None, "work_queue_name": None}, "FAILED   {}: It stands in no work pool"),
-        ({"work_pool_name": "other"}, "FAILED   {}: It stands in another work pool"),
-        ({"work_queue_name": "by-hand"}, "warning  {}: It stands in another queue than it should."),
+        ({"work_pool_name": None, "work_queue_name": None}, "FAILED   {}: It uses no work pool"),
+        ({"work_pool_name": "other"}, "FAILED   {}: It uses another work pool"),
+        ({"work_queue_name": "by-hand"}, "warning  {}: It is in the wrong work queue."),
     ],
 )
 def test_a_deployment_is_what_the_installed_version_would_make(changed: dict[str, Any], expected: str) -> None:
@@ -636,7 +635,7 @@ def test_a_deployment_is_what_the_installed_version_would_make(changed: dict[str
         "parameters": {},
     }
     name = "download-attachments/default"
-    found = list(look_at_deployments({name: cast("Any", SimpleNamespace(**{**fields, **changed}))}))
+    found = list(check_deployments({name: cast("Any", SimpleNamespace(**{**fields, **changed}))}))
     assert said(found[0]).startswith(expected.format(f"deployment {name}"))
     assert {finding.status for finding in found[1:]} == {"failed"}  # the others are missing
 
@@ -649,12 +648,12 @@ def test_a_users_deployment_of_an_older_version_is_found() -> None:
     def found(entrypoint: str, form: dict[str, Any]) -> list[str]:
         fields = {"entrypoint": entrypoint, "parameter_openapi_schema": form, "parameters": {}}
         name = "download-attachments/invoices"
-        findings = look_at_deployments({name: cast("Any", SimpleNamespace(**fields))})
+        findings = check_deployments({name: cast("Any", SimpleNamespace(**fields))})
         return [said(finding) for finding in findings if finding.subject == name]
 
     assert found(spec["entrypoint"], form_of(flow)) == found("invoices.extract", {}) == []
     (by_place,) = found("flows.download_attachments.download_attachments", form_of(flow))
-    assert by_place.startswith("FAILED   deployment download-attachments/invoices: It names its flow as an older")
+    assert by_place.startswith("FAILED   deployment download-attachments/invoices: It refers to its flow as an older")
     (by_form,) = found(spec["entrypoint"], {"type": "object", "properties": {"message_id": {}}})
     assert by_form == (
         "FAILED   deployment download-attachments/invoices: Its parameters are those of another version. Stop the "
@@ -667,7 +666,7 @@ def test_a_filter_that_no_run_takes_is_found() -> None:
 
     def found(**parameters: Any) -> list[Finding]:
         deployment = cast("Any", SimpleNamespace(entrypoint=None, parameters=parameters))
-        findings = look_at_deployments({"download-attachments/invoices": deployment, "doctor/other": deployment})
+        findings = check_deployments({"download-attachments/invoices": deployment, "doctor/other": deployment})
         return [finding for finding in findings if finding.check == "filter"]
 
     assert found() == found(filter=None) == found(filter={"exclude": [{"names": ["canary*"]}]}) == []
@@ -688,8 +687,8 @@ def unplanned(*schedules: Any) -> str:
     no_runs = httpx.Response(200, json=0, request=httpx.Request("POST", "http://prefect"))
     client = SimpleNamespace(request=lambda *_, **__: no_runs)
     with pytest.MonkeyPatch.context() as hasty:
-        hasty.setattr(schedules_of_the_doctor, "LOOK_AGAIN", 0.0)
-        (finding,) = look_at_schedules(cast("Any", client), cast("Any", {"purge/yearly": deployment}))
+        hasty.setattr(schedules_of_the_doctor, "RECHECK_DELAY", 0.0)
+        (finding,) = check_schedules(cast("Any", client), cast("Any", {"purge/yearly": deployment}))
     return str(finding)
 
 
@@ -708,7 +707,7 @@ def test_a_schedule_of_which_the_next_date_is_months_ahead_is_well(schedule: Any
         f"ok       schedule purge/yearly: Its next run is due on {FAR:%Y-%m-%d}; Prefect plans runs 100 days ahead."
     )
     assert unplanned(schedule, IntervalSchedule(interval=timedelta(hours=1))).startswith(
-        "FAILED   schedule purge/yearly: It is switched on"
+        "FAILED   schedule purge/yearly: It is active, but"
     )
 
 
@@ -720,18 +719,18 @@ def test_a_schedule_that_has_ended_is_told_as_that(end: str) -> None:
     """Nothing is wrong with Prefect's scheduler: no date is left. Another schedule that goes on counts as ever."""
     ended = RRuleSchedule(rrule=f"DTSTART:{PAST:%Y%m%dT%H%M%S}\nRRULE:FREQ=DAILY;{end}")
     assert unplanned(ended) == (
-        "warning  schedule purge/yearly: Its schedule has ended: it does not run by itself any more. If it should, "
+        "warning  schedule purge/yearly: Its schedule has ended, so it no longer starts runs. If it should, "
         "give the schedule a later end in the Prefect UI, or a new one; else switch the schedule off."
     )
     yearly = CronSchedule(cron=f"0 0 {FAR.day} {FAR.month} *")
     assert unplanned(ended, yearly).startswith("ok       schedule purge/yearly: Its next run is due on")
     hourly = IntervalSchedule(interval=timedelta(hours=1))
-    assert unplanned(ended, hourly).startswith("FAILED   schedule purge/yearly: It is switched on")
+    assert unplanned(ended, hourly).startswith("FAILED   schedule purge/yearly: It is active, but")
 
 
 def test_a_schedule_without_any_date_is_no_ended_one() -> None:
     """Prefect takes the 30th of February, and plans nothing; the UI shows the schedule."""
-    assert unplanned(CronSchedule(cron="0 0 30 2 *")).startswith("FAILED   schedule purge/yearly: It is switched on")
+    assert unplanned(CronSchedule(cron="0 0 30 2 *")).startswith("FAILED   schedule purge/yearly: It is active, but")
 
 
 def scheduled(*, active: bool, **parameters: Any) -> Any:
@@ -741,19 +740,19 @@ def scheduled(*, active: bool, **parameters: Any) -> Any:
 @pytest.mark.parametrize(
     ("active", "scope", "expected"),
     [
-        (True, "ok", "ok       reconciliation: It runs by itself."),
-        (True, "warning", "FAILED   reconciliation: It runs by itself, and the key lacks"),
-        (False, "ok", "warning  reconciliation: It does not run by itself"),
-        (False, "warning", "warning  reconciliation: It does not run by itself"),
-        (True, None, "ok       reconciliation: It runs by itself."),
+        (True, "ok", "ok       reconciliation: It is scheduled."),
+        (True, "warning", "FAILED   reconciliation: It is scheduled, but the key lacks"),
+        (False, "ok", "warning  reconciliation: It is not scheduled,"),
+        (False, "warning", "warning  reconciliation: It is not scheduled,"),
+        (True, None, "ok       reconciliation: It is scheduled."),
     ],
 )
 def test_reconciliation_should_run_by_itself_when_it_can(active: bool, scope: Any, expected: str) -> None:
     """A schedule without the scope fails every hour; a scope without the schedule finds nothing."""
     scopes = [Finding(check="scope", subject="reporting (default)", status=scope, text="x")] if scope else []
-    found = list(look_at_reconciliation({"reconcile-attachments/default": scheduled(active=active)}, scopes))
+    found = list(check_reconciliation({"reconcile-attachments/default": scheduled(active=active)}, scopes))
     assert said(found[0]).startswith(expected)
-    assert list(look_at_reconciliation({}, scopes)) == []
+    assert list(check_reconciliation({}, scopes)) == []
 
 
 @pytest.mark.parametrize(("lacks", "status"), [("uk", "ok"), ("us", "failed")])
@@ -771,7 +770,7 @@ def test_the_key_of_another_account_is_no_matter_of_reconciliation(lacks: str, s
         "reconcile-attachments/claims": scheduled(active=True, deployment="claims"),
         "reconcile-attachments/default": scheduled(active=False),
     }
-    (found,) = look_at_reconciliation(cast("Any", standing), scopes)
+    (found,) = check_reconciliation(cast("Any", standing), scopes)
     assert found.status == status
 
 
@@ -802,9 +801,9 @@ def test_a_key_that_may_do_all_is_well(sandbox: Sandbox) -> None:
     """Three calls and no more; the mailboxes' addresses are for the terminal alone."""
     with client(sandbox) as asking:
         found = [
-            *look_at_key(asking, "default"),
-            look_at_reading(asking, "default"),
-            look_at_content(asking, "default"),
+            *check_key(asking, "default"),
+            check_reading(asking, "default"),
+            check_content(asking, "default"),
         ]
     assert [finding.status for finding in found] == ["ok"] * 5
     assert [finding.about for finding in found] == [
@@ -825,12 +824,12 @@ def test_a_key_that_may_do_all_is_well(sandbox: Sandbox) -> None:
 def test_a_key_without_reporting_is_a_warning(sandbox: Sandbox) -> None:
     """Downloads need it not; reconciliation does."""
     with client(sandbox, scopes=ALL[1:]) as asking:
-        key, scope = look_at_key(asking, "default")
+        key, scope = check_key(asking, "default")
     assert key.status == "ok"
-    assert said(scope).startswith("warning  scope reporting (default): The key lacks it")
+    assert said(scope).startswith("warning  scope reporting (default): The key lacks it;")
 
 
-@pytest.mark.parametrize(("lacking", "look"), [(ALL[1], look_at_reading), (ALL[2], look_at_content)])
+@pytest.mark.parametrize(("lacking", "look"), [(ALL[1], check_reading), (ALL[2], check_content)])
 def test_a_missing_scope_is_a_failure(sandbox: Sandbox, lacking: str, look: Any) -> None:
     """And what to do: scopes are fixed when a key is made."""
     with client(sandbox, scopes=[scope for scope in ALL if scope != lacking]) as asking:
@@ -841,15 +840,15 @@ def test_a_missing_scope_is_a_failure(sandbox: Sandbox, lacking: str, look: Any)
 def test_a_wrong_key_is_a_failure_and_nothing_more_is_asked(sandbox: Sandbox) -> None:
     """401 concerns every call."""
     with client(sandbox, key=f"{KEY}-of-another") as asking:
-        (finding,) = look_at_key(asking, "default")
+        (finding,) = check_key(asking, "default")
     assert said(finding).startswith("FAILED   api-key default: Emailgistics refuses it (HTTP 401). The API key is")
 
 
 def test_a_key_that_sees_no_mailbox_is_a_failure(sandbox: Sandbox) -> None:
     """It would get 404 for every message."""
     with client(sandbox, mailboxes=[]) as asking:
-        *_, finding = look_at_key(asking, "default")
-    assert said(finding).startswith("FAILED   mailboxes default: The key sees no mailbox")
+        *_, finding = check_key(asking, "default")
+    assert said(finding).startswith("FAILED   mailboxes default: The key can access no mailbox")
 
 
 @pytest.mark.parametrize(
@@ -866,8 +865,8 @@ def test_other_answers_are_no_proof_of_anything(sandbox: Sandbox, status: int, e
     """The order in which Emailgistics judges is not documented, and a proxy may answer in its place."""
     with client(sandbox) as asking:
         sandbox.control.fault(times=None, fault={"kind": "status", "status": status, "body": CANARY})
-        (key,) = look_at_key(asking, "default")
-        scope = look_at_reading(asking, "default")
+        (key,) = check_key(asking, "default")
+        scope = check_reading(asking, "default")
     assert (key.status, scope.status) == expected
     for finding in (key, scope):
         said(finding)
@@ -880,12 +879,17 @@ LONG_AGO, SOON = "2026-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"
 @pytest.mark.parametrize(
     ("room", "taken", "pause", "expected"),
     [
-        (Capacity.FREE, 2, None, "FAILED   api-key default: Emailgistics does not answer within 0 s."),
-        (Capacity.FREE, 2, {"until": LONG_AGO}, "FAILED   api-key default: Emailgistics does not answer within 0 s."),
-        (Capacity.FREE, 2, "rubbish", "FAILED   api-key default: Emailgistics does not answer within 0 s."),
-        (Capacity.FREE, 3, None, "warning  api-key default: Not asked: all slots of the limit are taken"),
-        (Capacity.FULL, 2, None, "warning  api-key default: Not asked: all slots of the limit are taken"),
-        (Capacity.FREE, 2, {"until": SOON}, "warning  api-key default: Not asked: Emailgistics answered 429"),
+        (Capacity.FREE, 2, None, "FAILED   api-key default: Emailgistics did not respond within 0 s."),
+        (Capacity.FREE, 2, {"until": LONG_AGO}, "FAILED   api-key default: Emailgistics did not respond within 0 s."),
+        (Capacity.FREE, 2, "rubbish", "FAILED   api-key default: Emailgistics did not respond within 0 s."),
+        (Capacity.FREE, 3, None, "warning  api-key default: Not checked: all slots of the limit are taken"),
+        (Capacity.FULL, 2, None, "warning  api-key default: Not checked: all slots of the limit are taken"),
+        (
+            Capacity.FREE,
+            2,
+            {"until": SOON},
+            "warning  api-key default: Not checked: Emailgistics recently responded with 429, so",
+        ),
     ],
 )
 def test_a_vendor_that_hangs_does_not_hang_the_doctor(room: Capacity, taken: int, pause: Any, expected: str) -> None:
@@ -896,7 +900,7 @@ def test_a_vendor_that_hangs_does_not_hang_the_doctor(room: Capacity, taken: int
     )
     with hanging() as url, EmailgisticsClient(url, KEY) as asking:
         account = cast("Any", SimpleNamespace(client=lambda: asking, limit_name="emailgistics-api"))
-        found = list(_Examination(cast("Any", told), 0.3)._vendor("default", account, room))
+        found = list(_Checks(cast("Any", told), 0.3)._vendor("default", account, room))
     assert len(found) == 1
     assert said(found[0]).startswith(expected)
 
@@ -919,9 +923,9 @@ def test_a_proxy_that_cannot_be_used_is_a_finding(proxy: str, monkeypatch: pytes
         # The pacer asks Prefect by the environment's proxies as well, and whoever comes here has reached Prefect.
         account.model_copy(update={"base_url": "https://c1.direct.example/api/v1"}).client()
         monkeypatch.setenv("HTTPS_PROXY", proxy)
-        (found,) = _Examination(cast("Any", None), 1)._vendor("default", account, Capacity.FREE)
+        (found,) = _Checks(cast("Any", None), 1)._vendor("default", account, Capacity.FREE)
     line = said(found)
-    assert line.startswith("FAILED   api-key default: The proxy that the environment names")
+    assert line.startswith("FAILED   api-key default: The proxy that the environment sets")
     assert "HTTPS_PROXY" in line
 
 
@@ -932,9 +936,9 @@ def test_a_store_that_hangs_does_not_hang_the_doctor() -> None:
     """A mount that is gone, a service that does not answer."""
     forever = threading.Event()
     block = cast("Any", SimpleNamespace(store=forever.wait))
-    finding = _Examination(cast("Any", None), 0.1)._store("default", block)
+    finding = _Checks(cast("Any", None), 0.1)._store("default", block)
     forever.set()
-    assert said(finding).startswith("FAILED   store default: It does not answer within")
+    assert said(finding).startswith("FAILED   store default: It did not respond within")
 
 
 def test_a_store_whose_options_a_library_cannot_use_is_a_failure() -> None:
@@ -942,7 +946,7 @@ def test_a_store_whose_options_a_library_cannot_use_is_a_failure() -> None:
     block = AttachmentStore(
         url="s3://bucket/root", options={"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": "minio:9000"}}
     )
-    finding = _Examination(cast("Any", None), 20)._store("default", block)
+    finding = _Checks(cast("Any", None), 20)._store("default", block)
     expected = "FAILED   store default: The store's options cannot be used. Check endpoint_url (https://host)"
     assert said(finding).startswith(expected)
 
@@ -951,14 +955,14 @@ def test_a_store_that_works_is_well_and_left_as_it_was(tmp_path: Path) -> None:
     """Whatever it is: each kind is tried in tests/storage."""
     root = tmp_path / "root"
     block = AttachmentStore(url=root.as_uri())
-    assert said(look_at_store(block, "default")).startswith(
+    assert said(check_store(block, "default")).startswith(
         f"warning  store default: {root.as_uri()} does not exist on this machine"
     )
     assert not root.exists()
     root.mkdir()
-    encryption = "Attachments are stored without encryption of ours."
+    encryption = "Attachments are stored without age encryption."
     expected = f"ok       store default: {root.as_uri()} can be written and read. {encryption}"
-    assert said(look_at_store(block, "default")) == expected
+    assert said(check_store(block, "default")) == expected
     assert list(root.iterdir()) == []
 
 
@@ -967,16 +971,18 @@ def test_whether_a_store_encrypts_is_said(tmp_path: Path) -> None:
     recipient = str(pyrage.x25519.Identity.generate().to_public())
     url = tmp_path.as_uri()
     block = AttachmentStore(url=url, age_recipients=[recipient])
-    assert said(look_at_store(block, "default")).endswith("Attachments are encrypted to 1 age recipient.")
+    assert said(check_store(block, "default")).endswith("Attachments are encrypted to 1 age recipient.")
     assert list(tmp_path.iterdir()) == []
     block.store().write("0" * 32, "1" * 32, "a.pdf", [b"x"])
-    assert said(look_at_store(block, "default")).startswith("ok ")
-    lost = said(look_at_store(AttachmentStore(url=url), "default"))
-    assert lost.startswith(f"FAILED   store default: {url} has encrypted attachments before, and its block has no age")
+    assert said(check_store(block, "default")).startswith("ok ")
+    lost = said(check_store(AttachmentStore(url=url), "default"))
+    assert lost.startswith(
+        f"FAILED   store default: {url} has stored encrypted attachments before, and its block has no age"
+    )
     assert "Allow plaintext" in lost
-    allowed = said(look_at_store(AttachmentStore(url=url, allow_plaintext=True), "default"))
+    allowed = said(check_store(AttachmentStore(url=url, allow_plaintext=True), "default"))
     assert allowed.startswith(
-        f"warning  store default: {url} has encrypted attachments before, and stores them unencry"
+        f"warning  store default: {url} has stored encrypted attachments before, and now stores them unencrypted,"
     )
 
 
@@ -988,7 +994,7 @@ def test_a_store_that_may_not_be_written_is_a_failure(tmp_path: Path) -> None:
         folder.chmod(0o755)  # pytest's own folders are closed to other users
     for root in (closed, closed / "root"):
         block = AttachmentStore(url=root.as_uri())
-        finding = answer(without_rights(lambda block=block: look_at_store(block, "default")))
+        finding = answer(without_rights(lambda block=block: check_store(block, "default")))
         expected = "FAILED   store default: Could not probe the store (EACCES). Let the worker's user write to the"
         assert said(finding).startswith(expected)
 
@@ -999,10 +1005,10 @@ def test_a_store_that_may_not_be_written_is_a_failure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("refusal", "ready", "expected"),
     [
-        (401, 200, ["ok       receiver: It refuses", "ok       ready: It would take"]),
+        (401, 200, ["ok       receiver: It refuses", "ok       ready: It would accept"]),
         (401, 503, ["ok       receiver: It refuses", "FAILED   ready: It would refuse a delivery now"]),
-        (401, 404, ["ok       receiver: It refuses", "warning  ready: Whether it would take"]),
-        (400, 200, ["FAILED   receiver: It takes webhooks without a secret", "ok       ready"]),
+        (401, 404, ["ok       receiver: It refuses", "warning  ready: It is unknown whether it would accept"]),
+        (400, 200, ["FAILED   receiver: It accepts webhooks without a secret", "ok       ready"]),
         (404, 200, ["FAILED   receiver: A webhook without the secret gets 404"]),
         (502, 200, ["FAILED   receiver: A webhook without the secret gets 502"]),
     ],
@@ -1013,7 +1019,7 @@ def test_a_receiver_must_refuse_strangers_and_take_deliveries(
 ) -> None:
     """Asked at any of its addresses."""
     with answering({"/webhooks/default": (refusal, {}), "/ready": (ready, {})}) as address:
-        lines = [said(finding) for finding in look_at_receiver([], f"{address}{path}")]
+        lines = [said(finding) for finding in check_receiver([], f"{address}{path}")]
     assert len(lines) == len(expected)
     for line, start in zip(lines, expected, strict=True):
         assert line.startswith(start)
@@ -1022,15 +1028,15 @@ def test_a_receiver_must_refuse_strangers_and_take_deliveries(
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "no url", "http://[", ""])
 def test_no_receiver_is_a_failure(url: str) -> None:
     """A closed port, or what is no URL."""
-    (finding,) = look_at_receiver([KEY], url)
+    (finding,) = check_receiver([KEY], url)
     assert finding.status == "failed"
     said(finding)
 
 
 def test_no_secret_is_a_failure() -> None:
     """Without it the receiver does not start."""
-    assert "EMAILGISTICS_WEBHOOK_SECRET is not set here" in said(next(iter(look_at_receiver([], None))))
-    assert next(iter(look_at_receiver([KEY], None))).status == "ok"
+    assert "EMAILGISTICS_WEBHOOK_SECRET is not set here" in said(next(iter(check_receiver([], None))))
+    assert next(iter(check_receiver([KEY], None))).status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -1038,7 +1044,7 @@ def test_no_secret_is_a_failure() -> None:
 )
 def test_a_secret_that_can_be_guessed_is_told(value: str, status: str) -> None:
     """A part of it is a failure: the receiver does not start with that."""
-    (found,) = look_at_receiver(split_secrets(value), None)
+    (found,) = check_receiver(split_secrets(value), None)
     assert found.status == status
     assert "16 characters" in found.text
     assert value not in said(found)
@@ -1049,12 +1055,12 @@ def test_the_pages_of_monitors_are_found_beside_https(tmp_path: Path) -> None:
     with answering({"/webhooks/default": (401, {}), "/ready": (404, {})}) as public:
         with answering({"/ready": (200, {"status": "ok"})}) as apart:
             address = ("127.0.0.1", int(apart.rpartition(":")[2]))
-            _, ready = look_at_receiver([KEY], public, address)
+            _, ready = check_receiver([KEY], public, address)
             assert said(ready).startswith("ok       ready")
         with answering({"/ready": (200, {"unrelated": "page"})}) as apart:
             address = ("127.0.0.1", int(apart.rpartition(":")[2]))
-            _, ready = look_at_receiver([KEY], public, address)
-            assert said(ready).startswith("warning  ready: Whether it would take")
+            _, ready = check_receiver([KEY], public, address)
+            assert said(ready).startswith("warning  ready: It is unknown whether it would accept")
 
 
 def fill(path: Path, count: int, age: float = 0.0) -> Inbox:
@@ -1078,8 +1084,8 @@ def fill(path: Path, count: int, age: float = 0.0) -> Inbox:
     [
         (0, 0, "ok", "Nothing waits in it."),
         (3, 5, "ok", "3 deliveries wait, the oldest for 5 s."),
-        (1, SLOW + 1, "warning", "is it running"),
-        (1, STUCK + 1, "failed", "is it running"),
+        (1, SLOW_AFTER + 1, "warning", "is running and reaches"),
+        (1, STUCK_AFTER + 1, "failed", "is running and reaches"),
     ],
 )
 def test_an_inbox_is_read_beside_its_receiver_and_after_it(
@@ -1088,12 +1094,12 @@ def test_an_inbox_is_read_beside_its_receiver_and_after_it(
     """While it is in use nothing is locked, and at rest no file is made that the receiver might not own."""
     path = tmp_path / "in box?#%.sqlite"
     with contextlib.closing(fill(path, count, age)) as inbox:
-        for finding in look_at_inbox(path):
+        for finding in check_inbox(path):
             assert finding.status == status
             assert text in said(finding)
-        asyncio.run(inbox.probe())
+        asyncio.run(inbox.check_writable())
     before = sorted((file.name, file.stat().st_mtime_ns) for file in tmp_path.iterdir())
-    assert {finding.status for finding in look_at_inbox(path)} == {status}
+    assert {finding.status for finding in check_inbox(path)} == {status}
     assert sorted((file.name, file.stat().st_mtime_ns) for file in tmp_path.iterdir()) == before
 
 
@@ -1136,16 +1142,16 @@ def test_a_reader_holds_up_no_delivery(tmp_path: Path) -> None:
 def test_an_inbox_that_cannot_be_read_is_a_failure(tmp_path: Path) -> None:
     """Another program's file, rubbish, a folder; none at all is not this machine's business."""
     path = tmp_path / "inbox.sqlite"
-    assert list(look_at_inbox(path)) == []
+    assert list(check_inbox(path)) == []
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE x (y)")
-    (finding,) = look_at_inbox(path)
+    (finding,) = check_inbox(path)
     assert said(finding).startswith("FAILED   inbox: The inbox ")
     path.write_bytes(b"\x00rubbish" * 1000)
-    assert [finding.status for finding in look_at_inbox(path)] == ["failed"]
+    assert [finding.status for finding in check_inbox(path)] == ["failed"]
     path.unlink()
     path.mkdir()
-    assert [finding.status for finding in look_at_inbox(path)] == ["failed"]
+    assert [finding.status for finding in check_inbox(path)] == ["failed"]
     assert os.listdir(tmp_path) == ["inbox.sqlite"]  # noqa: PTH208  names alone
 
 
@@ -1191,4 +1197,4 @@ def test_every_check_is_documented() -> None:
 )
 def test_a_hostile_name_cannot_fool_a_terminal(text: str, shown: str) -> None:
     """What moves, turns round or hides is escaped; what people write is left as it is."""
-    assert printable(text) == shown
+    assert quoted(text) == shown

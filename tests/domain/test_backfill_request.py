@@ -8,9 +8,9 @@ from typing import cast
 
 import pytest
 
-from attachments.domain.backfill_request import IdFile, IdList, OrderError, Window, checked_order, moment
-from attachments.domain.message_ids_source import ALLOWED
-from attachments.domain.progress import Counts, Pace, Tally
+from attachments.domain.backfill_request import IdFile, IdList, InvalidRequest, Window, checked_order, moment
+from attachments.domain.message_ids_source import ALLOWED_FOLDERS_VARIABLE
+from attachments.domain.progress import Counts, RateEstimator, Tally
 from attachments.flows.backfill_attachments import _messages
 from attachments.runs.fan_out import DownloadDeployment
 
@@ -39,10 +39,10 @@ def test_each_way_is_taken_alone() -> None:
         ({"message_ids": ["a"], "start": "2026-01-01T00:00:00Z"}, "start and end belong to mailbox"),
         ({"mailbox": "a", "end": SPAN["end"]}, "start is missing. Write a date and time with its zone"),
         ({"mailbox": "a", "start": SPAN["start"]}, "end is missing"),
-        ({**SPAN, "start": "2026-01-01"}, "start is a date without a time. Write the moment with its zone: 2026-"),
+        ({**SPAN, "start": "2026-01-01"}, "start is a date without a time. Write date and time with the zone: 2026-"),
         ({**SPAN, "end": "20260101"}, "end is a date without a time"),
         ({**SPAN, "end": "2026-02-01T00:00:00"}, "end has no zone. Add Z for UTC"),
-        ({**SPAN, "start": "yesterday"}, "start is no date and time. Write it so: 2026-"),
+        ({**SPAN, "start": "yesterday"}, "start is not a date and time. Write it like this: 2026-"),
         ({**SPAN, "end": SPAN["start"]}, "end is not after start. Exchange them"),
         ({**SPAN, "end": "2025-01-01T00:00:00Z"}, "end is not after start"),
         ({**SPAN, "start": "2998-01-01T00:00:00Z", "end": "2999-01-01T00:00:00Z"}, "start lies in the future"),
@@ -50,7 +50,7 @@ def test_each_way_is_taken_alone() -> None:
 )
 def test_what_does_not_fit_is_refused_with_what_to_write(given: dict[str, object], said: str) -> None:
     """Before anything is done."""
-    with pytest.raises(OrderError) as caught:
+    with pytest.raises(InvalidRequest) as caught:
         checked_order(**{**NOTHING, **given})  # type: ignore[arg-type]
     assert said in str(caught.value)
 
@@ -71,7 +71,7 @@ def test_a_moment_is_taken_in_any_zone(text: str) -> None:
 
 def test_a_file_is_needed_no_longer_once_it_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backfill takes hours; and it keeps none of the ids when it ends before the last of them."""
-    monkeypatch.setenv(ALLOWED, tmp_path.as_uri())
+    monkeypatch.setenv(ALLOWED_FOLDERS_VARIABLE, tmp_path.as_uri())
     path = tmp_path / "ids.txt"
     path.write_text("messageId\na\nb\nc\n")
     target = cast("DownloadDeployment", SimpleNamespace(store=SimpleNamespace(message_id=str)))
@@ -103,7 +103,7 @@ def test_every_message_is_counted_once() -> None:
 
 def test_the_end_is_estimated_from_the_pace_of_late() -> None:
     """Slow at first and quick of late: what was long ago does not count."""
-    pace, today = Pace(), datetime(2026, 1, 1, tzinfo=UTC)
+    pace, today = RateEstimator(), datetime(2026, 1, 1, tzinfo=UTC)
     assert pace.estimate(Counts(), 1000, 0, today).per_minute is None
     for second in range(10, 610, 10):
         ended = 0 if second <= 300 else second - 300  # one a second for the last five minutes
@@ -115,7 +115,7 @@ def test_the_end_is_estimated_from_the_pace_of_late() -> None:
 
 def test_no_total_is_no_estimate_and_a_low_one_is_corrected() -> None:
     """A report says in the end how much there was; a file may have grown."""
-    pace = Pace()
+    pace = RateEstimator()
     assert pace.estimate(Counts(seen=5, succeeded=5), None, 0).end is None
     assert pace.estimate(Counts(seen=5, succeeded=5), 3, 1).share == 1
     assert pace.estimate(Counts(), 0, 2).share == 1

@@ -19,14 +19,14 @@ import pytest
 
 from attachments.domain import message_ids as reading
 from attachments.domain.message_ids import (
-    LONGEST,
-    LONGEST_LINE,
-    MOST_RATIO,
-    RATIO_FROM,
+    MAX_ID_LENGTH,
+    MAX_LINE_LENGTH,
+    MAX_RATIO,
+    RATIO_CHECKED_FROM,
+    FileOpener,
     Ids,
     IdsError,
-    Open,
-    listed_ids,
+    checked_ids,
     read_ids,
 )
 from attachments.foundation.cancellation import CURRENT, Cancellation, RunCancelled
@@ -35,7 +35,7 @@ A, B = "AAMkAGI1/a+b_c-d==", "AAMkAGI2-B="
 CANARY = "canary-7f3a91c2"
 
 
-def held(content: bytes) -> Open:
+def held(content: bytes) -> FileOpener:
     return lambda: cast("BinaryIO", io.BytesIO(content))
 
 
@@ -84,10 +84,10 @@ def test_order_and_duplicates_are_kept() -> None:
 
 def test_ids_that_look_odd_are_ids() -> None:
     """They are opaque: case and length count; a message's key is one, too. What a file may not hold, a list may."""
-    odd = ["a", "A", "x" * LONGEST, "-a", "a/b+c_d=", "a==", "0123456789abcdef" * 2]
+    odd = ["a", "A", "x" * MAX_ID_LENGTH, "-a", "a/b+c_d=", "a==", "0123456789abcdef" * 2]
     assert read("\n".join(odd).encode()) == odd
     odder = [*odd, "a@b", "a'b", "#1", "%2F", "a=b", '"a"', "b,c", "b;c", "{d}"]
-    assert listed_ids(odder) == tuple(odder)
+    assert checked_ids(odder) == tuple(odder)
 
 
 @pytest.mark.parametrize(
@@ -96,17 +96,17 @@ def test_ids_that_look_odd_are_ids() -> None:
         (b"", "is empty"),
         (b"\n \r\n\n", "is empty"),
         (b"messageId\n\n", "has a heading and no ids"),
-        (f"{A}\n{CANARY} x\n".encode(), "Line 2 is no message id: it has a blank or a control character"),
-        (f"{A}\n\n{CANARY}\x07\n".encode(), "Line 3 is no message id"),
-        (f"{A}\n{CANARY}\u202ex\n".encode(), "Line 2 is no message id"),
-        (f"{A}\n{CANARY}\x00\n".encode(), "Line 2 is no message id"),
-        (f"{A}\n{CANARY}\ufeffx\n".encode(), "Line 2 is no message id"),
-        (CANARY.encode() + b"x" * LONGEST, "Line 1 is no message id: it has over 1,024 characters"),
-        (CANARY.encode() + b"x" * 200_000, "Line 1 is neither a message id nor a heading. Give the file one id a line"),
-        (f"{A}\r{CANARY}\r".encode(), "line ends of CR alone. Save it with LF or CRLF line ends."),
-        (f"\ufeff\r\rmessageId,x\r{CANARY},y\r".encode(), "line ends of CR alone"),
-        (f'\n\n{{"messageId": "{CANARY}"}}\r{{"messageId": "{A}"}}'.encode(), "line ends of CR alone"),
-        (f"{CANARY}\r".encode() * 100_000, "line ends of CR alone"),
+        (f"{A}\n{CANARY} x\n".encode(), "Line 2 is not a message id: it contains a blank or a control character"),
+        (f"{A}\n\n{CANARY}\x07\n".encode(), "Line 3 is not a message id"),
+        (f"{A}\n{CANARY}\u202ex\n".encode(), "Line 2 is not a message id"),
+        (f"{A}\n{CANARY}\x00\n".encode(), "Line 2 is not a message id"),
+        (f"{A}\n{CANARY}\ufeffx\n".encode(), "Line 2 is not a message id"),
+        (CANARY.encode() + b"x" * MAX_ID_LENGTH, "Line 1 is not a message id: it has over 1,024 characters"),
+        (CANARY.encode() + b"x" * 200_000, "Line 1 is neither a message id nor a heading. Write one id per line"),
+        (f"{A}\r{CANARY}\r".encode(), "ends its lines with CR only. Save it with LF or CRLF line ends."),
+        (f"\ufeff\r\rmessageId,x\r{CANARY},y\r".encode(), "ends its lines with CR only."),
+        (f'\n\n{{"messageId": "{CANARY}"}}\r{{"messageId": "{A}"}}'.encode(), "ends its lines with CR only."),
+        (f"{CANARY}\r".encode() * 100_000, "ends its lines with CR only."),
         (f"<{CANARY}@example.com>\n".encode(), "Line 1 is an internetMessageId"),
         (f"id,{CANARY}\n{A},1\n".encode(), "Line 1 has several columns, and none is named messageId"),
         (f"{CANARY};b\n".encode(), "Line 1 has several columns"),
@@ -114,7 +114,7 @@ def test_ids_that_look_odd_are_ids() -> None:
         (f'\n"Message ID"\n{A}\n'.encode(), "Line 2 is a heading"),
         (f"messageId,subject\n{A},x\n,{CANARY}\n".encode(), "Line 3 has no messageId"),
         (f"subject,messageId\nx,{A}\n{CANARY}\n".encode(), "Line 3 has no messageId"),
-        (f"subject,messageId\nx,{A}\ny,{CANARY} x\n".encode(), "Line 3 is no message id"),
+        (f"subject,messageId\nx,{A}\ny,{CANARY} x\n".encode(), "Line 3 is not a message id"),
         (f"messageId\n{A},{CANARY}\n".encode(), "Line 2 has more columns than the heading"),
         (f"subject,messageId\nx,{A}\nDear Sir, {CANARY},{A}\n".encode(), "Line 3 has more columns than the heading"),
         (f"subject,messageId\nDear, {CANARY},{A},\n".encode(), "Line 2 has more columns than the heading"),
@@ -122,20 +122,20 @@ def test_ids_that_look_odd_are_ids() -> None:
         (f"subject|messageId\nx|{A}|\n".encode(), "Line 2 has more columns than the heading"),
         (f"id|{CANARY}\n{A}|1\n".encode(), "Line 1 has several columns, and none is named messageId"),
         (f"{A}|{CANARY}\n".encode(), "Line 1 has several columns"),
-        (b"---------\n" + A.encode(), "Line 1 is no message id: it is a rule"),
-        (f"messageId\n{A}\n---------\n".encode(), "Line 3 is no message id: it is a rule"),
-        (f"messageId,x\n{A},1\n---,---\n".encode(), "Line 3 is no message id: it is a rule"),
-        (f"{A}\n=====\n".encode(), "Line 2 is no message id: it is a rule"),
+        (b"---------\n" + A.encode(), "Line 1 is not a message id: it is a table's ruling line."),
+        (f"messageId\n{A}\n---------\n".encode(), "Line 3 is not a message id: it is a table's ruling line."),
+        (f"messageId,x\n{A},1\n---,---\n".encode(), "Line 3 is not a message id: it is a table's ruling line."),
+        (f"{A}\n=====\n".encode(), "Line 2 is not a message id: it is a table's ruling line."),
         (b"messageId\n---------\n", "has a heading and no ids"),
-        (f'messageId\n"{CANARY}\n{A}\n'.encode(), "is no CSV. Look for a quote that is not closed"),
-        (f'messageId,x\n{A},"{CANARY}\nB,x\nC,"y"\n'.encode(), "Line 4 is no CSV"),  # B must not be swallowed
-        (f'messageId\n"{CANARY}'.encode() + b"x\n" * 100_000, "is no CSV. Look for a quote that is not closed"),
+        (f'messageId\n"{CANARY}\n{A}\n'.encode(), "is not valid CSV. Look for an unclosed quote"),
+        (f'messageId,x\n{A},"{CANARY}\nB,x\nC,"y"\n'.encode(), "Line 4 is not valid CSV"),  # B must not be swallowed
+        (f'messageId\n"{CANARY}'.encode() + b"x\n" * 100_000, "is not valid CSV. Look for an unclosed quote"),
         (f'[{{"messageId": "{CANARY}"}}]'.encode(), "Line 1 begins a JSON array"),
-        (f'{{"messageId": "{A}"}}\n{{"messageid": "{CANARY}"}}\n'.encode(), "Line 2 is no JSON object with a text"),
-        (f'{{"messageId": "{A}"}}\n{{"messageId": 7}}\n'.encode(), "Line 2 is no JSON object with a text messageId"),
-        (f'{{"messageId": "{A}"}}\n{CANARY}\n'.encode(), "Line 2 is no JSON object"),
+        (f'{{"messageId": "{A}"}}\n{{"messageid": "{CANARY}"}}\n'.encode(), "Line 2 is not a JSON object with a text"),
+        (f'{{"messageId": "{A}"}}\n{{"messageId": 7}}\n'.encode(), "Line 2 is not a JSON object with a text messageId"),
+        (f'{{"messageId": "{A}"}}\n{CANARY}\n'.encode(), "Line 2 is not a JSON object"),
         (f'{{"messageId": "{A}"}}\n{{"messageId": ""}}\n'.encode(), "Line 2 has no messageId"),
-        (b'{"messageId": ' + b"[" * 100_000, "Line 1 is no JSON object"),
+        (b'{"messageId": ' + b"[" * 100_000, "Line 1 is not a JSON object"),
         (f"{A}\n".encode() + b"\xff\xfe\n", "Line 2 is not UTF-8"),
         (f"{A}\n".encode("utf-16"), "is UTF-16. Save it as UTF-8."),
         (f"{A}\r\n{CANARY}\r\n".encode("utf-16-le"), "is UTF-16. Save it as UTF-8."),
@@ -144,17 +144,23 @@ def test_ids_that_look_odd_are_ids() -> None:
         (f"\r\n\r\n{CANARY}\r\n".encode("utf-16-le"), "is UTF-16. Save it as UTF-8."),
         (gzip.compress(f"{A}\r\n{CANARY}".encode("utf-16"), mtime=0), "is UTF-16. Save it as UTF-8."),
         (b"PK\x03\x04" + CANARY.encode(), "is a workbook or an archive"),
-        (f"{A}\n".encode() + b"x" * LONGEST_LINE, "Line 2 is longer than"),
-        (gzip.compress(f"{A}\n".encode() * 1000, mtime=0)[:-10], "cannot be unpacked to its end"),
-        (gzip.compress(f"{A}\n".encode(), mtime=0) + CANARY.encode(), "cannot be unpacked to its end"),
-        (gzip.compress(f"{A}\n".encode(), mtime=0)[:-1] + b"x", "cannot be unpacked to its end"),
-        (b"\x1f\x8b" + CANARY.encode() * 9, "cannot be unpacked"),
-        (f"API_KEY={CANARY}\n".encode(), "Line 1 is no message id: that is letters and digits, with + / - _ among"),
-        (f"{A}\n{CANARY}===\n".encode(), "Line 2 is no message id: that is letters"),
-        (f"{A}\n{CANARY}@b\n".encode(), "Line 2 is no message id: that is letters"),
-        (f"{A}\n${CANARY}\n".encode(), "Line 2 is no message id: that is letters"),
-        (f'{{"messageId": "{CANARY}:x:0"}}\n'.encode(), "Line 1 is no message id: that is letters"),
-        (f"messageId\n{CANARY}=x\n".encode(), "Line 2 is no message id: that is letters"),
+        (f"{A}\n".encode() + b"x" * MAX_LINE_LENGTH, "Line 2 is longer than"),
+        (gzip.compress(f"{A}\n".encode() * 1000, mtime=0)[:-10], "cannot be decompressed to its end"),
+        (gzip.compress(f"{A}\n".encode(), mtime=0) + CANARY.encode(), "cannot be decompressed to its end"),
+        (gzip.compress(f"{A}\n".encode(), mtime=0)[:-1] + b"x", "cannot be decompressed to its end"),
+        (b"\x1f\x8b" + CANARY.encode() * 9, "cannot be decompressed"),
+        (
+            f"API_KEY={CANARY}\n".encode(),
+            "Line 1 is not a message id: an id consists of letters, digits and + / - _, with",
+        ),
+        (f"{A}\n{CANARY}===\n".encode(), "Line 2 is not a message id: an id consists of letters"),
+        (f"{A}\n{CANARY}@b\n".encode(), "Line 2 is not a message id: an id consists of letters"),
+        (f"{A}\n${CANARY}\n".encode(), "Line 2 is not a message id: an id consists of letters"),
+        (
+            f'{{"messageId": "{CANARY}:x:0"}}\n'.encode(),
+            "Line 1 is not a message id: an id consists of letters, digits",
+        ),
+        (f"messageId\n{CANARY}=x\n".encode(), "Line 2 is not a message id: an id consists of letters"),
     ],
 )
 def test_what_is_wrong_is_named_by_line_and_not_quoted(content: bytes, said: str) -> None:
@@ -192,22 +198,22 @@ def test_a_line_of_another_form_is_no_id(line: str, what: str) -> None:
         with pytest.raises(IdsError) as caught:
             read(form.encode())
         assert str(caught.value) == (
-            f"Line 3 is no message id: it holds {what}. Give the file one id a line, or a heading with messageId."
+            f"Line 3 is not a message id: it contains {what}. Write one id per line, or add a heading with messageId."
         )
 
 
 def test_quoted_ids_without_a_heading_are_refused_by_their_first_line() -> None:
     """An export of one column of a table."""
-    with pytest.raises(IdsError, match="Line 1 is no message id: it holds a quotation mark"):
+    with pytest.raises(IdsError, match="Line 1 is not a message id: it contains a quotation mark"):
         read(f'"{A}"\n"{B}"\n'.encode())
 
 
 def test_a_list_is_checked_likewise() -> None:
     """Blanks around are no matter; the number of the wrong one is told, and not what it is."""
-    assert listed_ids([f" {A}", f"{B}\n"]) == (A, B)
-    for wrong in ("", "  ", f"{CANARY} x", f"{CANARY}\x00", f"{CANARY}\u2026", CANARY * LONGEST):
+    assert checked_ids([f" {A}", f"{B}\n"]) == (A, B)
+    for wrong in ("", "  ", f"{CANARY} x", f"{CANARY}\x00", f"{CANARY}\u2026", CANARY * MAX_ID_LENGTH):
         with pytest.raises(IdsError, match="Number 2 of the message ids") as caught:
-            listed_ids([A, wrong])
+            checked_ids([A, wrong])
         assert CANARY not in str(caught.value)
 
 
@@ -296,7 +302,7 @@ def test_nothing_is_kept_of_a_file_that_is_wrong_or_of_a_run_that_is_cancelled(
 def test_a_full_disk_is_said(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it shows while the ids are written or at their end; with what to do, and without a path."""
     monkeypatch.setattr(tempfile, "TemporaryFile", partial(Path("/dev/full").open, "w+b"))
-    with pytest.raises(IdsError, match="it is full, or may not be written") as caught:
+    with pytest.raises(IdsError, match="it is full, or not writable") as caught:
         read_ids(held(f"{CANARY}\n".encode() * count))
     assert "Make room there" in str(caught.value)
     assert CANARY not in str(caught.value)
@@ -307,7 +313,7 @@ def test_a_full_disk_is_said(count: int, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_no_folder_for_temporary_files_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a full disk is: Python looks for a folder that it can write."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / CANARY))
-    with pytest.raises(IdsError, match="full, or may not be written") as caught:
+    with pytest.raises(IdsError, match="full, or not writable") as caught:
         read_ids(held(b"a\n"))
     assert CANARY not in str(caught.value)
 
@@ -365,8 +371,8 @@ def test_a_bomb_is_not_unpacked(pieces: int) -> None:
     took = time.process_time() - started
     print(f"{len(bomb):,} bytes, {took:.2f} s")
     assert str(caught.value) == (
-        "The file of ids unpacks to more than 100 times its size, which lists of ids do not. Look what is in it; if it "
-        "is right, give it unpacked."
+        "The file of ids decompresses to more than 100 times its size, unlike a list of ids. Check its content; if it "
+        "is right, supply it uncompressed."
     )
     assert took < 10  # all of it would take minutes
 
@@ -375,25 +381,30 @@ def test_what_packs_well_is_no_bomb() -> None:
     """Ids of one mailbox share most of their letters, and a small file may be as uniform as it likes."""
     alike = "".join(f"{'A' * 120}{number * 2654435761 % 2**40:020x}AAA=\n" for number in range(20_000))
     packed = gzip.compress(alike.encode(), 9)
-    assert 10 < len(alike) / len(packed) < MOST_RATIO / 4
+    assert 10 < len(alike) / len(packed) < MAX_RATIO / 4
     assert len(read(packed)) == 20_000
     uniform = f"{A}\n" * 40_000
-    assert len(uniform) < RATIO_FROM
-    assert len(gzip.compress(uniform.encode())) < len(uniform) / MOST_RATIO
+    assert len(uniform) < RATIO_CHECKED_FROM
+    assert len(gzip.compress(uniform.encode())) < len(uniform) / MAX_RATIO
     assert len(read(gzip.compress(uniform.encode()))) == 40_000
 
 
 @pytest.mark.parametrize(
     ("limit", "most", "content", "said"),
     [
-        ("MOST_IDS", 3, b"a\n" * 4, "holds more than 3 ids. Split it"),
-        ("MOST_IDS", 3, b"messageId,x\n" + b"a,1\n" * 4, "holds more than 3 ids"),
-        ("MOST_LINES", 3, b"a\n\n\n\n", "has more than 3 lines"),
-        ("MOST_LINES", 3, b'messageId,x\na,"1\n2\n3"\n', "has more than 3 lines"),
-        ("MOST_BYTES", 2 << 30, b"", "is empty"),
-        ("MOST_BYTES", 1000, b"a\n" * 501, "is larger than 0 GiB. Split it."),
-        ("MOST_BYTES", 1000, gzip.compress(b"a\n" * 501, mtime=0), "unpacks to more than 0 GiB. Split it."),
-        ("MOST_MEMBERS", 3, gzip.compress(b"a\n", mtime=0) * 4, "is packed in more than 3 pieces. Pack it as one."),
+        ("MAX_IDS", 3, b"a\n" * 4, "holds more than 3 ids. Split it"),
+        ("MAX_IDS", 3, b"messageId,x\n" + b"a,1\n" * 4, "holds more than 3 ids"),
+        ("MAX_LINES", 3, b"a\n\n\n\n", "has more than 3 lines"),
+        ("MAX_LINES", 3, b'messageId,x\na,"1\n2\n3"\n', "has more than 3 lines"),
+        ("MAX_BYTES", 2 << 30, b"", "is empty"),
+        ("MAX_BYTES", 1000, b"a\n" * 501, "is larger than 0 GiB. Split it."),
+        ("MAX_BYTES", 1000, gzip.compress(b"a\n" * 501, mtime=0), "is larger than 0 GiB. Split it."),
+        (
+            "MAX_MEMBERS",
+            3,
+            gzip.compress(b"a\n", mtime=0) * 4,
+            "consists of more than 3 gzip members. Compress",
+        ),
     ],
 )
 def test_what_is_above_a_limit_is_refused(
@@ -416,7 +427,7 @@ FORMS: dict[str, Callable[[int], bytes]] = {
     "JSON lines": lambda count: b"".join(b'{"messageId": "AAMk%040d="}\n' % number for number in range(count)),
     "blank lines": lambda count: b"\n" * count * 4 + b"a\n",
     "a quoted cell of lines": lambda count: b'messageId,x\na,"' + b"\n" * min(count, 100_000) + b'"\n',
-    "long lines": lambda count: (b"a" * (LONGEST_LINE - 2) + b"\n") * (count // 500),
+    "long lines": lambda count: (b"a" * (MAX_LINE_LENGTH - 2) + b"\n") * (count // 500),
     "cells": lambda count: b"messageId" + b",x" * (count * 4) + b"\na\n",
     "JSON": lambda count: b'{"messageId": "a", "x": [' + b"1," * (count * 4) + b"1]}\n",
     "pieces": lambda count: gzip.compress(b"a\n") * (count // 2),

@@ -7,12 +7,12 @@ import pytest
 
 from attachments.domain.plan import (
     is_settled,
-    named,
     new_entry,
+    real_attachments,
     settled_entry,
     unwanted_entry,
     why_not_final,
-    without_placeholders,
+    with_download_name,
 )
 from attachments.domain.selection import Filter
 from attachments.emailgistics import Attachment
@@ -93,7 +93,7 @@ def test_without_a_name_only_what_depends_on_it_waits_for_the_download(
 )
 def test_the_name_of_a_download_is_recorded_and_decides_from_then_on(file_name: str | None, name: str) -> None:
     """So that a later run neither opens the download again nor thinks that something is left to do."""
-    found = named(attachment("", "application/octet-stream"), file_name)
+    found = with_download_name(attachment("", "application/octet-stream"), file_name)
     assert found.name == name
     for wanted, is_wanted in ((NO_PROGRAMS, "exe" not in name), (PDFS, False)):
         entry = unwanted_entry(found, wanted)
@@ -108,7 +108,7 @@ def test_the_name_of_a_download_is_recorded_and_decides_from_then_on(file_name: 
 
 def test_a_listed_name_stays() -> None:
     """It is what the filter has seen; a header that differs does not get round the filter."""
-    assert named(attachment("a.pdf"), "setup.exe") == attachment("a.pdf")
+    assert with_download_name(attachment("a.pdf"), "setup.exe") == attachment("a.pdf")
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_a_list_is_final_when_it_neither_contradicts_the_webhook_nor_has_a_place
     """A placeholder is no attachment, but for `force`: a sender may name a file so."""
     listed = [attachment(name) for name in names]
     assert why_not_final(listed, has_attachments=has_attachments) == why
-    assert len(without_placeholders(listed)) == left
-    assert len(without_placeholders(listed, force=True)) == len(names)
+    assert len(real_attachments(listed)) == left
+    assert len(real_attachments(listed, force=True)) == len(names)
 
 
 @pytest.mark.parametrize(

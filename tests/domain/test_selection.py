@@ -18,14 +18,14 @@ from pydantic import ValidationError
 
 from attachments.domain.selection import (
     _ALIASES,
-    _SAYS_NOTHING,
     _TYPES,
+    _UNINFORMATIVE_TYPES,
     Decision,
     Filter,
     Rule,
     decide,
+    describe_errors,
     known_type,
-    problem,
 )
 
 
@@ -334,8 +334,8 @@ def test_no_name_makes_a_pattern_slow() -> None:
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        ({"include": [{}]}, "a rule without conditions; give it content_types, names, min_size or max_size"),
-        ({"include": [{"names": [], "content_types": None}]}, "a rule without conditions"),
+        ({"include": [{}]}, "a rule has no conditions; give it content_types, names, min_size or max_size"),
+        ({"include": [{"names": [], "content_types": None}]}, "a rule has no conditions"),
         ({"include": [{"max_bytes": 5}]}, "unknown max_bytes; a rule has content_types, names, min_size, max_size"),
         ({"includes": []}, "unknown includes; a filter has include, exclude"),
         ({"exclude": [{"min_size": 3, "max_size": 2}]}, "min_size 3 is larger than max_size 2"),
@@ -415,7 +415,7 @@ def test_a_rule_that_makes_no_sense_is_refused(bad: dict[str, Any], says: str) -
     """Before anything runs, with what to change."""
     with pytest.raises(ValidationError) as raised:
         Filter.model_validate(bad)
-    told = problem(raised.value)
+    told = describe_errors(raised.value)
     assert re.search(says, told), told
     assert "Value error" not in told
     assert len(told.splitlines()) == 1
@@ -456,7 +456,7 @@ def test_the_place_of_each_fault_is_told() -> None:
     bad = {"include": [{"names": ["*.x"]}, {"names": [7]}], "exclude": [{"max_bytes": 5}]}
     with pytest.raises(ValidationError) as raised:
         Filter.model_validate(bad)
-    assert problem(raised.value) == (
+    assert describe_errors(raised.value) == (
         "include[1].names[0]: Input should be a valid string; "
         "exclude[0]: unknown max_bytes; a rule has content_types, names, min_size, max_size"
     )
@@ -487,7 +487,7 @@ def test_whatever_is_written_is_taken_or_rejected_in_a_line(filter_: Any, attach
     try:
         found = Filter.model_validate(filter_)
     except ValidationError as error:
-        told = problem(error)
+        told = describe_errors(error)
     else:
         told = found.may_want(attachment) or found.decide(attachment).rule
     assert told
@@ -495,7 +495,7 @@ def test_whatever_is_written_is_taken_or_rejected_in_a_line(filter_: Any, attach
 
 def test_each_alias_is_of_a_type_that_is_compared() -> None:
     """No chain of aliases, and no extension that stands for one."""
-    assert not set(_ALIASES) & {*_ALIASES.values(), *_TYPES.values(), *_SAYS_NOTHING}
+    assert not set(_ALIASES) & {*_ALIASES.values(), *_TYPES.values(), *_UNINFORMATIVE_TYPES}
 
 
 def test_a_filter_is_a_value() -> None:

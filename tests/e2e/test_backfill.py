@@ -130,9 +130,9 @@ def test_bad_input_is_refused_before_anything_is_done(running: Installation) -> 
     running.sandbox.control.clear_requests()
     asked: list[tuple[dict[str, Any], str]] = [
         ({}, "Set one of message_ids, ids_url, and mailbox"),
-        ({"message_ids": [message["id"], "a b"]}, "Number 2 of the message ids is no message id"),
+        ({"message_ids": [message["id"], "a b"]}, "Number 2 of the message ids is not a message id"),
         ({"ids_url": str(running.stack.ids / "wrong.csv")}, "none is named messageId"),
-        ({"ids_url": str(running.stack.ids / "late.txt")}, "Line 2 is no message id"),
+        ({"ids_url": str(running.stack.ids / "late.txt")}, "Line 2 is not a message id"),
         ({"ids_url": str(running.stack.ids / "missing.txt")}, "There is no file of ids at that URL"),
         ({"ids_url": "/etc/hostname"}, "The worker may not read ids from there"),
         ({**span, "start": "2026-01-01"}, "start is a date without a time"),

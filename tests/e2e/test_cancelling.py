@@ -43,7 +43,7 @@ def cancelled_in_time(
     took = time.monotonic() - asked
     print(f"cancelled after {took:.1f} s")
     assert took < SECONDS
-    assert (f"{run['id']} is cancelled; its thread sleeps" in running.stack.worker.printed()) is sleeps
+    assert (f"{run['id']} is cancelled; its thread sleeps" in running.stack.worker.output()) is sleeps
     incoming = running.stack.store / ".incoming"
 
     def is_gone() -> bool:

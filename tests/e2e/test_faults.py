@@ -48,7 +48,7 @@ def test_a_429_storm_slows_down_and_everything_completes(running: Installation) 
 def test_a_429_storm_costs_each_worker_two_calls(running: Installation) -> None:
     """The vendor says 429 for 90 s to two workers in the midst of their work; in the end all is stored."""
     log = running.stack.folder / "second worker.log"
-    second = dataclasses.replace(running.stack.worker, log=log, is_ready=lambda: "started!" in second.printed())
+    second = dataclasses.replace(running.stack.worker, log=log, is_ready=lambda: "started!" in second.output())
     second.start()
     try:
         made = running.sandbox.control.add_messages(

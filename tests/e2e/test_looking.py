@@ -14,11 +14,11 @@ from prefect.settings import temporary_settings
 from attachments.blocks import AttachmentStore
 from attachments.cli.actions.status_report import read_status
 from attachments.cli.main import main
-from attachments.doctor import Finding, examine, schedules, work
-from attachments.doctor.deployments import look_at_deployments, read_deployments
-from attachments.doctor.probe import prefect
-from attachments.doctor.schedules import look_at_schedules
-from attachments.doctor.work import look_at_pool, look_at_queues, look_at_workers
+from attachments.doctor import Finding, run_checks, schedules, workers
+from attachments.doctor.deployments import check_deployments, read_deployments
+from attachments.doctor.probe import prefect_client
+from attachments.doctor.schedules import check_schedules
+from attachments.doctor.workers import check_pool, check_queues, check_workers
 from attachments.runs.deployment_spec import LIMITS
 from attachments.runs.watermarks import Watermarks
 from attachments.storage import message_key
@@ -48,7 +48,7 @@ def well(running: Installation) -> Iterator[Installation]:
 @pytest.fixture
 def seen(well: Installation) -> Iterator[Seen]:
     """What a family of checks finds, by what it is about."""
-    with prefect() as client:
+    with prefect_client() as client:
         yield lambda look: {finding.about: finding for finding in look(client)}
 
 
@@ -105,11 +105,11 @@ def test_without_a_limit_no_call_is_made(well: Installation) -> None:
     limit = well._get(API)
     well.remove(API)
     try:
-        found = {finding.about: finding for finding in examine()}
+        found = {finding.about: finding for finding in run_checks()}
     finally:
         well._post("v2/concurrency_limits/", {name: limit[name] for name in ("name", "limit", "active")})
-    assert "There is none of this name" in str(found["limit emailgistics-api"])
-    assert str(found["api-key default"]).startswith("warning  api-key default: Not asked: nothing would keep")
+    assert "It does not exist." in str(found["limit emailgistics-api"])
+    assert str(found["api-key default"]).startswith("warning  api-key default: Not checked: nothing would keep")
     assert "scope messages:read (default)" not in found
     assert well.sandbox.control.requests() == []
 
@@ -122,7 +122,7 @@ def test_limits_that_are_not_safe_and_keys_that_lack_a_scope_are_found(well: Ins
         changed(well, API, limit=120),
         changed(well, "v2/concurrency_limits/emailgistics-backfill", slot_decay_per_second=1.0),
     ):
-        found = {finding.about: finding for finding in examine()}
+        found = {finding.about: finding for finding in run_checks()}
     bad = {about for about, finding in found.items() if finding.status == "failed"}
     assert bad == {
         "limit emailgistics-api",
@@ -131,7 +131,7 @@ def test_limits_that_are_not_safe_and_keys_that_lack_a_scope_are_found(well: Ins
     }
     assert found["scope reporting (default)"].status == "warning"
     control.settings(keys=[{"key": "another"}])
-    found = {finding.about: finding for finding in examine()}
+    found = {finding.about: finding for finding in run_checks()}
     assert "Emailgistics refuses it (HTTP 401)" in str(found["api-key default"])
     assert "scope messages:read (default)" not in found
 
@@ -140,17 +140,17 @@ def test_a_deployment_that_is_gone_or_outdated_is_found(well: Installation, seen
     """One that is as `attachments setup` made it is current."""
 
     def line() -> str:
-        found = seen(lambda client: look_at_deployments(read_deployments(client)))
+        found = seen(lambda client: check_deployments(read_deployments(client)))
         return str(found["deployment purge-attachments/default"])
 
     made = well._get("deployments/name/purge-attachments/default")
     with changed(well, f"deployments/{made['id']}", parameter_openapi_schema={"type": "object", "properties": {}}):
         assert "Its parameters are those of another version. Stop the workers on all hosts" in line()
     well.remove(f"deployments/{made['id']}")
-    assert "There is none of this name. Run `attachments setup`." in line()
+    assert "It does not exist. Run `attachments setup`." in line()
     kept = ("name", "flow_id", "version", "entrypoint", "parameter_openapi_schema", "work_pool_name", "work_queue_name")
     well._post("deployments/", {**{field: made[field] for field in kept}, "pull_steps": []})
-    assert line() == "ok       deployment purge-attachments/default: It is current."
+    assert line() == "ok       deployment purge-attachments/default: It is up to date."
 
 
 def test_a_schedule_that_is_switched_on_starts_runs_and_one_that_has_ended_is_found(
@@ -161,20 +161,20 @@ def test_a_schedule_that_is_switched_on_starts_runs_and_one_that_has_ended_is_fo
     path = f"deployments/{made['id']}/schedules"
 
     def line() -> str:
-        found = seen(lambda client: look_at_schedules(client, read_deployments(client)))
+        found = seen(lambda client: check_schedules(client, read_deployments(client)))
         return str(found.get("schedule purge-attachments/default", ""))
 
     def by_schedule() -> list[dict[str, Any]]:
-        filters = {"deployment_id": {"any_": [made["id"]]}, "tags": {"all_": [schedules.PLANNED]}}
+        filters = {"deployment_id": {"any_": [made["id"]]}, "tags": {"all_": [schedules.SCHEDULED_TAG]}}
         return [run for run in well._flow_runs(filters, "ID_DESC") if run["state_type"] in FINAL]
 
     assert line() == ""
-    monkeypatch.setattr(schedules, "LOOK_AGAIN", 0.1)
+    monkeypatch.setattr(schedules, "RECHECK_DELAY", 0.1)
     fields = {"active": True, "parameters": {"older_than_days": 30_000}}
     over = {"rrule": "DTSTART:20200101T000000\nRRULE:FREQ=DAILY;COUNT=3"}
     (ended,) = well._post(path, [{"schedule": over, **fields}])
     try:
-        assert line().startswith("warning  schedule purge-attachments/default: Its schedule has ended")
+        assert line().startswith("warning  schedule purge-attachments/default: Its schedule has ended, so")
     finally:
         well.remove(f"{path}/{ended['id']}")
     far = datetime.now(UTC) + timedelta(days=150)
@@ -200,21 +200,21 @@ def test_a_pool_or_queue_that_is_paused_and_a_worker_that_is_gone_are_found(
 ) -> None:
     """In a pool of the test's own, so that the tests' worker goes on. A worker that was stopped is gone in seconds."""
     pool = f"pool-{os.getpid()}"
-    monkeypatch.setattr(work, "POOL", pool)
-    monkeypatch.setattr(work, "LOOK_AGAIN", 0.1)
-    assert "There is none of this name." in str(seen(look_at_pool)[f"work-pool {pool}"])
-    assert seen(look_at_queues) == {}
-    assert "None is alive" in str(seen(look_at_workers)["worker"])
+    monkeypatch.setattr(workers, "POOL", pool)
+    monkeypatch.setattr(workers, "RECHECK_DELAY", 0.1)
+    assert "It does not exist." in str(seen(check_pool)[f"work-pool {pool}"])
+    assert seen(check_queues) == {}
+    assert "None is alive" in str(seen(check_workers)["worker"])
     well._post("work_pools/", {"name": pool, "type": "process"})
-    assert "Its type is process" in str(seen(look_at_pool)[f"work-pool {pool}"])
-    assert "There is none of this name. Run `attachments setup`" in str(seen(look_at_queues)[f"queue {pool}/backfill"])
+    assert "Its type is process" in str(seen(check_pool)[f"work-pool {pool}"])
+    assert "It does not exist. Run `attachments setup`" in str(seen(check_queues)[f"queue {pool}/backfill"])
     well._asked("POST", f"work_pools/{pool}/workers/heartbeat", {"name": "w", "heartbeat_interval_seconds": 1})
-    assert str(seen(look_at_workers)["worker"]) == "ok       worker: One is alive."
-    until(lambda: seen(look_at_workers)["worker"].status == "failed", "the silent worker to be gone")
+    assert str(seen(check_workers)["worker"]) == "ok       worker: One is alive."
+    until(lambda: seen(check_workers)["worker"].status == "failed", "the silent worker to be gone")
     well.change(f"work_pools/{pool}", {"is_paused": True})
-    assert "It is paused, so no run starts." in str(seen(look_at_pool)[f"work-pool {pool}"])
+    assert "It is paused, so no run starts." in str(seen(check_pool)[f"work-pool {pool}"])
     well.change(f"work_pools/{pool}/queues/default", {"is_paused": True})
-    assert "It is paused, so none of its runs start." in str(seen(look_at_queues)[f"queue {pool}/default"])
+    assert "It is paused, so none of its runs start." in str(seen(check_queues)[f"queue {pool}/default"])
     well.remove(f"work_pools/{pool}")
 
 
@@ -236,7 +236,7 @@ def test_the_doctors_flow_fails_by_name_and_leaks_nothing(well: Installation) ->
     assert "limit emailgistics-api: " in bad["state"]["message"].partition("doctors-readonly.")[2], "with its remedy"
     (shown,) = well.artifacts(bad["id"])
     assert shown["data"].startswith("**FAILED limit emailgistics-api**\n\n- ")
-    urgent, _, fine = shown["data"].partition("As it should be:")
+    urgent, _, fine = shown["data"].partition("Passed:")
     assert "**FAILED store doctors-readonly**" in urgent
     assert "EACCES" in urgent
     assert "- mailboxes default: " in fine
@@ -273,7 +273,7 @@ def test_status_counts_what_there_is(well: Installation) -> None:
         "failed": 1,
     }
 
-    with prefect() as client:
+    with prefect_client() as client:
         marks = Watermarks(client, "default", "download-attachments/default")
         marks.advance("0" * 32, datetime(2026, 1, 2, 3, tzinfo=UTC))
     done = well.stack.run("attachments", "status", "--json", check=False)

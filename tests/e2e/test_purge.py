@@ -68,8 +68,8 @@ def test_what_is_due_is_purged_once_and_for_all(running: Installation) -> None:
 
     dry = purge(hold=[forgotten["id"]])
     assert dry["state"]["message"] == (
-        "A dry run, nothing was removed. Of 5 messages 2 had attachments to purge: 3 of 7 that are due would be "
-        "removed, 2,016 bytes; 2 messages are on hold. The artifact purge-list names what would be removed."
+        "Dry run: nothing was removed. Of 5 messages 2 had attachments to purge: 3 of 7 that are due would be "
+        "removed, 2,016 bytes; 2 messages are on hold. The artifact purge-list lists what would be removed."
     )
     going = listed(running, dry)
     assert {(row["key"].partition("/")[0], row["bytes"], row["stored"]) for row in going} == {
@@ -81,7 +81,7 @@ def test_what_is_due_is_purged_once_and_for_all(running: Installation) -> None:
 
     few = purge(most=1, hold=["no such message"])["state"]["message"]
     assert "run it again for what is left" in few
-    assert "1 of the messages to hold was not met so far" in few
+    assert "1 of the messages to hold was not found so far" in few
 
     real = purge(dry_run=False, hold=[forgotten["id"]])
     assert real["state_type"] == "COMPLETED"
@@ -130,13 +130,14 @@ def test_a_store_without_messages_is_said(running: Installation) -> None:
     running.save_blocks(f'AttachmentStore(url="{store.as_uri()}").save("bare", overwrite=True)')
     run = running.run_deployment(flow="purge-attachments", older_than_days=1, store="bare")
     assert run["state_type"] == "FAILED"
-    assert "root folder is not there: is its URL right, and its disk mounted?" in run["state"]["message"]
+    assert "root folder does not exist; check its URL, and that its disk is mounted." in run["state"]["message"]
     assert not store.exists()
     store.mkdir()
     run = running.run_deployment(flow="purge-attachments", older_than_days=1, store="bare")
     assert run["state_type"] == "COMPLETED"
     assert run["state"]["message"] == (
-        "A dry run, nothing was removed. No message is stored there: is the store's URL right, and its disk mounted?"
+        "Dry run: nothing was removed. The store has no messages. If it should, check its URL, and that its disk is "
+        "mounted."
     )
 
 

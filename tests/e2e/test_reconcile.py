@@ -14,7 +14,7 @@ from prefect.settings import temporary_settings
 from pydantic import SecretStr
 
 from attachments.blocks import EmailgisticsAccount
-from attachments.cli.actions.schedule import SWITCHED, reporting_problem, switch_reconciliation
+from attachments.cli.actions.schedule import SWITCHED_ON_VARIABLE, reporting_problem, switch_reconciliation
 from attachments.demo.processes import free_port
 from attachments.domain.watermark_policy import FirstAttempt
 from attachments.runs import watermarks as marking
@@ -389,7 +389,7 @@ def test_setup_switches_the_schedule_by_the_scopes_of_the_key(running: Installat
         control.settings(keys=[{"key": key}])
         assert "updated" in switched()
         assert schedules() == {"hourly": True}
-        assert "was there" in switched("wrong")
+        assert "unchanged" in switched("wrong")
         assert schedules() == {"hourly": True}, "a wrong key says nothing of scopes"
         control.settings(keys=[{"key": key, "scopes": ["messages:read", "messages:content"]}])
         assert "switched off. The API key lacks the scope reporting" in switched()
@@ -397,13 +397,13 @@ def test_setup_switches_the_schedule_by_the_scopes_of_the_key(running: Installat
         control.settings(keys=[{"key": key}])
         assert "switched on, every hour" in switched()
 
-        running.remove(f"variables/name/{SWITCHED}")  # somebody else had switched it on
+        running.remove(f"variables/name/{SWITCHED_ON_VARIABLE}")  # somebody else had switched it on
         assert "every hour" in switched()
         mine = {"schedule": {"cron": "0 3 * * *"}, "active": False}  # the UI gives none a slug
         running._post(f"deployments/{deployment['id']}/schedules", [mine])
         switch("hourly", active=False)
         said = running.stack.run("attachments", "setup").stdout
-        assert f"schedule of {FLOW}/default: off, by hand" in said
+        assert f"schedule of {FLOW}/default: switched off by a person" in said
         assert schedules() == {"hourly": False, "mine": False}
         assert running.deployment(f"{FLOW}/default")["concurrency_options"] == deployment["concurrency_options"]
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from attachments.demo.processes import Process, surroundings
+from attachments.demo.processes import Process, process_environment
 from attachments.storage import message_key
 from tests.e2e.installation import Installation
 
@@ -66,7 +66,7 @@ class Project:
         done = subprocess.run(
             [self.python.with_name(script), *arguments],
             cwd=self.folder,
-            env=surroundings(self.environment),
+            env=process_environment(self.environment),
             capture_output=True,
             text=True,
             check=False,
@@ -82,7 +82,7 @@ class Project:
         script = f'cd "{self.folder}" && exec "{self.python.with_name("prefect")}" worker start --pool {POOL}'
         log = self.folder / "worker.log"
         environment = {**self.environment, "ATTACHMENTS_WORKER_FLOWS": flows}
-        worker = Process("worker", ["sh", "-c", script], environment, log, lambda: "started!" in worker.printed())
+        worker = Process("worker", ["sh", "-c", script], environment, log, lambda: "started!" in worker.output())
         try:
             worker.start()
             yield

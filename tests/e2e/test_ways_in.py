@@ -75,11 +75,11 @@ def test_setup_again_changes_nothing_and_says_so(running: Installation) -> None:
     running.change(f"automations/{automation['id']}", {"enabled": False})
     done = running.stack.run("attachments", "setup", "--schedules-off")
     lines = done.stdout.splitlines()
-    assert [line for line in lines if line.startswith(("made", "updated"))] == []
-    assert "was there block emailgistics-account/default" in lines
-    assert "was there limit emailgistics-backfill: 42 calls in any 60 s" in lines
-    assert "was there deployment download-attachments/default" in lines
-    assert "was there automation download-attachments/default on emailgistics.message.received: switched off" in lines
+    assert [line for line in lines if line.startswith(("created", "updated"))] == []
+    assert "unchanged block emailgistics-account/default" in lines
+    assert "unchanged limit emailgistics-backfill: 42 calls in any 60 s" in lines
+    assert "unchanged deployment download-attachments/default" in lines
+    assert "unchanged automation download-attachments/default on emailgistics.message.received: switched off" in lines
     (replaced,) = running._post("automations/filter", {})
     assert replaced["enabled"] is False, "the trigger was replaced, not doubled, and stays off"
     after = running._get("deployments/name/download-attachments/default")
@@ -99,8 +99,8 @@ def test_setup_says_what_it_has_updated(running: Installation) -> None:
     (automation,) = running._post("automations/filter", {})
     running.remove(f"automations/{automation['id']}")
     lines = running.stack.run("attachments", "setup", "--schedules-off").stdout.splitlines()
-    assert [line for line in lines if line.startswith(("made", "updated"))] == [
-        "made      automation download-attachments/default on emailgistics.message.received",
+    assert [line for line in lines if line.startswith(("created", "updated"))] == [
+        "created   automation download-attachments/default on emailgistics.message.received",
         "updated   deployment doctor/default",
     ]
     assert running.deployment("doctor/default")["entrypoint"] == "attachments.flows.doctor.doctor"
@@ -232,7 +232,7 @@ def test_setup_names_the_variable_that_is_missing_and_makes_nothing(running: Ins
     assert refused.returncode == 1
     assert f"{variable} is not set." in refused.stderr
     assert refused.stdout == ""
-    assert f"made      block {document}/default" in running.stack.run("attachments", "setup", "--schedules-off").stdout
+    assert f"created   block {document}/default" in running.stack.run("attachments", "setup", "--schedules-off").stdout
 
 
 def test_prefect_deploy_makes_the_same_deployment(running: Installation) -> None:

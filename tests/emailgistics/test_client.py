@@ -30,7 +30,7 @@ from attachments.emailgistics import (
     UnexpectedStatus,
 )
 from attachments.emailgistics import client as client_module
-from attachments.emailgistics.answers import ERROR_BODY_BYTES
+from attachments.emailgistics.status_errors import ERROR_BODY_BYTES
 
 from .raw_server import RawServer, head, ok, sent
 

@@ -9,7 +9,7 @@ import pytest
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.domain.selection import Filter
 from attachments.flows.backfill_attachments import named as backfilled
-from attachments.flows.download_attachments import Message, download_attachments, identified
+from attachments.flows.download_attachments import Message, download_attachments, resolve_message
 from attachments.runs.child_runs import DownloadDeployment
 from attachments.storage import Manifest, message_key, open_store
 
@@ -26,10 +26,10 @@ def test_the_manifest_of_a_key_tells_the_id(tmp_path: Path) -> None:
     key = message_key(ID)
     manifest = Manifest(message_id=ID, message_key=key, updated=datetime.now(UTC))
     store.store().update_manifest(key, lambda _: manifest)
-    assert identified(named(key), store) == identified(named(key.upper()), store) == named(ID)
-    assert identified(named(ID), store) == named(ID)
+    assert resolve_message(named(key), store) == resolve_message(named(key.upper()), store) == named(ID)
+    assert resolve_message(named(ID), store) == named(ID)
     unknown = message_key("never seen")
-    assert identified(named(unknown), store) == named(unknown)
+    assert resolve_message(named(unknown), store) == named(unknown)
 
 
 def test_a_backfill_takes_a_message_by_its_key(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_manifest_that_was_altered_sends_a_run_to_no_other_message(tmp_path: P
     key = message_key(ID)
     manifest = Manifest(message_id="another", message_key=key, updated=datetime.now(UTC))
     store.store().update_manifest(key, lambda _: manifest)
-    assert identified(named(key), store) == named(key)
+    assert resolve_message(named(key), store) == named(key)
 
 
 @pytest.mark.parametrize("text", ["AAMkAGI1\u2026", "AAMk AGI1", "AAMk\nAGI1"])
@@ -60,4 +60,4 @@ def test_an_id_that_was_badly_copied_is_refused_before_anything_is_asked(text: s
     """Emailgistics would answer 404, and a new message's run asks it again for half a minute."""
     state = download_attachments.fn(text)
     assert state.is_failed()
-    assert (state.message or "").startswith("message_id is no message id: it h")
+    assert (state.message or "").startswith("message_id is not a message id: it c")

@@ -30,7 +30,7 @@ def read(
     monkeypatch.setattr(download_attachments, "is_low_priority", lambda: is_backlog)
     message = Message(id="m", key=message_key("m"), has_attachments=True)
     account = EmailgisticsAccount.model_construct()
-    listed, pending = download_attachments._final_list(message, account, force=force)
+    listed, pending = download_attachments._list_until_final(message, account, force=force)
     return [attachment.name for attachment in listed], pending, len(asked)
 
 

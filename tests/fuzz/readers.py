@@ -28,8 +28,8 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from attachments.blocks import AttachmentStore
-from attachments.domain.message_ids import IdsError, listed_ids, read_ids
-from attachments.domain.selection import Filter, Rule, problem
+from attachments.domain.message_ids import IdsError, checked_ids, read_ids
+from attachments.domain.selection import Filter, Rule, describe_errors
 from attachments.emailgistics import Delivery, EmailgisticsError, InvalidDelivery, authenticate, parse_delivery
 from attachments.emailgistics.content_disposition import HEADER_CHARACTERS, filename_of
 from attachments.emailgistics.envelopes import parse_envelope
@@ -256,7 +256,7 @@ def check_ids(data: bytes) -> str:
         assert list(again) == ids, "written one a line, they are others"
     assert "CANARY" not in said, "an error that quotes the file"
     try:
-        for id_ in listed_ids(data.decode("utf-8", "surrogateescape").split("\n")):
+        for id_ in checked_ids(data.decode("utf-8", "surrogateescape").split("\n")):
             assert id_ == id_.strip() != ""
             assert is_key(message_key(id_))
     except IdsError:
@@ -451,7 +451,7 @@ def check_filter(data: bytes) -> str:
         found = Filter.model_validate(json.loads(text))
     except ValidationError as error:
         str(error)
-        problem(error)
+        describe_errors(error)
         return "invalid"
     except (ValueError, RecursionError):
         return "not JSON"

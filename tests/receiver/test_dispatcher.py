@@ -16,17 +16,17 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from attachments.emailgistics import Delivery
 from attachments.prefect_api import prefect_retry
-from attachments.receiver.dispatcher import CONCURRENCY, Dispatcher
-from attachments.receiver.inbox import Entry, Inbox
-from attachments.receiver.limits import Limits
-from attachments.receiver.metrics import Metrics
-from attachments.receiver.prefect_api import (
-    ASK_AGAIN,
-    ATTEMPTS_END,
+from attachments.receiver.dispatcher import MAX_CREATIONS, Dispatcher
+from attachments.receiver.flow_runs import (
+    MAX_DELIVERY_DURATION,
+    MAX_LOCKED_RETRY_DELAY,
     PrefectRefused,
     PrefectUnavailable,
     prefect_flow_runs,
 )
+from attachments.receiver.inbox import Entry, Inbox
+from attachments.receiver.limits import ReceiverLimits
+from attachments.receiver.metrics import Metrics
 from attachments.storage import message_key
 
 from .prefect_stub import FIRST_PARAMETERS, Mood, PrefectStub
@@ -63,7 +63,7 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(path: Path, prefect: PrefectStub, limits: Limits | None = None) -> AsyncIterator[Desk]:
+async def desk(path: Path, prefect: PrefectStub, limits: ReceiverLimits | None = None) -> AsyncIterator[Desk]:
     inbox, metrics = Inbox(path), Metrics()
     try:
         with temporary_settings({PREFECT_API_URL: prefect.url, PREFECT_CLIENT_MAX_RETRIES: 0}):
@@ -76,13 +76,13 @@ async def desk(path: Path, prefect: PrefectStub, limits: Limits | None = None) -
 
 
 @pytest.fixture
-def limits() -> Limits:
+def limits() -> ReceiverLimits:
     """Those of production, unless a test has others."""
-    return Limits()
+    return ReceiverLimits()
 
 
 @pytest.fixture
-def play(tmp_path: Path, prefect: PrefectStub, limits: Limits) -> Callable[[Story], None]:
+def play(tmp_path: Path, prefect: PrefectStub, limits: ReceiverLimits) -> Callable[[Story], None]:
     """Runs a test's story with a dispatcher on the test's folder. Each call is one life of the process."""
 
     def play(story: Story) -> None:
@@ -95,8 +95,13 @@ def play(tmp_path: Path, prefect: PrefectStub, limits: Limits) -> Callable[[Stor
     return play
 
 
-HASTY = Limits(
-    refresh=0.2, refresh_while_away=0.2, reminder=0.5, longest_pause=0.3, refused_pause=0.3, answer_deadline=1.0
+HASTY = ReceiverLimits(
+    refresh_interval=0.2,
+    refresh_interval_while_unavailable=0.2,
+    reminder_interval=0.5,
+    max_retry_delay=0.3,
+    refused_retry_delay=0.3,
+    create_timeout=1.0,
 )
 """Shorter pauses and deadlines than in production, so that a test sees several of them."""
 hasty = pytest.mark.parametrize("limits", [HASTY], ids=["hasty"])
@@ -191,7 +196,7 @@ def test_at_most_two_creations_are_under_way(play: Callable[[Story], None], pref
         await at.until_depth(0)
 
     play(story)
-    assert prefect.most_at_once == CONCURRENCY == 2
+    assert prefect.most_at_once == MAX_CREATIONS == 2
     assert len(prefect.runs) == 40
 
 
@@ -204,7 +209,7 @@ def test_what_prefect_does_not_confirm_stays(
     ids = [str(number) for number in range(10)]
 
     async def story(at: Desk) -> None:
-        await at.until(lambda: at.dispatcher.synced)
+        await at.until(lambda: at.dispatcher.is_synced)
         prefect.mood = mood
         await at.deliver(*ids, mailbox="canary@example.com")
         await at.until(lambda: caplog.text.count("stays in the inbox") >= 3)
@@ -225,7 +230,7 @@ def test_prefect_may_be_down_from_the_start(play: Callable[[Story], None], prefe
 
     async def story(at: Desk) -> None:
         await at.deliver("a", "b")
-        await at.until(lambda: at.dispatcher.synced is False)
+        await at.until(lambda: at.dispatcher.is_synced is False)
         prefect.start()
         await at.until_depth(0)
 
@@ -240,7 +245,7 @@ def test_while_prefect_is_away_it_is_asked_with_one_entry_at_a_time(
     """A server that is coming back is not met by four posts at once."""
 
     async def story(at: Desk) -> None:
-        await at.until(lambda: at.dispatcher.synced)
+        await at.until(lambda: at.dispatcher.is_synced)
         prefect.mood = "forgetful"  # it counts what it drops
         await at.deliver("first")
         await at.until(lambda: prefect.posts >= 1)
@@ -262,7 +267,7 @@ def test_the_inbox_drains_soon_after_prefect_is_back(play: Callable[[Story], Non
     """With the figures of production, after as many failures as make the pauses longest."""
 
     async def story(at: Desk) -> None:
-        await at.until(lambda: at.dispatcher.synced)
+        await at.until(lambda: at.dispatcher.is_synced)
         prefect.stop()
         await at.deliver(*(str(number) for number in range(100)))
         await at.until(lambda: (at.metrics.registry.get_sample_value("attachments_dispatch_failures") or 0) >= 6)
@@ -330,7 +335,7 @@ def test_a_deployment_that_was_made_anew_is_found(play: Callable[[Story], None],
     """Its id has changed; the entry goes to the new one after the next look at the list."""
 
     async def story(at: Desk) -> None:
-        await at.until(lambda: at.dispatcher.synced)
+        await at.until(lambda: at.dispatcher.is_synced)
         prefect.deployments["default"] = str(uuid4())
         await at.deliver("a")
         await at.until_depth(0)
@@ -345,13 +350,13 @@ def test_the_deployments_outlive_a_restart_without_prefect(play: Callable[[Story
     prefect.deployments["pdfs"] = str(uuid4())
 
     async def first(at: Desk) -> None:
-        await at.until(lambda: at.dispatcher.synced)
+        await at.until(lambda: at.dispatcher.is_synced)
         while await at.inbox.deployments() != prefect.deployments:
             await asyncio.sleep(0.01)
 
     async def second(at: Desk) -> None:
         assert at.dispatcher.deployments == prefect.deployments
-        assert not at.dispatcher.synced, "what was made since is not known, and must not get a 404, which is final"
+        assert not at.dispatcher.is_synced, "what was made since is not known, and must not get a 404, which is final"
 
     play(first)
     prefect.stop()
@@ -363,12 +368,12 @@ def test_while_prefect_is_away_the_list_counts_as_old(play: Callable[[Story], No
     """A deployment may have been made since; the known ones are known still."""
 
     async def story(at: Desk) -> None:
-        await at.until(lambda: at.dispatcher.synced)
+        await at.until(lambda: at.dispatcher.is_synced)
         prefect.mood = "locked-out"
-        await at.until(lambda: not at.dispatcher.synced)
+        await at.until(lambda: not at.dispatcher.is_synced)
         assert at.dispatcher.deployments == prefect.deployments
         prefect.mood = "well"
-        await at.until(lambda: at.dispatcher.synced)
+        await at.until(lambda: at.dispatcher.is_synced)
 
     play(story)
 
@@ -377,29 +382,29 @@ def test_a_deployment_that_was_made_just_now_is_known(play: Callable[[Story], No
     """`prefect deploy` and a webhook right after it: the list is read again, at most once a second in all."""
 
     async def story(at: Desk) -> None:
-        await at.until(lambda: at.dispatcher.synced)
-        await asyncio.sleep(Limits().look_again)
+        await at.until(lambda: at.dispatcher.is_synced)
+        await asyncio.sleep(ReceiverLimits().min_refresh_interval)
         prefect.deployments["invoices"] = str(uuid4())
         assert await at.dispatcher.knows("invoices")
         lists = prefect.lists
         start = time.monotonic()
         assert not any(await asyncio.gather(*(at.dispatcher.knows(f"no-such-{number}") for number in range(100))))
-        assert prefect.lists - lists <= 1 + (time.monotonic() - start) / Limits().look_again
+        assert prefect.lists - lists <= 1 + (time.monotonic() - start) / ReceiverLimits().min_refresh_interval
 
     play(story)
 
 
-@pytest.mark.parametrize("limits", [Limits(look_deadline=0.3, look_again=0.0)], ids=["short"])
+@pytest.mark.parametrize("limits", [ReceiverLimits(refresh_timeout=0.3, min_refresh_interval=0.0)], ids=["short"])
 def test_an_unknown_name_waits_for_a_hanging_prefect_only_shortly(
     play: Callable[[Story], None], prefect: PrefectStub
 ) -> None:
     """Then the list counts as old, so that the sender gets a 503 and tries again."""
 
     async def story(at: Desk) -> None:
-        await at.until(lambda: at.dispatcher.synced)
+        await at.until(lambda: at.dispatcher.is_synced)
         prefect.mood = "hung"
         assert not await at.dispatcher.knows("no-such")
-        assert not at.dispatcher.synced
+        assert not at.dispatcher.is_synced
         assert await at.dispatcher.knows("default")
         prefect.mood = "well"
 
@@ -411,7 +416,7 @@ def test_hundreds_of_deployments_are_all_known(play: Callable[[Story], None], pr
     prefect.deployments = {f"number-{number:03}": str(uuid4()) for number in range(450)}
 
     async def story(at: Desk) -> None:
-        await at.until(lambda: at.dispatcher.synced)
+        await at.until(lambda: at.dispatcher.is_synced)
         assert at.dispatcher.deployments == prefect.deployments
 
     play(story)
@@ -422,7 +427,7 @@ def test_a_lost_reply_makes_no_second_run(play: Callable[[Story], None], prefect
     """The run is there, its reply was dropped; the entry is offered again under the same key."""
 
     async def story(at: Desk) -> None:
-        await at.until(lambda: at.dispatcher.synced)
+        await at.until(lambda: at.dispatcher.is_synced)
         prefect.mood = "forgetful"
         await at.deliver("a")
         await at.until(lambda: prefect.posts >= 2)
@@ -441,7 +446,7 @@ def test_a_run_that_failed_before_its_lost_reply_was_noticed_is_not_made_again(
     """The failed run came after the delivery, so it is that delivery's own."""
 
     async def story(at: Desk) -> None:
-        await at.until(lambda: at.dispatcher.synced)
+        await at.until(lambda: at.dispatcher.is_synced)
         prefect.mood = "forgetful"
         await at.deliver("a")
         await at.until(lambda: len(prefect.runs) == 1)
@@ -481,7 +486,9 @@ def test_a_redelivery_looks_again_once_the_run_has_ended_unless_somebody_cancell
     ]
 
 
-@pytest.mark.parametrize(("ago", "runs"), [(ATTEMPTS_END - 60, 1), (ATTEMPTS_END + 1, 2), (7 * 86400.0, 2)])
+@pytest.mark.parametrize(
+    ("ago", "runs"), [(MAX_DELIVERY_DURATION - 60, 1), (MAX_DELIVERY_DURATION + 1, 2), (7 * 86400.0, 2)]
+)
 def test_a_delivery_long_after_the_cancelling_is_a_wish_to_try_again(
     play: Callable[[Story], None], prefect: PrefectStub, ago: float, runs: int
 ) -> None:
@@ -627,7 +634,7 @@ def test_a_stop_in_the_moment_of_a_delivery_is_a_stop(tmp_path: Path, prefect: P
 
     async def life() -> None:
         async with asyncio.timeout(120), desk(tmp_path / "inbox.sqlite", prefect) as at:
-            await at.until(lambda: at.dispatcher.synced)
+            await at.until(lambda: at.dispatcher.is_synced)
             await asyncio.sleep(0.1)  # the dispatcher has nothing to do and waits
             at.dispatcher.wake()
 
@@ -640,7 +647,7 @@ def test_a_creation_that_is_cut_off_by_a_stop_is_offered_again(
     """The process ended while Prefect had not answered: the entry is there in the next life, and there is one run."""
 
     async def first(at: Desk) -> None:
-        await at.until(lambda: at.dispatcher.synced)
+        await at.until(lambda: at.dispatcher.is_synced)
         prefect.delay = 0.5
         await at.deliver("a")
         await at.until(lambda: prefect.posts == 1)
@@ -678,7 +685,7 @@ def test_a_locked_database_is_asked_again_soon_however_long_it_is_locked(
     with pytest.raises(PrefectUnavailable):
         asyncio.run(create())
     assert len(pauses) > 10
-    assert max(pauses) <= ASK_AGAIN
+    assert max(pauses) <= MAX_LOCKED_RETRY_DELAY
 
 
 @pytest.mark.parametrize(
@@ -707,6 +714,6 @@ def test_the_seam_raises_its_own_errors_only(
 
     with pytest.raises(error) as raised:
         asyncio.run(create())
-    assert type(raised.value).__module__ == "attachments.receiver.prefect_api"
+    assert type(raised.value).__module__ == "attachments.receiver.flow_runs"
     assert "canary" not in str(raised.value)
     assert raised.value.__suppress_context__

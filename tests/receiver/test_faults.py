@@ -121,7 +121,7 @@ def reached(acknowledged: set[str], enough: int) -> bool:
 
 def test_prefect_may_be_away_while_webhooks_come(make: Make, prefect: PrefectStub) -> None:
     """Fault 3: 200s go on; when it is back, the inbox drains, each message once."""
-    receiver = make(tuning={"longest_pause": 1})
+    receiver = make(tuning={"max_retry_delay": 1})
     receiver.process.start()
     prefect.stop()
     ids = [f"message-{number}" for number in range(60)]
@@ -139,8 +139,8 @@ def test_prefect_may_hang_while_webhooks_come(make: Make, prefect: PrefectStub) 
     """Fault 4: its connections are taken and say nothing; 200s go on, and the inbox drains when it speaks again."""
     receiver = make(
         tuning={
-            "answer_deadline": 1,
-            "longest_pause": 1,
+            "create_timeout": 1,
+            "max_retry_delay": 1,
         }
     )
     receiver.process.start()
@@ -250,7 +250,7 @@ def test_all_at_once_are_answered(shared: Receiver) -> None:
 
 def test_a_locked_inbox_is_waited_for(make: Make, prefect: PrefectStub) -> None:
     """Fault 7: behind a short lock the answer is 200."""
-    receiver = make(tuning={"lock_patience": 1000, "ready_patience": 0.3})
+    receiver = make(tuning={"lock_timeout": 1000, "inbox_timeout": 0.3})
     receiver.process.start()
     outside = sqlite3.connect(receiver.inbox, isolation_level=None, check_same_thread=False)
     outside.execute("BEGIN EXCLUSIVE")
@@ -266,7 +266,7 @@ def test_a_locked_inbox_is_waited_for(make: Make, prefect: PrefectStub) -> None:
 
 def test_a_long_lock_of_the_inbox_is_a_refusal(make: Make, prefect: PrefectStub) -> None:
     """Fault 7: the answer is 503, loud and red, until it ends."""
-    receiver = make(tuning={"lock_patience": 1, "ready_patience": 0.3, "longest_pause": 0.5})
+    receiver = make(tuning={"lock_timeout": 1, "inbox_timeout": 0.3, "max_retry_delay": 0.5})
     receiver.process.start()
     outside = sqlite3.connect(receiver.inbox, isolation_level=None, check_same_thread=False)
     with ThreadPoolExecutor(8) as pool:
@@ -382,10 +382,10 @@ def test_a_stop_keeps_its_deadline_whatever_hangs(make: Make, prefect: PrefectSt
     """
     receiver = make(
         tuning={
-            "drain": 2,
-            "body_patience": 1000,
-            "answer_deadline": 1000,
-            "lock_patience": 1000,
+            "drain_timeout": 2,
+            "body_timeout": 1000,
+            "create_timeout": 1000,
+            "lock_timeout": 1000,
         }
     )
     receiver.process.start()
@@ -430,7 +430,7 @@ def half_open(receiver: Receiver) -> Iterator[list[socket.socket]]:
 
 def test_half_open_connections_block_nobody(make: Make, prefect: PrefectStub) -> None:
     """Hundreds that send nothing, half a header or half a body, for longer than this test takes: others are served."""
-    receiver = make(tuning=dict.fromkeys(("silence_timeout", "idle_connection", "body_patience"), 1000))
+    receiver = make(tuning=dict.fromkeys(("first_byte_timeout", "idle_timeout", "body_timeout"), 1000))
     receiver.process.start()
     with half_open(receiver):
         assert receiver.deliver("quick").status_code == 200
@@ -439,7 +439,7 @@ def test_half_open_connections_block_nobody(make: Make, prefect: PrefectStub) ->
 
 def test_half_open_connections_are_closed_in_the_end(make: Make, prefect: PrefectStub) -> None:
     """Without an answer, or with the one that they have come far enough for."""
-    receiver = make(tuning={"silence_timeout": 0.5, "idle_connection": 0.5, "body_patience": 1})
+    receiver = make(tuning={"first_byte_timeout": 0.5, "idle_timeout": 0.5, "body_timeout": 1})
     receiver.process.start()
     with half_open(receiver) as slow:
         endings = [drained(connection) for connection in slow]

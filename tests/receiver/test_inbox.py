@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from attachments.emailgistics import Delivery
-from attachments.receiver.inbox import RESERVE, Inbox, InboxUnavailable, moment
+from attachments.receiver.inbox import RESERVE_SIZE, Inbox, InboxUnavailable, moment
 
 KNOWN = {"default": "1", "pdfs": "2"}
 # As version 0.1 made it.
@@ -140,7 +140,7 @@ def test_the_oldest_come_first_and_nobody_else_is_offered(inbox: Inbox) -> None:
         append(inbox, message_id)
     first = asyncio.run(inbox.waiting(1, of=KNOWN))[0]
     assert waiting(inbox, 2, besides=[first.seq]) == ["b", "c"]
-    assert asyncio.run(inbox.depths()) == {"default": 4, "no-such-deployment": 1}
+    assert asyncio.run(inbox.depth_by_deployment()) == {"default": 4, "no-such-deployment": 1}
 
 
 def test_any_number_of_entries_may_rest(inbox: Inbox) -> None:
@@ -214,37 +214,37 @@ def test_a_link_that_somebody_has_put_there_is_not_followed(path: Path, suffix: 
 def test_a_reserve_that_is_not_ours_is_replaced(path: Path, inbox: Inbox, kind: str) -> None:
     """Room that somebody else holds cannot be given up when the disk is full."""
     reserve, others = path.with_name(f"{path.name}-reserve"), path.parent / "somebody's"
-    others.write_bytes(bytes(RESERVE))
+    others.write_bytes(bytes(RESERVE_SIZE))
     if kind == "shorter":
         reserve.write_bytes(b"too short")
     else:
         (reserve.symlink_to if kind == "link" else reserve.hardlink_to)(others)
     append(inbox, "a")
     status = reserve.lstat()
-    assert (stat.S_ISREG(status.st_mode), status.st_size, status.st_nlink) == (True, RESERVE, 1)
-    assert others.read_bytes() == bytes(RESERVE)
+    assert (stat.S_ISREG(status.st_mode), status.st_size, status.st_nlink) == (True, RESERVE_SIZE, 1)
+    assert others.read_bytes() == bytes(RESERVE_SIZE)
 
 
 def test_a_probe_writes_once_in_some_seconds(path: Path) -> None:
     """Anyone may ask for one. A delivery that was just written is as good, and one that was refused is told again."""
-    with opened(path, lock_patience=0.0, probe_interval=1000.0) as inbox:
-        asyncio.run(inbox.probe())
+    with opened(path, lock_timeout=0.0, probe_interval=1000.0) as inbox:
+        asyncio.run(inbox.check_writable())
         before = probed(path)
         for _ in range(20):
-            asyncio.run(inbox.probe())
+            asyncio.run(inbox.check_writable())
         assert probed(path) == before
     with opened(path, probe_interval=0.0) as inbox:
-        asyncio.run(inbox.probe())
-        asyncio.run(inbox.probe())
+        asyncio.run(inbox.check_writable())
+        asyncio.run(inbox.check_writable())
         assert probed(path) > before
 
-    with opened(path, lock_patience=0.0, probe_interval=1000.0) as inbox:
+    with opened(path, lock_timeout=0.0, probe_interval=1000.0) as inbox:
         with locked(path), pytest.raises(InboxUnavailable):
             append(inbox, "a")
         with pytest.raises(InboxUnavailable, match="locked"):
-            asyncio.run(inbox.probe())
+            asyncio.run(inbox.check_writable())
         append(inbox, "a")
-        asyncio.run(inbox.probe())
+        asyncio.run(inbox.check_writable())
 
 
 def probed(path: Path) -> float:
@@ -275,7 +275,7 @@ def test_a_lock_that_stays_is_an_error_in_time(path: Path) -> None:
         async with asyncio.timeout(10):
             return list(await asyncio.gather(*writes, return_exceptions=True))
 
-    with opened(path, lock_patience=0.3) as inbox:
+    with opened(path, lock_timeout=0.3) as inbox:
         with locked(path):
             results = asyncio.run(burst())
         assert {type(result) for result in results} == {InboxUnavailable}
@@ -293,7 +293,7 @@ def test_closing_does_not_wait_for_a_lock(path: Path) -> None:
         with pytest.raises(InboxUnavailable, match="locked"):
             await write
 
-    inbox = Inbox(path, lock_patience=600)
+    inbox = Inbox(path, lock_timeout=600)
     with locked(path):
         asyncio.run(asyncio.wait_for(write_and_close(), 10))
 

@@ -14,10 +14,10 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from attachments.receiver.limits import Limits
+from attachments.receiver.limits import ReceiverLimits
 from attachments.receiver.listener import Listener
 from attachments.receiver.protocol import ReceiverProtocol
-from attachments.receiver.strangers import Strangers
+from attachments.receiver.unauthenticated import UnauthenticatedConnections
 from tests.servers.certificates import make_certificate
 
 
@@ -35,9 +35,9 @@ def test_the_buffers_of_an_encrypted_connection_are_freed_with_it(ending: str, t
     certificate = make_certificate(tmp_path / "certificate.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    limits = Limits(handshake_timeout=0.3)
+    limits = ReceiverLimits(handshake_timeout=0.3)
     if ending == "evicted":
-        limits = replace(limits, connections=1, connection_grace=0.0)
+        limits = replace(limits, max_unauthenticated=1, eviction_grace=0.0)
     gc.collect()
     gc.disable()
     try:
@@ -46,11 +46,11 @@ def test_the_buffers_of_an_encrypted_connection_are_freed_with_it(ending: str, t
         gc.enable()
 
 
-async def provoke(ending: str, context: ssl.SSLContext, limits: Limits) -> None:
+async def provoke(ending: str, context: ssl.SSLContext, limits: ReceiverLimits) -> None:
     config = uvicorn.Config(refuse, http="h11", lifespan="off", log_config=None)
     config.load()
 
-    def make_protocol(strangers: Strangers) -> asyncio.Protocol:
+    def make_protocol(strangers: UnauthenticatedConnections) -> asyncio.Protocol:
         return ReceiverProtocol(strangers, config, ServerState(), {})
 
     with socket.create_server(("127.0.0.1", 0)) as server:

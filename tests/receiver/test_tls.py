@@ -18,7 +18,7 @@ from .test_faults import drained
 
 Make = Callable[..., Receiver]
 FIRST_BYTE = b"\x16"  # of a ClientHello
-SHORT = {"handshake_timeout": 5.0, "silence_timeout": 5.0}
+MIN_LENGTH = {"handshake_timeout": 5.0, "first_byte_timeout": 5.0}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_webhook_over_https_is_accepted_and_dispatched(make_https: Make) -> No
 
 def test_clients_that_never_complete_a_handshake_are_closed_without_a_log_line(make_https: Make) -> None:
     """They send nothing, one byte, or what is not TLS at all; webhooks are answered beside them."""
-    receiver = make_https(tuning=SHORT)
+    receiver = make_https(tuning=MIN_LENGTH)
     lines = len(receiver.log.splitlines())
     request = b"GET /health HTTP/1.1\r\nHost: receiver\r\n\r\n"
     with ExitStack() as stack:
@@ -113,7 +113,7 @@ def test_a_thousand_connections_without_a_handshake_take_little_memory(
 
 def test_the_oldest_connection_makes_room_for_a_new_one(make_https: Make) -> None:
     """However many wait, a client that does complete its handshake is served, and the newest are left alone."""
-    receiver = make_https(tuning={"connections": 10})
+    receiver = make_https(tuning={"max_unauthenticated": 10})
     with connections(receiver, 30, b"") as opened:
         assert [drained(connection) for connection in opened[:20]] == [b""] * 20
         for connection in opened[25:]:

@@ -1,6 +1,6 @@
 """`attachments receive` with other limits and faults at exact points; otherwise the very program.
 
-``python -m tests.receiver.tuned '{"answer_deadline": 2}' receive …`` sets fields of `Limits`. The key ``kill`` with
+``python -m tests.receiver.tuned '{"create_timeout": 2}' receive …`` sets fields of `ReceiverLimits`. ``kill`` with
 ``before-sync`` or ``after-sync`` has the process kill itself around the commit of the first delivery.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from attachments.cli.main import main
 from attachments.receiver import server
-from attachments.receiver.limits import Limits
+from attachments.receiver.limits import ReceiverLimits
 
 
 class KilledConnection(sqlite3.Connection):
@@ -40,7 +40,7 @@ def tune(figures: dict[str, Any]) -> None:
     if moment := figures.pop("kill", None):
         KilledConnection.moment = moment
         sqlite3.connect = partial(sqlite3.connect, factory=KilledConnection)
-    serve, limits = server.serve, Limits(**figures)
+    serve, limits = server.serve, ReceiverLimits(**figures)
     server.serve = lambda settings: serve(replace(settings, limits=limits))
 
 

@@ -19,7 +19,7 @@ from attachments.domain.plan import stored_entry
 from attachments.domain.selection import Filter
 from attachments.emailgistics import Attachment
 from attachments.flows import download_attachments
-from attachments.flows.download_attachments import Message, Outcome
+from attachments.flows.download_attachments import AttachmentOutcome, Message
 from attachments.foundation.numerals import counted
 from attachments.runs import announcements, artifacts
 from attachments.runs.announcements import announce, event, send
@@ -145,19 +145,19 @@ def test_what_a_lost_manifest_had_announced_is_looked_for_first(
     message = Message(id="m", key=message_key("m"))
     listed = (Attachment(id="1", name="a.txt", size=1),)
 
-    def fetched(missing: list[Attachment], *_: object) -> list[Outcome]:
+    def fetched(missing: list[Attachment], *_: object) -> list[AttachmentOutcome]:
         stored = (store.store().write(message.key, attachment_key(one.id), "a.txt", [b"a"]) for one in missing)
-        return [Outcome(entry=stored_entry(*pair)) for pair in zip(missing, stored, strict=True)]
+        return [AttachmentOutcome(entry=stored_entry(*pair)) for pair in zip(missing, stored, strict=True)]
 
     for task in ("read_manifest", "write_manifest", "record_announcement"):
         monkeypatch.setattr(download_attachments, task, getattr(download_attachments, task).fn)
     monkeypatch.setattr(download_attachments, "list_attachments", lambda *_: listed)
     monkeypatch.setattr(download_attachments, "download_attachment", SimpleNamespace(map=fetched))
-    monkeypatch.setattr(download_attachments, "_outcome", lambda _, outcome: outcome)
-    monkeypatch.setattr(artifacts, "_show", lambda _: None)
+    monkeypatch.setattr(download_attachments, "_collect_outcome", lambda _, outcome: outcome)
+    monkeypatch.setattr(artifacts, "_publish_table", lambda _: None)
     account = EmailgisticsAccount.model_construct()
     for _ in range(2):
-        state = download_attachments._download(message, Filter(), account, store, force=False)
+        state = download_attachments._process_message(message, Filter(), account, store, force=False)
         assert state.is_completed()
         damage(tmp_path / message.key / "manifest.json")
     assert len(prefect.kept) == 1

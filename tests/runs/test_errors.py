@@ -10,7 +10,7 @@ from prefect.states import Failed
 from pydantic import TypeAdapter
 
 from attachments.emailgistics import Forbidden, InvalidKey, NotFound, RateLimited, ServerError, TimedOut, Truncated
-from attachments.flows.download_attachments import Received, download_attachment, list_attachments
+from attachments.flows.download_attachments import ReceivedTime, download_attachment, list_attachments
 from attachments.rate_limit.errors import PacingError
 from attachments.rate_limit.priority import low_priority
 from attachments.runs import errors
@@ -133,5 +133,5 @@ def test_a_run_waits_for_prefect_and_gives_up_late(monkeypatch: pytest.MonkeyPat
 )
 def test_what_is_no_date_is_left_out(said: object, understood: str | None) -> None:
     """Events carry what somebody put there; garbage in `received` must not cost the attachments."""
-    found = TypeAdapter(Received).validate_python(said)
+    found = TypeAdapter(ReceivedTime).validate_python(said)
     assert (found.isoformat() if found else None) == understood

@@ -6,7 +6,7 @@ import pytest
 from prefect.exceptions import ObjectNotFound
 
 from attachments.emailgistics import EmailgisticsError
-from attachments.foundation.terminal_text import LONGEST, shown_name
+from attachments.foundation.terminal_text import MAX_TEXT_LENGTH, shown_name
 from attachments.rate_limit.errors import PacingError
 from attachments.runs import block_loader, child_runs
 from attachments.runs.artifacts import failed_state
@@ -34,7 +34,7 @@ def test_the_name_of_what_is_not_there_is_harmless(
     text = str(caught.value)
     assert text.isprintable()
     assert "\\x1b]0;x" in text
-    assert len(text) < 2 * LONGEST + 200
+    assert len(text) < 2 * MAX_TEXT_LENGTH + 200
 
 
 @pytest.mark.parametrize("kind", [NotConfigured, PacingError, EmailgisticsError])

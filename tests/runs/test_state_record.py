@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled, Completed, Failed, Running
 
 from attachments.runs import artifacts, delayed_retry
-from attachments.runs.artifacts import WORDS, Report, finish
+from attachments.runs.artifacts import OUTCOME_LABELS, MessageResult, finish
 from attachments.runs.state_record import FAILED_FOR_NOW, WITHDRAWN, StateRecord, read_record, write_record
 from attachments.storage import ManifestAttachment
 from attachments.storage.manifest import Outcome
@@ -79,11 +79,13 @@ def test_the_withdrawn_runs_of_an_older_version_are_still_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "outcomes", [(), *itertools.product(WORDS), *itertools.product(WORDS, repeat=3), ("stored",) * 12], ids=",".join
+    "outcomes",
+    [(), *itertools.product(OUTCOME_LABELS), *itertools.product(OUTCOME_LABELS, repeat=3), ("stored",) * 12],
+    ids=",".join,
 )
 def test_what_is_stored_is_counted(outcomes: Sequence[Outcome]) -> None:
     """For every mix of outcomes, when the run has completed."""
-    ended = finish(Report("0" * 32, attempts(outcomes)))
+    ended = finish(MessageResult("0" * 32, attempts(outcomes)))
     if ended.is_completed():
         assert read_record(ended) == StateRecord(stored=outcomes.count("stored"))
     else:
@@ -95,7 +97,7 @@ def test_what_is_stored_is_counted(outcomes: Sequence[Outcome]) -> None:
 )
 def test_the_code_of_a_run_is_one_that_is_not_permanent(codes: Sequence[str], code: str) -> None:
     """A reconciliation decides by it whether to look at the message again. A stranger's code is not shown."""
-    ended = finish(Report("0" * 32, attempts(["failed"] * len(codes), codes)))
+    ended = finish(MessageResult("0" * 32, attempts(["failed"] * len(codes), codes)))
     assert ended.is_failed()
     assert read_record(ended) == StateRecord(code=code)
 

@@ -10,7 +10,7 @@ import pyrage
 import pytest
 
 from attachments.storage import Encryption, Store, open_store
-from attachments.storage.age import opener, sealer
+from attachments.storage.age import decryptor, encryptor
 from attachments.storage.content import pour
 from attachments.storage.errors import AlreadyExists, CannotDecrypt, UnsupportedStore
 
@@ -29,13 +29,13 @@ def sealed(root: Path) -> Store:
 
 def ciphertext(content: bytes, *recipients: str) -> bytes:
     out = bytearray()
-    pour(in_chunks(content, 7919), out.extend, sealer(recipients or [RECIPIENT]))
+    pour(in_chunks(content, 7919), out.extend, encryptor(recipients or [RECIPIENT]))
     return bytes(out)
 
 
 def decrypted(content: bytes, identity: str = IDENTITY) -> bytes:
     out = bytearray()
-    pour(in_chunks(content, 7919), out.extend, opener(identity))
+    pour(in_chunks(content, 7919), out.extend, decryptor(identity))
     return bytes(out)
 
 
@@ -64,7 +64,7 @@ def test_each_recipient_can_decrypt_it_and_nobody_else() -> None:
 @pytest.mark.parametrize("kept", [0, 1, 100, 64 * 1024, 65536 + 300, 130_000, -1, -17])
 def test_a_truncated_ciphertext_is_refused(kept: int) -> None:
     """Also when it was cut between two of age's chunks, each of which is authentic."""
-    with pytest.raises(CannotDecrypt, match="it was cut or altered"):
+    with pytest.raises(CannotDecrypt, match="it was truncated or altered"):
         decrypted(ciphertext(bytes(200_000))[:kept])
 
 
@@ -93,7 +93,7 @@ def test_what_goes_wrong_on_either_side_comes_out_as_it_is(error: BaseException,
             raise error
 
     with pytest.raises(type(error)) as caught:
-        pour(source(), write, sealer([RECIPIENT]))
+        pour(source(), write, encryptor([RECIPIENT]))
     assert caught.value is error
 
 
@@ -145,7 +145,7 @@ def test_what_was_stored_before_encryption_began_is_recognised(sealed: Store, ro
 def test_what_is_no_public_key_is_refused(text: str) -> None:
     """Also a private key, which must not even be shown: it has no business here."""
     with pytest.raises(UnsupportedStore, match="recipient 2") as caught:
-        sealer([RECIPIENT, text])
+        encryptor([RECIPIENT, text])
     assert len(text) < 6 or text not in str(caught.value)
 
 
@@ -155,7 +155,7 @@ def test_what_is_no_public_key_is_refused(text: str) -> None:
 def test_what_is_no_identity_is_refused(text: str) -> None:
     """With what the file should hold."""
     with pytest.raises(UnsupportedStore, match="no usable age identity"):
-        opener(text)
+        decryptor(text)
 
 
 def test_an_ssh_key_serves_as_well(tmp_path: Path) -> None:

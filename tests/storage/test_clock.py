@@ -66,7 +66,9 @@ def test_a_store_that_shows_nothing_of_what_was_written_tells_no_time(
 ) -> None:
     """Ours might be ahead. It may pass, and is tried again."""
     monkeypatch.setattr(backend, "stat", lambda _: None)
-    with pytest.raises(StoreUnavailable, match="what was written is not there") as caught:
+    with pytest.raises(
+        StoreUnavailable, match="the object that was written does not exist; this will be retried"
+    ) as caught:
         store.clock()
     assert caught.value.retryable
     assert list(backend.objects("")) == []

@@ -21,12 +21,12 @@ import pyrage
 import pytest
 
 from attachments.storage import Encryption, Store, StoreError, attachment_key
-from attachments.storage.age import opener
+from attachments.storage.age import decryptor
 from attachments.storage.backends.parts import PART_BYTES
 from attachments.storage.content import pour
 from attachments.storage.errors import AccessDenied, CannotDecrypt, NotFound, NothingStored, StoreUnavailable
 from attachments.storage.object_store import ObjectStore
-from attachments.storage.verification import Problem, verify_message
+from attachments.storage.verification import Discrepancy, verify_message
 from tests.servers.proxy import Answer, DropReply, Fault, Proxy, Reset
 from tests.storage.places import HTTP, KINDS, REMOTE, Place, Places, kinds
 
@@ -403,10 +403,10 @@ def test_verification_sees_what_was_changed_behind_our_back(place: Place) -> Non
     place.eye.rm_file(f"{place.root}/{keys['gone.pdf']}/gone.pdf")
     found = {(difference.key, difference.problem) for difference in verify_message(place.open(), MESSAGE).differences}
     assert found == {
-        (keys["other.pdf"], Problem.CONTENT),
-        (keys["size.pdf"], Problem.SIZE),
-        (keys["gone.pdf"], Problem.MISSING),
-        (keys["more.pdf"], Problem.UNRECORDED),
+        (keys["other.pdf"], Discrepancy.CONTENT),
+        (keys["size.pdf"], Discrepancy.SIZE),
+        (keys["gone.pdf"], Discrepancy.MISSING),
+        (keys["more.pdf"], Discrepancy.UNRECORDED),
     }
 
 
@@ -421,14 +421,14 @@ def test_what_is_encrypted_cannot_be_read_from_the_store(place: Place) -> None:
     assert b"canary" not in raw
     assert (written.sha256, written.stored_sha256) == tuple(hashlib.sha256(each).hexdigest() for each in (content, raw))
     out = bytearray()
-    pour(place.open().read(written.key), out.extend, opener(str(owner)))
+    pour(place.open().read(written.key), out.extend, decryptor(str(owner)))
     assert out == content
     again = place.open(encryption=Encryption(age_recipients=(str(owner.to_public()),)))
     assert again.write(MESSAGE, ATTACHMENT, "a.pdf", chunked(content)) == written
     assert place.visible() == {written.key: raw}
     for damaged in (raw[:-1], raw[:-1] + bytes([raw[-1] ^ 1])):
         with pytest.raises(CannotDecrypt):
-            pour([damaged], lambda _: None, opener(str(owner)))
+            pour([damaged], lambda _: None, decryptor(str(owner)))
 
 
 def test_one_listing_a_message(places: Places) -> None:

@@ -85,14 +85,14 @@ def test_a_plaintext_writer_notices_within_a_minute(places: Places, monkeypatch:
         assert len([request for request in proxy.requests if ".encryption" in request]) == 1
         place.open(encryption=encryption).write(MESSAGE, ATTACHMENT, "a.pdf", [b"x"])
         store.write(MESSAGE, attachment_key("5"), "a.pdf", [b"x"])
-        monkeypatch.setattr(encryption_marker, "LOOK_AGAIN", 0.0)
+        monkeypatch.setattr(encryption_marker, "RECHECK_INTERVAL", 0.0)
         with pytest.raises(PlaintextRefused):
             store.write(MESSAGE, attachment_key("6"), "a.pdf", [b"x"])
 
 
 def test_a_marker_that_was_removed_comes_back(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lifecycle rule may take it with what is old: the next encrypted file brings it back, within a minute."""
-    monkeypatch.setattr(encryption_marker, "LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(encryption_marker, "RECHECK_INTERVAL", 0.0)
     for kind in ("local", "memory"):
         place = places.make(kind)
         store = place.open(encryption=Encryption(age_recipients=(str(pyrage.x25519.Identity.generate().to_public()),)))

@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from attachments.storage import Store
 from attachments.storage.errors import StoreUnavailable
-from attachments.storage.retention import stored_before
+from attachments.storage.retention import retention_cutoff
 
 from .contract import StoreContract
 from .places import KINDS, Place, Places, kinds
@@ -65,7 +65,7 @@ class TestEveryStore(StoreContract):
         before = self.place.everything()
         with ThreadPoolExecutor(3) as threads:
             # Patiently: over SFTP one may remove the folder that another has just made.
-            moments = list(threads.map(lambda _: stored_before(timedelta(0), store), range(6)))
+            moments = list(threads.map(lambda _: retention_cutoff(timedelta(0), store), range(6)))
         assert max(moments) - min(moments) < timedelta(minutes=1)
         assert self.place.everything() == before
 

@@ -13,11 +13,11 @@ import pytest
 
 from attachments.blocks import AttachmentStore
 from attachments.cli.main import main
-from attachments.doctor.stores import look_at_store
+from attachments.doctor.stores import check_store
 from attachments.storage import Manifest, open_store
 from attachments.storage.errors import InvalidManifest, MalformedKey
-from attachments.storage.manifest import LARGEST
-from attachments.storage.retention import Budget, Pace, Policy, purge
+from attachments.storage.manifest import MAX_SIZE
+from attachments.storage.retention import Budget, PurgePolicy, PurgeRate, purge
 from tests.storage.places import KINDS, Place, Places, kinds
 
 from .samples import MESSAGE, MESSAGE_ID, PLACE, manifest
@@ -28,7 +28,7 @@ def place(request: pytest.FixtureRequest, places: Places) -> Place:
     return places.make(request.param)
 
 
-OVERSIZED = manifest().to_bytes().rstrip()[:-1] + b', "x": "' + b"x" * LARGEST + b'"}'
+OVERSIZED = manifest().to_bytes().rstrip()[:-1] + b', "x": "' + b"x" * MAX_SIZE + b'"}'
 """JSON of the right shape, and one field too large."""
 
 
@@ -78,8 +78,8 @@ def test_every_reader_of_a_huge_manifest_is_bounded(
         lambda: main(["verify"]),
         lambda: main(["verify", MESSAGE_ID]),
         lambda: main(["decrypt", MESSAGE_ID, "--identity", str(identity), "--to", str(tmp_path)]),
-        lambda: purge(store, Policy(datetime.now(UTC)), Budget(), Pace()),
-        lambda: look_at_store(AttachmentStore(url=(tmp_path / "root").as_uri()), "default"),
+        lambda: purge(store, PurgePolicy(datetime.now(UTC)), Budget(), PurgeRate()),
+        lambda: check_store(AttachmentStore(url=(tmp_path / "root").as_uri()), "default"),
         read,
         lambda: store.update_manifest(MESSAGE, lambda _: manifest()),
     ]
@@ -91,6 +91,6 @@ def test_every_reader_of_a_huge_manifest_is_bounded(
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        assert peak < 3 * LARGEST, reader
+        assert peak < 3 * MAX_SIZE, reader
     assert store.read_manifest(MESSAGE) is not None
     assert "Traceback" not in "".join(capsys.readouterr())

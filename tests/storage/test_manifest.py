@@ -9,7 +9,7 @@ import pytest
 
 from attachments.storage import Manifest, ManifestAttachment, attachment_key
 from attachments.storage.errors import InvalidManifest, ManifestTooLarge, NewerManifest
-from attachments.storage.manifest import LARGEST, MOST_VALUES
+from attachments.storage.manifest import MAX_SIZE, MAX_VALUES
 
 from .samples import ATTACHMENT, ATTACHMENT_ID, CANARY, MESSAGE, MESSAGE_ID, PLACE, entry, manifest
 
@@ -148,13 +148,13 @@ def many(count: int) -> Manifest:
 def test_ten_thousand_attachments_fit_into_a_manifest() -> None:
     """By bytes and by values, of a hundred of them."""
     data = many(100).to_bytes()
-    assert 100 * len(data) < LARGEST
-    assert 100 * sum(map(data.count, (b",", b"[", b"{"))) < MOST_VALUES / 2
+    assert 100 * len(data) < MAX_SIZE
+    assert 100 * sum(map(data.count, (b",", b"[", b"{"))) < MAX_VALUES / 2
 
 
 @pytest.mark.parametrize(
     "extra",
-    ['"' + "x" * LARGEST + '"', "[" + "[]," * MOST_VALUES + "[]]", "[" + "{}," * MOST_VALUES + "{}]"],
+    ['"' + "x" * MAX_SIZE + '"', "[" + "[]," * MAX_VALUES + "[]]", "[" + "{}," * MAX_VALUES + "{}]"],
     ids=["bytes", "lists", "objects"],
 )
 def test_a_manifest_that_is_too_large_is_neither_read_nor_written(extra: str) -> None:

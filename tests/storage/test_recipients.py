@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attachments.storage import Encryption, open_store
-from attachments.storage.age import sealer
+from attachments.storage.age import encryptor
 from attachments.storage.content import pour
 from attachments.storage.errors import StoreError, UnsupportedStore
-from attachments.storage.recipients import MOST, parsed, split
+from attachments.storage.recipients import MAX_RECIPIENTS, parse_recipients, split
 
 from .samples import CONTENT
 
@@ -71,7 +71,7 @@ def test_the_tests_own_encoder_agrees_with_age() -> None:
 def test_a_blank_recipient_is_refused(text: str) -> None:
     """It would encrypt to fewer owners than was meant; alone, to nobody."""
     with pytest.raises(UnsupportedStore, match="age recipient 2 is blank"):
-        parsed([RECIPIENT, text])
+        parse_recipients([RECIPIENT, text])
     with pytest.raises(UnsupportedStore, match="age recipient 1 is blank"):
         open_store("test-memory://x/root", encryption=Encryption(age_recipients=(text,)))
 
@@ -85,7 +85,7 @@ def test_a_point_of_low_order_is_refused(number: int, top: int) -> None:
     text = bech32((number + top).to_bytes(32, "little"))
     pyrage.x25519.Recipient.from_str(text)
     with pytest.raises(UnsupportedStore, match=r"age recipient 2 is a point of low order.*write a public key"):
-        parsed([RECIPIENT, text])
+        parse_recipients([RECIPIENT, text])
 
 
 @pytest.mark.parametrize("y", [*ED25519_LOW_ORDER, ed25519_of_order_8()], ids=["1", "2", "4", "8"])
@@ -94,7 +94,7 @@ def test_an_ssh_key_of_low_order_is_refused(y: int, sign: int) -> None:
     """age encrypts to it silently, and anyone who has the file can decrypt it."""
     text = ssh("ssh-ed25519", (y + sign).to_bytes(32, "little"))
     with pytest.raises(UnsupportedStore, match="age recipient 1 "):
-        parsed([text])
+        parse_recipients([text])
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_an_ssh_key_of_low_order_is_refused(y: int, sign: int) -> None:
 def test_an_unusable_recipient_is_refused_by_its_number(text: str, said: str) -> None:
     """With what is wrong, and without its text: it may be a private key."""
     with pytest.raises(UnsupportedStore, match=f"age recipient 3 .*({said})") as caught:
-        parsed([RECIPIENT, OTHER, text])
+        parse_recipients([RECIPIENT, OTHER, text])
     assert text not in str(caught.value)
     assert "\x1b" not in str(caught.value)
 
@@ -129,21 +129,21 @@ def test_an_rsa_key_that_is_too_short_or_too_long_is_refused(bits: int) -> None:
     """age takes 2,048 to 4,096 bits."""
     modulus = (1 << bits - 1 | 1).to_bytes(bits // 8 + 1, "big")
     with pytest.raises(UnsupportedStore, match=r"age recipient 1 .*RSA key below 2,048 or above 4,096 bits"):
-        parsed([ssh("ssh-rsa", b"\1\0\1", modulus)])
+        parse_recipients([ssh("ssh-rsa", b"\1\0\1", modulus)])
 
 
 def test_usable_keys_of_each_kind_are_taken() -> None:
     """With blanks around them, in capitals, with a comment; and one that is named twice counts once."""
     key = rsa.generate_private_key(65537, 2048).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    assert len(parsed([f" {RECIPIENT}\n", OTHER.upper(), f"{key.decode()} me@host", RECIPIENT])) == 3
+    assert len(parse_recipients([f" {RECIPIENT}\n", OTHER.upper(), f"{key.decode()} me@host", RECIPIENT])) == 3
     with pytest.raises(UnsupportedStore, match="64 at most"):
-        parsed([RECIPIENT] * (MOST + 1))
+        parse_recipients([RECIPIENT] * (MAX_RECIPIENTS + 1))
 
 
 def test_a_panic_inside_age_is_a_store_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever key it may be that we do not know of: the worker's thread survives, and the text is ours."""
     monkeypatch.setattr("attachments.storage.recipients._LOW_ORDER", frozenset())
-    seal = sealer([bech32(bytes(32))])
+    seal = encryptor([bech32(bytes(32))])
     with pytest.raises(StoreError, match="age could not encrypt to the store's recipients"):
         pour([CONTENT], lambda _: None, seal)
 
@@ -151,7 +151,7 @@ def test_a_panic_inside_age_is_a_store_error(monkeypatch: pytest.MonkeyPatch) ->
 def test_nothing_is_encrypted_to_nobody() -> None:
     """A caller that has lost its recipients is told."""
     with pytest.raises(UnsupportedStore, match="there is no age recipient"):
-        sealer([])
+        encryptor([])
 
 
 SSH = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAUA me@host"

@@ -30,20 +30,20 @@ from attachments.storage.errors import (
 )
 from attachments.storage.local.store import LocalStore
 from attachments.storage.retention import (
-    GIVE_UP,
+    MAX_FAILURES_IN_A_ROW,
     Budget,
-    Gone,
     Holds,
-    Looked,
-    Pace,
-    Policy,
-    Tally,
+    PurgePolicy,
+    PurgeRate,
+    PurgeResult,
+    PurgeTally,
+    RemovedAttachment,
     purge,
     purge_message,
-    stored_before,
+    retention_cutoff,
 )
 from attachments.storage.store import Inventory
-from attachments.storage.verification import Problem, verify_message
+from attachments.storage.verification import Discrepancy, verify_message
 from tests.storage.local import test_crashes
 from tests.storage.local.test_crashes import killed_at
 
@@ -56,7 +56,7 @@ OLD = NOW - timedelta(days=400)
 YEAR = NOW - timedelta(days=365)
 ALL = NOW + timedelta(days=1)
 """Everything was stored before tomorrow."""
-QUICK = Pace(at_once=4, per_second=100_000)
+QUICK = PurgeRate(concurrency=4, per_second=100_000)
 
 
 def stored_entry(store: Store, message: str, name: str, at: datetime | None = None) -> ManifestAttachment:
@@ -89,9 +89,9 @@ def fill(store: Store, message: str, *names: str) -> Manifest:
     return made
 
 
-def done(store: Store, policy: Policy | None = None, *, most: int | None = None, **more: object) -> Tally:
+def done(store: Store, policy: PurgePolicy | None = None, *, most: int | None = None, **more: object) -> PurgeTally:
     """One run over all of the store, for real unless the policy says otherwise."""
-    return purge(store, policy or Policy(YEAR, dry_run=False), Budget(most), QUICK, **more)  # type: ignore[arg-type]
+    return purge(store, policy or PurgePolicy(YEAR, dry_run=False), Budget(most), QUICK, **more)  # type: ignore[arg-type]
 
 
 def outcomes(store: Store, message: str = MESSAGE) -> dict[str | None, str]:
@@ -165,14 +165,16 @@ def test_a_dry_run_says_what_a_real_one_does_and_does_nothing(tmp_path: Path, fo
     before = snapshot(root)
     holds = ["message 6", "no such message"]
 
-    listed: dict[bool, list[Gone]] = {True: [], False: []}
+    listed: dict[bool, list[RemovedAttachment]] = {True: [], False: []}
     dry = done(
-        store, Policy(YEAR, forget=forget, holds=Holds(holds)), on_message=lambda one: listed[True].extend(one.gone)
+        store,
+        PurgePolicy(YEAR, forget=forget, holds=Holds(holds)),
+        on_message=lambda one: listed[True].extend(one.gone),
     )
     assert snapshot(root) == before
     real = done(
         store,
-        Policy(YEAR, dry_run=False, forget=forget, holds=Holds(holds)),
+        PurgePolicy(YEAR, dry_run=False, forget=forget, holds=Holds(holds)),
         on_message=lambda one: listed[False].extend(one.gone),
     )
     assert dry == real
@@ -210,9 +212,9 @@ def test_a_clock_that_is_ahead_removes_nothing_too_soon(root: Path) -> None:
     store = Behind(root)
     store.write(MESSAGE, ATTACHMENT, "a.pdf", [b"x"])
     day = timedelta(days=1)
-    assert abs(stored_before(day, store) - (datetime.now(UTC) - timedelta(days=301))) < timedelta(minutes=1)
+    assert abs(retention_cutoff(day, store) - (datetime.now(UTC) - timedelta(days=301))) < timedelta(minutes=1)
     store.behind = -timedelta(days=300)
-    assert abs(stored_before(day, store) - (datetime.now(UTC) - day)) < timedelta(minutes=1)
+    assert abs(retention_cutoff(day, store) - (datetime.now(UTC) - day)) < timedelta(minutes=1)
 
 
 def test_what_was_lost_and_is_not_due_is_not_called_purged(store: Store) -> None:
@@ -228,7 +230,7 @@ def test_what_was_lost_and_is_not_due_is_not_called_purged(store: Store) -> None
 def test_an_entry_that_does_not_say_when_it_was_stored_stays(store: Store) -> None:
     """Nothing is guessed."""
     record(store, MESSAGE, stored_entry(store, MESSAGE, "a").model_copy(update={"stored_at": None}))
-    assert done(store, Policy(ALL, dry_run=False)).due == 0
+    assert done(store, PurgePolicy(ALL, dry_run=False)).due == 0
     assert outcomes(store) == {"a": "stored"}
 
 
@@ -258,10 +260,10 @@ def test_a_manifest_cannot_make_it_remove_anything_else(store: Store, key: str |
     age(store, due, OLD)
     evil = entry(CANARY, attachment_key=ATTACHMENT, key=key, stored_at=OLD)
     record(store, MESSAGE, evil, neighbour, due)
-    seen: list[Looked] = []
-    tally = done(store, Policy(YEAR, dry_run=False, holds=Holds(["another message"])), on_message=seen.append)
+    seen: list[PurgeResult] = []
+    tally = done(store, PurgePolicy(YEAR, dry_run=False, holds=Holds(["another message"])), on_message=seen.append)
     assert (tally.purged, tally.refused, tally.held) == (1, 1, 1)
-    assert [place for looked in seen for place in looked.refused] == [PLACE]
+    assert [place for looked in seen for place in looked.misplaced] == [PLACE]
     assert outcomes(store) == {CANARY: "stored", "neighbour": "stored", "due": "purged"}
     assert (len(store.inventory(OTHER).objects), len(store.inventory(MESSAGE).objects)) == (1, 1)
     assert outcomes(store, OTHER) == {"a.pdf": "stored"}
@@ -272,7 +274,7 @@ def test_a_refusal_repeats_nothing_that_a_manifest_says(store: Store) -> None:
     altered = entry("x", key=f"{MESSAGE}/{CANARY}/x", stored_at=OLD).model_copy(update={"attachment_key": CANARY})
     record(store, MESSAGE, altered)
     with pytest.raises(InvalidManifest) as caught:
-        purge_message(store, MESSAGE, Policy(YEAR), Budget())
+        purge_message(store, MESSAGE, PurgePolicy(YEAR), Budget())
     assert CANARY not in str(caught.value)
 
 
@@ -296,8 +298,8 @@ def test_a_message_is_held_by_id_or_key(store: Store, text: str) -> None:
     fill(store, MESSAGE, "a.pdf")
     fill(store, OTHER, "a.pdf")
     holds = Holds([text, "", " "])
-    tally = done(store, Policy(YEAR, dry_run=False, forget=True, holds=holds))
-    assert (tally.held, tally.purged, tally.forgotten, holds.unmet) == (1, 1, 1, 0)
+    tally = done(store, PurgePolicy(YEAR, dry_run=False, forget=True, holds=holds))
+    assert (tally.held, tally.purged, tally.forgotten, holds.unmatched_count) == (1, 1, 1, 0)
     assert outcomes(store) == {"a.pdf": "stored"}
     assert store.read_manifest(OTHER) is None
 
@@ -306,8 +308,8 @@ def test_a_hold_that_names_no_message_is_told(store: Store) -> None:
     """A typing error would hold nothing, and nobody would know."""
     fill(store, MESSAGE, "a.pdf")
     holds = Holds([MESSAGE_ID, "AAMk-misspelt", "0" * 32])
-    done(store, Policy(YEAR, holds=holds))
-    assert holds.unmet == 2
+    done(store, PurgePolicy(YEAR, holds=holds))
+    assert holds.unmatched_count == 2
 
 
 def test_a_hold_file_holds_until_it_is_gone(root: Path) -> None:
@@ -316,7 +318,7 @@ def test_a_hold_file_holds_until_it_is_gone(root: Path) -> None:
     fill(store, MESSAGE, "a.pdf")
     hold = root / MESSAGE / "hold"
     hold.write_text("case 4711")
-    policy = Policy(YEAR, dry_run=False, forget=True)
+    policy = PurgePolicy(YEAR, dry_run=False, forget=True)
     assert (done(store, policy).held, outcomes(store)) == (1, {"a.pdf": "stored"})
     hold.unlink()
     assert (done(store, policy).held, objects(root)) == (0, {})
@@ -327,7 +329,7 @@ def test_an_object_that_no_manifest_names_is_left_alone_and_counted(store: Store
     fill(store, MESSAGE, "a.pdf")
     for message in (MESSAGE, OTHER):
         store.write(message, attachment_key("stray"), "stray", [b"x"])
-    tally = done(store, Policy(ALL, dry_run=False, forget=True))
+    tally = done(store, PurgePolicy(ALL, dry_run=False, forget=True))
     assert (tally.purged, tally.unrecorded, tally.forgotten) == (1, 2, 0)
     assert all(len(store.inventory(message).objects) == 1 for message in (MESSAGE, OTHER))
 
@@ -399,7 +401,7 @@ def test_what_is_stored_anew_meanwhile_stays_stored(root: Path) -> None:
         store.update_manifest(MESSAGE, lambda known: known.merged_with(manifest(*anew)) if known else manifest(*anew))
 
     store.meanwhile = force
-    done(store, Policy(YEAR, dry_run=False, forget=True))
+    done(store, PurgePolicy(YEAR, dry_run=False, forget=True))
     found = store.read_manifest(MESSAGE)
     assert found is not None
     assert found.attachments[0].stored_at == anew[0].stored_at
@@ -458,7 +460,7 @@ def test_two_purges_at_once_end_as_one(store: Store) -> None:
     """Each may come second everywhere."""
     for number in range(30):
         fill(store, key_number(number), "a.pdf", "b.pdf")
-    tallies: list[Tally] = []
+    tallies: list[PurgeTally] = []
     threads = [threading.Thread(target=lambda: tallies.append(done(store))) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -492,7 +494,7 @@ def test_a_record_goes_when_nothing_is_left_of_its_message(
     old = stored_entry(store, MESSAGE, "a.pdf", OLD)
     record(store, MESSAGE, old, *more)
     age(store, old, OLD)
-    tally = done(store, Policy(YEAR, dry_run=False, forget=True))
+    tally = done(store, PurgePolicy(YEAR, dry_run=False, forget=True))
     assert (tally.purged, tally.forgotten) == (1, int(goes))
     assert (store.read_manifest(MESSAGE) is None) == goes
 
@@ -504,7 +506,7 @@ def test_old_records_without_files_go_too_and_young_ones_stay(store: Store) -> N
     store.update_manifest(OTHER, lambda _: young)
     fill(store, key_number(1), "a.pdf")
     done(store)
-    tally = done(store, Policy(YEAR, dry_run=False, forget=True))
+    tally = done(store, PurgePolicy(YEAR, dry_run=False, forget=True))
     assert (tally.purged, tally.forgotten) == (0, 2)
     assert store.read_manifest(OTHER) == young
 
@@ -515,7 +517,7 @@ def test_nothing_of_a_forgotten_message_is_left_on_the_disk(root: Path) -> None:
     fill(store, MESSAGE, "a.pdf", "b.pdf")
     fill(store, OTHER, "a.pdf")
     (root / OTHER / "notes.txt").write_text("somebody's")
-    done(store, Policy(YEAR, dry_run=False, forget=True))
+    done(store, PurgePolicy(YEAR, dry_run=False, forget=True))
     assert sorted(str(path.relative_to(root)) for path in root.rglob("*") if ".incoming" not in str(path)) == sorted(
         [".locks", *(f".locks/{path.name}" for path in (root / ".locks").iterdir()), OTHER, f"{OTHER}/notes.txt"]
     )
@@ -524,7 +526,7 @@ def test_nothing_of_a_forgotten_message_is_left_on_the_disk(root: Path) -> None:
 # What breaks
 
 
-def kills(tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def kills(tmp_path: Path, policy: PurgePolicy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The roots of stores, each left by a purge that was killed one step later; the last one was not."""
     steps = ["open", "unlink", "rmdir", "replace", "fsync", "write", "mkdir"]
     monkeypatch.setattr(test_crashes, "STEPS", steps)
@@ -540,7 +542,7 @@ def kills(tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> It
             return
 
 
-def _purge_in_line(store: Store, policy: Policy) -> None:
+def _purge_in_line(store: Store, policy: PurgePolicy) -> None:
     """Without threads, so that the steps come in order."""
     for key in (MESSAGE, OTHER):
         assert purge_message(store, key, policy, Budget()).failure is None
@@ -549,7 +551,7 @@ def _purge_in_line(store: Store, policy: Policy) -> None:
 @pytest.mark.parametrize("forget", [False, True])
 def test_a_purge_may_be_killed_at_every_step(tmp_path: Path, forget: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """No entry says purged whose file stands, what is not due is untouched, and the next run ends as if alone."""
-    policy = Policy(YEAR, dry_run=False, forget=forget)
+    policy = PurgePolicy(YEAR, dry_run=False, forget=forget)
     roots = halves = 0
     for root in kills(tmp_path, policy, monkeypatch):
         roots += 1
@@ -594,7 +596,7 @@ def test_a_purge_may_be_killed_at_any_moment(seed: int, root: Path) -> None:
         os.close(tell)
         for number in range(60):
             differences = verify_message(store, key_number(number)).differences
-            assert {found.problem for found in differences} <= {Problem.MISSING}
+            assert {found.problem for found in differences} <= {Discrepancy.MISSING}
     assert not done(store).failed
     assert len(objects(root)) == 62
     assert all(outcomes(store, key_number(number)) == {"a.pdf": "purged"} for number in range(60))
@@ -675,7 +677,7 @@ def test_what_nobody_thought_of_fails_one_message(root: Path) -> None:
     for message in (MESSAGE, OTHER, key_number(1)):
         fill(store, message, "a.pdf")
     tally = done(store)
-    assert (tally.messages, tally.purged, tally.failed, tally.lasting) == (3, 2, {"store-error": 1}, 1)
+    assert (tally.messages, tally.purged, tally.failed, tally.permanent_failures) == (3, 2, {"store-error": 1}, 1)
     assert f"could not purge message {MESSAGE} (RecursionError in inventory, line " in str(tally.first)
     assert CANARY not in str(tally.first)
 
@@ -735,7 +737,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize(("error", "tries"), [(StoreUnavailable, retention_module.TRIES), (AccessDenied, 2)])
+@pytest.mark.parametrize(("error", "tries"), [(StoreUnavailable, retention_module.MAX_ATTEMPTS), (AccessDenied, 2)])
 def test_a_store_that_is_away_ends_the_run_early(root: Path, error: type[StoreError], tries: int) -> None:
     """After some messages in a row, not after a million; each was tried as often as makes sense.
 
@@ -743,13 +745,13 @@ def test_a_store_that_is_away_ends_the_run_early(root: Path, error: type[StoreEr
     """
     store = Ailing(root)
     store.error = error
-    for number in range(GIVE_UP * 3):
+    for number in range(MAX_FAILURES_IN_A_ROW * 3):
         fill(store, key_number(number), "a.pdf", "b.pdf")
     tally = done(store)
     assert (tally.gave_up, tally.purged, set(tally.failed)) == (True, 0, {error.outcome_code})
-    assert GIVE_UP <= tally.failed.total() <= GIVE_UP + 2 * QUICK.at_once
+    assert MAX_FAILURES_IN_A_ROW <= tally.failed.total() <= MAX_FAILURES_IN_A_ROW + 2 * QUICK.concurrency
     assert store.removals == tally.failed.total() * tries
-    assert tally.lasting == (0 if error.retryable else tally.failed.total())
+    assert tally.permanent_failures == (0 if error.retryable else tally.failed.total())
 
 
 @pytest.mark.usefixtures("hasty")
@@ -759,7 +761,7 @@ def test_a_store_that_stumbles_is_asked_again(root: Path) -> None:
     store.refuses = staticmethod(lambda key, number: number % 2 == 1)  # type: ignore[assignment]
     for number in range(8):
         fill(store, key_number(number), "a.pdf")
-    tally = purge(store, Policy(YEAR, dry_run=False), Budget(), Pace(1, 100_000))
+    tally = purge(store, PurgePolicy(YEAR, dry_run=False), Budget(), PurgeRate(1, 100_000))
     assert (tally.purged, tally.failed) == (8, {})
 
 
@@ -785,13 +787,13 @@ def test_legal_holds_do_not_end_the_run(root: Path) -> None:
     store = Ailing(root)
     store.error = AccessDenied
     store.refuses = staticmethod(lambda key, number: "/kept.pdf" in key)  # type: ignore[assignment]
-    for number in range(GIVE_UP + 5):
+    for number in range(MAX_FAILURES_IN_A_ROW + 5):
         fill(store, key_number(2 * number), "kept.pdf")
         store.write(key_number(2 * number + 1), ATTACHMENT, "young.pdf", [b"x"])
         record(store, key_number(2 * number + 1))
     fill(store, "f" * 32, "last.pdf")
-    tally = purge(store, Policy(YEAR, dry_run=False), Budget(), Pace(1, 100_000))
-    assert (tally.purged, tally.failed, tally.gave_up) == (1, {"access-denied": GIVE_UP + 5}, False)
+    tally = purge(store, PurgePolicy(YEAR, dry_run=False), Budget(), PurgeRate(1, 100_000))
+    assert (tally.purged, tally.failed, tally.gave_up) == (1, {"access-denied": MAX_FAILURES_IN_A_ROW + 5}, False)
 
 
 def test_a_disk_that_is_gone_is_noticed_at_once(root: Path) -> None:
@@ -806,9 +808,9 @@ def test_a_disk_that_is_gone_is_noticed_at_once(root: Path) -> None:
 def test_a_store_that_is_not_there_is_told(root: Path) -> None:
     """Not called empty: the URL may be a typing error, or the disk away. And it is not made for the asking."""
     store = open_store(str(root))
-    with pytest.raises(NotFound, match="is its URL right, and its disk mounted"):
-        stored_before(timedelta(days=1), store)
-    assert done(store) == Tally()
+    with pytest.raises(NotFound, match="exist; check its URL, and that its disk is mounted"):
+        retention_cutoff(timedelta(days=1), store)
+    assert done(store) == PurgeTally()
     assert not root.exists()
 
 
@@ -816,8 +818,8 @@ def test_an_empty_store_has_nothing_to_purge(store: Store) -> None:
     """A service knows no other; of a folder that is there nobody can tell whether something ought to be in it."""
     if store.url.startswith("file://"):
         Path(store.url.removeprefix("file://")).mkdir(parents=True)
-    stored_before(timedelta(days=1), store)
-    assert done(store) == Tally()
+    retention_cutoff(timedelta(days=1), store)
+    assert done(store) == PurgeTally()
 
 
 class Endless(LocalStore):
@@ -839,7 +841,7 @@ def test_keys_are_read_as_they_are_needed(root: Path) -> None:
     store = Endless(root)
     ahead = 0
 
-    def look(_: Looked) -> None:
+    def look(_: PurgeResult) -> None:
         nonlocal ahead, seen
         seen += 1
         ahead = max(ahead, store.taken - seen)
@@ -847,7 +849,7 @@ def test_keys_are_read_as_they_are_needed(root: Path) -> None:
     seen = 0
     done(store, on_message=look)
     assert seen == 20_000
-    assert ahead <= 2 * QUICK.at_once
+    assert ahead <= 2 * QUICK.concurrency
 
 
 def test_no_more_messages_begin_in_a_second_than_may(root: Path) -> None:
@@ -855,7 +857,7 @@ def test_no_more_messages_begin_in_a_second_than_may(root: Path) -> None:
     for number in range(30):
         fill(open_store(str(root)), key_number(number), "a.pdf")
     begun = time.monotonic()
-    purge(open_store(str(root)), Policy(YEAR), Budget(), Pace(8, 20))
+    purge(open_store(str(root)), PurgePolicy(YEAR), Budget(), PurgeRate(8, 20))
     assert time.monotonic() - begun > 29 / 20
 
 
@@ -869,7 +871,7 @@ def test_a_run_that_is_cancelled_records_what_has_gone(root: Path) -> None:
     token = CURRENT.set(cancellation)
     try:
         with pytest.raises(RunCancelled):
-            purge(store, Policy(YEAR, dry_run=False), Budget(), Pace(1, 100_000))
+            purge(store, PurgePolicy(YEAR, dry_run=False), Budget(), PurgeRate(1, 100_000))
     finally:
         CURRENT.reset(token)
     assert sum(len(store.inventory(key_number(number)).objects) for number in range(3)) == 8
@@ -887,4 +889,4 @@ def test_verify_knows_what_was_purged(root: Path) -> None:
     back.parent.mkdir()
     back.write_bytes(CONTENT)
     (difference,) = verify_message(store, MESSAGE).differences
-    assert (difference.key, difference.problem) == (made.attachments[0].key.rpartition("/")[0], Problem.PURGED)  # type: ignore[union-attr]
+    assert (difference.key, difference.problem) == (made.attachments[0].key.rpartition("/")[0], Discrepancy.PURGED)  # type: ignore[union-attr]

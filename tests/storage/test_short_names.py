@@ -19,7 +19,7 @@ from attachments.cli.actions.decryption import decrypt_message
 from attachments.domain.selection import Filter
 from attachments.emailgistics import Attachment
 from attachments.storage import Encryption, Store, open_store
-from attachments.storage.age import opener
+from attachments.storage.age import decryptor
 from attachments.storage.errors import UnsupportedStore
 from attachments.storage.verification import verify_message
 from tests.servers.proxy import Answer, Proxy
@@ -119,7 +119,7 @@ def test_no_program_gets_past_a_filter_by_a_name_that_is_cut_later(
         fields = {each: getattr(told, each) for each in ("key", "bytes", "sha256", "stored_bytes", "stored_sha256")}
         recorded = manifest(entry(name, **{**fields, "attachment_key": ATTACHMENT}))
         store.update_manifest(MESSAGE, lambda _: recorded)
-        decrypt_message(store, MESSAGE_ID, opener(str(OWNER)), tmp_path / "out")
+        decrypt_message(store, MESSAGE_ID, decryptor(str(OWNER)), tmp_path / "out")
         (decrypted,) = objects(tmp_path / "out")
         assert not decrypted.endswith(".exe")
 
@@ -143,7 +143,7 @@ def test_what_is_decrypted_gets_a_short_name_as_well(root: Path, tmp_path: Path)
             assert key == long_key
             return store.read(told.key)
 
-    decrypt_message(Elsewhere(), MESSAGE_ID, opener(str(OWNER)), tmp_path / "out")  # type: ignore[arg-type]
+    decrypt_message(Elsewhere(), MESSAGE_ID, decryptor(str(OWNER)), tmp_path / "out")  # type: ignore[arg-type]
     assert objects(tmp_path / "out") == {f"{PLACE}/{SHORT}": CONTENT}
 
 

@@ -10,8 +10,8 @@ import pyrage
 import pytest
 
 from attachments.storage import Encryption, Manifest, Store, attachment_key, message_key, open_store
-from attachments.storage.age import opener
-from attachments.storage.verification import Difference, Problem, verify, verify_message
+from attachments.storage.age import decryptor
+from attachments.storage.verification import Difference, Discrepancy, verify, verify_message
 
 from .samples import ATTACHMENT, CANARY, CONTENT, MESSAGE, PLACE, entry
 
@@ -47,7 +47,7 @@ def place_of(root: Path, name: str) -> Path:
     return root / MESSAGE / attachment_key(name)
 
 
-def differences(store: Store) -> list[tuple[str, Problem]]:
+def differences(store: Store) -> list[tuple[str, Discrepancy]]:
     return [(found.key, found.problem) for found in verify_message(store, MESSAGE).differences]
 
 
@@ -62,37 +62,37 @@ def test_what_is_as_recorded_passes(filled: Store) -> None:
 def test_a_changed_byte_is_found(filled: Store, root: Path) -> None:
     """The size is right, the time may be: only reading tells."""
     (place_of(root, "one.pdf") / "one.pdf").write_bytes(CONTENT[:-1] + b"!")
-    assert differences(filled) == [(f"{MESSAGE}/{attachment_key('one.pdf')}", Problem.CONTENT)]
+    assert differences(filled) == [(f"{MESSAGE}/{attachment_key('one.pdf')}", Discrepancy.CONTENT)]
 
 
 def test_a_cut_object_is_found_without_reading_it(filled: Store, root: Path) -> None:
     """By its size."""
     (place_of(root, "two.pdf") / "two.pdf").write_bytes(CONTENT[:-1])
-    assert differences(filled) == [(f"{MESSAGE}/{attachment_key('two.pdf')}", Problem.SIZE)]
+    assert differences(filled) == [(f"{MESSAGE}/{attachment_key('two.pdf')}", Discrepancy.SIZE)]
 
 
 def test_a_missing_object_is_found(filled: Store, root: Path) -> None:
     """Somebody tidied up."""
     (place_of(root, "two.pdf") / "two.pdf").unlink()
-    assert differences(filled) == [(f"{MESSAGE}/{attachment_key('two.pdf')}", Problem.MISSING)]
+    assert differences(filled) == [(f"{MESSAGE}/{attachment_key('two.pdf')}", Discrepancy.MISSING)]
 
 
 def test_an_object_that_no_manifest_names_is_found(filled: Store) -> None:
     """A run that died between the object and the manifest; or somebody else's file."""
     filled.write(MESSAGE, TWO, "stray.pdf", [b"x"])
-    assert differences(filled) == [(f"{MESSAGE}/{TWO}", Problem.UNRECORDED)]
+    assert differences(filled) == [(f"{MESSAGE}/{TWO}", Discrepancy.UNRECORDED)]
 
 
 def test_a_message_without_a_manifest_is_found(store: Store) -> None:
     """Its objects are unrecorded."""
     store.write(MESSAGE, ATTACHMENT, "a.pdf", [b"x"])
-    assert differences(store) == [(PLACE, Problem.UNRECORDED)]
+    assert differences(store) == [(PLACE, Discrepancy.UNRECORDED)]
 
 
 def test_a_damaged_manifest_is_found(filled: Store, root: Path) -> None:
     """It says nothing, so nothing else can be said of its message."""
     (root / MESSAGE / "manifest.json").write_text("{")
-    assert differences(filled) == [(MESSAGE, Problem.MANIFEST)]
+    assert differences(filled) == [(MESSAGE, Discrepancy.MANIFEST)]
 
 
 def test_nothing_that_is_told_holds_a_file_name(store: Store, root: Path) -> None:
@@ -109,18 +109,18 @@ def test_encrypted_objects_are_verified_with_and_without_the_identity(root: Path
     """Without it the ciphertext is compared; with it, what comes out as well."""
     store = open_store(str(root), encryption=Encryption(age_recipients=(str(OWNER.to_public()),)))
     record(store, MESSAGE, "one.pdf")
-    unseal = opener(str(OWNER))
+    unseal = decryptor(str(OWNER))
     assert verify_message(store, MESSAGE).differences == ()
     assert verify_message(store, MESSAGE, unseal=unseal).differences == ()
     path = place_of(root, "one.pdf") / "one.pdf.age"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     place = f"{MESSAGE}/{attachment_key('one.pdf')}"
-    assert verify_message(store, MESSAGE).differences == (Difference(place, Problem.CONTENT),)
-    assert verify_message(store, MESSAGE, unseal=unseal).differences == (Difference(place, Problem.CONTENT),)
-    stranger = opener(str(pyrage.x25519.Identity.generate()))
+    assert verify_message(store, MESSAGE).differences == (Difference(place, Discrepancy.CONTENT),)
+    assert verify_message(store, MESSAGE, unseal=unseal).differences == (Difference(place, Discrepancy.CONTENT),)
+    stranger = decryptor(str(pyrage.x25519.Identity.generate()))
     path.write_bytes(whole)
-    assert verify_message(store, MESSAGE, unseal=stranger).differences == (Difference(place, Problem.SEALED),)
+    assert verify_message(store, MESSAGE, unseal=stranger).differences == (Difference(place, Discrepancy.SEALED),)
 
 
 def test_many_messages_are_verified_a_few_at_a_time(store: Store) -> None:

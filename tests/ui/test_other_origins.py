@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from attachments.demo.processes import Process, answers, free_port, surroundings
+from attachments.demo.processes import Process, free_port, process_environment, responds
 from tests.test_documentation import code_blocks
 from tests.ui.browser import log_in, opened, show
 
@@ -99,13 +99,13 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PREFECT_HOME": str(tmp_path / "prefect")}
     log = tmp_path / "server.log"
     process = Process(
-        "Prefect", ["sh", "-ec", script], environment, log, lambda: answers(f"http://127.0.0.1:{port}/api/health")
+        "Prefect", ["sh", "-ec", script], environment, log, lambda: responds(f"http://127.0.0.1:{port}/api/health")
     )
     save = f"from prefect.blocks.system import Secret; Secret(value={CANARY!r}).save('planted')"
     try:
         process.start()
         client = script.replace(f"exec prefect server start --port {port}", f'exec python -c "{save}"')
-        subprocess.run(["sh", "-ec", client], env=surroundings(environment), check=True, timeout=120)
+        subprocess.run(["sh", "-ec", client], env=process_environment(environment), check=True, timeout=120)
         password = tmp_path / ".prefect-password"
         yield Server(port, password.read_text().strip() if request.param else None)
         if request.param:

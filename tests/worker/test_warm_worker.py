@@ -18,7 +18,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.base import BaseWorker
 
-from attachments.demo.processes import Process, script, wait_for
+from attachments.demo.processes import Process, script_path, wait_for
 from attachments.prefect_api.versions import TESTED
 from attachments.worker.shutdown import stop_on_sigterm
 from attachments.worker.warm_worker import WarmWorker
@@ -201,7 +201,7 @@ def test_sigterm_stops_a_worker_whose_parent_ignores_sigint(tmp_path: Path) -> N
     log = tmp_path / "worker.log"
     process = Process(
         "worker",
-        ["sh", "-c", "trap '' INT; exec \"$0\" worker start --pool pool --type warm", script("prefect")],
+        ["sh", "-c", "trap '' INT; exec \"$0\" worker start --pool pool --type warm", script_path("prefect")],
         {
             "PREFECT_API_URL": "http://127.0.0.1:9/api",
             "PREFECT_HOME": str(tmp_path),
@@ -209,7 +209,7 @@ def test_sigterm_stops_a_worker_whose_parent_ignores_sigint(tmp_path: Path) -> N
             "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
         },
         log,
-        lambda: "started!" in process.printed(),
+        lambda: "started!" in process.output(),
     )
     process.start()
     try:
@@ -218,4 +218,4 @@ def test_sigterm_stops_a_worker_whose_parent_ignores_sigint(tmp_path: Path) -> N
     finally:
         process.kill()
     assert process.code == 0
-    assert "Traceback" not in process.printed()
+    assert "Traceback" not in process.output()

@@ -1,4 +1,4 @@
-"""Checks the filters of a prefect.yaml: one sentence for each mistake."""
+"""Checks the filters in a prefect.yaml: one sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import yaml
 from pydantic import ValidationError
 
 from attachments.cli.command_boundary import CommandFailed, import_prefect
-from attachments.domain.selection import Filter, problem
+from attachments.domain.selection import Filter, describe_errors
 from attachments.foundation.terminal_text import escaped
 
 FLOW = "download_attachments"
 
 
-def check_text(text: str) -> Iterator[str]:
-    """What is wrong with a filter in JSON."""
+def check_filter_text(text: str) -> Iterator[str]:
+    """The mistakes in a filter given as JSON."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CommandFailed(f"The filter is not JSON ({_reason(error)}). Quote it for the shell with '…'.") from None
-    yield from _mistakes(found, "filter")
+    yield from _filter_mistakes(found, "filter")
 
 
 def check_file(path: Path) -> Iterator[str]:
-    """What is wrong with the filters of the deployments in a prefect.yaml."""
-    for deployment in _deployments(path):
+    """The mistakes in the filters of a prefect.yaml's deployments."""
+    for deployment in _read_deployments(path):
         name = escaped(str(deployment.get("name")))
         if "filter" in deployment:
             yield f"Deployment {name}: filter is in the wrong place, so it is ignored. Move it below parameters."
@@ -38,13 +38,13 @@ def check_file(path: Path) -> Iterator[str]:
             continue
         for key in sorted(set(map(str, parameters)) - _known_parameters()):
             known = ", ".join(sorted(_known_parameters()))
-            yield f"Deployment {name}: there is no parameter {escaped(key)}; the flow has {known}."
-        for mistake in _mistakes(parameters.get("filter"), "filter"):
+            yield f"Deployment {name}: the flow has no parameter {escaped(key)}, only {known}."
+        for mistake in _filter_mistakes(parameters.get("filter"), "filter"):
             yield f"Deployment {name}: {mistake}"
 
 
-def _mistakes(value: Any, place: str) -> Iterator[str]:
-    if value is None or (isinstance(value, str) and "{{" in value):  # Prefect fills that in on deploying
+def _filter_mistakes(value: Any, place: str) -> Iterator[str]:
+    if value is None or (isinstance(value, str) and "{{" in value):  # Prefect fills in placeholders on deployment
         return
     if not isinstance(value, dict):
         yield f"{place}: a filter has include, exclude or both, each with a list of rules."
@@ -52,16 +52,16 @@ def _mistakes(value: Any, place: str) -> Iterator[str]:
     try:
         Filter.model_validate(value)
     except ValidationError as error:
-        yield f"{place}: {escaped(problem(error))}."
+        yield f"{place}: {escaped(describe_errors(error))}."
 
 
-def _deployments(path: Path) -> Iterator[dict[Any, Any]]:
-    """The deployments of the flow that downloads."""
+def _read_deployments(path: Path) -> Iterator[dict[Any, Any]]:
+    """The file's deployments of the download flow."""
     try:
         document = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
         raise CommandFailed(
-            f"{path} cannot be read ({error.strerror}). Name the file: `attachments check FOLDER/prefect.yaml`."
+            f"{path} cannot be read ({error.strerror}). Give the right path: `attachments check FOLDER/prefect.yaml`."
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise CommandFailed(f"{path} is not YAML ({_reason(error)}).") from None
@@ -69,7 +69,7 @@ def _deployments(path: Path) -> Iterator[dict[Any, Any]]:
     found = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     found = [each for each in found if re.split("[.:]", str(each.get("entrypoint")))[-1] == FLOW]
     if not found:
-        raise CommandFailed(f"{path} has no deployment of the flow {FLOW}. Is it the right file?")
+        raise CommandFailed(f"{path} has no deployment of the flow {FLOW}. Check that it is the right file.")
     yield from found
 
 

@@ -1,6 +1,6 @@
 """What a deployment would do with a message, without downloading anything.
 
-It contains file names: it is shown to the person at the terminal, and goes nowhere else.
+It prints file names on purpose, but only to the caller's terminal.
 """
 
 from collections import Counter
@@ -16,19 +16,19 @@ from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cli.command_boundary import CommandFailed
 from attachments.doctor.blocks import load_blocks
 from attachments.doctor.probe import (
-    PATIENCE,
     PREFECT_ERRORS,
+    RESPONSE_TIMEOUT,
     NoResponse,
-    asked,
     call_with_timeout,
     describe_error,
-    prefect,
+    prefect_client,
+    request_json,
 )
-from attachments.domain.plan import NOT_FINAL, is_settled, settled_entry, why_not_final, without_placeholders
-from attachments.domain.selection import Filter, problem
+from attachments.domain.plan import NOT_FINAL, is_settled, real_attachments, settled_entry, why_not_final
+from attachments.domain.selection import Filter, describe_errors
 from attachments.emailgistics import Attachment, EmailgisticsError
 from attachments.foundation.numerals import counted
-from attachments.foundation.terminal_text import escaped, printable
+from attachments.foundation.terminal_text import escaped, quoted
 from attachments.prefect_api.url_path import path_part
 from attachments.rate_limit.errors import PacingError
 from attachments.storage import (
@@ -45,10 +45,10 @@ from attachments.storage.keys import candidate_keys
 from attachments.storage.manifest import Outcome, Pending
 
 FLOW = "download-attachments"
-A_TURN = 150.0  # seconds for the one call; it may have to wait for a minute until a slot comes free
+LIST_TIMEOUT = 150.0  # seconds for the call, which may wait a minute for a free slot
 
 Action = Literal["take", "drop", "cannot", "stored", "purged"]
-WORDS: dict[Action, str] = {
+ACTION_LABELS: dict[Action, str] = {
     "take": "to take",
     "drop": "dropped by the filter",
     "cannot": "not downloadable (links and nested items)",
@@ -57,8 +57,8 @@ WORDS: dict[Action, str] = {
 }
 
 
-class Target(BaseModel):
-    """What a deployment runs with."""
+class ResolvedDeployment(BaseModel):
+    """A deployment's parameters, with its blocks loaded."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
@@ -70,7 +70,7 @@ class Target(BaseModel):
 
 
 class Preview(BaseModel):
-    """What is on a message, and what would become of each part."""
+    """A message's attachments, and what a run would do with each."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,15 +78,15 @@ class Preview(BaseModel):
     deployment: str
     manifest: Literal["none", "unreadable", "incomplete", "complete"]
     force: bool = False
-    """Whether the deployment's runs do again what the manifest says is done."""
+    """Whether the deployment's runs ignore the manifest and download again."""
     nothing_to_do: bool
-    """Whether the manifest settles all for this filter, so that a run would not even list the message."""
+    """Whether the manifest leaves nothing to do for this filter, so that a run would not even list the message."""
     pending: Pending | None = None
-    """Why the list is not final, so that a run would read it again; None when it is."""
-    attachments: tuple["Previewed", ...]
+    """Why the list is not final, so that a run would read it again; None if it is final."""
+    attachments: tuple["AttachmentPreview", ...]
 
 
-class Previewed(BaseModel):
+class AttachmentPreview(BaseModel):
     """One attachment. `size` in bytes, as listed; `rule` is the one that drops it."""
 
     model_config = ConfigDict(frozen=True)
@@ -101,61 +101,61 @@ class Previewed(BaseModel):
 
 
 def preview_message(message_id: str, deployment: str) -> Preview:
-    """List a message, and judge each attachment as a run of the deployment would. Raises `CommandFailed`."""
-    target = _target(deployment.removeprefix(f"{FLOW}/"))
+    """List a message, and decide on each attachment as a run of the deployment would. Raises `CommandFailed`."""
+    target = _resolve_deployment(deployment.removeprefix(f"{FLOW}/"))
     named = message_id
     key = candidate_keys(named)[0]
     try:
-        message_id = call_with_timeout(PATIENCE, lambda: target.store.store().message_id(named))
+        message_id = call_with_timeout(RESPONSE_TIMEOUT, lambda: target.store.store().message_id(named))
         key = message_key(message_id)
-        recorded = call_with_timeout(PATIENCE, lambda: read_record(target.store.store(), key))
-        listed = call_with_timeout(A_TURN, lambda: target.account.client().list_attachments(message_id))
-    except NothingStored as error:  # it says itself which key has no manifest
+        recorded = call_with_timeout(RESPONSE_TIMEOUT, lambda: read_record(target.store.store(), key))
+        listed = call_with_timeout(LIST_TIMEOUT, lambda: target.account.client().list_attachments(message_id))
+    except NothingStored as error:  # its text names the key without a manifest
         raise CommandFailed(str(error)) from None
     except (StoreError, EmailgisticsError, PacingError) as error:
         raise CommandFailed(f"Message {key}: {error}") from None
     except NoResponse:
         raise CommandFailed(
-            "There was no answer in time: the store or Emailgistics hangs, or all slots of the pacing limit are "
-            "taken. `attachments doctor` says which; then try again."
+            "Timed out: the store or Emailgistics does not respond, or all slots of the rate limit are taken. Run "
+            "`attachments doctor` to see which, then try again."
         ) from None
-    return judged(message_id, target.deployment, listed, recorded, target.filter, force=target.force)
+    return build_preview(message_id, target.deployment, listed, recorded, target.filter, force=target.force)
 
 
 @dataclass(frozen=True)
-class Record:
-    """What the store has of a message."""
+class StoredRecord:
+    """The store's manifest and objects of a message."""
 
     manifest: Manifest | Literal["none", "unreadable"] = "none"
     existing: Mapping[str, StoredObject] = field(default_factory=dict)
 
 
-def read_record(store: Store, key: str) -> Record:
-    """What the store has of a message. Raises `StoreError`."""
+def read_record(store: Store, key: str) -> StoredRecord:
+    """The store's manifest and objects of a message. Raises `StoreError`."""
     existing = store.stored(key)
     try:
-        return Record(store.read_manifest(key) or "none", existing)
+        return StoredRecord(store.read_manifest(key) or "none", existing)
     except InvalidManifest:
-        return Record("unreadable", existing)
+        return StoredRecord("unreadable", existing)
 
 
-def judged(
+def build_preview(
     message_id: str,
     deployment: str,
     listed: Sequence[Attachment],
-    recorded: Record,
+    recorded: StoredRecord,
     wanted: Filter,
     *,
     force: bool = False,
 ) -> Preview:
-    """What a run would do, as `attachments.domain.plan` decides it for both."""
+    """The preview, decided by `attachments.domain.plan` as in a run."""
     manifest = recorded.manifest
     known = manifest if isinstance(manifest, Manifest) else None
     state: Literal["none", "unreadable", "incomplete", "complete"]
     state = manifest if not isinstance(manifest, Manifest) else "complete" if manifest.complete else "incomplete"
-    # The run that recorded a list as not final knew of attachments.
+    # A run that recorded a list as not final had been told of attachments.
     why = why_not_final(listed, has_attachments=known is not None and known.pending is not None)
-    once = {attachment.id: attachment for attachment in without_placeholders(listed, force=force)}.values()
+    once = {attachment.id: attachment for attachment in real_attachments(listed, force=force)}.values()
     return Preview(
         message_key=message_key(message_id),
         deployment=deployment,
@@ -164,32 +164,32 @@ def judged(
         nothing_to_do=is_settled(known, wanted, force=force),
         pending=None if force else why,
         attachments=tuple(
-            _previewed(attachment, settled_entry(attachment, wanted, known, recorded.existing, force=force))
+            _preview_attachment(attachment, settled_entry(attachment, wanted, known, recorded.existing, force=force))
             for attachment in once
         ),
     )
 
 
 def to_lines(found: Preview) -> Iterator[str]:
-    """The lines for a terminal; the file name comes last, where it can be taken for nothing else."""
-    force = "; force: what is stored is downloaded again and compared" if found.force else ""
+    """The lines for a terminal; the file name comes last, so that it cannot be mistaken for another field."""
+    force = "; force: stored attachments are downloaded again and compared" if found.force else ""
     yield f"Message {found.message_key}, as {found.deployment} sees it; manifest: {found.manifest}{force}."
     for one in found.attachments:
         size = f"{one.size:,}" if one.size is not None else "?"
         kind = one.content_type or one.kind
-        rule = f"  [{printable(one.rule)[1:-1]}]" if one.rule else ""
-        yield f"{one.action:<7}{size:>14}  {printable(kind)[1:-1]}{rule}  {printable(one.name or '')}"
+        rule = f"  [{quoted(one.rule)[1:-1]}]" if one.rule else ""
+        yield f"{one.action:<7}{size:>14}  {quoted(kind)[1:-1]}{rule}  {quoted(one.name or '')}"
     counts = Counter(one.action for one in found.attachments)
-    parts = [f"{counts[action]} {words}" for action, words in WORDS.items() if counts[action]]
+    parts = [f"{counts[action]} {words}" for action, words in ACTION_LABELS.items() if counts[action]]
     listed = counted(len(found.attachments), "attachment")
     if parts:
         yield f"Of {listed}: {', '.join(parts)}."
     elif found.pending is None:
         yield "It has no attachments."
     if found.nothing_to_do:
-        yield "A run would do nothing: the manifest settles all that this filter wants."
+        yield "A run would do nothing: all attachments that this filter selects are done, as the manifest shows."
     elif found.pending is not None:
-        yield f"{NOT_FINAL[found.pending]} Look again in a minute."
+        yield f"{NOT_FINAL[found.pending]} Run this again in a minute."
 
 
 _ACTIONS: dict[Outcome, Action] = {
@@ -200,9 +200,9 @@ _ACTIONS: dict[Outcome, Action] = {
 }
 
 
-def _previewed(attachment: Attachment, entry: ManifestAttachment | None) -> Previewed:
+def _preview_attachment(attachment: Attachment, entry: ManifestAttachment | None) -> AttachmentPreview:
     action = _ACTIONS[entry.outcome] if entry else "take"
-    return Previewed(
+    return AttachmentPreview(
         attachment_key=attachment_key(attachment.id),
         action=action,
         name=attachment.name,
@@ -213,26 +213,28 @@ def _previewed(attachment: Attachment, entry: ManifestAttachment | None) -> Prev
     )
 
 
-def _target(name: str) -> Target:
+def _resolve_deployment(name: str) -> ResolvedDeployment:
     if not PREFECT_API_URL.value():
-        raise CommandFailed("PREFECT_API_URL is not set. Set it to your server's, such as http://127.0.0.1:4200/api.")
+        raise CommandFailed(
+            "PREFECT_API_URL is not set. Set it to your server's API, such as http://127.0.0.1:4200/api."
+        )
     try:
-        return call_with_timeout(PATIENCE, lambda: _loaded(name))
+        return call_with_timeout(RESPONSE_TIMEOUT, lambda: _read_deployment(name))
     except NoResponse:
-        raise CommandFailed(f"Prefect does not answer within {PATIENCE:.0f} s. Look at its server.") from None
+        raise CommandFailed(f"Prefect does not answer within {RESPONSE_TIMEOUT:.0f} s. Check its server.") from None
     except PREFECT_ERRORS as error:
         raise CommandFailed(" ".join(describe_error(error))) from None
 
 
-def _loaded(name: str) -> Target:
-    with prefect() as client:
+def _read_deployment(name: str) -> ResolvedDeployment:
+    with prefect_client() as client:
         try:
             deployment = client.read_deployment_by_name(f"{FLOW}/{path_part(name)}")
         except ObjectNotFound:
-            asked(client, "GET", "/health")  # else it is not Prefect's API that knows no such deployment
+            request_json(client, "GET", "/health")  # raises if the 404 did not come from Prefect's API
             raise CommandFailed(
-                f"There is no deployment {FLOW}/{printable(name)[1:-1]}. `prefect deployment ls` names those that "
-                "there are; `attachments setup` makes the default one."
+                f"There is no deployment {FLOW}/{quoted(name)[1:-1]}. `prefect deployment ls` lists the existing ones; "
+                "`attachments setup` creates the default one."
             ) from None
         account, store = (str(deployment.parameters.get(kind) or "default") for kind in ("account", "store"))
         accounts = load_blocks(EmailgisticsAccount, [account], client)
@@ -241,7 +243,7 @@ def _loaded(name: str) -> Target:
     if problems:
         raise CommandFailed(f"Block {problems[0].subject}: {problems[0].text} {problems[0].remedy}")
     try:
-        return Target(
+        return ResolvedDeployment(
             deployment=f"{FLOW}/{name}",
             filter=deployment.parameters.get("filter") or {},
             account=accounts.blocks[account],
@@ -250,6 +252,6 @@ def _loaded(name: str) -> Target:
         )
     except ValidationError as error:
         raise CommandFailed(
-            f"The parameters of {FLOW}/{printable(name)[1:-1]} are not valid, so its runs fail: "
-            f"{escaped(problem(error))}. Correct them in the Prefect UI, or in its prefect.yaml."
+            f"The parameters of {FLOW}/{quoted(name)[1:-1]} are not valid, so its runs fail: "
+            f"{escaped(describe_errors(error))}. Correct them in the Prefect UI, or in its prefect.yaml."
         ) from None

@@ -1,4 +1,4 @@
-"""What `attachments up` reads from the environment and from `--env-file`, and which part gets what of it."""
+"""The variables of `attachments up`, from the environment and `--env-file`, and which part receives which."""
 
 import os
 import re
@@ -9,15 +9,15 @@ from typing import Any
 from attachments.cli.command_boundary import CommandFailed
 from attachments.cli.secret_files import SECRETS, read_secret_file
 from attachments.demo.one_host import Settings
-from attachments.demo.processes import FOREIGN
-from attachments.receiver.secrets import LONGER_PARTS, SHORT_PART, has_short_part, split_secrets
+from attachments.demo.processes import USER_SETTING_PREFIXES
+from attachments.receiver.secrets import SHORT_PART_MESSAGE, SHORT_PART_REMEDY, has_short_part, split_secrets
 
 SETUP_SECRETS = ("EMAILGISTICS_API_KEY", "ATTACHMENTS_STORAGE_OPTIONS")
 RECEIVER_SECRETS = ("EMAILGISTICS_WEBHOOK_SECRET",)
 PASSWORD = "PREFECT_API_AUTH_STRING"  # noqa: S105  the variable's name
-NEEDED = {
+REQUIRED = {
     "EMAILGISTICS_API_KEY": (
-        "Make a key with the scopes messages:read, messages:content and reporting in Emailgistics Admin, and set the "
+        "Create a key with the scopes messages:read, messages:content and reporting in Emailgistics Admin, and set the "
         "variable to it, or EMAILGISTICS_API_KEY_FILE to a file that holds it."
     ),
     "EMAILGISTICS_WEBHOOK_SECRET": (
@@ -29,11 +29,11 @@ NEEDED = {
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _OWN_SERVER = ("PREFECT_API_KEY", "PREFECT_PROFILE", PASSWORD, f"PREFECT_SERVER_{PASSWORD.removeprefix('PREFECT_')}")
-"""What would point the parts at another server than ours, or give them another password."""
+"""Variables that would point the parts to another server, or give them another password."""
 
 
-def variables(environment: Mapping[str, str], env_file: Path | None) -> dict[str, str]:
-    """The variables of the environment and of the file, which adds those that the environment lacks.
+def read_variables(environment: Mapping[str, str], env_file: Path | None) -> dict[str, str]:
+    """The variables of the environment, and those of the file that the environment lacks.
 
     Raises `CommandFailed` with everything that is missing or wrong.
     """
@@ -46,17 +46,17 @@ def variables(environment: Mapping[str, str], env_file: Path | None) -> dict[str
             read_secret_file(name, read)
         except CommandFailed as error:
             problems.append(str(error))
-            read.setdefault(name, "unreadable")  # is reported once
-    problems += [f"{name} is not set. {remedy}" for name, remedy in NEEDED.items() if name not in read]
+            read.setdefault(name, "unreadable")  # already reported
+    problems += [f"{name} is not set. {remedy}" for name, remedy in REQUIRED.items() if name not in read]
     if has_short_part(split_secrets(read.get("EMAILGISTICS_WEBHOOK_SECRET", ""))):
-        problems.append(f"{SHORT_PART} {LONGER_PARTS}")
+        problems.append(f"{SHORT_PART_MESSAGE} {SHORT_PART_REMEDY}")
     if problems:
         raise CommandFailed(
             "`attachments up` needs variables, from the environment or from a file for --env-file:",
             *(f"- {problem}" for problem in problems),
             "To try it without an account: attachments up --sandbox --mail FOLDER",
         )
-    if PASSWORD in read:  # Prefect's own commands read no file
+    if PASSWORD in read:  # Prefect's own commands do not support `_FILE`
         given[PASSWORD] = read[PASSWORD]
     return given
 
@@ -86,7 +86,7 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def make_settings(given: Mapping[str, str], **options: Any) -> Settings:
-    """How the installation is set up, with these variables. `options`: the other fields of `Settings`."""
+    """The settings with these variables. `options`: the other fields of `Settings`."""
     return Settings(
         environment=_for_all(given),
         setup_secrets=_secrets(given, SETUP_SECRETS),
@@ -97,16 +97,16 @@ def make_settings(given: Mapping[str, str], **options: Any) -> Settings:
 
 
 def _for_all(given: Mapping[str, str]) -> dict[str, str]:
-    """What every part gets: all but the secrets that one of them alone needs."""
+    """The variables for every part: all except the secrets that only one part needs."""
     left_out = {*SETUP_SECRETS, *RECEIVER_SECRETS}
     left_out |= {f"{name}_FILE" for name in SECRETS}
     if "PREFECT_API_URL" not in given:
         left_out |= set(_OWN_SERVER)
     # The parts inherit the rest of the environment.
-    inherited = {name for name in os.environ if not name.startswith(FOREIGN)}
+    inherited = {name for name in os.environ if not name.startswith(USER_SETTING_PREFIXES)}
     return {name: value for name, value in given.items() if name not in left_out | inherited}
 
 
 def _secrets(given: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
-    """The secrets of these names, or the variables that name their files."""
+    """The secrets with these names, or the variables with their files' paths."""
     return {each: given[each] for name in names for each in (name, f"{name}_FILE") if each in given}

@@ -1,7 +1,7 @@
-"""Creates in Prefect what the product needs; safe to repeat.
+"""Creates the blocks, limits, pool, queues and deployments in Prefect; safe to repeat.
 
-Blocks come from the environment; limits, the work pool and the deployments from here and from prefect.yaml.
-What a user has changed (a limit's size, a pool's type) stays as it is.
+Blocks come from the environment; limits, the work pool and deployments from constants and prefect.yaml. A user's
+changes (a limit's size, a pool's type) are kept.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
-from attachments.cli.actions.schedule import Result, Tell, reporting_problem, switch_reconciliation
+from attachments.cli.actions.schedule import ReportResult, Result, reporting_problem, switch_reconciliation
 from attachments.cli.command_boundary import CommandFailed
-from attachments.doctor.deployments import DOWNLOAD, filter_mistakes
+from attachments.doctor.deployments import DOWNLOAD, check_filter
 from attachments.doctor.probe import describe_error
 from attachments.foundation.numerals import counted
 from attachments.runs.block_problems import reasons
@@ -47,27 +47,27 @@ from attachments.runs.deployment_spec import (
     form_of,
 )
 from attachments.storage import StoreError
-from attachments.storage.recipients import parsed, split
+from attachments.storage.recipients import parse_recipients, split
 from attachments.worker.warm_worker import WarmWorker
 
-PAGE = 200  # deployments asked for at a time, the most that Prefect names
-# What Prefect writes anew with the same content, and what other programs write meanwhile.
-STORING = {"id", "created", "updated", "created_by", "updated_by", "version_id", "last_polled", "status"}
+PAGE = 200  # deployments per request, the most that Prefect returns
+# Fields that change although the content stays the same.
+VOLATILE_FIELDS = {"id", "created", "updated", "created_by", "updated_by", "version_id", "last_polled", "status"}
 RECIPIENTS = "ATTACHMENTS_AGE_RECIPIENTS"
-STARTING = 30.0  # seconds; a server needs 10 to 20 until it answers
+SERVER_START_TIMEOUT = 30.0  # seconds; a server needs 10 to 20 to start
 B = TypeVar("B", bound=Block)
 _triggers: TypeAdapter[DeploymentTriggerTypes] = TypeAdapter(DeploymentTriggerTypes)
 
 
-async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool = True) -> str | None:
-    """Make blocks, limits, the work pool and the deployments, and tell of each.
+async def set_up(environment: Mapping[str, str], tell: ReportResult, *, switch_on: bool = True) -> str | None:
+    """Create blocks, limits, the work pool and the deployments, and report each to `tell`.
 
-    With `switch_on`, the schedule of the reconciliation is switched on when the API key allows for it, or off.
-    Returns why the API key could not be tried, None when Emailgistics has accepted it.
+    With `switch_on`, the reconciliation's schedule is switched on if the API key has the scope for it, otherwise off.
+    Returns why the API key could not be checked; None if Emailgistics has accepted it.
 
     Raises:
-        CommandFailed: a variable is missing or wrong, or Prefect cannot be reached: nothing was made then. Or
-            Emailgistics rejects the API key: all was made.
+        CommandFailed: A variable is missing or wrong, or Prefect cannot be reached, and nothing was created; or
+        Emailgistics rejects the API key, and everything was created.
     """
     if not PREFECT_API_URL.value():
         raise CommandFailed(
@@ -75,11 +75,11 @@ async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool 
             "http://127.0.0.1:4200/api."
         )
     async with get_client() as client:
-        problem = await _answering(client)
+        problem = await _wait_for_server(client)
         if isinstance(problem, httpx.TransportError):
             raise CommandFailed(
-                f"Prefect does not answer at {PREFECT_API_URL.value()} ({type(problem).__name__}). Is it running? "
-                "A server that was started just now needs up to a minute."
+                f"Prefect does not respond at {PREFECT_API_URL.value()} ({type(problem).__name__}). Check that it is "
+                "running; a server needs up to a minute to start."
             )
         if problem is not None:
             raise CommandFailed(" ".join(describe_error(problem)))
@@ -94,23 +94,25 @@ async def set_up(environment: Mapping[str, str], tell: Tell, *, switch_on: bool 
             await _make_queue(name, priority, limit, client, tell)
         for spec in declared_deployments():
             await _deploy(spec, client, tell)
-        await _migrate(client, tell)
+        await _migrate_deployments(client, tell)
         found = await reporting_problem(account)
         if switch_on:
             await switch_reconciliation(found, client, tell)
     if found is None or found.lacks_scope:
         return None
-    if found.is_lasting:
-        raise CommandFailed(f"Everything is made in Prefect, but no call to Emailgistics will succeed: {found.told}")
-    return found.told
+    if found.is_permanent:
+        raise CommandFailed(
+            f"Everything is set up in Prefect, but no call to Emailgistics will succeed: {found.message}"
+        )
+    return found.message
 
 
-async def _answering(client: PrefectClient) -> Exception | None:
-    """What is wrong with Prefect, None when it answers. A server that was started just now gets `STARTING` seconds."""
-    end = time.monotonic() + STARTING
+async def _wait_for_server(client: PrefectClient) -> Exception | None:
+    """Wait up to `SERVER_START_TIMEOUT` seconds for Prefect. The error if it does not respond, otherwise None."""
+    end = time.monotonic() + SERVER_START_TIMEOUT
     while (problem := await client.api_healthcheck()) is not None and time.monotonic() < end:
         if isinstance(problem, httpx.HTTPStatusError) and problem.response.is_client_error:
-            break  # a server that answers so has started
+            break  # the server has started, and refuses the request
         await asyncio.sleep(0.5)
     return problem
 
@@ -118,31 +120,33 @@ async def _answering(client: PrefectClient) -> Exception | None:
 async def _account(environment: Mapping[str, str], client: PrefectClient) -> EmailgisticsAccount:
     key = environment.get("EMAILGISTICS_API_KEY", "").strip()
     base_url = environment.get("EMAILGISTICS_BASE_URL", "").strip()
-    existing = await _existing(EmailgisticsAccount, client)
+    existing = await _existing_block(EmailgisticsAccount, client)
     if not key and existing is None:
         raise CommandFailed(
-            "EMAILGISTICS_API_KEY is not set. Make a key with the scopes messages:read and messages:content in "
-            "Emailgistics Admin and put it there."
+            "EMAILGISTICS_API_KEY is not set. Create a key with the scopes messages:read and messages:content in "
+            "Emailgistics Admin, and set the variable to it."
         )
     values: dict[str, Any] = existing.model_dump(exclude={"block_type_slug"}) if existing else {}
     if key:
         values["api_key"] = SecretStr(key)
     if base_url:
         values["base_url"] = base_url
-    return _valid(EmailgisticsAccount, values, "EMAILGISTICS_API_KEY and EMAILGISTICS_BASE_URL")
+    return _make_block(EmailgisticsAccount, values, "EMAILGISTICS_API_KEY and EMAILGISTICS_BASE_URL")
 
 
 async def _store(environment: Mapping[str, str], client: PrefectClient) -> AttachmentStore:
     url = environment.get("ATTACHMENTS_URL", "").strip()
     options = environment.get("ATTACHMENTS_STORAGE_OPTIONS", "").strip()
-    existing = await _existing(AttachmentStore, client)
+    existing = await _existing_block(AttachmentStore, client)
     if not url and existing is None:
-        raise CommandFailed("ATTACHMENTS_URL is not set. Put the folder for the files there: file:///srv/attachments.")
+        raise CommandFailed(
+            "ATTACHMENTS_URL is not set. Set it to the folder for the files, such as file:///srv/attachments."
+        )
     values: dict[str, Any] = existing.model_dump(exclude={"block_type_slug"}) if existing else {}
     if url:
         values["url"] = url
     if existing and url and url.partition(":")[0] != existing.url.partition(":")[0]:
-        values["options"] = {}  # nothing that was said of the other kind of store holds for this one
+        values["options"] = {}  # options of another kind of store do not apply
     if options:
         try:
             values["options"] = json.loads(options)
@@ -152,33 +156,33 @@ async def _store(environment: Mapping[str, str], client: PrefectClient) -> Attac
             ) from None
     if RECIPIENTS in environment:
         values["age_recipients"] = _recipients(environment[RECIPIENTS])
-    return _valid(AttachmentStore, values, f"ATTACHMENTS_URL, ATTACHMENTS_STORAGE_OPTIONS and {RECIPIENTS}")
+    return _make_block(AttachmentStore, values, f"ATTACHMENTS_URL, ATTACHMENTS_STORAGE_OPTIONS and {RECIPIENTS}")
 
 
 def _recipients(text: str) -> list[str]:
-    """The recipients that the variable names. None is an error: a variable that got lost must not end an encryption."""
+    """The recipients in the variable. Empty is an error, so that a lost value does not end the encryption."""
     found = split(text)
     if not found:
         raise CommandFailed(
-            f"{RECIPIENTS} is set, and empty. Write the public keys there, separated by commas or line breaks; or "
-            "remove the variable, which leaves the block's age recipients as they are."
+            f"{RECIPIENTS} is set but empty. Set it to the public keys, separated by commas or line breaks; or remove "
+            "the variable to keep the block's age recipients."
         )
     try:
-        parsed(found)
+        parse_recipients(found)
     except StoreError as error:
         raise CommandFailed(f"{RECIPIENTS}: {error}.") from None
     return found
 
 
-def _valid(block: type[B], values: dict[str, Any], variables: str) -> B:
+def _make_block(block: type[B], values: dict[str, Any], variables: str) -> B:
     try:
         return block(**values)
     except ValidationError as error:
         raise CommandFailed(f"{variables}: {reasons(error)}") from None
 
 
-async def _existing(block: type[B], client: PrefectClient) -> B | None:
-    """The default block as it stands, None when there is none."""
+async def _existing_block(block: type[B], client: PrefectClient) -> B | None:
+    """The existing default block; None if there is none."""
     slug = block.get_block_type_slug()
     try:
         document = await client.read_block_document_by_name("default", slug)
@@ -193,19 +197,19 @@ async def _existing(block: type[B], client: PrefectClient) -> B | None:
         ) from None
 
 
-async def _save(block: Block, name: str, client: PrefectClient, tell: Tell) -> None:
-    # What the UI shows beside a block's fields comes with the version, whether or not a value has changed.
+async def _save(block: Block, name: str, client: PrefectClient, tell: ReportResult) -> None:
+    # Update the block's schema, which the UI shows, even if no value has changed.
     await type(block).aregister_type_and_schema(client=client)
-    existing = await _existing(type(block), client)
+    existing = await _existing_block(type(block), client)
     place = f": {block.store().url}{_encryption(block)}" if isinstance(block, AttachmentStore) else ""
     subject = f"block {block.get_block_type_slug()}/{name}{place}"
-    if existing is not None and _revealed(existing) == _revealed(block):
-        tell("was there", subject)
+    if existing is not None and _dump_with_secrets(existing) == _dump_with_secrets(block):
+        tell("unchanged", subject)
         return
     await block.asave(name, overwrite=True, client=client)
-    tell("updated" if existing else "made", f"{subject}, from the environment")
+    tell("updated" if existing else "created", f"{subject}, from the environment")
     if isinstance(block, AttachmentStore) and isinstance(existing, AttachmentStore):
-        _tell_removed(existing, block, tell)
+        _report_removed_recipients(existing, block, tell)
 
 
 def _encryption(block: AttachmentStore) -> str:
@@ -214,56 +218,56 @@ def _encryption(block: AttachmentStore) -> str:
     return f", encrypted to {counted(len(block.age_recipients), 'age recipient')}"
 
 
-def _tell_removed(before: AttachmentStore, after: AttachmentStore, tell: Tell) -> None:
-    """The owner of a key that is no longer a recipient cannot decrypt what is stored from now on."""
+def _report_removed_recipients(before: AttachmentStore, after: AttachmentStore, tell: ReportResult) -> None:
+    """Report recipients that were removed: their owners cannot decrypt attachments stored from now on."""
     removed = {text.strip() for text in before.age_recipients} - {text.strip() for text in after.age_recipients}
     if removed:
         were = counted(len(removed), "age recipient of the block was", "age recipients of the block were")
         tell(
             "REMOVED",
-            f"{were} not named in {RECIPIENTS}: what is stored from now on cannot be decrypted with their keys. To "
-            "keep them, name them there and run this again.",
+            f"{were} not listed in {RECIPIENTS}: attachments stored from now on cannot be decrypted with their keys. "
+            "To keep them, add them there and run this again.",
         )
 
 
-def _revealed(block: Block) -> dict[str, Any]:
+def _dump_with_secrets(block: Block) -> dict[str, Any]:
     return block.model_dump(mode="json", context={"include_secrets": True}, exclude={"block_type_slug"})
 
 
-async def _make_limit(name: str, slots: int, client: PrefectClient, tell: Tell) -> None:
+async def _make_limit(name: str, slots: int, client: PrefectClient, tell: ReportResult) -> None:
     try:
         existing = await client.read_global_concurrency_limit_by_name(name)
     except ObjectNotFound:
         await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=slots, active=True))
-        tell("made", f"limit {name}: {slots} calls in any 60 s")
+        tell("created", f"limit {name}: {slots} calls in any 60 s")
     else:
-        state = "" if existing.active else ", SWITCHED OFF: runs refuse to start until it is on again"
-        tell("was there", f"limit {name}: {existing.limit} calls in any 60 s{state}")
+        state = "" if existing.active else ", SWITCHED OFF: no run makes a call until it is on again"
+        tell("unchanged", f"limit {name}: {existing.limit} calls in any 60 s{state}")
 
 
-async def _make_pool(client: PrefectClient, tell: Tell) -> None:
+async def _make_pool(client: PrefectClient, tell: ReportResult) -> None:
     try:
         pool = await client.read_work_pool(POOL)
     except ObjectNotFound:
         template = WarmWorker.get_default_base_job_template()
         await client.create_work_pool(WorkPoolCreate(name=POOL, type=WarmWorker.type, base_job_template=template))
-        tell("made", f"work pool {POOL}, type {WarmWorker.type}")
+        tell("created", f"work pool {POOL}, type {WarmWorker.type}")
     else:
-        tell("was there", f"work pool {POOL}, type {pool.type}")
+        tell("unchanged", f"work pool {POOL}, type {pool.type}")
 
 
-async def _make_queue(name: str, priority: int, limit: int | None, client: PrefectClient, tell: Tell) -> None:
+async def _make_queue(name: str, priority: int, limit: int | None, client: PrefectClient, tell: ReportResult) -> None:
     subject = f"work queue {POOL}/{name}"
     try:
         queue = await client.read_work_queue_by_name(name, POOL)
     except ObjectNotFound:
         await client.create_work_queue(name=name, work_pool_name=POOL, priority=priority, concurrency_limit=limit)
-        tell("made", f"{subject}, priority {priority}{f', {limit} runs at a time' if limit else ''}")
+        tell("created", f"{subject}, priority {priority}{f', {limit} runs at a time' if limit else ''}")
     else:
-        tell("was there", f"{subject}, priority {queue.priority}")
+        tell("unchanged", f"{subject}, priority {queue.priority}")
 
 
-async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> None:
+async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: ReportResult) -> None:
     flow = declared_flow(spec)
     name = f"{flow.name}/{spec['name']}"
     try:
@@ -279,19 +283,19 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
         flow,
         spec["name"],
         description=existing.description if existing else spec.get("description"),
-        # What a user has set in the UI outlives an upgrade.
+        # Keep what a user has set in the UI.
         parameters={**spec.get("parameters", {}), **(existing.parameters if existing else {})},
         job_variables=existing.job_variables if existing else None,
         paused=existing.paused if existing else spec.get("paused"),
         tags=(existing.tags if existing else []) or spec.get("tags"),
-        concurrency_limit=_limit(existing) if existing else _declared_limit(spec),
+        concurrency_limit=_existing_limit(existing) if existing else _declared_limit(spec),
         triggers=triggers,
         work_pool_name=spec["work_pool"]["name"],
         work_queue_name=spec["work_pool"].get("work_queue_name"),
         schedules=[_schedule(declared) for declared in spec.get("schedules", [])],
     )
     if existing is not None:
-        # An empty list would take away the schedules that a user has made, and a full one those that he has changed.
+        # A list would remove or reset schedules that a user has created or changed.
         deployment.schedules = None
         deployment.__pydantic_fields_set__.discard("schedules")
     await deployment.aapply()
@@ -303,15 +307,15 @@ async def _deploy(spec: dict[str, Any], client: PrefectClient, tell: Tell) -> No
 
 
 def _result(before: BaseModel | None, after: BaseModel | None) -> Result:
-    """Whether it was made, or something of it has changed but when and as what it was stored."""
+    """Whether the object was created or its content changed, apart from `VOLATILE_FIELDS`."""
     if before is None:
-        return "made"
-    return "was there" if _content(before) == _content(after) else "updated"
+        return "created"
+    return "unchanged" if _stable_content(before) == _stable_content(after) else "updated"
 
 
-def _content(stored: BaseModel | None) -> dict[str, Any]:
-    """Without what is empty: Prefect stores no steps as an empty list at first, and as nothing later."""
-    content = stored.model_dump(mode="json", exclude=STORING) if stored else {}
+def _stable_content(stored: BaseModel | None) -> dict[str, Any]:
+    """The content without empty values: Prefect stores no steps first as an empty list, later as null."""
+    content = stored.model_dump(mode="json", exclude=VOLATILE_FIELDS) if stored else {}
     return {name: value for name, value in content.items() if value not in (None, [], {})}
 
 
@@ -319,11 +323,11 @@ async def _automation(name: str, client: PrefectClient) -> Automation | None:
     return next(iter(await client.read_automations_by_name(name)), None)
 
 
-async def _migrate(client: PrefectClient, tell: Tell) -> None:
-    """Bring the deployments that users have made with an older version to where our flows are now, and to their form.
+async def _migrate_deployments(client: PrefectClient, tell: ReportResult) -> None:
+    """Update the entrypoint and parameter schema of deployments that users created with an older version.
 
-    By its form the receiver knows whether a run may have a parameter that is new: an older flow fails with it. Filters
-    that no run takes are told; only their author can correct them.
+    The receiver uses the schema to decide whether a run may get a new parameter, with which an older flow would fail.
+    Invalid filters are reported, because only their author can correct them.
     """
     ours = {spec["entrypoint"]: declared_flow(spec) for spec in declared_deployments()}
     downloads = (await client.read_flow_by_name(DOWNLOAD)).id
@@ -334,7 +338,7 @@ async def _migrate(client: PrefectClient, tell: Tell) -> None:
     ):
         for deployment in page:
             if deployment.flow_id == downloads:
-                _tell_mistakes(deployment, tell)
+                _report_invalid_filter(deployment, tell)
             entrypoint = current_entrypoint(deployment.entrypoint or "")
             if entrypoint not in ours:
                 continue
@@ -348,10 +352,10 @@ async def _migrate(client: PrefectClient, tell: Tell) -> None:
         offset += len(page)
 
 
-def _tell_mistakes(deployment: DeploymentResponse, tell: Tell) -> None:
-    """A filter that an older version took, and that makes each run fail from now on."""
-    for finding in filter_mistakes(f"{DOWNLOAD}/{deployment.name}", deployment.parameters.get("filter")):
-        tell("WRONG", f"{finding.about}: {finding.text} {finding.remedy}")
+def _report_invalid_filter(deployment: DeploymentResponse, tell: ReportResult) -> None:
+    """Report a filter that an older version accepted, and that makes each run fail now."""
+    for finding in check_filter(f"{DOWNLOAD}/{deployment.name}", deployment.parameters.get("filter")):
+        tell("INVALID", f"{finding.about}: {finding.text} {finding.remedy}")
 
 
 def _schedule(declared: dict[str, Any]) -> DeploymentScheduleCreate:
@@ -367,8 +371,8 @@ def _is_enabled(trigger: dict[str, Any], existing: Automation | None) -> bool:
     return existing.enabled if existing else bool(trigger.get("enabled", True))
 
 
-def _limit(existing: DeploymentResponse) -> ConcurrencyLimitConfig | int | None:
-    """How many runs may be under way at a time, as it stands; what a user has taken away stays away."""
+def _existing_limit(existing: DeploymentResponse) -> ConcurrencyLimitConfig | int | None:
+    """The existing limit on concurrent runs; a limit that a user has removed stays removed."""
     limit, options = existing.global_concurrency_limit, existing.concurrency_options
     if limit is None:
         return None

@@ -1,4 +1,4 @@
-"""How much waits, runs and has ended, in a few seconds; and what could not be read."""
+"""Counts of waiting, running and ended work, read within seconds, and what could not be read."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,33 +13,33 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import BaseModel, ConfigDict
 
 from attachments.blocks import EmailgisticsAccount
-from attachments.doctor.deployments import Deployments, blocks_named, read_deployments
+from attachments.doctor.deployments import Deployments, block_names, read_deployments
 from attachments.doctor.limits import read_limit
-from attachments.doctor.probe import PREFECT_ERRORS, NoResponse, TimedCall, asked, describe_error, prefect
-from attachments.doctor.work import NO_RUNS, are_runs_given, living_workers
+from attachments.doctor.probe import PREFECT_ERRORS, NoResponse, TimedCall, describe_error, prefect_client, request_json
+from attachments.doctor.workers import NO_RUNS, can_read_runs, count_live_workers
 from attachments.foundation.numerals import counted
 from attachments.prefect_api.url_path import path_part
 from attachments.receiver.inbox import InboxUnavailable
 from attachments.receiver.inbox_reader import read_depth
 from attachments.runs.watermarks import read_watermarks
 
-SECONDS = 2.5
-"""For all answers together."""
-LATE = timedelta(seconds=60)
-"""A run that should have started so long ago is late."""
+TIMEOUT = 2.5
+"""Seconds for all responses together."""
+LATE_AFTER = timedelta(seconds=60)
+"""A run whose scheduled start is longer ago is late."""
 DAY = timedelta(hours=24)
-MAILBOXES = 20
-"""Shown on a terminal; there may be hundreds."""
+MAX_MAILBOXES = 20
+"""Mailboxes shown on a terminal; there may be hundreds."""
 LIMITS = ("limit_name", "backlog_limit_name")
-"""Where an account's block names its limits."""
-ENDED = ("completed", "failed", "crashed", "cancelled")
-UNFINISHED = ("scheduled", "pending", "running", "cancelling", "paused")
+"""The fields of an account's block with the names of its limits."""
+FINAL_STATES = ("completed", "failed", "crashed", "cancelled")
+UNFINISHED_STATES = ("scheduled", "pending", "running", "cancelling", "paused")
 
 T = TypeVar("T")
 
 
 class InboxStatus(BaseModel):
-    """Deliveries that wait for Prefect, and for how many seconds the oldest has."""
+    """Deliveries waiting for Prefect, and the age of the oldest in seconds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,7 +48,7 @@ class InboxStatus(BaseModel):
 
 
 class Calls(BaseModel):
-    """Calls to Emailgistics in the last minute, of those that the limit allows."""
+    """Calls to Emailgistics in the last minute, and how many the limit allows."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,7 +57,7 @@ class Calls(BaseModel):
 
 
 class Reconciled(BaseModel):
-    """Up to when a mailbox has been looked through for what no webhook told of."""
+    """Up to when a mailbox has been looked through for what no webhook block_fields of."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -69,14 +69,15 @@ class Reconciled(BaseModel):
 
 
 class StatusReport(BaseModel):
-    """What could be seen. None: it could not, and `problems` says why; `inbox` is also None where there is none."""
+    """The status. A field is None if it could not be read, and `problems` says why; `inbox` is also None without an
+    inbox."""
 
     model_config = ConfigDict(frozen=True)
 
     inbox: InboxStatus | None = None
     workers: int | None = None
     runs: dict[str, int] | None = None
-    """Unfinished runs by state, `late` being a part of `scheduled`; ended ones by state, of the last 24 hours."""
+    """Unfinished runs by state, where `late` is a part of `scheduled`, and runs that ended in the last 24 hours."""
     calls: dict[str, Calls] | None = None
     """By limit."""
     reconciliation: tuple[Reconciled, ...] | None = None
@@ -84,23 +85,23 @@ class StatusReport(BaseModel):
     problems: tuple[str, ...] = ()
 
 
-def read_status(inbox: Path, *, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic) -> StatusReport:
-    """Counts and problems. What does not answer within so many seconds, which all share, is left out and named."""
+def read_status(inbox: Path, *, seconds: float = TIMEOUT, clock: Callable[[], float] = time.monotonic) -> StatusReport:
+    """Read the status. All requests share `seconds`; what does not respond in time is listed in `problems`."""
     problems: list[str] = []
     seen: dict[str, Any] = {}
     depth = TimedCall(lambda: read_depth(inbox))
     if PREFECT_API_URL.value():
         try:
-            with prefect(seconds) as client:
-                seen = read_prefect(client, Budget(seconds, clock), problems)
+            with prefect_client(seconds) as client:
+                seen = read_prefect(client, TimeBudget(seconds, clock), problems)
         except PREFECT_ERRORS as error:
             problems.append(" ".join(describe_error(error)))
     else:
         problems.append("PREFECT_API_URL is not set. Set it to your server's, such as http://127.0.0.1:4200/api.")
     try:
-        found = depth.answer(seconds)
+        found = depth.result(seconds)
     except NoResponse:
-        problems.append("The inbox cannot be read in time. Look at its disk.")
+        problems.append("The inbox could not be read in time. Check its disk.")
         found = None
     except InboxUnavailable as error:
         problems.append(str(error))
@@ -113,10 +114,10 @@ def read_status(inbox: Path, *, seconds: float = SECONDS, clock: Callable[[], fl
 
 
 def to_lines(status: StatusReport) -> Iterator[str]:
-    """The lines for a terminal; what could not be seen comes first."""
-    yield from (f"NOT SEEN        {problem}" for problem in status.problems)
+    """The lines for a terminal, problems first."""
+    yield from (f"UNKNOWN         {problem}" for problem in status.problems)
     if status.inbox is None:
-        yield "inbox           none on this machine, or not to be seen"
+        yield "inbox           none on this machine, or unreadable"
     else:
         oldest = f", the oldest for {status.inbox.oldest_seconds:.0f} s" if status.inbox.entries else ""
         yield f"inbox           {counted(status.inbox.entries, 'delivery waits', 'deliveries wait')}{oldest}"
@@ -124,25 +125,29 @@ def to_lines(status: StatusReport) -> Iterator[str]:
         yield f"workers         {status.workers} alive"
     if status.runs is not None:
         now = ", ".join(
-            f"{status.runs[state]} {state}" for state in UNFINISHED if status.runs[state] or state in _ALWAYS
+            f"{status.runs[state]} {state}"
+            for state in UNFINISHED_STATES
+            if status.runs[state] or state in _STATES_ALWAYS_SHOWN
         )
         yield f"runs now        {now} ({status.runs['late']} late)"
-        yield f"runs, 24 hours  {', '.join(f'{status.runs[state]} {state}' for state in ENDED)}"
+        yield f"runs, 24 hours  {', '.join(f'{status.runs[state]} {state}' for state in FINAL_STATES)}"
     for name, calls in (status.calls or {}).items():
         yield f"calls           {calls.last_minute} of {calls.limit} in the last minute ({name})"
-    for mark in (status.reconciliation or ())[:MAILBOXES]:
+    for mark in (status.reconciliation or ())[:MAX_MAILBOXES]:
         until = mark.until.isoformat(timespec="seconds").replace("+00:00", "Z")
         yield f"reconciliation  up to {until}: mailbox {mark.mailbox_key} of account {mark.account} ({mark.deployment})"
-    if status.reconciliation and len(status.reconciliation) > MAILBOXES:
-        more = counted(len(status.reconciliation) - MAILBOXES, "more mailbox is further", "more mailboxes are further")
+    if status.reconciliation and len(status.reconciliation) > MAX_MAILBOXES:
+        more = counted(
+            len(status.reconciliation) - MAX_MAILBOXES, "more mailbox is further", "more mailboxes are further"
+        )
         yield f"reconciliation  {more}; --json has them"
 
 
-_ALWAYS = ("scheduled", "pending", "running")
+_STATES_ALWAYS_SHOWN = ("scheduled", "pending", "running")
 
 
-class Budget:
-    """Seconds that several answers share, from now on."""
+class TimeBudget:
+    """Seconds that several requests share, from now on."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -150,37 +155,37 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Seconds that are left, and never less than none."""
+        """The remaining seconds, at least 0."""
         return max(0.0, self._end - self._clock())
 
 
-def read_prefect(client: SyncPrefectClient, budget: Budget, problems: list[str]) -> dict[str, Any]:
-    """Fields of a `StatusReport`, all read from Prefect at the same time; adds what cannot be read to `problems`."""
-    workers = TimedCall(lambda: living_workers(client))
-    reconciled = TimedCall(lambda: _marks(client))
-    standing: Deployments = _answer(TimedCall(lambda: read_deployments(client)), budget, problems) or {}
+def read_prefect(client: SyncPrefectClient, budget: TimeBudget, problems: list[str]) -> dict[str, Any]:
+    """The fields of a `StatusReport` that come from Prefect, requested concurrently; adds failures to `problems`."""
+    workers = TimedCall(lambda: count_live_workers(client))
+    reconciled = TimedCall(lambda: _read_watermarks(client))
+    standing: Deployments = _result_or_none(TimedCall(lambda: read_deployments(client)), budget, problems) or {}
     seen: dict[str, Any] = {}
     if standing:
         ids = [str(deployment.id) for deployment in standing.values()]
-        runs = {name: TimedCall(_count(client, filters)) for name, filters in _counts(ids).items()}
+        runs = {name: TimedCall(_count(client, filters)) for name, filters in _count_filters(ids).items()}
         calls = TimedCall(lambda: _calls(client, standing))
-        counted = {name: _answer(question, budget, problems) for name, question in runs.items()}
+        counted = {name: _result_or_none(question, budget, problems) for name, question in runs.items()}
         seen["runs"] = None if None in counted.values() else counted
-        seen["calls"] = _answer(calls, budget, problems)
+        seen["calls"] = _result_or_none(calls, budget, problems)
     elif not problems:
-        problems.append("There are no deployments of ours in Prefect. Run `attachments setup`.")
-    seen["workers"] = _answer(workers, budget, problems)
-    if seen["workers"] and _answer(TimedCall(lambda: are_runs_given(client)), budget, problems) is False:
+        problems.append("Prefect has none of this project's deployments. Run `attachments setup`.")
+    seen["workers"] = _result_or_none(workers, budget, problems)
+    if seen["workers"] and _result_or_none(TimedCall(lambda: can_read_runs(client)), budget, problems) is False:
         problems.append(f"{NO_RUNS} `attachments doctor` names what causes it.")
-    seen["reconciliation"] = _answer(reconciled, budget, problems)
+    seen["reconciliation"] = _result_or_none(reconciled, budget, problems)
     return seen
 
 
-def _answer(question: TimedCall[T], budget: Budget, problems: list[str]) -> T | None:
+def _result_or_none(question: TimedCall[T], budget: TimeBudget, problems: list[str]) -> T | None:
     try:
-        return question.answer(budget.left)
+        return question.result(budget.left)
     except NoResponse:
-        problem = "Prefect does not answer in time. `attachments doctor` waits longer for it."
+        problem = "Prefect did not respond in time. `attachments doctor` waits longer for it."
     except PREFECT_ERRORS as error:
         problem = " ".join(describe_error(error))
     if problem not in problems:
@@ -188,26 +193,26 @@ def _answer(question: TimedCall[T], budget: Budget, problems: list[str]) -> T | 
     return None
 
 
-def _counts(deployment_ids: Sequence[str]) -> Mapping[str, dict[str, Any]]:
-    """What to count, by the name that it gets."""
+def _count_filters(deployment_ids: Sequence[str]) -> Mapping[str, dict[str, Any]]:
+    """The filters of the runs to count, by the name of each count."""
     now = datetime.now(UTC)
     ours = {"deployments": {"id": {"any_": list(deployment_ids)}}}
 
     def of(state: str, **more: Any) -> dict[str, Any]:
         return {**ours, "flow_runs": {"state": {"type": {"any_": [state.upper()]}}, **more}}
 
-    unfinished = {state: of(state) for state in UNFINISHED}
-    late = of("scheduled", next_scheduled_start_time={"before_": (now - LATE).isoformat()})
-    ended = {state: of(state, end_time={"after_": (now - DAY).isoformat()}) for state in ENDED}
+    unfinished = {state: of(state) for state in UNFINISHED_STATES}
+    late = of("scheduled", next_scheduled_start_time={"before_": (now - LATE_AFTER).isoformat()})
+    ended = {state: of(state, end_time={"after_": (now - DAY).isoformat()}) for state in FINAL_STATES}
     return {**unfinished, "late": late, **ended}
 
 
 def _count(client: SyncPrefectClient, filters: Mapping[str, Any]) -> Callable[[], int]:
-    return lambda: int(asked(client, "POST", "/flow_runs/count", filters))
+    return lambda: int(request_json(client, "POST", "/flow_runs/count", filters))
 
 
 def _calls(client: SyncPrefectClient, standing: Deployments) -> dict[str, Calls]:
-    """What each limit has granted in the last minute, of the accounts that the deployments name."""
+    """The calls in the last minute by limit, for the accounts that the deployments name."""
     limits = (read_limit(client, name) for name in _limit_names(client, standing))
     return {
         limit.name: Calls(last_minute=limit.active_slots, limit=limit.limit) for limit in limits if limit is not None
@@ -217,17 +222,17 @@ def _calls(client: SyncPrefectClient, standing: Deployments) -> dict[str, Calls]
 def _limit_names(client: SyncPrefectClient, standing: Deployments) -> Iterable[str]:
     slug = EmailgisticsAccount.get_block_type_slug()
     names: dict[str, None] = {}
-    for account in blocks_named(standing, "account"):
+    for account in block_names(standing, "account"):
         with suppress(ObjectNotFound):
-            # Without the secrets, and without making a block of it, of which Prefect would make an event.
-            told = client.read_block_document_by_name(path_part(account), slug, include_secrets=False).data
+            # Without secrets, and without loading the block, for which Prefect would send an event.
+            block_fields = client.read_block_document_by_name(path_part(account), slug, include_secrets=False).data
             names.update(
-                (str(told.get(name) or EmailgisticsAccount.model_fields[name].default), None) for name in LIMITS
+                (str(block_fields.get(name) or EmailgisticsAccount.model_fields[name].default), None) for name in LIMITS
             )
     return names
 
 
-def _marks(client: SyncPrefectClient) -> tuple[Reconciled, ...]:
+def _read_watermarks(client: SyncPrefectClient) -> tuple[Reconciled, ...]:
     return tuple(
         Reconciled(mailbox_key=mark.mailbox_key, account=mark.account, deployment=mark.deployment, until=mark.until)
         for mark in read_watermarks(client)

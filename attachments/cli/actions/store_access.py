@@ -1,4 +1,4 @@
-"""The store that the environment names, and the messages in it, for the commands that read a store."""
+"""The store that the environment configures, and its messages, for the commands that read a store."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from attachments.cli.command_boundary import CommandFailed
-from attachments.foundation.timed_call import PATIENCE, NoResponse, call_with_timeout
+from attachments.foundation.timed_call import RESPONSE_TIMEOUT, NoResponse, call_with_timeout
 from attachments.storage import Store, StoreError, open_store
-from attachments.storage.age import opener
+from attachments.storage.age import decryptor
 from attachments.storage.content import Transform
 from attachments.storage.manifest import Manifest
-from attachments.storage.store import short_key
+from attachments.storage.store import short_key_hint
 
 T = TypeVar("T")
 
@@ -33,56 +33,58 @@ def configured_store() -> Iterator[Store]:
     except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):
-        raise CommandFailed('ATTACHMENTS_STORAGE_OPTIONS is no JSON object. Write one: {"option": "value"}.')
+        raise CommandFailed('ATTACHMENTS_STORAGE_OPTIONS is not a JSON object. Write one: {"option": "value"}.')
     try:
         yield open_store(url, options)
     except StoreError as error:
         raise CommandFailed(str(error)) from None
 
 
-def answer_soon(request: Callable[[], T]) -> T:
-    """The first answer of a store, for a person at a terminal. Raises CommandFailed when it takes too long."""
+def call_store(request: Callable[[], T]) -> T:
+    """Call a store with a timeout, for a person at a terminal. Raises CommandFailed if it takes too long."""
     try:
-        return call_with_timeout(PATIENCE, request)
+        return call_with_timeout(RESPONSE_TIMEOUT, request)
     except NoResponse:
         raise CommandFailed(
-            f"The store does not answer within {PATIENCE:.0f} s. Check the network, and the host or endpoint in "
-            "ATTACHMENTS_URL and ATTACHMENTS_STORAGE_OPTIONS."
+            f"The store did not respond within {RESPONSE_TIMEOUT:.0f} s. Check the network, and the host or endpoint "
+            "in ATTACHMENTS_URL and ATTACHMENTS_STORAGE_OPTIONS."
         ) from None
 
 
 def read_identity(path: Path) -> Transform:
-    """What decrypts with the identities in a file. Raises CommandFailed, and UnsupportedStore when there are none."""
+    """A transform that decrypts with a file's identities. Raises CommandFailed, and UnsupportedStore if it has none."""
     try:
-        return opener(path.read_text())
+        return decryptor(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandFailed(f"The identity file cannot be read ({type(error).__name__}): {path}") from None
+        raise CommandFailed(
+            f"The identity file {path} cannot be read ({type(error).__name__}). Correct the path."
+        ) from None
 
 
 def find_manifest(store: Store, named: str) -> tuple[str, Manifest]:
-    """The key of the message that a person names, and its manifest. Raises CommandFailed when there is none."""
-    key, manifest = answer_soon(lambda: store.find(named))
-    if manifest is None and answer_soon(lambda: store.objects(key)):
+    """The key and the manifest of a message given by id or key. Raises CommandFailed if there is none."""
+    key, manifest = call_store(lambda: store.find(named))
+    if manifest is None and call_store(lambda: store.objects(key)):
         raise CommandFailed(
             f"Message {key} has attachments in {store.url}, but no manifest: its run has not ended, or was "
-            "interrupted. Look at the run in Prefect; a run that ends writes the manifest."
+            "interrupted. Check its run in Prefect; the manifest is written when the run ends."
         )
     if manifest is None:
-        raise unknown_message(store, named, f"There is no manifest of message {key}")
+        raise unknown_message_error(store, named, f"There is no manifest of message {key}")
     return key, manifest
 
 
-def unknown_message(store: Store, named: str, what: str) -> CommandFailed:
-    """What to tell of a message that the store does not have: perhaps it is the wrong store, or none."""
-    if told := short_key(named):
-        return CommandFailed(told)
+def unknown_message_error(store: Store, named: str, what: str) -> CommandFailed:
+    """The error for a message that the store does not have: maybe the store is wrong or empty."""
+    if hint := short_key_hint(named):
+        return CommandFailed(hint)
     is_used = True
-    with suppress(StoreError):  # what may not be listed is told as it is
-        is_used = answer_soon(lambda: next(iter(store.message_keys()), None)) is not None
+    with suppress(StoreError):  # a store that cannot be listed counts as used
+        is_used = call_store(lambda: next(iter(store.message_keys()), None)) is not None
     return CommandFailed(
-        f"{what} in {store.url}: nothing of it has been stored yet." if is_used else empty_store(store.url)
+        f"{what} in {store.url}: the message has not been stored yet." if is_used else empty_store_message(store.url)
     )
 
 
-def empty_store(url: str) -> str:
-    return f"No message is stored in {url}. If there should be: is ATTACHMENTS_URL right, is the disk mounted?"
+def empty_store_message(url: str) -> str:
+    return f"No message is stored in {url}. If there should be, check ATTACHMENTS_URL, and that the disk is mounted."

@@ -70,7 +70,7 @@ from attachments.storage.errors import (
     StoreUnavailable,
     UnsupportedStore,
 )
-from attachments.storage.manifest import MOST_READ
+from attachments.storage.manifest import MAX_READ
 
 _OURS = "attachments_"
 _RUBBISH = {"attachments_rubbish": "uncommitted"}
@@ -259,7 +259,7 @@ class AzureBackend(Backend):
         async def load() -> tuple[bytes, Version] | None:
             stream = await self._absent_is_none(self._blob(path).download_blob(**self._request))
             # The first request fetches 32 MiB at most, and `read` no more than it is asked for.
-            return None if stream is None else (await stream.read(MOST_READ), stream.properties.etag)
+            return None if stream is None else (await stream.read(MAX_READ), stream.properties.etag)
 
         return self._run(load)
 

@@ -168,7 +168,7 @@ class Backend(ABC):
     def get(self, path: str) -> tuple[bytes, Version] | None:
         """A small object as a whole, with the version that `put` can name; None when there is none.
 
-        Of an object that is larger than a manifest may be, the first `MOST_READ` bytes: no reader takes these. Others
+        Of an object that is larger than a manifest may be, the first `MAX_READ` bytes: no reader takes these. Others
         may write to the store, and no more than that may be held of what they put there.
         """
 

@@ -55,7 +55,7 @@ from attachments.storage.backends.parts import PASSING_STATUS, PartedUpload, is_
 from attachments.storage.checksum_objects import orphaned_proofs, proof_path, read_proof
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import AccessDenied, NotFound, StoreError, StoreUnavailable, UnsupportedStore
-from attachments.storage.manifest import MOST_READ
+from attachments.storage.manifest import MAX_READ
 
 _OURS = "attachments-"
 _BLOCK = 1024 * 1024
@@ -293,7 +293,7 @@ class GcsBackend(Backend):
     ) -> _Answer:
         """One request. Raises Conflict for 412, and _Refused for what else is no success (308 is one).
 
-        Of a longer answer, the first `MOST_READ` bytes.
+        Of a longer answer, the first `MAX_READ` bytes.
         """
         async with self._asked(method, url, params, headers, data) as response:
             body = await _beginning(response)
@@ -574,7 +574,7 @@ def _bucket_and_root(url: str) -> tuple[str, str]:
 async def _beginning(response: aiohttp.ClientResponse) -> bytes:
     """The body, as far as any reader takes it."""
     body = bytearray()
-    while len(body) < MOST_READ and (block := await response.content.read(min(_BLOCK, MOST_READ - len(body)))):
+    while len(body) < MAX_READ and (block := await response.content.read(min(_BLOCK, MAX_READ - len(body)))):
         body += block
     return bytes(body)
 

@@ -48,8 +48,8 @@ from attachments.storage.checksum_objects import PROOFS, proven
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import StoreError, UnsupportedStore
 from attachments.storage.local.errors import failure_of
-from attachments.storage.manifest import MOST_READ
-from attachments.storage.names import shortened
+from attachments.storage.manifest import MAX_READ
+from attachments.storage.names import shorter_names
 
 INCOMING = ".incoming"
 _BLOCK = 1024 * 1024
@@ -153,7 +153,7 @@ class RenameBackend(Backend):
     def get(self, path: str) -> tuple[bytes, Version] | None:
         try:
             with self._fs.open(self._path(path), "rb") as file:
-                data: bytes = file.read(MOST_READ)
+                data: bytes = file.read(MAX_READ)
         except FileNotFoundError:
             return None
         return data, hashlib.sha256(data).hexdigest()
@@ -321,7 +321,7 @@ class _MovingUpload(Upload):
         claim = json.dumps(dict(metadata)).encode()
         place, _, whole = self.path.rpartition("/")
         refusal: Exception | None = None
-        for name in shortened(whole):
+        for name in shorter_names(whole):
             self.path = f"{place}/{name}"
             try:
                 self._give_name(claim)

@@ -73,8 +73,8 @@ from attachments.storage.errors import (
     StoreUnavailable,
     UnsupportedStore,
 )
-from attachments.storage.manifest import MOST_READ
-from attachments.storage.names import shortened
+from attachments.storage.manifest import MAX_READ
+from attachments.storage.names import shorter_names
 
 _STORE = ".store"
 _NOTHING = ObjectHeaders("application/octet-stream")
@@ -454,7 +454,7 @@ class S3Backend(Backend):
         data = bytearray()
         async with answer["Body"] as body:
             # Not all at once: the size that the service names is no promise.
-            while len(data) < MOST_READ and (block := await body.read(min(_BLOCK, MOST_READ - len(data)))):
+            while len(data) < MAX_READ and (block := await body.read(min(_BLOCK, MAX_READ - len(data)))):
                 data += block
         return bytes(data), answer["ETag"]
 
@@ -547,7 +547,7 @@ class _S3Upload(PartedUpload):
         """The first request that names the object: with a shorter name, where the service says that it is too long."""
         place, _, whole = self.path.rpartition("/")
         refusal: ClientError | None = None
-        for name in shortened(whole):
+        for name in shorter_names(whole):
             self.path = f"{place}/{name}"
             try:
                 return await request()

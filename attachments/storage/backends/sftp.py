@@ -70,8 +70,8 @@ from attachments.storage.errors import AccessDenied, NotFound, StoreUnavailable,
 from attachments.storage.keys import is_hold, is_key
 from attachments.storage.local.errors import failure_of
 from attachments.storage.local.folders import FOLDER_MODE
-from attachments.storage.manifest import MOST_READ
-from attachments.storage.names import shortened
+from attachments.storage.manifest import MAX_READ
+from attachments.storage.names import shorter_names
 
 INCOMING = ".incoming"
 LOCKS = ".locks"
@@ -194,7 +194,7 @@ class SftpBackend(Backend):
 
     def get(self, path: str) -> tuple[bytes, Version] | None:
         with self._session() as sftp:
-            data = sftp.bytes_of(self._path(path), MOST_READ)
+            data = sftp.bytes_of(self._path(path), MAX_READ)
             if data is None:
                 self._look_at_root(sftp)
                 return None
@@ -202,7 +202,7 @@ class SftpBackend(Backend):
 
     def put(self, path: str, data: bytes, labels: ObjectHeaders, *, replaces: Version | None) -> None:  # noqa: ARG002  files keep no labels
         with self._session() as sftp, self._locked(sftp, path) as still_ours:
-            standing = sftp.bytes_of(self._path(path), MOST_READ)
+            standing = sftp.bytes_of(self._path(path), MAX_READ)
             if (None if standing is None else hashlib.sha256(standing).hexdigest()) != replaces:
                 raise Conflict
             temporary = self._path(f"{INCOMING}/{path.replace('/', '.')}.{secrets.token_hex(8)}")
@@ -440,7 +440,7 @@ class _SftpUpload(Upload):
     def _created(self, sftp: SftpClient) -> RemoteFile:
         """The file under its final name, or under a shorter one: no request asks how long one may be."""
         refusal: Failed | None = None
-        for name in shortened(self._name):
+        for name in shorter_names(self._name):
             try:
                 file = RemoteFile(sftp, f"{self._folder}/{name}", _NEW)
             except Failed as error:

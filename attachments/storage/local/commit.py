@@ -12,8 +12,8 @@ from attachments.storage.keys import MANIFEST_NAME, is_object_path
 from attachments.storage.local.checksums import attach_proof, claimed, holds, written_at
 from attachments.storage.local.folders import Folder
 from attachments.storage.local.staging import IncomingFile, incoming, sweep
-from attachments.storage.manifest import MOST_READ
-from attachments.storage.names import shortened
+from attachments.storage.manifest import MAX_READ
+from attachments.storage.names import shorter_names
 from attachments.storage.store import StoredObject
 
 # What link() says on file systems that have no hard links (FAT, exFAT, some FUSE and network mounts).
@@ -53,7 +53,7 @@ def read_manifest(root: Folder, message_key: str) -> bytes | None:
     """The bytes of a message's manifest, None when it has none; of a larger file those that are read of a manifest."""
     with suppress(FileNotFoundError), root.folder(message_key) as message:  # noqa: SIM117  # one line too long
         with message.opened(MANIFEST_NAME, os.O_RDONLY) as fd, os.fdopen(fd, "rb", closefd=False) as file:
-            return file.read(MOST_READ)
+            return file.read(MAX_READ)
     return None
 
 
@@ -72,7 +72,7 @@ def replace_manifest(root: Folder, message_key: str, data: bytes) -> None:
 def _give_name(file: IncomingFile, name: str, folder: Folder) -> str:
     """The name that it got: a shorter one where the file system allows no longer ones, whatever it said before."""
     refusal: OSError | None = None
-    for shorter in shortened(name):
+    for shorter in shorter_names(name):
         try:
             _move(file, shorter, folder)
         except OSError as error:

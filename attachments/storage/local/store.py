@@ -21,7 +21,7 @@ from pathlib import Path
 
 from attachments.storage.backends.base import Orphan
 from attachments.storage.content import Transform, pour
-from attachments.storage.encryption_marker import is_marked, mark, plaintext_refused
+from attachments.storage.encryption_marker import create_local_marker, has_local_marker, plaintext_refused_error
 from attachments.storage.errors import InvalidManifest, NothingStored
 from attachments.storage.keys import (
     attachment_path,
@@ -29,7 +29,7 @@ from attachments.storage.keys import (
     checked_object_path,
     is_hold,
     is_key,
-    known_place,
+    key_prefix,
     manifest_path,
 )
 from attachments.storage.local.checksums import BLOCK, attach_proof, written_at
@@ -42,7 +42,7 @@ from attachments.storage.local.root import Root
 from attachments.storage.local.staging import INCOMING, abandoned, incoming, sweep
 from attachments.storage.manifest import Manifest
 from attachments.storage.names import safe_name as made_safe
-from attachments.storage.store import Inventory, ManifestChange, Probe, Seen, Store, StoredObject
+from attachments.storage.store import Inventory, ManifestChange, ObjectInfo, ProbeResult, Store, StoredObject
 
 
 class LocalStore(Store):
@@ -73,7 +73,7 @@ class LocalStore(Store):
     def has_encrypted(self) -> bool:
         with translated("look for the marker of encryption in the store"), ExitStack() as opened:
             root = self._root.opened(opened)
-            return root is not None and is_marked(root)
+            return root is not None and has_local_marker(root)
 
     def location(self, key: str) -> str:
         return str(self._path / key)
@@ -166,7 +166,7 @@ class LocalStore(Store):
 
     def inventory(self, message_key: str) -> Inventory:
         checked_key(message_key)
-        found: dict[str, Seen] = {}
+        found: dict[str, ObjectInfo] = {}
         with translated("list message", key=message_key), ExitStack() as opened:
             root = self._root.opened(opened)
             if root is None or not root.has(message_key):
@@ -177,7 +177,7 @@ class LocalStore(Store):
                 with suppress(FileNotFoundError, NotADirectoryError), message.folder(key) as folder:
                     for name in folder.names():
                         with suppress(FileNotFoundError, FileExistsError), folder.opened(name, os.O_RDONLY) as fd:
-                            seen = Seen(os.fstat(fd).st_size, written_at(fd))
+                            seen = ObjectInfo(os.fstat(fd).st_size, written_at(fd))
                             found[attachment_path(message_key, key, name)] = seen
         return Inventory(found, is_held=any(map(is_hold, names)))
 
@@ -235,9 +235,9 @@ class LocalStore(Store):
             root = self._root.opened(opened)
             for name, begun in abandoned(root) if root else ():
                 if begun <= datetime.now(UTC) - older_than:
-                    yield Orphan("temporary file", known_place(name.split(".")), f"{INCOMING}/{name}", begun)
+                    yield Orphan("temporary file", key_prefix(name.split(".")), f"{INCOMING}/{name}", begun)
 
-    def probe(self) -> Probe:
+    def probe(self) -> ProbeResult:
         with translated("probe the store"), ExitStack() as opened:
             root = self._root.opened(opened)
             if root is None:
@@ -258,9 +258,9 @@ class LocalStore(Store):
     def _check_encryption(self, root: Folder, place: str) -> None:
         """Looked at for each file, since it costs nothing here."""
         if self._seal is not None:
-            mark(root)
-        elif not self._allow_plaintext and is_marked(root):
-            raise plaintext_refused(place)
+            create_local_marker(root)
+        elif not self._allow_plaintext and has_local_marker(root):
+            raise plaintext_refused_error(place)
 
     def _sweep(self, root: Folder, stem: str) -> None:
         """Removes what dead writers have left: all of it once, later what they left of this attachment."""

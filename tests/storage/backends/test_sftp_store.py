@@ -44,7 +44,7 @@ from attachments.storage.errors import (
     StoreUnavailable,
     UnsupportedStore,
 )
-from attachments.storage.retention import stored_before
+from attachments.storage.retention import retention_cutoff
 from tests.servers.kinds import Sftp
 from tests.servers.server import Server, free_port
 from tests.storage import processes
@@ -440,13 +440,13 @@ def test_a_purge_does_not_make_the_store(spot: Spot) -> None:
     """Its URL may be a typing error. An empty folder is taken for a new store."""
     store = spot.open()
     for _ in range(2):
-        with pytest.raises(NotFound, match="is its URL right, and its disk mounted"):
-            stored_before(timedelta(days=1), store)
+        with pytest.raises(NotFound, match="exist; check its URL, and that its disk is mounted"):
+            retention_cutoff(timedelta(days=1), store)
         assert not spot.root.exists()
     spot.root.mkdir()
-    stored_before(timedelta(days=1), store)
+    retention_cutoff(timedelta(days=1), store)
     store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
-    stored_before(timedelta(days=1), store)
+    retention_cutoff(timedelta(days=1), store)
     assert list(visible(spot)) == [f"{PLACE}/a.pdf"]
 
 

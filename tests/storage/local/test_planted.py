@@ -12,7 +12,7 @@ import pytest
 
 from attachments.storage import Store, attachment_key, open_store
 from attachments.storage.errors import AlreadyExists
-from attachments.storage.verification import Problem, verify
+from attachments.storage.verification import Discrepancy, verify
 from tests.storage.samples import ATTACHMENT, CONTENT, MESSAGE, PLACE, manifest, objects
 from tests.storage.test_verification import record
 
@@ -168,9 +168,9 @@ def test_what_is_planted_hides_no_other_difference(store: Store, root: Path, pla
     planted.parent.mkdir(exist_ok=True)
     plant(planted)
     found = {checked.message_key: checked.differences for checked in verify(store, store.message_keys())}
-    assert [difference.problem for difference in found.pop(MESSAGE)] == [Problem.CONTENT]
+    assert [difference.problem for difference in found.pop(MESSAGE)] == [Discrepancy.CONTENT]
     assert all(
-        difference.problem in {Problem.UNREADABLE, Problem.UNRECORDED}
+        difference.problem in {Discrepancy.UNREADABLE, Discrepancy.UNRECORDED}
         for differences in found.values()
         for difference in differences
     )

@@ -20,12 +20,12 @@ from .prefect_stub import PrefectStub
 from .sockets import connect, raw_request
 
 Make = Callable[..., Receiver]
-LIMIT = "connections"
-GRACE = "connection_grace"
+LIMIT_SETTING = "max_unauthenticated"
+GRACE_SETTING = "eviction_grace"
 SHORT_INTERVAL = {"log_interval": 1.0}
 CHUNKED = b"POST /webhooks/default HTTP/1.1\r\nHost: receiver\r\nTransfer-Encoding: chunked\r\n"
 HEAD = b"GET /health HTTP/1.1\r\nHost: receiver\r\n"
-ATTACKS = {
+HOSTILE_REQUESTS = {
     "no request": [b"\x00\xff\r\n\r\n"],
     "no target": [b"GET\r\n\r\n"],
     "no host": [b"GET /health HTTP/1.1\r\n\r\n"],
@@ -106,7 +106,7 @@ def test_lines_that_strangers_cause_are_counted(make_either: Make) -> None:
     lines = len(receiver.log.splitlines())
     began = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
-        for number, pieces in enumerate(islice(cycle(ATTACKS.values()), 3 * len(ATTACKS))):
+        for number, pieces in enumerate(islice(cycle(HOSTILE_REQUESTS.values()), 3 * len(HOSTILE_REQUESTS))):
             pool.submit(attack, receiver, pieces, abruptly=number % 3 == 0)
     assert receiver.process.stop() == 0
     written = receiver.log.splitlines()[lines:]
@@ -144,7 +144,7 @@ def test_a_thousand_malformed_requests_are_a_handful_of_lines(receiver: Receiver
 
 def test_connections_without_the_secret_give_way_to_others(make_either: Make) -> None:
     """The oldest of those above the limit is closed; one that has shown the secret is left alone."""
-    receiver = make_either(tuning={LIMIT: 10, GRACE: 0.2})
+    receiver = make_either(tuning={LIMIT_SETTING: 10, GRACE_SETTING: 0.2})
     body = b'{"id": "a", "event": "received"}'
     request = raw_request("POST", "/webhooks/default", body, f"Bearer {SECRET}".encode())
     refused = raw_request("POST", "/webhooks/default", body, b"Bearer wrong")
@@ -177,7 +177,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 def test_a_burst_of_deliveries_is_taken_whatever_the_limit(make_either: Make, prefect: PrefectStub) -> None:
     """Connections that come at once and send their request soon wait for their turn; none is closed for another."""
-    receiver = make_either(tuning={LIMIT: 4})
+    receiver = make_either(tuning={LIMIT_SETTING: 4})
     request = raw_request("POST", "/webhooks/default", b'{"id": "a", "event": "received"}', f"Bearer {SECRET}".encode())
 
     def deliver(_: int) -> bytes:

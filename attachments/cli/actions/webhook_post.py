@@ -1,4 +1,4 @@
-"""Posts a webhook as Emailgistics does."""
+"""Posts a webhook like Emailgistics."""
 
 import json
 from datetime import UTC, datetime
@@ -11,15 +11,15 @@ from attachments.foundation.connection_settings import settings_problem
 from attachments.foundation.loopback import bypass_proxies, is_exposed
 
 TIMEOUT = 100.0  # seconds, as the vendor's (webhooks/delivery)
-UNAUTHENTICATED = (
-    "The receiver wants a secret, and none was sent. Set EMAILGISTICS_WEBHOOK_SECRET here to the receiver's."
+MISSING_MESSAGE = (
+    "The receiver requires a secret, and none was sent. Set EMAILGISTICS_WEBHOOK_SECRET here to the receiver's secret."
 )
-REFUSED = (
-    "The receiver refuses the secret that was sent. Set EMAILGISTICS_WEBHOOK_SECRET here to the receiver's. If the "
-    "receiver's has changed since it was started, restart it."
+REFUSED_MESSAGE = (
+    "The receiver refuses the secret that was sent. Set EMAILGISTICS_WEBHOOK_SECRET here to "
+    "the receiver's secret. If that was changed while the receiver was running, restart it."
 )
-EXPOSED = (
-    "Nothing was sent: by plain HTTP, anyone on the way to that host could read the webhook's secret. Use https://, or "
+EXPOSED_MESSAGE = (
+    "Nothing was sent: with plain HTTP, anyone on the network could read the webhook's secret. Use https://, or "
     "run this on the receiver's own machine with http://127.0.0.1."
 )
 
@@ -27,9 +27,8 @@ EXPOSED = (
 def post_webhook(url: str, secret: str | None, message_id: str, mailbox: str | None) -> str:
     """Post one `received` event and return the receiver's message.
 
-    The fields are the vendor's (webhooks/request-payload), but for `received` and `hasAttachments`: we know neither
-    when the message came in nor what is on it, and what a webhook says counts. Raises `CommandFailed` for any other
-    answer than success.
+    The fields are the vendor's (webhooks/request-payload) without `received` and `hasAttachments`, which are unknown
+    here and would be taken as facts. Raises `CommandFailed` for any response other than success.
     """
     moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     payload = {
@@ -42,42 +41,44 @@ def post_webhook(url: str, secret: str | None, message_id: str, mailbox: str | N
     if secret:
         headers[b"Authorization"] = f"Bearer {secret}".encode("utf-8", "surrogateescape")
     if secret and _is_exposed(url):
-        raise CommandFailed(EXPOSED)
+        raise CommandFailed(EXPOSED_MESSAGE)
     bypass_proxies(url)
     try:
         answer = httpx.post(url, content=json.dumps(payload), headers=headers, timeout=TIMEOUT)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         raise CommandFailed(
             " ".join(settings_problem() or ())
-            or f"{url} is no URL. It looks like http://127.0.0.1:8080/webhooks/default."
+            or f"{url} is not a valid URL. Write it like http://127.0.0.1:8080/webhooks/default."
         ) from None
-    except httpx.LocalProtocolError:  # before anything is sent; nothing else of what we send could be refused
+    except httpx.LocalProtocolError:  # raised before sending; only the secret can cause it
         raise CommandFailed(
-            "EMAILGISTICS_WEBHOOK_SECRET holds a line break or another character that no HTTP header may hold. Set it "
-            "to the receiver's, in one line."
+            "EMAILGISTICS_WEBHOOK_SECRET contains a line break or another character that is not allowed in an HTTP "
+            "header. Set it to the receiver's secret, in one line."
         ) from None
     except httpx.HTTPError as error:
         if (problem := certificate_problem(error)) is not None:
             raise CommandFailed(f"{url}: {' '.join(problem)}") from None
         raise CommandFailed(
-            f"No receiver answers at {url} ({type(error).__name__}). Is `attachments receive` running?"
+            f"No receiver responds at {url} ({type(error).__name__}). Check that `attachments receive` is running."
         ) from None
-    except (OSError, ValueError, ImportError) as error:  # before anything is sent, for what the environment names
+    except (OSError, ValueError, ImportError) as error:  # raised before sending, because of the environment
         raise CommandFailed(
             " ".join(settings_problem() or ())
-            or f"The proxy that the environment names needs a package that is not installed ({type(error).__name__}). "
-            "Name an HTTP proxy in HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or install `httpx[socks]`."
+            or (
+                f"The proxy that the environment sets needs a package that is not installed ({type(error).__name__}). "
+                "Set an HTTP proxy in HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or install `httpx[socks]`."
+            )
         ) from None
     try:
         envelope = answer.json()
         word, message = envelope["status"], envelope["message"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CommandFailed(
-            f"What answers at {url} is no receiver (HTTP {answer.status_code}). Check the address."
+            f"The server at {url} is not a receiver (HTTP {answer.status_code}). Check the address."
         ) from None
     if answer.status_code == httpx.codes.UNAUTHORIZED:
-        # The receiver's own words are for who looks after the webhook in Emailgistics Admin.
-        raise CommandFailed(f"HTTP 401: {REFUSED if secret else UNAUTHENTICATED}")
+        # The receiver's own text is for the administrator of Emailgistics.
+        raise CommandFailed(f"HTTP 401: {REFUSED_MESSAGE if secret else MISSING_MESSAGE}")
     if answer.status_code != httpx.codes.OK or word != "success":
         raise CommandFailed(f"HTTP {answer.status_code}: {message}")
     return str(message)
@@ -86,6 +87,6 @@ def post_webhook(url: str, secret: str | None, message_id: str, mailbox: str | N
 def _is_exposed(text: str) -> bool:
     try:
         url = httpx.URL(text)
-    except httpx.InvalidURL:  # posting says so
+    except httpx.InvalidURL:  # reported on posting
         return False
     return is_exposed(url.scheme, url.host)

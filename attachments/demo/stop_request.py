@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM as a request that the command looks at, instead of an exception at any point of its code.
+"""Ctrl-C and SIGTERM as a request that the command checks, instead of an exception at any point of its code.
 
-So no signal falls between starting a process and noting that it runs, and a second one does not break the stop.
+So no signal can interrupt between starting a process and recording it, and a second one does not break the stop.
 """
 
 import os
@@ -61,7 +61,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals(announcement: str = "") -> Iterator[Stop]:
-    """Signals request the stop, as often as they come; afterwards they mean what they meant before.
+    """Let signals request the stop; restores the previous handlers at the end.
 
     SIGHUP stays ignored where it is, as under `nohup`.
     """

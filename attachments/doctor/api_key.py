@@ -1,7 +1,8 @@
-"""Emailgistics: whether it takes the key, what the key may do, and which mailboxes it sees.
+"""Checks whether Emailgistics accepts the key, which scopes it has, and which mailboxes it can access.
 
-Three calls, all paced, and none that changes or fetches anything: the list of mailboxes, and two about a message that
-does not exist. The order in which the vendor judges a call is not documented, so "not found" is no proof of a scope.
+It makes three calls within the rate limit, and none changes or downloads anything: the list of mailboxes, and two calls
+for a message that does not exist. The order of the vendor's checks is not documented, so "not found" does not prove a
+scope.
 """
 
 import secrets
@@ -15,25 +16,27 @@ from attachments.rate_limit.errors import PacingError
 
 ID_DIGITS = 146
 _DIGITS = string.ascii_letters + string.digits + "-_"
-NEW_KEY = "A key's scopes are fixed: make a new key that has it in Emailgistics Admin, and put it into the block."
+NEW_KEY_REMEDY = (
+    "A key's scopes are fixed: create a new key that has it in Emailgistics Admin, and put it into the block."
+)
 
 
 def made_up_id() -> str:
-    """The id of no message or attachment, of the shape that Graph's have."""
+    """An id of no message or attachment, in Microsoft Graph's format."""
     return f"AAMkA{''.join(secrets.choice(_DIGITS) for _ in range(ID_DIGITS))}="
 
 
-def look_at_key(client: EmailgisticsClient, subject: str) -> tuple[Finding, ...]:
-    """Whether the key is taken, has the scope `reporting`, and sees a mailbox; whether it is taken comes first."""
+def check_key(client: EmailgisticsClient, subject: str) -> tuple[Finding, ...]:
+    """Check that the key is accepted (the first finding), has the scope `reporting`, and can access a mailbox."""
     try:
         mailboxes = client.mailboxes()
     except Forbidden:
         return (
-            ok("api-key", "Emailgistics takes it.", subject=subject),
+            ok("api-key", "Emailgistics accepts it.", subject=subject),
             warning(
                 "scope",
-                "The key lacks it: reconciliation and backfills of a mailbox need it. Its mailboxes cannot be seen.",
-                NEW_KEY,
+                "The key lacks it; reconciliation and backfills of a mailbox need it. Its mailboxes are unknown.",
+                NEW_KEY_REMEDY,
                 subject=f"reporting ({subject})",
             ),
         )
@@ -41,19 +44,19 @@ def look_at_key(client: EmailgisticsClient, subject: str) -> tuple[Finding, ...]
         return (_rate_limited("api-key", subject, error),)
     except NotFound:
         text = "Emailgistics has nothing under this base URL (HTTP 404)."
-        remedy = "Correct the block's base URL: it looks like https://c1.emailgistics.com/api/v1."
+        remedy = "Correct the block's base URL; an example is https://c1.emailgistics.com/api/v1."
         return (failed("api-key", text, remedy, subject=subject),)
     except (EmailgisticsError, PacingError) as error:
         return (failed("api-key", *sentences(error), subject=subject),)
     return (
-        ok("api-key", "Emailgistics takes it.", subject=subject),
+        ok("api-key", "Emailgistics accepts it.", subject=subject),
         ok("scope", "The key has it.", subject=f"reporting ({subject})"),
         _mailboxes(mailboxes, subject),
     )
 
 
-def look_at_reading(client: EmailgisticsClient, subject: str) -> Finding:
-    """Whether the key has the scope `messages:read`."""
+def check_reading(client: EmailgisticsClient, subject: str) -> Finding:
+    """Check that the key has the scope `messages:read`."""
     subject = f"messages:read ({subject})"
     try:
         client.list_attachments(made_up_id())
@@ -62,8 +65,8 @@ def look_at_reading(client: EmailgisticsClient, subject: str) -> Finding:
     return ok("scope", "The key has it.", subject=subject)
 
 
-def look_at_content(client: EmailgisticsClient, subject: str) -> Finding:
-    """Whether the key has the scope `messages:content`."""
+def check_content(client: EmailgisticsClient, subject: str) -> Finding:
+    """Check that the key has the scope `messages:content`."""
     subject = f"messages:content ({subject})"
     try:
         with client.download(made_up_id(), made_up_id()):
@@ -74,15 +77,15 @@ def look_at_content(client: EmailgisticsClient, subject: str) -> Finding:
 
 
 def _scope(error: EmailgisticsError | PacingError, subject: str) -> Finding:
-    """What the answer to a question about a message that does not exist says of a scope."""
+    """The finding about a scope, from the error for a message that does not exist."""
     if isinstance(error, NotFound):
         text = "The key seems to have it: a message that does not exist is not found, rather than forbidden."
         return ok("scope", text, subject=subject)
     if isinstance(error, Forbidden):
-        return failed("scope", "The key lacks it (HTTP 403).", NEW_KEY, subject=subject)
+        return failed("scope", "The key lacks it (HTTP 403).", NEW_KEY_REMEDY, subject=subject)
     if isinstance(error, BadRequest):
-        text = "It cannot be told: Emailgistics refuses the id of a message that does not exist."
-        return warning("scope", text, "A run of a real message tells.", subject=subject)
+        text = "It is unknown whether the key has it: Emailgistics rejects the id of a message that does not exist."
+        return warning("scope", text, "A run for a real message shows it.", subject=subject)
     if isinstance(error, RateLimited):
         return _rate_limited("scope", subject, error)
     return failed("scope", *sentences(error), subject=subject)
@@ -92,23 +95,23 @@ def _mailboxes(mailboxes: tuple[Mailbox, ...], subject: str) -> Finding:
     if not mailboxes:
         return failed(
             "mailboxes",
-            "The key sees no mailbox, so every message is 'not found'.",
-            "Make a new key with the mailboxes on its allowlist, and put it into the block.",
+            "The key can access no mailbox, so every message is 'not found'.",
+            "Create a new key with the mailboxes on its allowlist, and put it into the block.",
             subject=subject,
         )
     active = sum(mailbox.active for mailbox in mailboxes)
-    text = f"The key sees {len(mailboxes)}, of which {active} are active."
+    text = f"The key can access {len(mailboxes)}, of which {active} are active."
     if not active:
-        return warning("mailboxes", text, "Look at them in Emailgistics Admin.", subject=subject)
+        return warning("mailboxes", text, "Activate them in Emailgistics Admin.", subject=subject)
     return ok("mailboxes", text, subject=subject, names=[mailbox.address or mailbox.name for mailbox in mailboxes])
 
 
 def _rate_limited(check: str, subject: str, error: EmailgisticsError) -> Finding:
-    return warning(check, "It could not be looked at: Emailgistics answers 429.", error.remedy, subject=subject)
+    return warning(check, "It could not be checked: Emailgistics responds with 429.", error.remedy, subject=subject)
 
 
 def sentences(error: EmailgisticsError | PacingError) -> tuple[str, str]:
-    """What happened, and what to do."""
+    """The problem and the remedy of an error."""
     if isinstance(error, InvalidKey):
         return "Emailgistics refuses it (HTTP 401).", error.remedy
     if isinstance(error, EmailgisticsError):

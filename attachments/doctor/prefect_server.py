@@ -1,4 +1,4 @@
-"""Prefect's server: whether it answers, which one it is, whom it answers, and how it is set up."""
+"""Checks Prefect's server: availability, version, access control and settings."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,7 +11,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, temporary
 from pydantic import TypeAdapter
 
 from attachments.doctor.findings import Finding, failed, ok, warning
-from attachments.doctor.probe import asked, prefect
+from attachments.doctor.probe import prefect_client, request_json
 from attachments.prefect_api.versions import TESTED
 
 MEMORY = "prefect.server.concurrency.lease_storage.memory"
@@ -26,12 +26,12 @@ PROMPT_FLUSH = 1.0  # seconds
 _duration: TypeAdapter[timedelta] = TypeAdapter(timedelta)
 
 
-def look_at_server(client: SyncPrefectClient) -> Iterator[Finding]:
-    """Whether Prefect answers, in the version that this was tested with."""
-    asked(client, "GET", "/health")
-    version = _unless_unknown(client, "/admin/version")
+def check_server(client: SyncPrefectClient) -> Iterator[Finding]:
+    """Check that Prefect responds, in the tested version."""
+    request_json(client, "GET", "/health")
+    version = _get_or_none(client, "/admin/version")
     if version is None:
-        yield ok("prefect", "It answers, and does not tell its version, as Prefect Cloud does not.")
+        yield ok("prefect", "It responds without its version, as Prefect Cloud does.")
     elif version == installed.__version__ and version in TESTED:
         yield ok("prefect", f"Version {version} answers.")
     else:
@@ -39,86 +39,86 @@ def look_at_server(client: SyncPrefectClient) -> Iterator[Finding]:
             "prefect",
             f"The server has version {version} and this installation {installed.__version__}; tested is "
             f"{' and '.join(TESTED)}.",
-            "If something is odd, install the tested version on both sides.",
+            "If something does not work, install the tested version on both sides.",
         )
 
 
-def look_at_access() -> Iterator[Finding]:
-    """Whether the API answers a request without a password, and pages of other origins in a browser."""
-    response = _without_password()
+def check_access() -> Iterator[Finding]:
+    """Check whether the API serves requests without a password, and pages of other origins in a browser."""
+    response = _request_without_password()
     if response.is_success:
         yield warning(
             "password",
-            "Prefect's API answers without a password: everyone who reaches it can read the blocks with their secrets, "
-            "change them, and start runs.",
+            "Prefect's API needs no password: everyone who can reach it can read the blocks with their secrets, change "
+            "them, and start runs.",
             "Set PREFECT_SERVER_API_AUTH_STRING for the server, and the same text as PREFECT_API_AUTH_STRING for "
             "everything that uses it, and restart them.",
         )
     elif response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        yield ok("password", "Prefect's API answers nothing without a password.")
+        yield ok("password", "Prefect's API requires a password.")
     if response.headers.get("access-control-allow-origin") in ("*", ANOTHER_ORIGIN):
         yield warning(
             "origins",
-            "Prefect's API lets pages of every origin read its answers, in any browser that reaches it.",
+            "Prefect's API lets pages of every origin read its responses, in any browser that can reach it.",
             f"Set {ORIGINS} for the server to the addresses at which people open its UI, and restart it.",
         )
     else:
-        yield ok("origins", "Prefect's API lets no page of another origin read its answers.")
+        yield ok("origins", "Prefect's API lets no page of another origin read its responses.")
 
 
-def _without_password() -> httpx.Response:
-    """The answer to a request that only Prefect's own programs and people should get one to."""
-    with temporary_settings({PREFECT_API_AUTH_STRING: None, PREFECT_API_KEY: None}), prefect() as stranger:
+def _request_without_password() -> httpx.Response:
+    """The response to a request without credentials, from another origin."""
+    with temporary_settings({PREFECT_API_AUTH_STRING: None, PREFECT_API_KEY: None}), prefect_client() as stranger:
         try:
             return stranger.request("GET", "/admin/version", headers={"Origin": ANOTHER_ORIGIN})
         except httpx.HTTPStatusError as error:
             return error.response
 
 
-def look_at_settings(client: SyncPrefectClient) -> Iterator[Finding]:
-    """Where the server keeps the leases of the limits' slots, how it writes, and for how long it keeps events."""
-    settings = _unless_unknown(client, "/admin/settings")
-    leases = _within(settings, "concurrency", "lease_storage")
+def check_settings(client: SyncPrefectClient) -> Iterator[Finding]:
+    """Check where the server stores leases, how it writes events and task states, and how long it keeps events."""
+    settings = _get_or_none(client, "/admin/settings")
+    leases = _setting(settings, "concurrency", "lease_storage")
     if leases == MEMORY:
         yield failed(
             "leases",
-            "The server keeps the leases of the limits' slots in memory: after a restart they are never released.",
+            "The server stores leases in memory: after a restart, their slots are never released.",
             f"Set {VARIABLE}={FILES} for the server, and restart it.",
         )
     elif isinstance(leases, str):
-        yield ok("leases", f"The server keeps them in {leases.rpartition('.')[2]}, which outlives a restart.")
+        yield ok("leases", f"The server stores them in {leases.rpartition('.')[2]}, which survives a restart.")
     else:
         yield warning(
             "leases",
-            "Where the server keeps the leases of the limits' slots cannot be seen from here.",
-            f"If you run the server yourself, see to it that {VARIABLE} is set to {FILES} there.",
+            "It is unknown where the server stores leases.",
+            f"If you run the server yourself, set {VARIABLE}={FILES} there.",
         )
-    batch = _within(settings, "services", "task_run_recorder", "batch_size")
+    batch = _setting(settings, "services", "task_run_recorder", "batch_size")
     if batch == 1:
         yield warning(
             "recorder",
-            "The server writes each state of a task in a transaction of its own. With SQLite, live mail then waits for "
-            "seconds beside a backfill.",
+            "The server writes each task state in its own transaction. With SQLite, live mail then waits for seconds "
+            "during a backfill.",
             f"Set {RECORDER}_BATCH_SIZE=50 and {RECORDER}_FLUSH_INTERVAL=1 for the server, and restart it.",
         )
     elif isinstance(batch, int):
-        yield ok("recorder", f"The server writes up to {batch} states of tasks at a time.")
-    yield from _persister(_within(settings, "services", "event_persister"))
-    kept = _within(settings, "events", "retention_period")
+        yield ok("recorder", f"The server writes up to {batch} task states at a time.")
+    yield from _persister(_setting(settings, "services", "event_persister"))
+    kept = _setting(settings, "events", "retention_period")
     if isinstance(kept, str | int | float):
         days = _duration.validate_python(kept).total_seconds() / 86400
         yield ok("events", f"Prefect keeps events, which may hold message ids and mailboxes, for {days:g} days.")
 
 
 def _persister(persister: Any) -> Iterator[Finding]:
-    """Whether the server writes the events that runs wait for: at all, without losing some, and soon."""
-    told = persister if isinstance(persister, dict) else {}
-    enabled, batch, interval = (told.get(name) for name in ("enabled", "batch_size", "flush_interval"))
+    """Check that the server writes the events that runs wait for, without losing any, and soon."""
+    fields = persister if isinstance(persister, dict) else {}
+    enabled, batch, interval = (fields.get(name) for name in ("enabled", "batch_size", "flush_interval"))
     if enabled is False:
         yield warning(
             "persister",
-            "The server writes no events, so each run waits half a minute for its own, and what is stored may not be "
-            "announced.",
+            "The server writes no events, so each run waits half a minute for its own, and stored attachments may not "
+            "be announced.",
             f"Set {PERSISTER}_ENABLED=true for the server, and restart it.",
         )
         return
@@ -127,7 +127,7 @@ def _persister(persister: Any) -> Iterator[Finding]:
             "persister",
             f"On SQLite, a server that writes up to {batch} events at a time loses some when it is restarted.",
             f"Remove {PERSISTER}_BATCH_SIZE from the server's environment or systemd unit, and restart it. PostgreSQL "
-            "does not have that fault.",
+            "is not affected.",
         )
     if isinstance(interval, int | float) and interval > PROMPT_FLUSH:
         yield warning(
@@ -139,18 +139,18 @@ def _persister(persister: Any) -> Iterator[Finding]:
         yield ok("persister", f"Events are written within {interval:g} s.")
 
 
-def _unless_unknown(client: SyncPrefectClient, path: str) -> Any:
-    """The answer; None where this API has no such path."""
+def _get_or_none(client: SyncPrefectClient, path: str) -> Any:
+    """The response; None if this API does not have the path."""
     try:
-        return asked(client, "GET", path)
+        return request_json(client, "GET", path)
     except httpx.HTTPStatusError as error:
-        # Prefect Cloud has no such pages, or keeps them to itself.
+        # Prefect Cloud does not have these pages, or does not serve them.
         if error.response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.FORBIDDEN, httpx.codes.METHOD_NOT_ALLOWED):
             return None
         raise
 
 
-def _within(settings: Any, *path: str) -> Any:
+def _setting(settings: Any, *path: str) -> Any:
     for name in ("server", *path):
         settings = settings.get(name) if isinstance(settings, dict) else None
     return settings
