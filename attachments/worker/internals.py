@@ -28,7 +28,7 @@ class Internal:
     alternative: str
     """The documented way, and why it does not do."""
     issue: str
-    """Where Prefect's project discusses it."""
+    """Where Prefect's project discusses the matter, or our report of it; "none" where no discussion was found."""
 
 
 INTERNALS = (
@@ -40,7 +40,7 @@ INTERNALS = (
             "Overriding the public `is_worker_still_polling`; it would lose the time that a maintenance of Prefect's "
             "API adds to the window, which is private as well."
         ),
-        issue="none",
+        issue="https://github.com/PrefectHQ/prefect/pull/9687",
     ),
     Internal(
         name="prefect.workers.base:BaseWorker.get_and_submit_flow_runs",
@@ -50,7 +50,7 @@ INTERNALS = (
             "run, and one that fails ends the worker."
         ),
         alternative="Implementing `run` alone, as documented for workers; it is called after those requests.",
-        issue="none",
+        issue="https://github.com/PrefectHQ/prefect/issues/21944",
     ),
     Internal(
         name="prefect.workers.base:BaseWorker.limiter",
@@ -64,7 +64,7 @@ INTERNALS = (
         parameters=(),
         reason="Overridden: a response that is not Prefect's must not end a worker that is set up.",
         alternative="None: the loop that calls it ends the worker after some failures.",
-        issue="none",
+        issue="https://github.com/PrefectHQ/prefect/issues/19141",
     ),
     Internal(
         name="prefect.flow_engine:FlowRunEngine",
@@ -74,14 +74,14 @@ INTERNALS = (
             "each run of a deployment, which the run waits for. The worker polls for all its runs at once."
         ),
         alternative="`run_flow`, which makes the engine itself; no setting turns the observer off.",
-        issue="none",
+        issue="https://github.com/PrefectHQ/prefect/pull/21875",
     ),
     Internal(
         name="prefect.flow_engine:FlowRunEngine.setup_flow_run_suspension_request",
         parameters=(),
         reason="The method that is overridden there. It yields the object whose `mark_requested` suspends the run.",
         alternative="As above.",
-        issue="none",
+        issue="https://github.com/PrefectHQ/prefect/pull/21875",
     ),
     Internal(
         name="prefect.context:SyncClientContext",
@@ -97,7 +97,7 @@ INTERNALS = (
         parameters=None,
         reason="Gives the worker a client that retries soon, from its first request on.",
         alternative="None: `BaseWorker.setup` makes its client itself, with `get_client()`.",
-        issue="none",
+        issue="https://github.com/PrefectHQ/prefect/pull/8950",
     ),
     Internal(
         name="prefect.client.orchestration:SyncPrefectClient.__enter__",
