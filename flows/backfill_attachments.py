@@ -1,4 +1,4 @@
-"""Many messages: of a list, of a file, or of a mailbox and a span of time. A run again does only what is missing."""
+"""Many messages: of a list, of a file, or of a mailbox and a time span. Repeated, it does only what is missing."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -18,7 +18,6 @@ from attachments.domain.message_ids_source import BlockFolder, ids_file_opener
 from attachments.domain.progress import Counts
 from attachments.emailgistics import EmailgisticsClient, ReceivedMessages
 from attachments.foundation.cancellation import RunCancelled
-from attachments.foundation.numerals import counted
 from attachments.foundation.terminal_text import escaped_line
 from attachments.rate_limit.priority import low_priority
 from attachments.runs.artifacts import failed_state
@@ -26,25 +25,25 @@ from attachments.runs.backfill_progress import Total, progress
 from attachments.runs.block_loader import load_store
 from attachments.runs.continuation import Lineage
 from attachments.runs.errors import OUR_ERRORS, NotConfigured, error_boundary
-from attachments.runs.fan_out import BACKFILL, DownloadDeployment, FanOutCancelled, MessageRef, Starved, run_children
+from attachments.runs.fan_out import BACKFILL, DownloadDeployment, FanOutCancelled, MessageRef, run_children
 from attachments.storage import StoreError
 
-# A text here, so that the message about a bare date is ours; a picker for date and time in the UI.
+# A string, so that the message about a bare date is ours; a picker for date and time in the UI.
 Moment = Annotated[str | None, WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]})]
 
 
 ENOUGH = 0.02
-"""The share of a span of time that has to be read before it says how many messages there may be."""
+"""The share of a time span that must be read before it says how many messages there may be."""
 
 
 @dataclass(frozen=True)
 class Messages:
-    """The messages that are meant, as a stream, and how many there are, or may be."""
+    """The selected messages as a stream, and how many there are, or may be."""
 
     stream: Iterable[MessageRef]
     total: Total
     missing: Callable[[], str] = lambda: ""
-    """What is not among them although it is meant, once they were read; nothing as a rule."""
+    """What is missing from the stream, as a sentence, once it has been read; nothing as a rule."""
 
 
 @flow(name="backfill-attachments", persist_result=False)
@@ -89,8 +88,8 @@ def backfill_attachments(
                 return _backfill(order, DownloadDeployment.load(deployment), lineage, force=force)
             except (InvalidRequest, IdsError) as error:
                 return Failed(message=escaped_line(str(error)))
-            except FanOutCancelled as left:
-                return Cancelled(message=str(left))
+            except FanOutCancelled as cancelled:
+                return Cancelled(message=str(cancelled))
     except RunCancelled:
         raise Abort("The run was cancelled.") from None  # the worker sets the run's state to Cancelled
     except OUR_ERRORS as error:
@@ -105,30 +104,26 @@ def _backfill(order: BackfillRequest, target: DownloadDeployment, lineage: Linea
         progress(lineage.run.id, messages.total, tag) as shown,
     ):
 
-        def tell(counts: Counts) -> None:
+        def on_progress(counts: Counts) -> None:
             shown.show(counts)
             if counts.succeeded:
-                lineage.reset_crash_count()
+                lineage.reset_counts()
 
-        try:
-            counts = run_children(
-                messages.stream,
-                target,
-                key_prefix=f"{BACKFILL}/{lineage.origin}",
-                tags=(BACKFILL, tag),
-                force=force,
-                on_progress=tell,
-                yield_slot=lineage.can_continue,
-            )
-        except Starved as stuck:
-            return _stepped_aside(stuck.counts, lineage)
+        counts = run_children(
+            messages.stream,
+            target,
+            key_prefix=f"{BACKFILL}/{lineage.origin}",
+            tags=(BACKFILL, tag),
+            force=force,
+            on_progress=on_progress,
+        )
         shown.show(counts, is_last=True)
     return _ended(counts, tag, messages.missing())
 
 
 @contextmanager
 def _messages(order: BackfillRequest, target: DownloadDeployment) -> Iterator[Messages]:
-    """Which messages are meant. What can be wrong is looked at before anything is done: all ids, and the mailbox."""
+    """The selected messages. All IDs, or the mailbox, are checked before anything is done."""
     match order:
         case IdList(ids):
             yield Messages((named(id_, target) for id_ in ids), lambda _: len(ids))
@@ -141,14 +136,14 @@ def _messages(order: BackfillRequest, target: DownloadDeployment) -> Iterator[Me
 
 
 def named(text: str, target: DownloadDeployment) -> MessageRef:
-    """The message that a text names by its id, or by its key where the store has its manifest."""
-    with suppress(StoreError):  # its own run asks again, and says what is wrong
+    """The message of this ID, or of this key if the store has its manifest."""
+    with suppress(StoreError):  # its own run reads the manifest again, and says what is wrong
         return MessageRef(message_id=target.store.message_id(text))
     return MessageRef(message_id=text)
 
 
 def _folder(block: str | None) -> BlockFolder | None:
-    """The folder of the block that a file of ids is in."""
+    """The folder of the block that contains the file of IDs."""
     if block is None:
         return None
     found = load_store(block)
@@ -156,18 +151,18 @@ def _folder(block: str | None) -> BlockFolder | None:
 
 
 class _Received:
-    """What the report says that a mailbox received, as it comes, and how much that may become."""
+    """What a mailbox received according to the report, as a stream, and an estimate of how many messages there are."""
 
     def __init__(self, window: Window, client: EmailgisticsClient) -> None:
         self._window = window
         self._client = client
         self._latest = window.start
         self._rows: ReceivedMessages | None = None
-        asked = window.mailbox
-        found = [box for box in client.mailboxes() if asked == box.id or asked.casefold() == box.address.casefold()]
+        name = window.mailbox
+        found = [box for box in client.mailboxes() if name == box.id or name.casefold() == box.address.casefold()]
         if not found:
             raise NotConfigured(
-                "The account has no such mailbox, or the API key may not see it: Emailgistics does not tell which. "
+                "The account has no such mailbox, or the API key may not see it: Emailgistics does not say which. "
                 "Check the address or id in mailbox, and the mailboxes on the key's allowlist."
             )
         self._mailbox = found[0]
@@ -187,39 +182,29 @@ class _Received:
             )
 
     def missing(self) -> str:
-        """What the report did not cover, as a sentence; nothing when it was whole."""
-        rows, told = self._rows, []
+        """What the report did not cover, as a sentence; nothing when it was complete."""
+        rows, sentences = self._rows, []
         if rows is not None and rows.covered_until < self._window.end:
-            told.append(f"Emailgistics' report reaches only until {rows.covered_until.isoformat(timespec='minutes')}.")
+            reach = rows.covered_until.isoformat(timespec="minutes")
+            sentences.append(f"Emailgistics' report reaches only until {reach}.")
         if rows is not None and rows.skipped:
-            told.append(f"{rows.skipped:,} of its rows name no message.")
-        return " ".join(told)
+            sentences.append(f"{rows.skipped:,} of its rows name no message.")
+        return " ".join(sentences)
 
     def total(self, counts: Counts) -> int | None:
-        """By how much of the window is read; None while that is too little to say."""
+        """An estimate from how much of the window has been read; None while that is too little."""
         window = self._window
         read = (self._latest - window.start) / (window.end - window.start)
         return int(counts.seen / read) if read >= ENOUGH else None
 
 
-def _stepped_aside(counts: Counts, lineage: Lineage) -> State[None]:
-    told = lineage.schedule_continuation(counts, waiting=counts.unfinished)
-    waiting = counted(counts.unfinished, "run waits", "runs wait")
-    return Completed(
-        message=(
-            f"{waiting} for a place of a worker, and none is started: this run gives its own place "
-            f"up. {told} So far: {counts}."
-        )
-    )
-
-
 def _ended(counts: Counts, tag: str, missing: str) -> State[None]:
     if counts.is_all_well and not missing:
         return Completed(message=f"{counts}.")
-    told = [f"{counts}."]
+    sentences = [f"{counts}."]
     if not counts.is_all_well:
-        told.append(f"The messages' own runs say why: they have the tag {tag}.")
+        sentences.append(f"The messages' own runs say why: they have the tag {tag}.")
     if missing:
-        told.append(missing)
-    what = "when the cause is gone" if not counts.is_all_well else "later"
-    return Failed(message=" ".join([*told, f"Run this again {what}; it does only what is missing."]))
+        sentences.append(missing)
+    when = "when the cause is gone" if not counts.is_all_well else "later"
+    return Failed(message=" ".join([*sentences, f"Run this again {when}; it does only what is missing."]))

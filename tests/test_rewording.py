@@ -135,7 +135,7 @@ def test_how_a_run_ended_is_read_the_same(prefect: Prefect, ending: str) -> None
     """By a backfill or reconciliation, by the receiver, and by nobody's grammar. The next attempt follows as well."""
     end, (stage, code), answer = ENDINGS[ending]
     prefect.run.state = through_prefect(end(prefect))
-    (child,) = children(prefect).look([prefect.run.id], at_all=True).values()
+    (child,) = children(prefect).read([prefect.run.id], find_deleted=True)
     assert (child.stage.value, child.code) == (stage, code)
     receiver = PrefectFlowRuns(cast("Any", AsyncPrefect(prefect)))
     assert asyncio.run(receiver.outcomes([str(prefect.run.id)])) == {str(prefect.run.id): answer}

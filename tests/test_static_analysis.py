@@ -37,7 +37,7 @@ HARMLESS = {
     "under_way.flow_run.id": "a UUID",
     "self.skipped": "a count",
     "state.name": "one of ours: the worker sets it",
-    "wish.first / timedelta(days=1)": "a number",
+    "options.first / timedelta(days=1)": "a number",
 }
 """What a log takes as it is, and why."""
 HARMLESS_CALLS = {"escaped_line", "counted", "_reason", "_counts"}

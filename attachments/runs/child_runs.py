@@ -1,12 +1,13 @@
-"""The seam to Prefect of whoever has messages downloaded by runs of another deployment: create, look, cancel."""
+"""The seam to Prefect for flows that have messages downloaded by runs of another deployment: create, read, cancel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
+from itertools import takewhile
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -50,23 +51,22 @@ BACKFILL = "backfill"
 """The tag of runs that let live mail go first, and the work queue that they wait in."""
 DEFAULT_QUEUE = "default"
 ANSWER_TIMEOUT = 30.0  # seconds for Prefect to answer
-BUSY = 0.1  # seconds to begin with before a question is asked again that a busy SQLite has not answered
+BUSY = 0.1  # seconds before the first repetition of a request that a busy SQLite has not answered
 THIS_RUN = (httpx.codes.BAD_REQUEST, httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY)
-UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-BEGUN = [*UNDER_WAY, *TERMINAL_STATES]
+IN_PROGRESS = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+BEGUN = [*IN_PROGRESS, *TERMINAL_STATES]
 """States of a run that a worker has taken, or that has ended."""
-RUNS = 20  # runs of one message that are looked at, the newest ones: its attempts are nine
 REFUSED = "refused"
 CRASHED = "crashed"
 NOT_FOUND = NotFound.outcome_code
 DELETED = "deleted"
 
 T = TypeVar("T")
-PAGE = 200  # runs in one answer of Prefect's
+PAGE = 200  # runs in one response of Prefect's
 
 
 class MessageRef(BaseModel):
-    """A message whose attachments are wanted, and what is known of it."""
+    """A message whose attachments are to be stored, and what is known about it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,7 +83,7 @@ class MessageRef(BaseModel):
 
 @dataclass(frozen=True)
 class DownloadDeployment:
-    """A deployment of `download-attachments`, and what its runs use."""
+    """A deployment of `download-attachments`, and the blocks and the filter of its runs."""
 
     name: str
     deployment_id: UUID
@@ -98,10 +98,12 @@ class DownloadDeployment:
 
     @classmethod
     def load(cls, deployment_name: str) -> DownloadDeployment:
-        """The deployment of that name. Raises `NotConfigured` when it or one of its blocks is not there."""
+        """The deployment of that name. Raises `NotConfigured` if it or one of its blocks does not exist."""
         name = deployment_name.strip().removeprefix(f"{FLOW}/")
         if not name or "/" in name:
-            raise NotConfigured(f"A deployment of {FLOW} is wanted: write its name alone, such as backfill.")
+            raise NotConfigured(
+                f"The name of a deployment of {FLOW} is needed, without the flow: backfill, for example."
+            )
         try:
             path = f"{FLOW}/{path_part(name)}"
             found = retry_until_available(lambda: get_client(sync_client=True).read_deployment_by_name(path))
@@ -113,23 +115,23 @@ class DownloadDeployment:
             raise NotConfigured(
                 f"The deployment {FLOW}/{shown_name(name)} has no work pool, so no worker takes its runs."
             )
-        asked = found.parameters
+        parameters = found.parameters
         try:
-            wanted = Filter.model_validate(asked.get("filter") or {})
+            selection = Filter.model_validate(parameters.get("filter") or {})
         except ValidationError:
             raise NotConfigured(
                 f"The filter of the deployment {FLOW}/{shown_name(name)} is not valid. See docs/filters.md."
             ) from None
-        account_name = str(asked.get("account") or "default")
+        account_name = str(parameters.get("account") or "default")
         return cls(
             name=name,
             deployment_id=found.id,
             work_pool=found.work_pool_name,
             work_queue=found.work_queue_name,
-            filter=wanted,
+            filter=selection,
             account=load_account(account_name),
-            store=load_store(str(asked.get("store") or "default")).store(),
-            force=bool(asked.get("force")),
+            store=load_store(str(parameters.get("store") or "default")).store(),
+            force=bool(parameters.get("force")),
             account_name=account_name,
         )
 
@@ -167,16 +169,20 @@ class Child:
     code: str | None = None
     tags: frozenset[str] = frozenset()
     since: datetime | None = None
-    """When it came to be there."""
+    """When it entered its stage."""
+    created: datetime | None = None
+    first_attempt: datetime | None = None
+    """When the message's oldest run of the caller's kind since its last success was created, if that is known; of a
+    run of another kind that has not ended, when that was created."""
 
     @property
     def is_later_attempt(self) -> bool:
-        """Whether it waits for its time to try again what has failed before."""
+        """Whether it waits for its time to retry what failed before."""
         return self.stage is Stage.WAITING and any(ATTEMPT.fullmatch(tag) for tag in self.tags)
 
 
 class ChildRuns:
-    """Runs of a target. Its methods wait while Prefect is away, and may be called by several threads.
+    """Runs of a target. The methods wait while Prefect does not answer, and may be called by several threads.
 
     They raise `PrefectLost` when it stays away, `NotConfigured` when the deployment is gone, and `RunCancelled`.
     """
@@ -194,27 +200,25 @@ class ChildRuns:
         self._target = target
         self._key_prefix = key_prefix
         if not tags:
-            raise ValueError(
-                "child runs need a tag: cancelling them goes by their tags, and none would match every run"
-            )
+            raise ValueError("child runs need a tag: without one, cancelling them would match every run")
         self._tags = tuple(tags)
         self._force = force
-        # Whatever deployment it is: old mail waits behind live mail.
-        lives_with_others = target.work_queue in {None, DEFAULT_QUEUE}
-        self._work_queue = BACKFILL if BACKFILL in self._tags and lives_with_others else None
+        # For any deployment: old mail waits behind live mail.
+        shares_queue = target.work_queue in {None, DEFAULT_QUEUE}
+        self._work_queue = BACKFILL if BACKFILL in self._tags and shares_queue else None
 
-    def create(self, wanted: MessageRef, after: UUID | None = None) -> Child:
-        """The run of a message: made once, however often it is asked for under the same prefix, and after that run."""
-        values = wanted.model_dump(mode="json", exclude_none=True)
+    def create(self, message: MessageRef, after: UUID | None = None) -> Child:
+        """The run of a message: created once, however often this is called with the same prefix and `after`."""
+        values = message.model_dump(mode="json", exclude_none=True)
         parameters = {**values, "force": True} if self._force else values
 
         def make() -> Child:
             run = self._client.create_flow_run_from_deployment(
                 self._target.deployment_id,
-                name=wanted.key[:SHORT_KEY_LENGTH],
+                name=message.key[:SHORT_KEY_LENGTH],
                 parameters=parameters,
                 tags=self._tags,
-                idempotency_key=f"{self._key_prefix}/{wanted.key}{f'/after/{after}' if after else ''}",
+                idempotency_key=f"{self._key_prefix}/{message.key}{f'/after/{after}' if after else ''}",
                 work_queue_name=self._work_queue,
             )
             return _child(run)
@@ -228,79 +232,90 @@ class ChildRuns:
                 f"The deployment {FLOW}/{shown_name(self._target.name)} is gone. Deploy it, then run this again."
             ) from None
 
-    def look(self, run_ids: Collection[UUID], *, at_all: bool) -> Mapping[UUID, Child]:
-        """Those of these runs that have started or ended, in as few requests as can be; `at_all` also those that wait.
+    def read(self, run_ids: Collection[UUID], *, find_deleted: bool) -> list[Child]:
+        """Those of these runs, 200 at most, that have started or ended; with `find_deleted` also those that wait.
 
-        A run that somebody has deleted has failed, which only `at_all` tells.
+        A run that someone has deleted counts as failed, which only `find_deleted` reports.
         """
-        ids, told = list(run_ids), dict[UUID, Child]()
-        for at in range(0, len(ids), PAGE):
-            told.update(self._looked(ids[at : at + PAGE], at_all=at_all))
-        return told
+        which = FlowRunFilter(id=FlowRunFilterId(any_=list(run_ids)))
+        if not find_deleted:
+            which.state = FlowRunFilterState(type=FlowRunFilterStateType(any_=BEGUN))
+        found = [_child(run) for run in self._read(flow_run_filter=which, limit=len(run_ids))]
+        deleted = set(run_ids) - {child.id for child in found} if find_deleted else set()
+        return [*found, *(Child(run_id, Stage.FAILED, DELETED) for run_id in deleted)]
 
-    def _looked(self, run_ids: Sequence[UUID], *, at_all: bool) -> Mapping[UUID, Child]:
-        asked = FlowRunFilter(id=FlowRunFilterId(any_=list(run_ids)))
-        if not at_all:
-            asked.state = FlowRunFilterState(type=FlowRunFilterStateType(any_=BEGUN))
-        found = answered(lambda: self._client.read_flow_runs(flow_run_filter=asked, limit=len(run_ids)))
-        told: dict[UUID, Child] = {run.id: _child(run) for run in found}
-        if at_all:
-            told.update({run_id: Child(run_id, Stage.FAILED, DELETED) for run_id in set(run_ids) - set(told)})
-        return told
+    def is_any_in_progress(self) -> bool:
+        """Whether the target's workers are running any download, of any caller: then a slot becomes free.
 
-    def is_any_under_way(self) -> bool:
-        """Whether the target's workers have any run that downloads a message, whoever made it: a place comes free.
-
-        Runs of other flows do not count. They may wait for places themselves.
+        Runs of other flows do not count. They may wait for slots themselves.
         """
         pool = self._target.work_pool
-        found = answered(
-            lambda: self._client.read_flow_runs(
-                flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
-                work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])) if pool else None,
-                flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY))),
-                limit=1,
-            )
+        found = self._read(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])) if pool else None,
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=IN_PROGRESS))),
+            limit=1,
         )
         return bool(found)
 
-    def latest(self, wanted: MessageRef) -> Child | None:
-        """The message's newest run of this deployment, whoever made it; one that has not ended comes first."""
-        found = answered(
-            lambda: self._client.read_flow_runs(
-                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[self._target.deployment_id])),
-                flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[wanted.key[:SHORT_KEY_LENGTH]])),
-                sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-                limit=RUNS,
+    def latest(self, messages: Sequence[MessageRef]) -> dict[str, Child]:
+        """Each message's newest run of this deployment, of any caller, by the message's key; an unfinished one first.
+
+        Messages without a run are left out.
+        """
+        names = {message.key[:SHORT_KEY_LENGTH] for message in messages}
+        runs: dict[str, list[Child]] = {message.key: [] for message in messages}
+        for run in self._read_named(names) if names else ():
+            key = message_key(str(run.parameters.get("message_id")))
+            if key in runs:
+                runs[key].append(_child(run))
+        return {key: self._latest(found) for key, found in runs.items() if found}
+
+    def _latest(self, runs: Sequence[Child]) -> Child:
+        """The newest of a message's runs, which are given in this order."""
+        latest = next((run for run in runs if not run.stage.is_ended), runs[0])
+        unsuccessful = takewhile(lambda run: run.stage is not Stage.SUCCEEDED, runs)
+        attempts = [run.created for run in unsuccessful if self.is_same_kind(run) and run.created is not None]
+        return replace(latest, first_attempt=min(attempts, default=None if latest.stage.is_ended else latest.created))
+
+    def _read(self, **filters: Any) -> list[FlowRun]:
+        return answered(lambda: self._client.read_flow_runs(**filters))
+
+    def _read_named(self, names: Collection[str]) -> Iterator[FlowRun]:
+        """The deployment's runs with one of these names, the newest first."""
+        deployment = DeploymentFilter(id=DeploymentFilterId(any_=[self._target.deployment_id]))
+        which = FlowRunFilter(name=FlowRunFilterName(any_=list(names)))
+        newest_first = FlowRunSort.EXPECTED_START_TIME_DESC
+        yield from _pages(
+            lambda offset: self._read(
+                deployment_filter=deployment, flow_run_filter=which, sort=newest_first, limit=PAGE, offset=offset
             )
         )
-        runs = [_child(run) for run in found if message_key(str(run.parameters.get("message_id"))) == wanted.key]
-        return next((run for run in runs if not run.stage.is_ended), runs[0] if runs else None)
 
     def is_ours(self, child: Child) -> bool:
         """Whether a run has the tags of these."""
         return child.tags.issuperset(self._tags)
 
     def is_same_kind(self, child: Child) -> bool:
-        """Whether a run is of the kind of these, whoever had it made."""
-        return bool(self._tags) and self._tags[0] in child.tags
+        """Whether a run is of the kind of these, of any caller."""
+        return self._tags[0] in child.tags
 
     def waiting(self, *, but: Collection[UUID]) -> list[UUID] | None:
-        """Some of the runs with the tags of these that have not started, later attempts among them, but for those.
+        """Some of the runs with the tags of these that have not started, later attempts included, except `but`.
 
         None when Prefect does not answer now.
         """
-        asked = FlowRunFilter(
+        which = FlowRunFilter(
             id=FlowRunFilterId(not_any_=list(but)) if but else None,
             tags=FlowRunFilterTags(all_=list(self._tags)),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
         )
         with suppress(PrefectAway, httpx.HTTPError):
-            return [run.id for run in self._client.read_flow_runs(flow_run_filter=asked, limit=PAGE)]
+            return [run.id for run in self._client.read_flow_runs(flow_run_filter=which, limit=PAGE)]
         return None
 
     def cancel(self, run_id: UUID) -> bool:
-        """Cancel a run that waits; False when it has started, or Prefect does not answer now."""
+        """Cancel a run that waits; False if it has started, or if Prefect does not answer now."""
         with suppress(PrefectAway, httpx.HTTPError, ObjectNotFound, Abort):
             now = self._client.read_flow_run(run_id).state
             if now is not None and now.is_scheduled():
@@ -311,26 +326,25 @@ class ChildRuns:
 
 
 def answered(ask: Callable[[], T]) -> T:
-    """The response of Prefect, for a caller who can wait `PATIENCE` seconds: as `retry_until_available`, but a refusal
-    is a response.
+    """As `retry_until_available`, but a rejection by Prefect is raised and not retried.
 
     Raises:
-        PrefectHTTPStatusError: Prefect will not, and asking again would not change that.
+        PrefectHTTPStatusError: Prefect rejects the request, and would again.
         PrefectLost: it has not answered.
     """
-    refusals = {*THIS_RUN, httpx.codes.NOT_FOUND}
+    rejections = {*THIS_RUN, httpx.codes.NOT_FOUND}
 
-    def asked() -> T | PrefectHTTPStatusError:
+    def attempt() -> T | PrefectHTTPStatusError:
         try:
             return ask()
         except PrefectAway as away:
             raise httpx.TransportError(str(away)) from None
         except PrefectHTTPStatusError as error:
-            if error.response.status_code in refusals:
+            if error.response.status_code in rejections:
                 return error
             raise
 
-    answer = retry_until_available(asked)
+    answer = retry_until_available(attempt)
     if isinstance(answer, PrefectHTTPStatusError):
         raise answer
     return answer
@@ -338,7 +352,8 @@ def answered(ask: Callable[[], T]) -> T:
 
 def _child(run: FlowRun) -> Child:
     stage, code = _stage(run.state)
-    return Child(run.id, stage, code, frozenset(run.tags), run.state.timestamp if run.state else None)
+    since = run.state.timestamp if run.state else None
+    return Child(run.id, stage, code, frozenset(run.tags), since, run.created)
 
 
 def _stage(state: State[Any] | None) -> tuple[Stage, str | None]:
@@ -353,25 +368,32 @@ def _stage(state: State[Any] | None) -> tuple[Stage, str | None]:
     return ENDS[state.type], record.code if state.is_cancelled() else None
 
 
-def made_before(client: SyncPrefectClient, tag: str) -> Iterator[tuple[str, Child]]:
-    """The runs with a tag, and the keys of their messages, in no particular order. Raises as `answered`."""
-    asked = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
+def _pages(read: Callable[[int], Sequence[FlowRun]]) -> Iterator[FlowRun]:
+    """All runs of a query, which gives `PAGE` of them from an offset on."""
     offset = 0
     while True:
-        page = answered(
-            lambda offset=offset: client.read_flow_runs(  # type: ignore[misc]  # bound now
-                flow_run_filter=asked, sort=FlowRunSort.ID_DESC, limit=PAGE, offset=offset
-            )
-        )
-        yield from ((message_key(str(run.parameters.get("message_id"))), _child(run)) for run in page)
+        page = read(offset)
+        yield from page
         if len(page) < PAGE:
             return
         offset += PAGE
 
 
+def made_before(client: SyncPrefectClient, tag: str) -> Iterator[tuple[str, Child]]:
+    """The runs with a tag, each with the key of its message, in no particular order. Raises as `answered`."""
+    which = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
+
+    def read(offset: int) -> list[FlowRun]:
+        return answered(
+            lambda: client.read_flow_runs(flow_run_filter=which, sort=FlowRunSort.ID_DESC, limit=PAGE, offset=offset)
+        )
+
+    yield from ((message_key(str(run.parameters.get("message_id"))), _child(run)) for run in _pages(read))
+
+
 @contextmanager
 def child_runs(target: DownloadDeployment, *, key_prefix: str, tags: Sequence[str], force: bool) -> Iterator[ChildRuns]:
-    """`ChildRuns` with a client of its own, which other threads may use."""
-    # Not the flow run's, whose patience would not hear of cancelling.
+    """`ChildRuns` with a client of their own, which other threads may use."""
+    # Not the flow run's client, which would not notice a cancellation while it retries.
     with own_client(ANSWER_TIMEOUT, raise_if_unreachable=True, shortest=BUSY) as client:
         yield ChildRuns(client, target, key_prefix=key_prefix, tags=tags, force=force)

@@ -16,6 +16,8 @@ from prefect.tasks import Task, exponential_backoff
 from attachments.emailgistics import EmailgisticsError, NotFound
 from attachments.foundation import cancellation
 from attachments.foundation.cancellation import RunCancelled
+from attachments.foundation.numerals import counted
+from attachments.foundation.terminal_text import shown_name
 from attachments.rate_limit.errors import PacingError
 from attachments.rate_limit.priority import is_low_priority
 from attachments.runs.state_record import UNKNOWN
@@ -53,14 +55,43 @@ class PrefectLost(Exception):
     """Prefect's API does not answer, and has not for a long while."""
 
 
-OUR_ERRORS = (EmailgisticsError, StoreError, PacingError, NotConfigured, PrefectLost, RunCancelled, UnexpectedError)
-OurError = EmailgisticsError | StoreError | PacingError | NotConfigured | PrefectLost | RunCancelled | UnexpectedError
+class Starved(Exception):
+    """Runs wait, and no worker starts them."""
+
+    def __init__(self, waiting: int, work_pool: str | None) -> None:
+        super().__init__(waiting, work_pool)
+        self.waiting = waiting
+        self.work_pool = work_pool
+
+    def __str__(self) -> str:
+        runs = counted(self.waiting, "run waits", "runs wait")
+        pool = shown_name(self.work_pool or "")
+        return (
+            f"{runs}, and no worker has started one for minutes. Check that a worker serves the work pool {pool} and "
+            "has a free slot, and that neither the pool nor its queues are paused."
+        )
+
+
+OUR_ERRORS = (
+    EmailgisticsError, StoreError, PacingError, NotConfigured, PrefectLost, Starved, RunCancelled, UnexpectedError,
+)  # fmt: skip
+OurError = (
+    EmailgisticsError
+    | StoreError
+    | PacingError
+    | NotConfigured
+    | PrefectLost
+    | Starved
+    | RunCancelled
+    | UnexpectedError
+)
 
 
 OTHER_CODES: dict[type[Exception], str] = {
     PacingError: "unpaced",
     NotConfigured: "not-configured",
     PrefectLost: "prefect-lost",
+    Starved: "starved",
 }
 """The words for what is neither the vendor's nor the store's."""
 
@@ -87,7 +118,9 @@ def error_boundary() -> Iterator[None]:
 
 def is_retryable(error: object) -> bool:
     """Whether the same thing may succeed later without anybody doing anything."""
-    return isinstance(error, PrefectLost) or (isinstance(error, EmailgisticsError | StoreError) and error.retryable)
+    return isinstance(error, PrefectLost | Starved) or (
+        isinstance(error, EmailgisticsError | StoreError) and error.retryable
+    )
 
 
 def retry_until_available(ask: Callable[[], T]) -> T:

@@ -1,32 +1,28 @@
-"""Many messages: a run for each, of a deployment of `download-attachments`, and never more than a few at a time.
+"""One run for each of many messages, of a deployment of `download-attachments`, with few of them unfinished at a time.
 
-A backfill or a reconciliation passes its messages to `run_children` as a stream. What the store's manifests settle is
-skipped without a call. For each other message a run is created, under an idempotency key that is
-made of the caller's and the message's: a caller that was killed and goes through its stream again finds the same runs.
-Each child has its own retries, and any worker takes it; docs/decisions.md says why these are no mapped tasks.
+A backfill or a reconciliation passes its messages to `run_children` as a stream, which is read in batches. Messages
+that are complete according to their manifests get no run. Every other message gets a run under an idempotency key made
+of the caller's prefix and the message's key: a caller that was killed and reads its stream again finds the same runs.
+Each run has its own retries, and any worker takes it; docs/decisions.md says why these are not mapped tasks.
 
 Memory and the number of unfinished runs do not grow with the stream.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from contextvars import Context, copy_context
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from queue import Empty, Full, Queue
-from typing import TypeVar
+from itertools import islice
 from uuid import UUID
 
 from attachments.domain.plan import is_settled
 from attachments.domain.progress import Counts, Tally
 from attachments.foundation import cancellation
-from attachments.foundation.cancellation import Cancellation, RunCancelled
+from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
 from attachments.runs.child_runs import (
     BACKFILL,
@@ -38,287 +34,243 @@ from attachments.runs.child_runs import (
     Stage,
     child_runs,
 )
-from attachments.runs.errors import error_boundary
+from attachments.runs.errors import Starved, error_boundary
 from attachments.runs.state_record import WITHDRAWN
 from attachments.storage import StoreError
 from attachments.storage.errors import AccessDenied, InvalidManifest, NewerManifest
 
-__all__ = ["BACKFILL", "Counts", "DownloadDeployment", "FanOutCancelled", "MessageRef", "Starved", "run_children"]
+__all__ = [
+    "BACKFILL", "Counts", "DownloadDeployment", "FanOutCancelled", "Limits", "MessageRef", "run_children",
+]  # fmt: skip
 
-WINDOW = 50  # unfinished runs: enough for a fleet, and far from the 200 that starve a queue (prefect#19403)
 CHECKS = 20  # manifests that are read at a time: a store in the network answers in 50 ms
-AHEAD = 2 * CHECKS  # messages that are looked at before a place in the window is free for them
-CREATIONS = 2  # runs that are created at a time: more make embedded SQLite refuse most of them
-LOOK, LONGEST_LOOK = 1.0, 3.0  # seconds between looks at the unfinished runs: short while they end
-LOOK_AT_ALL = 15.0  # seconds between looks that tell of those that wait, too
-NOBODY = 30.0  # seconds in which no run is started, and none is under way, after which the caller is in the way
-RECENT = 10_000  # message keys that are remembered, to know a message that is named twice
-STORE_PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a manifest is read again that could not be
-DENIALS = 20  # manifests in a row that may not be read, after which it is no matter of one message
-STANDS_FOR = timedelta(days=1)  # in which a message whose run has failed gets no other one, see `skip_existing_runs`
+RECENT = 10_000  # message keys that are remembered, to recognize a message that is named twice
+STORE_PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a manifest is read again that could not be read
 CANCEL_BUDGET = 20.0  # seconds for cancelling what has not started, when the caller is cancelled
-TELL = 1.0  # seconds between two words of progress
 
-T = TypeVar("T")
+
+@dataclass(frozen=True)
+class Limits:
+    """How many messages are in progress, and for how long something may last."""
+
+    window: int = 100
+    """Unfinished runs: enough for a fleet; more would only wait, and more than 200 starve a queue (prefect#19403)."""
+    batch: int = 40
+    """Messages that are read and checked before runs are created for them."""
+    poll: float = 1.0
+    """Seconds between polls for the unfinished runs while they end."""
+    longest_poll: float = 3.0
+    """Seconds between polls while none ends."""
+    deleted: float = 15.0
+    """Seconds without a run that starts or ends, after which a poll also looks for runs that were deleted."""
+    starved: float = 120.0
+    """Seconds in which no run starts, and no worker of the pool downloads anything, until `Starved` is raised."""
+    failure_counts: timedelta = timedelta(days=1)
+    """For how long a message whose run failed gets no other run, see `skip_existing_runs`."""
+    denials: int = 20
+    """Manifests in a row that may not be read, after which the cause is the store and not one message."""
 
 
 class FanOutCancelled(RunCancelled):
-    """The caller was cancelled; the text says what became of the runs that it had made."""
+    """The caller was cancelled; the text says what happened to its runs."""
 
-    def __init__(self, told: str) -> None:
-        Exception.__init__(self, told)
-
-
-class Starved(Exception):
-    """The runs wait, and nobody starts one: maybe the caller itself holds the place that they wait for."""
-
-    def __init__(self, counts: Counts) -> None:
-        super().__init__("Nobody starts the runs that wait.")
-        self.counts = counts
+    def __init__(self, text: str) -> None:
+        Exception.__init__(self, text)
 
 
 def run_children(
-    wanted: Iterable[MessageRef],
+    messages: Iterable[MessageRef],
     target: DownloadDeployment,
     *,
     key_prefix: str,
     tags: Sequence[str],
     force: bool = False,
     on_progress: Callable[[Counts], None] = lambda _: None,
-    on_made: Callable[[MessageRef, Child], None] = lambda *_: None,
-    on_ended: Callable[[MessageRef, Child], None] = lambda *_: None,
-    yield_slot: bool = False,
+    on_created: Callable[[MessageRef, Child], None] = lambda *_: None,
+    on_result: Callable[[MessageRef, Child], None] = lambda *_: None,
     skip_existing_runs: bool = False,
+    limits: Limits = Limits(),
 ) -> Counts:
-    """Have the attachments of all these messages downloaded, and wait until it is done.
+    """Have the attachments of all these messages downloaded, and wait until every run has ended.
 
     Args:
-        wanted: The messages. They are read in a thread of its own, and no further ahead than there is use for.
-        target: The deployment whose runs do it.
-        key_prefix: Begins the runs' idempotency keys; the same again finds the same runs.
-        tags: Tags of the runs; the first one says of which kind they are. With `BACKFILL` they let live mail go first.
-        force: Do every message again although its manifest says that it is done.
-        on_progress: Called about once a second, in the caller's thread.
-        on_made: Called with each run that was made and its message, in the caller's thread.
-        on_ended: Called with each run that has ended and its message, in the caller's thread.
-        skip_existing_runs: Consider the runs of the same deployment that others have made. A message that one of them
-            waits for or works on is left to it; one whose run has failed less than a day ago is not tried again so
-            soon, unless it was not found by a run of another kind: the caller knows of it.
-            What the manifest settles is left alone even if the deployment's parameters have `force`.
-        yield_slot: Raise `Starved` when no run is started for half a minute.
+        messages: The messages. They are read in the caller's thread, no further ahead than a batch.
+        target: The deployment whose runs download them.
+        key_prefix: Begins the runs' idempotency keys; the same prefix finds the same runs.
+        tags: Tags of the runs; the first one is their kind. With `BACKFILL` they let live mail go first.
+        force: Download every message again although its manifest is complete.
+        on_progress: Called with each poll, every one to three seconds.
+        on_created: Called with each message and the run that was created for it, or that its key has found.
+        on_result: Called with each message and its run once that has ended, or is left to another caller.
+        skip_existing_runs: Consider the runs of the same deployment that others have created. A message that one of
+            them waits for or works on is left to it; one whose run failed less than a day ago gets no other run so
+            soon, unless a run of another kind did not find it: the caller knows that the message exists.
+            A complete manifest is accepted even if the deployment's parameters have `force`.
+        limits: How many messages are in progress, and for how long something may last.
 
     Raises:
-        FanOutCancelled: The caller was cancelled, and its runs that had not started with it.
-        Starved: See `yield_slot`. The runs are left as they are.
-        StoreError, PrefectLost, NotConfigured: It cannot go on. The runs are left as they are.
+        FanOutCancelled: The caller was cancelled, and with it its runs that had not started.
+        Starved: No worker starts the runs. They are left as they are.
+        StoreError, PrefectLost, NotConfigured: It cannot continue. The runs are left as they are.
         Whatever reading the messages raises.
     """
     with child_runs(target, key_prefix=key_prefix, tags=tags, force=force) as runs:
-        work = FanOut(
-            wanted,
+        fan_out = FanOut(
             target,
             runs,
+            limits,
             force=force or (target.force and not skip_existing_runs),
             on_progress=on_progress,
-            on_made=on_made,
-            on_ended=on_ended,
+            on_created=on_created,
+            on_result=on_result,
             skip_existing_runs=skip_existing_runs,
         )
-        with work:
-            return work.done(yield_slot=yield_slot)
+        try:
+            fan_out.run(messages)
+        except RunCancelled:
+            raise FanOutCancelled(fan_out.cancel_waiting()) from None
+        finally:
+            fan_out.close()
+        return fan_out.counts()
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What is known of a message before a run is made for it; nothing when one is needed."""
+class _Unfinished:
+    """A message whose run has not ended."""
 
-    word: str | None = None
-    """Why none is needed, as a word of `Counts`."""
-    child: Child | None = None
-    """The run that there is already, and stands."""
-    after: UUID | None = None
-    """The run after which another one is needed."""
-    denied: StoreError | None = None
-    """Why nobody knows: its manifest may not be read."""
+    message: MessageRef
+    child: Child
 
 
 class FanOut:
-    """The loop that moves each message on: read, manifest looked at, run created, run ended."""
+    """Moves messages on, a batch at a time: read, manifest checked, run created, run ended."""
 
     def __init__(
         self,
-        wanted: Iterable[MessageRef],
         target: DownloadDeployment,
         runs: ChildRuns,
+        limits: Limits,
         *,
         force: bool,
         on_progress: Callable[[Counts], None],
-        on_made: Callable[[MessageRef, Child], None],
-        on_ended: Callable[[MessageRef, Child], None],
+        on_created: Callable[[MessageRef, Child], None],
+        on_result: Callable[[MessageRef, Child], None],
         skip_existing_runs: bool,
     ) -> None:
-        self._news = threading.Event()
-        self._end = Cancellation()
-        """For the threads that work for this: they end with it, and not only when the caller is cancelled."""
-        self._stream = Prefetcher(wanted, self._news, self._end)
         self._target = target
         self._runs = runs
+        self._limits = limits
         self._force = force
         self._on_progress = on_progress
-        self._on_made = on_made
-        self._on_ended = on_ended
+        self._on_created = on_created
+        self._on_result = on_result
         self._skip_existing_runs = skip_existing_runs
         self._tally = Tally()
         self._recent: dict[str, None] = {}
-        self._checking: dict[Future[_Known], MessageRef] = {}
-        self._ready: deque[tuple[MessageRef, UUID | None]] = deque()
-        self._creating: dict[Future[Child], MessageRef] = {}
-        self._unfinished: dict[UUID, Stage] = {}
-        self._whose: dict[UUID, MessageRef] = {}
-        self._looking: Future[tuple[tuple[Child, ...], bool]] | None = None
-        self._looks = PollSchedule()
-        self._told = 0.0
+        self._unfinished: dict[UUID, _Unfinished] = {}
         self._denied_in_a_row = 0
         self._checks = ThreadPoolExecutor(CHECKS, thread_name_prefix="manifest")
-        self._creations = ThreadPoolExecutor(CREATIONS, thread_name_prefix="create-run")
-        self._watch = ThreadPoolExecutor(1, thread_name_prefix="look-at-runs")
+        now = time.monotonic()
+        self._pause = limits.poll
+        self._next_poll = self._polled = self._started = self._busy = now
 
-    def __enter__(self) -> FanOut:
-        return self
+    def close(self) -> None:
+        """Let the threads that read manifests end."""
+        self._checks.shutdown(wait=False, cancel_futures=True)
 
-    def __exit__(self, *_: object) -> None:
-        self._stream.stop()
-        self._end.cancel()
-        for pool in (self._checks, self._creations, self._watch):
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def done(self, *, yield_slot: bool) -> Counts:
+    def run(self, messages: Iterable[MessageRef]) -> None:
         """Until every message has ended."""
-        try:
-            with cancellation.on_cancel(self._end.cancel), cancellation.on_cancel(self._news.set):
-                while not self._is_over():
-                    self._news.wait(self._longest_wait())
-                    self._news.clear()
-                    cancellation.raise_if_cancelled()
-                    self._move_on()
-                    if yield_slot and self._looks.nobody_starts():
-                        raise Starved(self.counts())
-        except RunCancelled:
-            raise FanOutCancelled(self._cancel_waiting()) from None
-        self._on_progress(self.counts())
-        return self.counts()
-
-    def _longest_wait(self) -> float:
-        """Seconds until there is something to do of which no news comes."""
-        is_next = bool(self._unfinished) and self._looking is None
-        return min(1.0, self._looks.seconds_left()) if is_next else 1.0
+        stream = iter(messages)
+        while batch := self._unseen(islice(stream, self._limits.batch)):
+            self._poll_until(unfinished=self._limits.window)
+            for message, after in self._without_run(batch):
+                self._poll_until(unfinished=self._limits.window - 1)
+                child = self._runs.create(message, after.id if after else None)
+                self._on_created(message, child)
+                self._note(message, replace(child, first_attempt=after.first_attempt) if after else child)
+        self._poll_until(unfinished=0)
 
     def counts(self) -> Counts:
-        """As they are now."""
-        return self._tally.counts(running=sum(stage is Stage.RUNNING for stage in self._unfinished.values()))
+        """The counts as they are now."""
+        running = sum(one.child.stage is Stage.RUNNING for one in self._unfinished.values())
+        return self._tally.counts(running=running)
 
-    def _is_over(self) -> bool:
-        return not (self._checking or self._ready or self._creating or self._unfinished) and self._stream.is_over()
-
-    def _move_on(self) -> None:
-        """Whatever can be done without waiting."""
-        self._read_on()
-        for check in [future for future in self._checking if future.done()]:
-            self._checked(self._checking.pop(check), check.result())
-        while self._ready and len(self._creating) + len(self._unfinished) < WINDOW:
-            wanted, after = self._ready.popleft()
-            self._creating[self._begin(self._creations, self._runs.create, wanted, after)] = wanted
-        for creation in [future for future in self._creating if future.done()]:
-            self._made(creation.result(), self._creating.pop(creation))
-        self._look()
-        now = time.monotonic()
-        if now - self._told >= TELL:
-            self._told = now
-            self._on_progress(self.counts())
-
-    def _read_on(self) -> None:
-        while len(self._checking) + len(self._ready) < AHEAD and (wanted := self._stream.take()) is not None:
-            self._tally.add(seen=1)
-            if wanted.key in self._recent:
-                self._tally.add(duplicates=1)
-                continue
-            self._recent[wanted.key] = None
+    def _unseen(self, messages: Iterator[MessageRef]) -> list[MessageRef | None]:
+        """The messages; None in the place of one that was named a short while ago."""
+        batch: list[MessageRef | None] = []
+        for message in messages:
+            is_duplicate = message.key in self._recent
+            self._tally.add(seen=1, duplicates=int(is_duplicate))
+            batch.append(None if is_duplicate else message)
+            self._recent[message.key] = None
             if len(self._recent) > RECENT:
                 del self._recent[next(iter(self._recent))]
-            if self._force:
-                self._ready.append((wanted, None))
+        return batch
+
+    def _without_run(self, batch: Sequence[MessageRef | None]) -> Iterator[tuple[MessageRef, Child | None]]:
+        """The messages of a batch that need a run, each with the run that it follows, if any."""
+        messages = [message for message in batch if message is not None]
+        if not self._force:
+            messages = list(self._incomplete(messages))
+        existing: Mapping[str, Child] = self._runs.latest(messages) if self._skip_existing_runs else {}
+        for message in messages:
+            latest = existing.get(message.key)
+            if latest is None or self._needs_another_run(latest):
+                yield message, latest
             else:
-                self._checking[self._begin(self._checks, self._known, wanted)] = wanted
+                is_elsewhere = not latest.stage.is_ended and not self._runs.is_ours(latest)
+                self._note(message, latest, is_elsewhere=is_elsewhere)
 
-    def _known(self, wanted: MessageRef) -> _Known:
-        try:
-            if self._is_settled(wanted):
-                return _Known("already_done")
-        except AccessDenied as error:
-            return _Known(denied=error)
-        latest = self._runs.latest(wanted) if self._skip_existing_runs else None
-        return _Known() if latest is None else self._after(latest)
+    def _incomplete(self, messages: Sequence[MessageRef]) -> Iterator[MessageRef]:
+        contexts = [copy_context() for _ in messages]  # a thread does not inherit the run's cancellation
+        results = self._checks.map(lambda context, message: context.run(self._is_settled, message), contexts, messages)
+        for message, result in zip(messages, results, strict=True):
+            self._denied_in_a_row = self._denied_in_a_row + 1 if isinstance(result, StoreError) else 0
+            if isinstance(result, StoreError):
+                if self._denied_in_a_row == self._limits.denials:
+                    raise result
+                self._note(message, Child(None, Stage.FAILED, result.outcome_code))
+            elif result:
+                self._tally.add(already_done=1)
+            else:
+                yield message
 
-    def _after(self, latest: Child) -> _Known:
-        """What a message's newest run says of it, where others' runs are heeded."""
-        if not latest.stage.is_ended:
-            if not self._runs.is_ours(latest):
-                return _Known("elsewhere")
-            # Its own attempts may be hours ahead: nobody waits here for that.
-            return _Known(child=replace(latest, stage=Stage.FOR_NOW) if latest.is_later_attempt else latest)
-        if latest.code == WITHDRAWN:
-            return _Known(after=latest.id)
-        if latest.code == NOT_FOUND and not self._runs.is_same_kind(latest):
-            return _Known(after=latest.id)
-        is_fresh = latest.since is not None and datetime.now(UTC) - latest.since < STANDS_FOR
-        if latest.stage is not Stage.SUCCEEDED and is_fresh:
-            return _Known(child=latest)
-        # One that succeeded before says nothing of now: the filter may be another, or the files be gone.
-        return _Known(after=latest.id)
-
-    def _is_settled(self, wanted: MessageRef) -> bool:
-        """Whether a run of the target would have nothing to do."""
+    def _is_settled(self, message: MessageRef) -> bool | AccessDenied:
+        """Whether a run of the target would have nothing to do; the error if the manifest may not be read."""
         with error_boundary():
             for pause in (*STORE_PAUSES, None):
                 try:
-                    known = self._target.store.read_manifest(wanted.key)
+                    known = self._target.store.read_manifest(message.key)
                 except (InvalidManifest, NewerManifest):
-                    return False  # its own run sees to it, or says what is wrong
+                    return False  # its own run rebuilds it, or says what is wrong
+                except AccessDenied as error:
+                    return error
                 except StoreError as error:
                     if pause is None or not error.retryable:
                         raise
                     cancellation.sleep(pause)
                 else:
                     return known is not None and known.is_announced and is_settled(known, self._target.filter)
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("the last attempt returns or raises")
 
-    def _checked(self, wanted: MessageRef, known: _Known) -> None:
-        self._denied_in_a_row = 0 if known.denied is None else self._denied_in_a_row + 1
-        if known.denied is not None:
-            if self._denied_in_a_row == DENIALS:
-                raise known.denied
-            self._is_now(Child(None, Stage.FAILED, known.denied.outcome_code), wanted)
-        elif known.word is not None:
-            self._tally.add(**{known.word: 1})
-        elif known.child is not None:
-            self._is_now(known.child, wanted)
-        else:
-            self._ready.append((wanted, known.after))
+    def _needs_another_run(self, latest: Child) -> bool:
+        """Whether a message needs a run although it has this one."""
+        if not latest.stage.is_ended:
+            return False
+        if latest.code == WITHDRAWN or (latest.code == NOT_FOUND and not self._runs.is_same_kind(latest)):
+            return True
+        is_fresh = latest.since is not None and datetime.now(UTC) - latest.since < self._limits.failure_counts
+        # One that succeeded says nothing about now: the filter may have changed, or the files may be gone.
+        return latest.stage is Stage.SUCCEEDED or not is_fresh
 
-    def _made(self, child: Child, wanted: MessageRef) -> None:
-        self._on_made(wanted, child)
-        self._is_now(child, wanted)
-
-    def _is_now(self, child: Child, wanted: MessageRef) -> None:
-        """Note where a message's run is."""
-        if child.id is not None and not child.stage.is_ended:
-            self._unfinished[child.id] = child.stage
-            self._whose[child.id] = wanted
-            return
-        if child.id is not None:
-            self._unfinished.pop(child.id, None)
-            self._whose.pop(child.id, None)
-        self._on_ended(wanted, child)
+    def _note(self, message: MessageRef, child: Child, *, is_elsewhere: bool = False) -> None:
+        """Note where a message's run is. One that `is_elsewhere` is another caller's, and is not followed."""
+        if child.id is not None and not child.stage.is_ended and not is_elsewhere:
+            if not child.is_later_attempt:
+                self._unfinished[child.id] = _Unfinished(message, child)
+                return
+            child = replace(child, stage=Stage.FOR_NOW)  # it may be hours ahead: nothing waits for it
+        self._on_result(message, child)
         match child.stage:
             case Stage.SUCCEEDED:
                 self._tally.add(succeeded=1)
@@ -326,166 +278,68 @@ class FanOut:
                 self._tally.add(for_now=1)
             case Stage.CANCELLED:
                 self._tally.add(cancelled=1)
-            case _:
+            case Stage.FAILED:
                 self._tally.add_failed(child.code or "")
+            case _:
+                self._tally.add(elsewhere=1)
 
-    def _look(self) -> None:
-        """Ask how the unfinished runs are, when it is time to, and note what was answered."""
-        if self._looking is not None and self._looking.done():
-            found, is_moving = self._looking.result()
-            self._looking = None
-            for child in found:
-                if child.id in self._unfinished:
-                    self._is_now(child, self._whose[child.id])
-            self._looks.answered(
-                has_ended=any(child.stage.is_ended for child in found),
-                is_stuck=bool(self._unfinished) and not is_moving,
-            )
-        if self._looking is None and self._unfinished and self._looks.seconds_left() <= 0:
-            at_all = self._looks.begin()
-            self._looking = self._begin(self._watch, self._ask, tuple(self._unfinished), at_all)
+    def _poll_until(self, *, unfinished: int) -> None:
+        """Poll for the unfinished runs when it is time to, until there are no more than this many."""
+        while True:
+            cancellation.raise_if_cancelled()
+            if time.monotonic() >= self._next_poll:
+                self._poll()
+            if len(self._unfinished) <= unfinished:
+                return
+            cancellation.sleep(max(0.0, self._next_poll - time.monotonic()))
 
-    def _ask(self, run_ids: tuple[UUID, ...], at_all: bool) -> tuple[tuple[Child, ...], bool]:
-        """Where these runs are, and whether anything moves: one of them, or one that has a place with their workers."""
-        found = tuple(self._runs.look(run_ids, at_all=at_all).values())
-        return found, any(child.stage is not Stage.WAITING for child in found) or self._runs.is_any_under_way()
+    def _poll(self) -> None:
+        before = time.monotonic()
+        if self._unfinished:
+            self._read_unfinished(before)
+        self._on_progress(self.counts())
+        self._next_poll = time.monotonic() + self._pause
 
-    def _begin(self, pool: ThreadPoolExecutor, job: Callable[..., T], *arguments: object) -> Future[T]:
-        """Start a job in a pool's thread, which hears when it is to end, and tells when it has ended."""
-        future = pool.submit(_in_context(self._end).run, job, *arguments)
-        future.add_done_callback(lambda _: self._news.set())
-        return future
+    def _read_unfinished(self, before: float) -> None:
+        is_gap = before - self._polled > self._limits.deleted
+        find_deleted = before - self._started > self._limits.deleted
+        found = self._runs.read(tuple(self._unfinished), find_deleted=find_deleted)
+        now = self._polled = time.monotonic()
+        if any(child.stage is not Stage.WAITING for child in found):
+            self._started = now
+        # A gap is a time in which Prefect did not answer, or a report was read: it says nothing about the workers.
+        if is_gap or now - before > self._limits.deleted or self._started == now or self._runs.is_any_in_progress():
+            self._busy = now
+        elif now - self._busy >= self._limits.starved:
+            raise Starved(len(self._unfinished), self._target.work_pool)
+        has_ended = False
+        for child in found:
+            if child.id is not None and (known := self._unfinished.pop(child.id, None)) is not None:
+                self._note(known.message, replace(child, first_attempt=known.child.first_attempt))
+                has_ended |= child.stage.is_ended
+        self._pause = self._limits.poll if has_ended else min(self._limits.longest_poll, self._pause * 1.5)
 
-    def _cancel_waiting(self) -> str:
-        """Cancel the runs that have not started, for a while, and say what is left."""
-        end = time.monotonic() + CANCEL_BUDGET
-        made = wait(self._creating, CANCEL_BUDGET / 4).done
-        for creation in made:
-            if not creation.cancelled() and creation.exception() is None:
-                self._made(creation.result(), self._creating[creation])
-        cancelled = 0
-        for run_id in [run_id for run_id, stage in self._unfinished.items() if stage is Stage.WAITING]:
-            if time.monotonic() > end:
-                break
-            if self._runs.cancel(run_id):
-                del self._unfinished[run_id]
-                cancelled += 1
-        attempts, is_rest = self._cancel_attempts(end)
-        self._tally.add(cancelled=cancelled)
+    def cancel_waiting(self) -> str:
+        """Cancel the runs that have not started, later attempts included, for `CANCEL_BUDGET`; say what is left."""
+        cancelled, is_rest = self._cancel_waiting(time.monotonic() + CANCEL_BUDGET)
         left = len(self._unfinished)
-        withdrawn = counted(cancelled + attempts, "run that waited was", "runs that waited were")
+        withdrawn = counted(cancelled, "run that waited was", "runs that waited were")
         started = counted(left, "that had started finishes by itself", "that had started finish by themselves")
-        told = f"Cancelled. {self.counts()}. {withdrawn} cancelled with it{f'; {started}' if left else ''}."
-        return f"{told} More of them may still wait: cancel the runs with its tag." if is_rest else told
+        text = f"Cancelled. {self.counts()}. {withdrawn} cancelled with it{f'; {started}' if left else ''}."
+        return f"{text} More of them may still wait: cancel the runs with its tag." if is_rest else text
 
-    def _cancel_attempts(self, end: float) -> tuple[int, bool]:
-        """Cancel what else waits, such as attempts that are hours ahead: how many, and whether more may wait."""
+    def _cancel_waiting(self, end: float) -> tuple[int, bool]:
+        """How many runs were cancelled, and whether more may wait."""
         cancelled = 0
-        asked: set[UUID] = set()
-        while found := self._runs.waiting(but=asked):
+        tried: set[UUID] = set()
+        while found := self._runs.waiting(but=tried):
             for run_id in found:
                 if time.monotonic() > end:
                     return cancelled, True
-                asked.add(run_id)
+                tried.add(run_id)
                 if self._runs.cancel(run_id):
                     cancelled += 1
                     if self._unfinished.pop(run_id, None) is not None:
                         self._tally.add(cancelled=1)
-        # Prefect may have been away, now or for one of them.
+        # Prefect may not have answered, now or for one of them.
         return cancelled, found is None or self._runs.waiting(but=()) != []
-
-
-def _in_context(end: Cancellation) -> Context:
-    """For a thread that works for the caller, and that whatever waits in it ends when `end` is asked."""
-    context = copy_context()
-    context.run(cancellation.CURRENT.set, end)
-    return context
-
-
-class Prefetcher:
-    """Reads the messages in a thread of its own, a few ahead: to read on may take minutes."""
-
-    def __init__(self, wanted: Iterable[MessageRef], news: threading.Event, end: Cancellation) -> None:
-        self._read: Queue[MessageRef | BaseException | None] = Queue(AHEAD)
-        self._news = news
-        self._stopped = threading.Event()
-        self._is_over = False
-        # Whoever waits in there for a report would else start the next one, and the next, for a run that has ended.
-        reader = _in_context(end)
-        threading.Thread(target=reader.run, args=(self._read_all, wanted), name="wanted", daemon=True).start()
-
-    def take(self) -> MessageRef | None:
-        """The next message; None when there is none now, or no more at all. Raises what the reading raised."""
-        try:
-            found = None if self._is_over else self._read.get_nowait()
-        except Empty:
-            return None
-        if isinstance(found, BaseException):
-            raise found
-        self._is_over = found is None
-        return found
-
-    def is_over(self) -> bool:
-        """Whether the last message has been taken."""
-        return self._is_over
-
-    def stop(self) -> None:
-        """Read no more."""
-        self._stopped.set()
-
-    def _read_all(self, wanted: Iterable[MessageRef]) -> None:
-        try:
-            for one in wanted:
-                if not self._put(one):
-                    return
-        except BaseException as error:  # noqa: BLE001  raised where the messages are taken
-            self._put(error)
-        else:
-            self._put(None)
-
-    def _put(self, item: MessageRef | BaseException | None) -> bool:
-        while not self._stopped.is_set():
-            with suppress(Full):
-                self._read.put(item, timeout=0.5)
-                self._news.set()
-                return True
-        return False
-
-
-class PollSchedule:
-    """When to look at the unfinished runs again, and since when nothing has moved."""
-
-    def __init__(self) -> None:
-        self._pause = LOOK
-        self._next = 0.0
-        self._next_at_all = 0.0
-        self._answered = 0.0
-        self._stuck_since: float | None = None
-
-    def seconds_left(self) -> float:
-        """Until the next look is due."""
-        return max(0.0, self._next - time.monotonic())
-
-    def begin(self) -> bool:
-        """A look begins. Whether it has to tell of those that wait, too."""
-        now = time.monotonic()
-        self._next = now + self._pause
-        if now < self._next_at_all:
-            return False
-        self._next_at_all = now + LOOK_AT_ALL
-        return True
-
-    def answered(self, *, has_ended: bool, is_stuck: bool) -> None:
-        """Note an answer. While Prefect was away nobody could start anything: such a time does not count."""
-        now = time.monotonic()
-        self._pause = LOOK if has_ended else min(LONGEST_LOOK, self._pause * 1.5)
-        self._next = now + self._pause
-        if not is_stuck or now - self._answered > LOOK_AT_ALL:
-            self._stuck_since = now if is_stuck else None
-        elif self._stuck_since is None:
-            self._stuck_since = now
-        self._answered = now
-
-    def nobody_starts(self) -> bool:
-        """Whether runs have waited for long, and none was under way."""
-        return self._stuck_since is not None and time.monotonic() - self._stuck_since >= NOBODY

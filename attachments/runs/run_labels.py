@@ -8,13 +8,9 @@ import re
 from collections.abc import Mapping
 
 CRASH_COUNT = "attachments.worker.deaths"
-"""How often the run has broken off, mostly because its worker died, since it last got on."""
+"""How often the run has broken off, mostly because its worker died, since it last made progress."""
 ORIGIN = "attachments.continues"
 """Of a run that continues another: the first one's id."""
-ENDED = "attachments.ended"
-"""How many messages had ended when the run before it stepped aside."""
-IDLE = "attachments.idle"
-"""How many times in a row nothing had ended meanwhile."""
 
 _ID = re.compile(r"[0-9A-Za-z/-]{1,2000}", re.ASCII)
 _LARGEST = 1_000_000_000

@@ -1,4 +1,4 @@
-"""Up to when each mailbox has been reconciled: a Prefect Variable for each, which never moves backwards."""
+"""Up to when each mailbox has been reconciled: a Prefect Variable for each mailbox, which never moves backwards."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 from prefect.exceptions import ObjectAlreadyExists
 
-from attachments.domain.watermark_policy import FirstAttempt
-
 PREFIX = "attachments-mark-"
 DIGITS = 32
-MOST_UNNAMED = 100  # rows without a message that a mark remembers: a Variable takes 5,000 characters
-PAGE = 200  # Variables in one answer of Prefect's
+MOST_UNNAMED = 100  # rows without a message that a watermark remembers: a Variable takes 5,000 characters
+PAGE = 200  # Variables in one response of Prefect's
 
 
 def mailbox_key(mailbox_id: str) -> str:
-    """What a mailbox is called where its address must not show: 32 hex digits of the SHA-256 of its id."""
+    """The name of a mailbox where its address must not show: 32 hex digits of the SHA-256 of its ID."""
     return hashlib.sha256(mailbox_id.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]
 
 
 class UnreadableWatermark(Exception):
-    """A mark is there and cannot be read; the text says what to do."""
+    """A watermark exists and cannot be read; the text says what to do."""
 
 
 @dataclass(frozen=True)
 class Watermark:
-    """Whatever a mailbox received before `until` has been looked at. Times are in UTC."""
+    """Everything that a mailbox received before `until` has been checked. Times are in UTC."""
 
     mailbox_key: str
     account: str
@@ -39,17 +37,15 @@ class Watermark:
     deployment: str
     until: datetime
     updated: datetime
-    tried: tuple[FirstAttempt, ...] = ()
-    """When what lies beyond it was looked at for the first time, where something there could not be fetched."""
     unnamed: tuple[str, ...] = ()
     """Rows of reports that name no message; the newest first."""
     untold: int = 0
-    """How many of them, the newest, no reconciliation has told of yet."""
+    """How many of them, the newest, no reconciliation has reported yet."""
 
 
 @dataclass(frozen=True)
 class Watermarks:
-    """The marks of one account's mailboxes, for one deployment. The methods raise httpx's errors."""
+    """The watermarks of one account's mailboxes, for one deployment. The methods raise httpx's errors."""
 
     client: SyncPrefectClient
     account: str
@@ -66,96 +62,83 @@ class Watermarks:
         if variable is None:
             return None
         mine = {"mailbox_key": mailbox, "account": self.account, "deployment": self.deployment}
-        mark = _parsed(variable.value, mine)
-        if mark is None:
+        watermark = _parsed(variable.value, mine)
+        if watermark is None:
             raise UnreadableWatermark(
-                f"the Prefect Variable {name}, its mark, cannot be read. Put its value right, with the moment up to "
-                "which the mailbox was looked at in until; or delete it, and the mailbox counts as new"
+                f"the Prefect Variable {name}, its watermark, cannot be read. Correct its value, with the time up to "
+                "which the mailbox has been checked in until; or delete it, and the mailbox counts as new"
             )
-        return mark
+        return watermark
 
-    def advance(
-        self,
-        mailbox: str,
-        until: datetime,
-        tried: Sequence[FirstAttempt] = (),
-        unnamed: Sequence[str] = (),
-        untold: int = 0,
-    ) -> None:
-        """Move a mailbox's mark forward, and keep of what was tried what lies beyond it.
-
-        A mark that is further already, and not in the future, stays where it is.
-        """
+    def advance(self, mailbox: str, until: datetime, unnamed: Sequence[str] = (), untold: int = 0) -> None:
+        """Move a mailbox's watermark forward. One that is further already, and not in the future, stays as it is."""
         known = self.read(mailbox)
         if known is not None and until <= known.until <= datetime.now(UTC):
             until = known.until
-        beyond = tuple(one for one in tried if one.until > until)
         rows = tuple(unnamed[:MOST_UNNAMED])
-        if known is None or (until, beyond, rows, untold) != (known.until, known.tried, known.unnamed, known.untold):
-            self._write(mailbox, until, beyond, rows, untold)
+        if known is None or (until, rows, untold) != (known.until, known.unnamed, known.untold):
+            self._write(mailbox, until, rows, untold)
 
     def forget_untold(self, mailbox: str) -> None:
-        """Record that somebody was told of all rows that name no message."""
+        """Record that all rows that name no message have been reported."""
         known = self.read(mailbox)
         if known is not None and known.untold:
-            self._write(mailbox, known.until, known.tried, known.unnamed, 0)
+            self._write(mailbox, known.until, known.unnamed, 0)
 
-    def _write(
-        self, mailbox: str, until: datetime, tried: Sequence[FirstAttempt], unnamed: Sequence[str], untold: int
-    ) -> None:
-        told = {
+    def _write(self, mailbox: str, until: datetime, unnamed: Sequence[str], untold: int) -> None:
+        value = {
             "mailbox_key": mailbox,
             "account": self.account,
             "deployment": self.deployment,
             "until": until.isoformat(),
             "updated": datetime.now(UTC).isoformat(),
-            "tried": [[one.until.isoformat(), one.at.isoformat()] for one in tried],
             "unnamed": list(unnamed),
             "untold": untold,
         }
         name = self._name(mailbox)
         try:
-            self.client.create_variable(VariableCreate(name=name, value=told))
+            self.client.create_variable(VariableCreate(name=name, value=value))
         except ObjectAlreadyExists:
-            self.client.update_variable(VariableUpdate(name=name, value=told))
+            self.client.update_variable(VariableUpdate(name=name, value=value))
 
     def _name(self, mailbox: str) -> str:
-        # An account's and a deployment's name may hold what a Variable's may not.
-        whose = hashlib.sha256(f"{self.account}\n{self.deployment}\n{mailbox}".encode()).hexdigest()[:DIGITS]
-        return f"{PREFIX}{whose}"
+        # The names of an account and a deployment may contain characters that a Variable's may not.
+        owner = hashlib.sha256(f"{self.account}\n{self.deployment}\n{mailbox}".encode()).hexdigest()[:DIGITS]
+        return f"{PREFIX}{owner}"
 
 
 def read_watermarks(client: SyncPrefectClient) -> list[Watermark]:
-    """All marks that there are, those that lag behind first. Raises httpx's errors."""
-    return sorted(_marks(client), key=lambda mark: mark.until)
+    """All watermarks, those that lag behind first. Raises httpx's errors."""
+    return sorted(_all(client), key=lambda watermark: watermark.until)
 
 
-def _marks(client: SyncPrefectClient) -> Iterator[Watermark]:
+def _all(client: SyncPrefectClient) -> Iterator[Watermark]:
     query = {"variables": {"name": {"like_": PREFIX}}, "sort": "NAME_ASC", "limit": PAGE}
     offset = 0
     while True:  # the client's own method reads no further than the first page
         page = client.request("POST", "/variables/filter", json={**query, "offset": offset}).json()
         for variable in page:
-            if variable["name"].startswith(PREFIX) and (mark := _parsed(variable["value"])) is not None:
-                yield mark
+            if variable["name"].startswith(PREFIX) and (watermark := _parsed(variable["value"])) is not None:
+                yield watermark
         if len(page) < PAGE:
             return
         offset += PAGE
 
 
-def _parsed(told: Any, known: Mapping[str, str] | None = None) -> Watermark | None:
-    """The mark that a Variable holds. Whoever knows whose it is needs no more of it than `until`."""
+def _parsed(content: Any, known: Mapping[str, str] | None = None) -> Watermark | None:
+    """The watermark in a Variable's value; with `known`, no more than `until` is needed. None if it is unreadable.
+
+    Values of older versions also have `tried`, which has no meaning any more.
+    """
     try:
-        value = {"updated": told["until"], **told, **known} if known else told
+        value = {"updated": content["until"], **content, **known} if known else content
         until, updated = (_moment(value[name]) for name in ("until", "updated"))
-        tried = tuple(FirstAttempt(_moment(one), _moment(at)) for one, at in value.get("tried") or ())
         return Watermark(
             str(value["mailbox_key"]),
             str(value["account"]),
             str(value["deployment"]),
             until,
             updated,
-            tried,
             tuple(str(row) for row in value.get("unnamed") or ()),
             int(value.get("untold") or 0),
         )

@@ -2,11 +2,11 @@
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +22,9 @@ from attachments.domain.progress import Counts
 from attachments.domain.selection import Filter
 from attachments.foundation import cancellation
 from attachments.foundation.cancellation import CURRENT, Cancellation
-from attachments.runs import fan_out
-from attachments.runs.child_runs import Child, ChildRuns
-from attachments.runs.fan_out import DownloadDeployment, FanOutCancelled, MessageRef, Starved, run_children
+from attachments.runs.child_runs import ChildRuns
+from attachments.runs.errors import Starved
+from attachments.runs.fan_out import DownloadDeployment, FanOutCancelled, Limits, MessageRef, run_children
 from attachments.runs.state_record import FAILED_FOR_NOW
 from attachments.storage import Manifest, ManifestAttachment, Store, message_key, open_store
 from attachments.storage.errors import AccessDenied
@@ -40,6 +40,7 @@ class Bench:
     store: Store
     prefix: str
     more_tags: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=lambda: Limits(poll=0.2, longest_poll=0.3, deleted=1.0))
 
     def another_deployment(self, name: str, flow: str = "download-attachments") -> UUID:
         """One more deployment that its workers serve, of one of the flows."""
@@ -57,7 +58,13 @@ class Bench:
 
     def process(self, wanted: Sequence[MessageRef], prefix: str = "", **options: Any) -> Counts:
         with temporary_settings(self.running.prefect_settings):
-            return run_children(wanted, self.target, key_prefix=prefix or self.prefix, tags=self.tags, **options)
+            return run_children(
+                wanted, self.target, key_prefix=prefix or self.prefix, tags=self.tags, limits=self.limits, **options
+            )
+
+    def limited(self, **limits: Any) -> "Bench":
+        """The same with other limits."""
+        return replace(self, limits=replace(self.limits, **limits))
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """By the name of the message."""
@@ -98,10 +105,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(running: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(fan_out, "LOOK", 0.2)
-    monkeypatch.setattr(fan_out, "LONGEST_LOOK", 0.3)
-    monkeypatch.setattr(fan_out, "LOOK_AT_ALL", 1.0)
+def bench(running: Installation, tmp_path: Path) -> Bench:
     prefix = f"bench-{uuid4().hex[:8]}"
     running._post("work_pools/", {"name": prefix, "type": "warm"})
     store = open_store((tmp_path / "store").as_uri())
@@ -183,7 +187,7 @@ def test_a_caller_that_was_killed_finds_its_runs_again(bench: Bench) -> None:
         cancellation.cancel()
 
 
-def test_the_runs_of_others_are_heeded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runs_of_others_are_considered(bench: Bench) -> None:
     """A message that another run waits for is left to it; one that has just failed is not tried again so soon.
 
     One that succeeded, and is not settled all the same, is done again: the filter may be another, or its files be gone.
@@ -193,8 +197,8 @@ def test_the_runs_of_others_are_heeded(bench: Bench, monkeypatch: pytest.MonkeyP
     made: list[str] = []
     options: dict[str, Any] = {
         "skip_existing_runs": True,
-        "on_made": lambda one, _: made.append(one.message_id.rpartition("-")[2]),
-        "on_ended": lambda one, child: ended.append((one.message_id.rpartition("-")[2], child.stage.value)),
+        "on_created": lambda one, _: made.append(one.message_id.rpartition("-")[2]),
+        "on_result": lambda one, child: ended.append((one.message_id.rpartition("-")[2], child.stage.value)),
     }
     with bench.processing(wanted, prefix=f"{bench.prefix}-webhook") as (_, others):
         bench.end("failed", "FAILED", message="It is gone [code=not-found]")
@@ -210,10 +214,9 @@ def test_the_runs_of_others_are_heeded(bench: Bench, monkeypatch: pytest.MonkeyP
             counts = future.result(60)
         assert (counts.elsewhere, counts.succeeded, dict(counts.failed)) == (1, 1, {"not-found": 1})
         assert made == ["done"]
-        assert sorted(ended) == [("done", "succeeded"), ("failed", "failed")]
+        assert sorted(ended) == [("done", "succeeded"), ("failed", "failed"), ("waits", "waiting")]
         assert len(bench.running.tagged(f"{bench.prefix}-mine")) == 1
-        monkeypatch.setattr(fan_out, "STANDS_FOR", timedelta(0))
-        with mine.processing(wanted[1:2], **options) as (_, cancellation):
+        with mine.limited(failure_counts=timedelta(0)).processing(wanted[1:2], **options) as (_, cancellation):
             until(lambda: len(bench.running.tagged(f"{bench.prefix}-mine")) == 2, "another try a day later")
             cancellation.cancel()
         others.cancel()
@@ -271,7 +274,7 @@ def test_later_attempts_are_not_waited_for(bench: Bench) -> None:
     assert (counts.failed_for_now, counts.elsewhere, counts.seen) == (1, 1, 2)
 
 
-@pytest.mark.parametrize("count", [3, fan_out.DENIALS])
+@pytest.mark.parametrize("count", [3, Limits().denials])
 def test_a_manifest_that_may_not_be_read_is_its_messages_failure(bench: Bench, count: int) -> None:
     """An archived blob, or a file of somebody else's; when it is one after the other, it is the store."""
     denied = {wanted.key for wanted in bench.wanted(*(str(number) for number in range(count)))}
@@ -285,7 +288,7 @@ def test_a_manifest_that_may_not_be_read_is_its_messages_failure(bench: Bench, c
     settled = bench.wanted("settled")
     bench.settle(settled[0])
     wanted = [*bench.wanted(*(str(number) for number in range(count))), *settled]
-    if count == fan_out.DENIALS:
+    if count == Limits().denials:
         with pytest.raises(AccessDenied):
             reading.process(wanted[:-1])
     else:
@@ -294,10 +297,9 @@ def test_a_manifest_that_may_not_be_read_is_its_messages_failure(bench: Bench, c
     assert bench.runs() == {}
 
 
-def test_never_more_than_a_few_are_unfinished(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the length of the stream, and however far it has been looked at."""
-    monkeypatch.setattr(fan_out, "WINDOW", 5)
-    monkeypatch.setattr(fan_out, "AHEAD", 4)
+def test_never_more_than_a_few_are_unfinished(bench: Bench) -> None:
+    """Whatever the length of the stream, and however far it has been checked."""
+    bench = bench.limited(window=5, batch=4)
     read = []
 
     def stream() -> Iterator[MessageRef]:
@@ -309,7 +311,7 @@ def test_never_more_than_a_few_are_unfinished(bench: Bench, monkeypatch: pytest.
         until(lambda: len(bench.runs()) == 5, "five runs")
         time.sleep(1)
         assert len(bench.runs()) == 5
-        assert len(read) <= 5 + 2 * 4 + 1  # in the window, looked at, and read ahead
+        assert len(read) <= 5 + 4 - 1  # in the window, and the rest of a batch
         bench.end("0")
         until(lambda: len(bench.runs()) == 6, "a place to be taken")
         time.sleep(0.5)
@@ -335,32 +337,34 @@ def test_cancelling_leaves_alone_what_has_started(bench: Bench) -> None:
     assert {name: run["state_type"] for name, run in bench.runs().items()} == {"a": "RUNNING", "b": "CANCELLED"}
 
 
-def test_a_caller_in_the_way_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_no_worker_starts_are_reported(bench: Bench) -> None:
     """When nothing is started for a while and nothing is under way; not while its workers download live mail."""
-    monkeypatch.setattr(fan_out, "NOBODY", 2.0)
+    bench = bench.limited(starved=2.0)
     live = replace(bench, target=replace(bench.target, deployment_id=bench.another_deployment("live")))
     with live.processing(bench.wanted("other"), prefix="other") as (_, other):
         until(lambda: "other" in bench.runs(), "another run")
         body = {"state": {"type": "RUNNING"}, "force": True}
         bench.running._post(f"flow_runs/{bench.runs()['other']['id']}/set_state", body)
-        with bench.processing(bench.wanted("mine"), yield_slot=True) as (future, _):
+        with bench.processing(bench.wanted("mine")) as (future, _):
             time.sleep(4)
             assert not future.done()
             bench.end("other")
             with pytest.raises(Starved) as caught:
                 future.result(60)
-        assert caught.value.counts.unfinished == 1
+        assert str(caught.value).startswith(
+            "1 run waits, and no worker has started one for minutes. Check that a worker"
+        )
         assert bench.runs()["mine"]["state_type"] == "SCHEDULED"
         other.cancel()
 
 
-def test_those_who_wait_likewise_are_not_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reconciliation holds the other place, and waits itself: each would wait for the other for ever."""
-    monkeypatch.setattr(fan_out, "NOBODY", 2.0)
+def test_those_who_wait_likewise_are_not_waited_for(bench: Bench) -> None:
+    """A reconciliation holds the other slot, and waits itself: each would wait for the other forever."""
+    bench = bench.limited(starved=2.0)
     waits = bench.another_deployment("waits", "reconcile-attachments")
     run = bench.running._post(f"deployments/{waits}/create_flow_run", {"state": {"type": "PENDING"}})
     bench.running._post(f"flow_runs/{run['id']}/set_state", {"state": {"type": "RUNNING"}, "force": True})
-    with bench.processing(bench.wanted("mine"), yield_slot=True) as (future, _), pytest.raises(Starved):
+    with bench.processing(bench.wanted("mine")) as (future, _), pytest.raises(Starved):
         future.result(60)
 
 
@@ -384,24 +388,19 @@ def test_cancelling_takes_the_later_attempts_along(bench: Bench) -> None:
     assert others["state_type"] == "SCHEDULED"
 
 
-def test_what_reads_the_messages_ends_with_the_caller(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report that waits for its turn would else be begun for a run that has ended, and the next one, and the next."""
-    monkeypatch.setattr(fan_out, "NOBODY", 1.0)
-    begun = 0
+def test_reading_the_messages_ends_with_the_caller(bench: Bench) -> None:
+    """A report that waits for its turn is not waited for, and the runs that wait are cancelled."""
 
     def stream() -> Iterator[MessageRef]:
-        nonlocal begun
-        yield from bench.wanted("a")
+        yield from bench.wanted("a", "b")
         while True:
-            begun += 1
             cancellation.sleep(0.2)
 
-    with pytest.raises(Starved):
-        bench.process(stream(), yield_slot=True)  # type: ignore[arg-type]
-    time.sleep(0.3)
-    known = begun
-    time.sleep(1)
-    assert begun == known > 1
+    with bench.limited(batch=1).processing(stream()) as (future, end):  # type: ignore[arg-type]
+        until(lambda: len(bench.runs()) == 2, "both runs")
+        end.cancel()
+        with pytest.raises(FanOutCancelled, match="2 runs that waited were cancelled with it"):
+            future.result(60)
 
 
 @pytest.mark.parametrize("what", ["waiting", "cancel"])
@@ -415,39 +414,23 @@ def test_cancelling_says_when_something_may_be_left(bench: Bench, monkeypatch: p
             future.result(60)
 
 
-@pytest.mark.parametrize("what", ["stream", "prefect"])
-def test_waiting_takes_no_processor(bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """For a report, or for a Prefect that does not answer: live mail has its runs in the same process."""
-    rounds = 0
-    move_on = fan_out.FanOut._move_on
-    look = ChildRuns.look
+def test_waiting_takes_no_processor(bench: Bench) -> None:
+    """While runs wait, Prefect is polled now and then: live mail has its runs in the same process."""
+    polls = 0
 
-    def counted(work: fan_out.FanOut) -> None:
-        nonlocal rounds
-        rounds += 1
-        move_on(work)
+    def count(_: Counts) -> None:
+        nonlocal polls
+        polls += 1
 
-    def slow(runs: ChildRuns, run_ids: Collection[UUID], *, at_all: bool) -> Mapping[UUID, Child]:
+    with bench.processing(bench.wanted("a"), on_progress=count) as (future, _):
         time.sleep(3)
-        return look(runs, run_ids, at_all=at_all)
-
-    def stream() -> Iterator[MessageRef]:
-        time.sleep(3)
-        yield from []
-
-    monkeypatch.setattr(fan_out.FanOut, "_move_on", counted)
-    if what == "stream":
-        bench.process(stream())  # type: ignore[arg-type]
-    else:
-        monkeypatch.setattr(ChildRuns, "look", slow)
-        with bench.processing(bench.wanted("a")) as (future, _):
-            bench.end("a")
-            assert future.result(60).succeeded == 1
-    assert 1 < rounds < 30
+        bench.end("a")
+        assert future.result(60).succeeded == 1
+    assert 5 < polls < 60
 
 
 def test_what_reading_the_messages_raises_comes_out(bench: Bench) -> None:
-    """A report that breaks off, a file that has changed: after what came before it was begun."""
+    """A report that breaks off, a file that has changed: the caller says so, and does the rest another time."""
 
     def stream() -> Iterator[MessageRef]:
         yield from bench.wanted("a")
@@ -461,7 +444,7 @@ def test_what_reading_the_messages_raises_comes_out(bench: Bench) -> None:
 @pytest.mark.soak
 def test_prefect_away_is_waited_for(bench: Bench) -> None:
     """Its server is stopped while runs wait: the caller goes on when it is back."""
-    with bench.processing(bench.wanted("a", "b"), yield_slot=True) as (future, _):
+    with bench.processing(bench.wanted("a", "b")) as (future, _):
         until(lambda: len(bench.runs()) == 2, "both runs")
         bench.running.stack.prefect.kill()
         time.sleep(3)

@@ -1,4 +1,4 @@
-"""Long backfills: through deaths of worker and server, and on a worker with a single place."""
+"""Long backfills: through deaths of worker and server, and on a worker with a single slot."""
 
 import os
 import random
@@ -87,50 +87,33 @@ def test_kills_of_worker_and_server_during_a_long_backfill(unpaced: Installation
     assert len({child["parameters"]["message_id"] for child in children}) == len(children) <= MESSAGES
 
 
-def test_a_worker_with_one_place_does_a_backfill(unpaced: Installation) -> None:
-    """The backfill holds the only place, its runs wait for it: it steps aside, goes on as another run, and ends."""
-    unpaced.stack.worker.stop()
-    unpaced.stack.worker.command.extend(["--limit", "1"])
-    unpaced.stack.worker.start()
-    messages = added(unpaced, 60)  # more than may be unfinished at a time
-    first = unpaced.start_deployment(flow=FLOW, message_ids=[message["id"] for message in messages])
-
-    def parents() -> list[dict[str, Any]]:
-        return [run for run in unpaced.runs() if "message_ids" in run["parameters"]]
-
-    until(lambda: count_done(unpaced, messages) == 60, "all messages to be done", 900)
-    until(lambda: all(run["state_type"] in FINAL for run in parents()), "the backfill to end", 600)
-    told = [run["state"]["message"] for run in sorted(parents(), key=lambda run: run["created"])]
-    print(*told, sep="\n")
-    assert len(told) > 1
-    assert all("this run gives its own place up. Another run goes on at" in said for said in told[:-1])
-    assert told[-1].startswith("Of 60 messages ")
-    assert {run["state_type"] for run in parents()} == {"COMPLETED"}
-    children = unpaced.tagged(tag_of(first))
-    assert len(children) == len({child["parameters"]["message_id"] for child in children}) == 60
+def with_one_slot(running: Installation) -> None:
+    running.stack.worker.stop()
+    running.stack.worker.command.extend(["--limit", "1"])
+    running.stack.worker.start()
 
 
-def test_a_worker_with_one_place_reconciles(unpaced: Installation) -> None:
-    """The reconciliation steps aside for the runs that it has made, and the one that goes on tells of them all."""
-    unpaced.stack.worker.stop()
-    unpaced.stack.worker.command.extend(["--limit", "1"])
-    unpaced.stack.worker.start()
+def test_a_worker_with_one_slot_does_a_backfill(unpaced: Installation) -> None:
+    """The backfill takes an upkeep slot, so its runs have the other one, and one run does all."""
+    with_one_slot(unpaced)
+    messages = added(unpaced, 120)  # more than may be unfinished at a time
+    run = unpaced.run_deployment(flow=FLOW, patience=1500, message_ids=[message["id"] for message in messages])
+    assert run["state"]["message"] == "Of 120 messages 120 done now."
+    assert count_done(unpaced, messages) == 120
+    children = unpaced.tagged(tag_of(run))
+    assert len(children) == len({child["parameters"]["message_id"] for child in children}) == 120
+
+
+def test_a_worker_with_one_slot_reconciles(unpaced: Installation) -> None:
+    """Likewise, and its run reports them all."""
+    with_one_slot(unpaced)
     came = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     parts = [{"name": "a.bin", "bytes": 20_000}]
     asked = [{"mailbox": "one@road.example", "received": came, "attachments": parts}] * 8
     messages = unpaced.sandbox.control.add_messages(asked)
-    unpaced.start_deployment(flow="reconcile-attachments", mailboxes=["one@road.example"], first_days=1)
-
-    def parents() -> list[dict[str, Any]]:
-        return sorted(unpaced.runs(mailboxes=["one@road.example"]), key=lambda run: run["created"])
-
-    def is_over() -> bool:
-        return all(run["state_type"] in FINAL for run in parents()) and count_done(unpaced, messages) == 8
-
-    until(is_over, "the reconciliation to end", 900)
-    told = [run["state"]["message"] for run in parents()]
-    print(*told, sep="\n")
-    assert len(told) > 1
-    assert all("this one gives its own up. Another run goes on at" in said for said in told[:-1])
-    assert told[-1] == "Of 8 messages in 1 mailbox 8 had been missed: 8 stored now."
+    run = unpaced.run_deployment(
+        flow="reconcile-attachments", patience=900, mailboxes=["one@road.example"], first_days=1
+    )
+    assert run["state"]["message"] == "Of 8 messages in 1 mailbox 8 had been missed: 8 stored now."
+    assert count_done(unpaced, messages) == 8
     assert len({child["parameters"]["message_id"] for child in unpaced.tagged("reconcile")}) == 8

@@ -1,4 +1,4 @@
-"""Which spans of time are looked at, and how far a mark may move."""
+"""Which time spans are checked, and what holds back a watermark."""
 
 import itertools
 import json
@@ -10,21 +10,22 @@ from typing import Any, cast
 from uuid import uuid4
 
 import pytest
-from prefect.client.schemas.objects import State
 
 from attachments.domain.progress import Counts
-from attachments.domain.watermark_policy import HELD_FOR, SLICE, STEP, Slice, Span, span
+from attachments.domain.watermark_policy import HELD_FOR, SLICE, Slice, Span, span
 from attachments.emailgistics import Mailbox, ReceivedMessage, ReportFailed
 from attachments.flows import reconcile_attachments
 from attachments.flows.reconcile_attachments import Found, _chosen
 from attachments.runs import watermarks as marking
 from attachments.runs.child_runs import Child, Stage
-from attachments.runs.fan_out import FanOutCancelled, Starved
+from attachments.runs.errors import Starved
+from attachments.runs.fan_out import FanOutCancelled
 from attachments.runs.state_record import WITHDRAWN
 from attachments.runs.watermarks import UnreadableWatermark, Watermarks
 
 NOW = datetime(2026, 6, 15, 12, 0, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+MINE = frozenset({"reconcile:mine"})
 USUAL = {"overlap": 2 * HOUR, "settling": timedelta(minutes=10), "first": 3 * DAY}
 
 
@@ -75,22 +76,41 @@ def test_a_long_absence_is_caught_up_with_in_slices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("became", "is_held", "is_away"),
+    ("result", "has_failed"),
     [
-        (Slice(), False, False),
-        (Slice(stored=50), False, False),
-        (Slice(lost=50), False, False),  # all of them deleted
-        (Slice(before=50), True, False),  # it says nothing of now
-        (Slice(failed=2), True, False),  # two bad messages of a quiet mailbox
-        (Slice(failed=3), True, True),
-        (Slice(elsewhere=50), True, False),  # nobody knows yet how that ends, and nothing has failed
-        (Slice(stored=25, failed=25), True, False),
-        (Slice(stored=24, failed=26, lost=9), True, True),
+        (Slice(), False),
+        (Slice(stored=50), False),
+        (Slice(held=50), False),  # failed before, or left to others: it says nothing about now
+        (Slice(failed=2, held=2), False),  # two bad messages of a quiet mailbox
+        (Slice(failed=3, held=3), True),
+        (Slice(stored=25, failed=25, held=25), False),
+        (Slice(stored=24, failed=26, held=26), True),
+        (Slice(expired=50), False),
     ],
 )
-def test_when_most_fail_the_vendor_or_the_store_is_away(became: Slice, is_held: bool, is_away: bool) -> None:
-    """To go on from slice to slice would then pass over all of them; what is gone for good says nothing of it."""
-    assert (became.is_held, became.is_away) == (is_held, is_away)
+def test_when_most_fail_the_vendor_or_the_store_is_unavailable(result: Slice, has_failed: bool) -> None:
+    """Otherwise all of them would be passed, slice by slice."""
+    assert result.has_failed is has_failed
+
+
+@pytest.mark.parametrize(
+    ("age", "has_failed_now", "expected"),
+    [
+        (None, True, Slice(failed=1, held=1)),
+        (None, False, Slice(held=1)),
+        (timedelta(0), True, Slice(failed=1, held=1)),
+        (HELD_FOR - timedelta(seconds=1), False, Slice(held=1)),
+        (HELD_FOR, True, Slice(expired=1)),
+        (HELD_FOR, False, Slice(expired=1)),
+    ],
+)
+def test_a_message_holds_for_four_days_from_its_first_attempt(
+    age: timedelta | None, has_failed_now: bool, expected: Slice
+) -> None:
+    """An attempt that fails after that says nothing about vendor and store, or it would hold back the mailbox again."""
+    result = Slice()
+    result.add_missing(None if age is None else NOW - age, NOW, has_failed_now=has_failed_now)
+    assert result == expected
 
 
 class Clock(datetime):
@@ -125,7 +145,10 @@ class OneMailbox:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: timedelta) -> None:
         self.bad: list[datetime] = []
+        self.first: dict[datetime, datetime] = {}
+        """When each bad message was attempted for the first time, as Prefect's runs tell."""
         self.tried: dict[datetime, datetime] = {}
+        """And the last time."""
         self.looked: list[Span] = []
         self.reports_fail = False
         self.lag = timedelta(0)
@@ -155,11 +178,9 @@ class OneMailbox:
         """Once, at that time. If it dies, then before it has told what it found."""
         Clock.time = at
         found = Found()
-        reconcile_attachments._mailbox(
-            Mailbox(id="1", address="a@b.c"), "key", cast("Any", self.wish), self.marks, found
-        )
+        reconcile_attachments._check(Mailbox(id="1", address="a@b.c"), "key", cast("Any", self.wish), self.marks, found)
         if not dies:
-            reconcile_attachments._tell_of_rows(cast("Any", self.wish), (), found)
+            reconcile_attachments._report_rows(cast("Any", self.wish), (), found)
         return found
 
     def reconcile_hourly(self, begin: datetime, end: datetime) -> None:
@@ -176,24 +197,24 @@ class OneMailbox:
 
     def _fetched(self, rows: Any) -> Slice:
         self.looked.append(rows.span)
-        became = Slice()
+        result = Slice()
         for message in self.bad:
             if rows.span.start <= message < rows.span.end:
-                if message in self.tried and Clock.time - self.tried[message] < DAY:
-                    became.before += 1
-                else:
-                    became.failed += 1
+                is_tried = message not in self.tried or Clock.time - self.tried[message] >= DAY
+                result.add_missing(self.first.get(message), Clock.time, has_failed_now=is_tried)
+                if is_tried:
                     self.tried[message] = Clock.time
-        return became
+                    self.first.setdefault(message, Clock.time)
+        return result
 
 
 def test_what_cannot_be_fetched_holds_the_mark_for_four_days(monkeypatch: pytest.MonkeyPatch) -> None:
     """And no longer, also where most of the day behind it cannot be fetched either."""
     box = OneMailbox(monkeypatch)
     box.bad = [NOW - 60 * HOUR, *[NOW - 30 * HOUR] * 3]
-    box.reconcile_hourly(NOW, NOW + HELD_FOR - STEP)
+    box.reconcile_hourly(NOW, NOW + HELD_FOR - 6 * HOUR)
     assert box.mark <= box.bad[0]
-    box.reconcile_hourly(NOW + HELD_FOR - STEP, NOW + HELD_FOR + 2 * DAY)
+    box.reconcile_hourly(NOW + HELD_FOR - 6 * HOUR, NOW + HELD_FOR + 2 * DAY)
     assert box.mark > NOW + HELD_FOR + 2 * DAY - 2 * HOUR
 
 
@@ -203,7 +224,7 @@ def test_a_day_on_which_most_fails_is_not_passed_over_at_once(monkeypatch: pytes
     box.bad = [NOW - 60 * HOUR + timedelta(minutes=minute) for minute in range(4)]
     found = box.reconcile(NOW)
     assert box.looked == [Span(NOW - 3 * DAY, NOW - 2 * DAY)]
-    assert "4 of its messages could not be fetched, and 0 could: its mark stays" in found.broken["key"]
+    assert "4 of its messages could not be fetched, and 0 could: its watermark stays" in found.broken["key"]
     assert box.mark == NOW - 3 * DAY
     found = box.reconcile(NOW + HOUR)  # what failed an hour ago says nothing of now
     assert found.broken == {}
@@ -215,12 +236,14 @@ def test_a_day_on_which_most_fails_is_not_passed_over_at_once(monkeypatch: pytes
 def test_a_few_bad_messages_a_day_do_not_hold_it_ever_further_back(
     monkeypatch: pytest.MonkeyPatch, overlap: timedelta
 ) -> None:
-    """It stays some four days behind, and what comes meanwhile is looked at within hours."""
+    """It stays four to five days behind, and what comes meanwhile is checked within hours."""
     box = OneMailbox(monkeypatch, overlap=overlap)
     box.bad = [NOW + day * DAY + timedelta(minutes=minute) for day in range(-3, 30) for minute in range(3)]
     box.reconcile_hourly(NOW, NOW + 30 * DAY)
-    assert NOW + 30 * DAY - box.mark < HELD_FOR + 2 * STEP
-    assert all(box.tried[message] - message > HELD_FOR - DAY - STEP for message in box.bad if message < NOW + 25 * DAY)
+    assert NOW + 30 * DAY - box.mark < HELD_FOR + SLICE
+    assert all(
+        box.tried[message] - message > HELD_FOR - DAY - 6 * HOUR for message in box.bad if message < NOW + 25 * DAY
+    )
     first_tried = OneMailbox(monkeypatch, overlap=overlap)
     first_tried.bad = box.bad
     first_tried.reconcile_hourly(NOW, NOW + 10 * DAY)
@@ -234,10 +257,10 @@ def test_after_a_long_absence_each_has_its_four_days(monkeypatch: pytest.MonkeyP
     box.reconcile(NOW)
     box.bad = [NOW + 1.5 * DAY]
     back = NOW + 14 * DAY
-    box.reconcile_hourly(back, back + HELD_FOR - STEP)
+    box.reconcile_hourly(back, back + HELD_FOR - 6 * HOUR)
     assert box.mark <= box.bad[0]
     assert box.tried[box.bad[0]] - back > 2 * DAY
-    box.reconcile_hourly(back + HELD_FOR - STEP, back + HELD_FOR + DAY)
+    box.reconcile_hourly(back + HELD_FOR - 6 * HOUR, back + HELD_FOR + DAY)
     assert box.mark > back + HELD_FOR + DAY - 2 * HOUR
 
 
@@ -302,33 +325,29 @@ def test_rows_that_name_no_message_are_told_and_hold_nothing(monkeypatch: pytest
     assert "2 rows of the reports name no message" in (ended.message or "")
 
 
-def test_rows_that_name_no_message_are_told_by_a_reconciliation_that_yields_its_slot(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("unnamed", [0, 2])
+@pytest.mark.parametrize("error", [Starved(3, "pool"), FanOutCancelled("It was cancelled.")])
+def test_rows_that_name_no_message_are_reported_by_a_reconciliation_that_breaks_off(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, unnamed: int
 ) -> None:
-    """Its mark knows them already, so the next reconciliation would not report them."""
-    stuck, left = Starved(Counts(seen=3)), FanOutCancelled("left")
-    lineage = SimpleNamespace(schedule_continuation=lambda *_, **__: "Another one goes on.")
-    wish = cast("Any", SimpleNamespace(lineage=lineage))
+    """Its watermark knows them already, so the next reconciliation would not report them."""
+    options = cast("Any", SimpleNamespace(tag="reconcile:x", target=SimpleNamespace(name="default")))
+    reported: list[int] = []
+
+    def check(_: Any, __: Any, found: Found) -> None:
+        found.unnamed = unnamed
+        raise error
+
     monkeypatch.setattr(reconcile_attachments, "error_boundary", nullcontext)
-
-    told: list[int] = []
-    monkeypatch.setattr(reconcile_attachments, "_tell_of_rows", lambda _, __, found: told.append(found.unnamed))
-
-    def ended(error: Exception, unnamed: int) -> State[None]:
-        def look(_: Any, __: Any, found: Found) -> None:
-            found.unnamed = unnamed
-            raise error
-
-        monkeypatch.setattr(reconcile_attachments, "_look", look)
-        return reconcile_attachments._reconcile(wish, None)
-
-    for error, is_failed in ((stuck, True), (left, False)):
-        state = ended(error, 2)
-        assert "2 rows of the reports name no message" in (state.message or "")
-        assert state.is_failed() is is_failed
-        assert "name no message" not in (ended(error, 0).message or "")
-    assert ended(stuck, 0).is_completed()
-    assert told == [2, 0, 2, 0, 0]
+    monkeypatch.setattr(reconcile_attachments, "announce", lambda *_, **__: None)
+    monkeypatch.setattr(reconcile_attachments, "_missed", lambda *_: [])
+    monkeypatch.setattr(reconcile_attachments, "_check_all", check)
+    monkeypatch.setattr(reconcile_attachments, "_report_rows", lambda _, __, found: reported.append(found.unnamed))
+    state = reconcile_attachments._reconcile(options, None)
+    assert (state.is_failed(), state.is_cancelled()) == (isinstance(error, Starved), isinstance(error, FanOutCancelled))
+    assert str(error) in (state.message or "")
+    assert ("2 rows of the reports name no message" in (state.message or "")) is (unnamed > 0)
+    assert reported == [unnamed]
 
 
 def test_a_mark_remembers_the_newest_of_the_rows_that_name_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,24 +389,32 @@ def test_a_row_that_names_no_message_is_told_by_the_next_reconciliation_if_one_d
     assert box.shown == [3]
 
 
-def test_what_was_cancelled_with_another_reconciliation_holds_the_mark(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has decided against it; what a person has cancelled stands."""
-    message = ReceivedMessage("id", NOW)
+@pytest.mark.parametrize(
+    ("child", "expected"),
+    [
+        (Child(uuid4(), Stage.SUCCEEDED, tags=MINE), Slice(stored=1)),
+        (Child(uuid4(), Stage.FAILED, "timeout", MINE), Slice(failed=1, held=1)),
+        (Child(uuid4(), Stage.FOR_NOW, tags=MINE), Slice(failed=1, held=1)),
+        (Child(None, Stage.FAILED, "refused"), Slice(failed=1, held=1)),
+        (Child(uuid4(), Stage.FAILED, "timeout"), Slice(held=1)),  # another's, earlier
+        (Child(uuid4(), Stage.WAITING), Slice(held=1)),  # left to another run
+        (Child(uuid4(), Stage.FAILED, "not-found", MINE), Slice()),
+        (Child(uuid4(), Stage.CANCELLED), Slice()),  # a person has decided against it
+        (Child(uuid4(), Stage.CANCELLED, WITHDRAWN), Slice(held=1)),  # nobody has: its parent run was cancelled
+    ],
+)
+def test_what_holds_back_a_watermark(monkeypatch: pytest.MonkeyPatch, child: Child, expected: Slice) -> None:
+    """What may still be stored; and what failed just now says something about vendor and store."""
 
-    def slice_of(code: str | None) -> Slice:
-        def process(wanted: Any, *_: Any, on_ended: Any, **__: Any) -> Counts:
-            for one in wanted:
-                on_ended(one, Child(uuid4(), Stage.CANCELLED, code))
-            return Counts(seen=1, cancelled=1)
+    def run(messages: Any, *_: Any, on_result: Any, **__: Any) -> Counts:
+        for message in messages:
+            on_result(message, child)
+        return Counts(seen=1)
 
-        monkeypatch.setattr(reconcile_attachments, "run_children", process)
-        lineage = SimpleNamespace(can_continue=True)
-        wish = SimpleNamespace(target=SimpleNamespace(deployment_id=uuid4()), tag="reconcile:mine", lineage=lineage)
-        box = Mailbox(id="1", address="a@b.c")
-        return reconcile_attachments._fetch(box, [message], cast("Any", wish), Found())
-
-    assert slice_of(WITHDRAWN).is_held
-    assert not slice_of(None).is_held
+    monkeypatch.setattr(reconcile_attachments, "run_children", run)
+    options = cast("Any", SimpleNamespace(target=SimpleNamespace(deployment_id=uuid4()), tag="reconcile:mine"))
+    box = Mailbox(id="1", address="a@b.c")
+    assert reconcile_attachments._fetch(box, [ReceivedMessage("id", NOW)], options, Found()) == expected
 
 
 @pytest.mark.parametrize(("lag", "is_broken"), [(14 * HOUR, False), (37 * HOUR, False), (39 * HOUR, True)])
@@ -410,7 +437,7 @@ def test_a_mark_that_cannot_be_read_stays_as_it_is(monkeypatch: pytest.MonkeyPat
     box = OneMailbox(monkeypatch)
     box.variables.value = value
     with pytest.raises(
-        UnreadableWatermark, match=r"the Prefect Variable attachments-mark-[0-9a-f]{32}, its mark, cannot"
+        UnreadableWatermark, match=r"the Prefect Variable attachments-mark-[0-9a-f]{32}, its watermark, cannot"
     ):
         box.reconcile(NOW)
     assert box.variables.value == value
