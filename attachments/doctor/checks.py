@@ -56,16 +56,19 @@ def run_checks(*, patience: float = RESPONSE_TIMEOUT) -> Iterator[Finding]:
             yield failed("prefect", *describe_error(error))
             yield _not_checked()
             return
-        yield from _Checks(client, patience).run()
+        yield from Checks(client, patience).run()
 
 
-class _Checks:
+class Checks:
+    """All checks, with one client of Prefect; `patience`: seconds for each response."""
+
     def __init__(self, client: SyncPrefectClient, patience: float) -> None:
         self._client = client
         self._patience = patience
         self._problem: Finding | None = None
 
     def run(self) -> Iterator[Finding]:
+        """Every finding, as soon as it is known. Raises `RunCancelled`."""
         server = self._check("prefect", lambda: check_server(self._client))
         yield from server
         if any(finding.status == "failed" for finding in server):
@@ -92,7 +95,7 @@ class _Checks:
         stores = self._blocks(AttachmentStore, block_names(deployments, "store"))
         yield from stores.findings
         for name, store in stores.blocks.items():
-            yield self._store(name, store)
+            yield self.check_store(name, store)
         yield from check_reconciliation(deployments, scopes)
 
     def _account(self, name: str, account: EmailgisticsAccount) -> Iterator[Finding]:
@@ -113,9 +116,10 @@ class _Checks:
             text = "Not checked: nothing would keep the calls below the cap of Emailgistics (see the limit)."
             yield warning("api-key", text, "Correct the limit, and run the doctor again.", subject=name)
             return
-        yield from self._vendor(name, account, room)
+        yield from self.check_vendor(name, account, room)
 
-    def _vendor(self, name: str, account: EmailgisticsAccount, room: Capacity) -> Iterator[Finding]:
+    def check_vendor(self, name: str, account: EmailgisticsAccount, room: Capacity) -> Iterator[Finding]:
+        """Check the account's API key, or report that Emailgistics does not respond in time."""
         try:
             client = account.client()
         except EmailgisticsError as error:  # a proxy of the environment that cannot be used
@@ -155,7 +159,8 @@ class _Checks:
         remedy = "Check the network and the base URL, or run the doctor again later, because it may be slow."
         return failed(check, text, remedy, subject=name)
 
-    def _store(self, name: str, store: AttachmentStore) -> Finding:
+    def check_store(self, name: str, store: AttachmentStore) -> Finding:
+        """Check the store, or report that it does not respond in time."""
         try:
             return call_with_timeout(self._patience, lambda: check_store(store, name))
         except NoResponse:

@@ -30,12 +30,14 @@ SCHEDULER_DELAY = timedelta(minutes=3)
 """Prefect processes all schedules once a minute."""
 
 
-def check_schedules(client: SyncPrefectClient, deployments: Deployments) -> Iterator[Finding]:
+def check_schedules(
+    client: SyncPrefectClient, deployments: Deployments, *, recheck_delay: float = RECHECK_DELAY
+) -> Iterator[Finding]:
     """Check that each scheduled deployment has a planned run."""
     scheduled = {name: deployment for name, deployment in deployments.items() if is_scheduled(deployment)}
     missing = _missing(client, scheduled)
     if missing:
-        cancellation.sleep(RECHECK_DELAY)
+        cancellation.sleep(recheck_delay)
         missing = _missing(client, missing)
     for name, deployment in scheduled.items():
         if name not in missing:

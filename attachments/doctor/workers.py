@@ -26,34 +26,34 @@ MAX_NAMED = 5  # unreadable runs that a finding names
 NO_RUNS = "Prefect's API responds 500 when workers request runs, so they get none."
 
 
-def check_pool(client: SyncPrefectClient) -> Iterator[Finding]:
+def check_pool(client: SyncPrefectClient, pool_name: str = POOL) -> Iterator[Finding]:
     """Check that the work pool exists and lets runs start."""
     try:
-        pool = client.read_work_pool(POOL)
+        pool = client.read_work_pool(pool_name)
     except ObjectNotFound:
-        yield failed("work-pool", "It does not exist.", SETUP, subject=POOL)
+        yield failed("work-pool", "It does not exist.", SETUP, subject=pool_name)
         return
     if pool.is_paused:
-        remedy = f"Resume it: `prefect work-pool resume {POOL}`."
-        yield failed("work-pool", "It is paused, so no run starts.", remedy, subject=POOL)
+        remedy = f"Resume it: `prefect work-pool resume {pool_name}`."
+        yield failed("work-pool", "It is paused, so no run starts.", remedy, subject=pool_name)
     elif pool.concurrency_limit == 0:
-        remedy = f"Remove it: `prefect work-pool clear-concurrency-limit {POOL}`."
-        yield failed("work-pool", "Its concurrency limit is 0, so no run starts.", remedy, subject=POOL)
+        remedy = f"Remove it: `prefect work-pool clear-concurrency-limit {pool_name}`."
+        yield failed("work-pool", "Its concurrency limit is 0, so no run starts.", remedy, subject=pool_name)
     elif pool.type != POOL_TYPE:
         yield warning(
             "work-pool",
             f"Its type is {pool.type}: each run starts at least one interpreter, which takes seconds.",
             f"A pool of the type {POOL_TYPE} starts runs at once.",
-            subject=POOL,
+            subject=pool_name,
         )
     else:
-        yield ok("work-pool", f"It accepts runs; its type is {pool.type}.", subject=POOL)
+        yield ok("work-pool", f"It accepts runs; its type is {pool.type}.", subject=pool_name)
 
 
-def count_live_workers(client: SyncPrefectClient) -> int:
+def count_live_workers(client: SyncPrefectClient, pool_name: str = POOL) -> int:
     """How many workers of the pool are alive, by the server's own clock."""
     try:
-        workers = client.read_workers_for_work_pool(POOL, limit=PAGE, offset=0)
+        workers = client.read_workers_for_work_pool(pool_name, limit=PAGE, offset=0)
     except httpx.HTTPStatusError as error:
         if not is_unknown(error):
             raise
@@ -61,16 +61,20 @@ def count_live_workers(client: SyncPrefectClient) -> int:
     return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
 
 
-def check_workers(client: SyncPrefectClient) -> Iterator[Finding]:
+def check_workers(
+    client: SyncPrefectClient, pool_name: str = POOL, *, recheck_delay: float = RECHECK_DELAY
+) -> Iterator[Finding]:
     """Check that a worker of the pool is alive."""
-    living = count_live_workers(client)
+    living = count_live_workers(client, pool_name)
     if not living:
-        cancellation.sleep(RECHECK_DELAY)
-        living = count_live_workers(client)
+        cancellation.sleep(recheck_delay)
+        living = count_live_workers(client, pool_name)
     if living:
         yield ok("worker", f"{living} alive." if living > 1 else "One is alive.")
     else:
-        yield failed("worker", "None is alive, so no run starts.", f"Start one: `prefect worker start --pool {POOL}`.")
+        yield failed(
+            "worker", "None is alive, so no run starts.", f"Start one: `prefect worker start --pool {pool_name}`."
+        )
 
 
 def can_read_runs(client: SyncPrefectClient) -> bool:
@@ -141,29 +145,30 @@ def _unreadable_runs(client: SyncPrefectClient, ids: Sequence[str]) -> Iterator[
     yield from _unreadable_runs(client, ids[half:])
 
 
-def check_queues(client: SyncPrefectClient) -> Iterator[Finding]:
+def check_queues(client: SyncPrefectClient, pool_name: str = POOL) -> Iterator[Finding]:
     """Check that the queues exist and are open, and that live mail has priority."""
     try:
-        answer = request_json(client, "POST", f"/work_pools/{POOL}/queues/filter", {})
+        answer = request_json(client, "POST", f"/work_pools/{pool_name}/queues/filter", {})
     except httpx.HTTPStatusError as error:
         if not is_unknown(error):
             raise
         return  # `check_pool` reports the missing pool
     queues = {queue["name"]: queue for queue in answer}
     for name in QUEUES:
-        yield _queue(name, queues)
+        yield check_queue(name, queues, pool_name)
 
 
-def _queue(name: str, queues: dict[str, Any]) -> Finding:
-    subject = f"{POOL}/{name}"
+def check_queue(name: str, queues: dict[str, Any], pool_name: str = POOL) -> Finding:
+    """Check one queue, given all queues of the pool."""
+    subject = f"{pool_name}/{name}"
     if name not in queues:
         return failed("queue", "It does not exist.", SETUP, subject=subject)
     queue = queues[name]
     if queue["is_paused"] or queue.get("status") == "PAUSED":
-        remedy = f"Resume it: `prefect work-queue resume {name} --pool {POOL}`."
+        remedy = f"Resume it: `prefect work-queue resume {name} --pool {pool_name}`."
         return failed("queue", "It is paused, so none of its runs start.", remedy, subject=subject)
     if queue["concurrency_limit"] == 0:
-        remedy = f"Remove it: `prefect work-queue clear-concurrency-limit {name} --pool {POOL}`."
+        remedy = f"Remove it: `prefect work-queue clear-concurrency-limit {name} --pool {pool_name}`."
         return failed("queue", "Its concurrency limit is 0, so none of its runs start.", remedy, subject=subject)
     ahead = [
         other
@@ -181,7 +186,7 @@ def _queue(name: str, queues: dict[str, Any]) -> Finding:
         return warning(
             "queue",
             "It has no concurrency limit, so its runs may take all worker slots from live mail.",
-            f"Set one: `prefect work-queue set-concurrency-limit {name} {QUEUES[name][1]} --pool {POOL}`.",
+            f"Set one: `prefect work-queue set-concurrency-limit {name} {QUEUES[name][1]} --pool {pool_name}`.",
             subject=subject,
         )
     return ok("queue", f"It is open; its priority is {queue['priority']}.", subject=subject)

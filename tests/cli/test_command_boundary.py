@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from attachments.cli.actions import provisioning
+from attachments.cli.actions.store_access import call_store
+from attachments.cli.command_boundary import CommandFailed
 from attachments.cli.main import main
 from attachments.demo.processes import free_port, process_environment
 from tests.demo.test_demo import processes_of
@@ -157,7 +160,7 @@ def test_no_command_shows_a_traceback_whatever_a_variable_holds(
     Each variable meets the values that suit it badly, and one of those that suit none, another in each command. That
     every variable meets every value in every command takes a minute, and is left to the long tests.
     """
-    monkeypatch.setattr(provisioning, "SERVER_START_TIMEOUT", 0)
+    monkeypatch.setattr(provisioning, "set_up", partial(provisioning.set_up, start_timeout=0))
     foreign = tmp_path / "not the demo's"
     foreign.mkdir()
     (foreign / "mine.txt").touch()
@@ -309,18 +312,24 @@ def test_an_error_that_nobody_foresaw_is_one_line_without_its_text(
     assert "canary" not in line
 
 
-def test_a_store_that_does_not_answer_is_told_soon(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_store_that_does_not_respond_is_not_waited_for() -> None:
+    """Its library might retry for minutes."""
+    with pytest.raises(CommandFailed, match="The store did not respond within"):
+        call_store(threading.Event().wait, timeout=0.1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("command", [["locate", MESSAGE], ["verify"], ["verify", MESSAGE]], ids=" ".join)
+def test_a_store_that_does_not_respond_is_an_error(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The endpoint takes connections and says nothing; its library would try for minutes."""
-    monkeypatch.setattr("attachments.cli.actions.store_access.RESPONSE_TIMEOUT", 0.2)
+    """The endpoint accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         options = {"endpoint_url": f"http://127.0.0.1:{listener.getsockname()[1]}", "key": "a", "secret": "b"}
         monkeypatch.setenv("ATTACHMENTS_URL", "s3://bucket/folder")
         monkeypatch.setenv("ATTACHMENTS_STORAGE_OPTIONS", json.dumps(options))
-        for command in (["locate", MESSAGE], ["verify"], ["verify", MESSAGE]):
-            assert main(command) == 1
-            assert "The store did not respond within" in capsys.readouterr().err, command
+        assert main(command) == 1
+    assert "The store did not respond within 20 s." in capsys.readouterr().err
 
 
 # ---- Ctrl-C and readers that leave ----

@@ -13,10 +13,15 @@ from uuid import UUID, uuid4
 
 import pyrage
 import pytest
-from pydantic import SecretStr
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
-from attachments.cli.actions import provisioning
+from attachments.cli.actions.block_settings import (
+    describe_location,
+    describe_removed_recipients,
+    existing_block,
+    store_block,
+)
+from attachments.cli.actions.provisioning import migrate_deployments
 from attachments.cli.actions.schedule import ReportingProblem, switch_reconciliation
 from attachments.cli.command_boundary import CommandFailed
 from attachments.demo.processes import free_port, process_environment
@@ -80,17 +85,12 @@ def test_an_unreachable_prefect_is_said_in_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_options_of_another_kind_of_store_are_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_another_kind_of_store_are_left_behind() -> None:
     """Who moves from S3 to a disk need not know that S3's keys are in the block; who moves within S3 keeps them."""
     standing = AttachmentStore(url="s3://bucket/root", options={"key": "k", "secret": "s"})
 
-    async def existing(*_: object) -> AttachmentStore:
-        return standing
-
-    monkeypatch.setattr(provisioning, "_existing_block", existing)
-
     def options(**environment: str) -> dict[str, object]:
-        return asyncio.run(provisioning._store(environment, cast("Any", None))).options.get_secret_value()
+        return store_block(environment, standing).options.get_secret_value()
 
     assert options(ATTACHMENTS_URL="file:///srv/attachments") == {}
     for same in ({}, {"ATTACHMENTS_URL": "s3://other/root"}):
@@ -114,19 +114,14 @@ A, B = (str(pyrage.x25519.Identity.generate().to_public()) for _ in range(2))
     ids=["made", "none", "kept", "added", "removed"],
 )
 def test_recipients_come_from_the_environment_or_stay(
-    monkeypatch: pytest.MonkeyPatch, standing: list[str] | None, variable: str | None, expected: list[str]
+    standing: list[str] | None, variable: str | None, expected: list[str]
 ) -> None:
     """Those of the block stay where the variable is not set, also when the store moves elsewhere."""
     block = AttachmentStore(url="s3://bucket/root", age_recipients=standing) if standing is not None else None
-
-    async def existing(*_: object) -> AttachmentStore | None:
-        return block
-
-    monkeypatch.setattr(provisioning, "_existing_block", existing)
     environment = {"ATTACHMENTS_URL": "file:///srv/attachments"}
     if variable is not None:
         environment["ATTACHMENTS_AGE_RECIPIENTS"] = variable
-    assert asyncio.run(provisioning._store(environment, cast("Any", None))).age_recipients == expected
+    assert store_block(environment, block).age_recipients == expected
 
 
 @pytest.mark.parametrize(
@@ -140,51 +135,34 @@ def test_recipients_come_from_the_environment_or_stay(
     ],
     ids=["empty", "blank", "comma", "two commas", "mistyped"],
 )
-def test_recipients_that_got_lost_on_their_way_are_told(
-    monkeypatch: pytest.MonkeyPatch, variable: str, said: str
-) -> None:
+def test_recipients_that_got_lost_on_their_way_are_told(variable: str, said: str) -> None:
     """An empty variable is no wish to store unencrypted: nothing is made then, and no block is changed."""
-
-    async def existing(*_: object) -> AttachmentStore:
-        return AttachmentStore(url="s3://bucket/root", age_recipients=[A])
-
-    monkeypatch.setattr(provisioning, "_existing_block", existing)
+    existing = AttachmentStore(url="s3://bucket/root", age_recipients=[A])
     with pytest.raises(CommandFailed) as caught:
-        asyncio.run(provisioning._store({"ATTACHMENTS_AGE_RECIPIENTS": variable}, cast("Any", None)))
+        store_block({"ATTACHMENTS_AGE_RECIPIENTS": variable}, existing)
     assert str(caught.value).startswith(said)
 
 
 def test_recipients_that_are_removed_are_told() -> None:
-    """Their owners cannot decrypt what comes from now on; blanks around a key make no other one of it."""
-    told: list[tuple[str, str]] = []
+    """Their owners cannot decrypt what comes from now on; blanks around a key do not change it."""
     before = AttachmentStore(url="s3://bucket/root", age_recipients=[f" {A}", B])
-    for after in ([A, B], [A], []):
-        block = AttachmentStore(url="s3://bucket/root", age_recipients=after)
-        provisioning._report_removed_recipients(before, block, lambda result, subject: told.append((result, subject)))
-    assert [(result, subject.partition(" not named")[0]) for result, subject in told] == [
-        ("REMOVED", "1 age recipient of the block was"),
-        ("REMOVED", "2 age recipients of the block were"),
+    removed = [
+        describe_removed_recipients(before, AttachmentStore(url="s3://bucket/root", age_recipients=after))
+        for after in ([A, B], [A], [])
     ]
-    assert all(A not in subject and B not in subject for _, subject in told)
+    assert [text and text.partition(" not listed")[0] for text in removed] == [
+        None,
+        "1 age recipient of the block was",
+        "2 age recipients of the block were",
+    ]
+    assert all(A not in text and B not in text for text in removed if text)
 
 
-def test_the_location_of_the_store_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the URL was understood, whether something changed or not."""
-    told: list[str] = []
-    block = AttachmentStore(url="file://localhost/srv/attachments/")
+def test_the_location_of_the_store_is_shown() -> None:
+    """As the URL was parsed."""
+    assert describe_location(AttachmentStore(url="file://localhost/srv/attachments/")) == ": file:///srv/attachments"
     sealed = AttachmentStore(url="file:///srv/attachments", age_recipients=[A, B])
-
-    async def existing(*_: object) -> AttachmentStore:
-        return block
-
-    async def registered(*_: object, **__: object) -> None:
-        pass
-
-    monkeypatch.setattr(provisioning, "_existing_block", existing)
-    monkeypatch.setattr(AttachmentStore, "aregister_type_and_schema", registered)
-    asyncio.run(provisioning._save(block, "default", cast("Any", None), lambda _, subject: told.append(subject)))
-    assert told == ["block attachment-store/default: file:///srv/attachments"]
-    assert provisioning._encryption(sealed) == ", encrypted to 2 age recipients"
+    assert describe_location(sealed) == ": file:///srv/attachments, encrypted to 2 age recipients"
 
 
 def test_the_declared_deployments_are_module_paths() -> None:
@@ -304,9 +282,7 @@ def test_filters_that_no_run_takes_are_told() -> None:
 
     told: list[tuple[str, str]] = []
     client = SimpleNamespace(read_flow_by_name=read_flow_by_name, read_deployments=read_deployments)
-    asyncio.run(
-        provisioning._migrate_deployments(cast("Any", client), lambda result, subject: told.append((result, subject)))
-    )
+    asyncio.run(migrate_deployments(cast("Any", client), lambda result, subject: told.append((result, subject))))
     ((result, subject),) = told
     assert result == "WRONG"
     assert subject == (
@@ -315,20 +291,15 @@ def test_filters_that_no_run_takes_are_told() -> None:
     )
 
 
-def test_a_block_that_cannot_be_used_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_that_cannot_be_used_is_named_with_what_to_do() -> None:
     """The Prefect UI saves it unchecked; there is no traceback, and none of its values."""
 
     async def there(*_: object) -> object:
-        return object()
+        return SimpleNamespace(data={"base_url": "http://c1.example.com", "api_key": "secret-canary"})
 
-    monkeypatch.setattr(
-        EmailgisticsAccount,
-        "_from_block_document",
-        lambda _: EmailgisticsAccount(base_url="http://c1.example.com", api_key=SecretStr("secret-canary")),
-    )
     client = cast("Any", SimpleNamespace(read_block_document_by_name=there))
     with pytest.raises(CommandFailed, match="The block emailgistics-account/default cannot be used") as caught:
-        asyncio.run(provisioning._account({"EMAILGISTICS_BASE_URL": "https://c1.example.com/api/v1"}, client))
+        asyncio.run(existing_block(EmailgisticsAccount, client))
     assert "canary" not in str(caught.value)
 
 

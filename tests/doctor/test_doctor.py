@@ -43,9 +43,8 @@ from attachments.cli.actions import status_report
 from attachments.cli.main import main
 from attachments.doctor import receiver as checks
 from attachments.doctor import run_checks, workers
-from attachments.doctor import schedules as schedules_of_the_doctor
 from attachments.doctor.api_key import check_content, check_key, check_reading
-from attachments.doctor.checks import _Checks
+from attachments.doctor.checks import Checks
 from attachments.doctor.deployments import check_deployments
 from attachments.doctor.findings import Finding, by_urgency, failed, ok, summary, warning
 from attachments.doctor.limits import Capacity, capacity_of, check_limits
@@ -55,7 +54,7 @@ from attachments.doctor.receiver import SLOW_AFTER, STUCK_AFTER, check_inbox, ch
 from attachments.doctor.reconciliation import check_reconciliation
 from attachments.doctor.schedules import check_schedules
 from attachments.doctor.stores import check_store
-from attachments.doctor.workers import _queue, check_workers
+from attachments.doctor.workers import check_queue, check_workers
 from attachments.emailgistics import EmailgisticsClient, parse_delivery
 from attachments.flows.doctor import doctor, report
 from attachments.foundation import cancellation
@@ -469,11 +468,11 @@ def test_a_queue_is_open_and_in_its_turn(name: str, changed: dict[str, Any], sta
     """Priorities may be other numbers, as long as live mail goes first."""
     queues = {each: queue(each) for each in QUEUES}
     queues[name] = queue(name, **changed)
-    finding = _queue(name, queues)
+    finding = check_queue(name, queues)
     assert finding.status == status
     assert text in said(finding)
     del queues[name]
-    assert "It does not exist. Run `attachments setup`" in said(_queue(name, queues))
+    assert "It does not exist. Run `attachments setup`" in said(check_queue(name, queues))
 
 
 class Workers:
@@ -486,12 +485,11 @@ class Workers:
         return [Worker(name=CANARY, work_pool_id=uuid4(), status=status) for status in self._answers.pop(0)]
 
 
-def test_a_worker_lives_by_the_servers_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_lives_by_the_servers_clock() -> None:
     """A busy Prefect hears beats late, so it is asked twice before nobody is said to live."""
-    monkeypatch.setattr(workers, "RECHECK_DELAY", 0.01)
 
     def line(*answers: list[WorkerStatus]) -> str:
-        (finding,) = check_workers(cast("Any", Workers(*answers)))
+        (finding,) = check_workers(cast("Any", Workers(*answers)), recheck_delay=0.01)
         return said(finding)
 
     online, offline = WorkerStatus.ONLINE, WorkerStatus.OFFLINE
@@ -686,9 +684,8 @@ def unplanned(*schedules: Any) -> str:
     deployment = SimpleNamespace(id="1", paused=False, schedules=active)
     no_runs = httpx.Response(200, json=0, request=httpx.Request("POST", "http://prefect"))
     client = SimpleNamespace(request=lambda *_, **__: no_runs)
-    with pytest.MonkeyPatch.context() as hasty:
-        hasty.setattr(schedules_of_the_doctor, "RECHECK_DELAY", 0.0)
-        (finding,) = check_schedules(cast("Any", client), cast("Any", {"purge/yearly": deployment}))
+    deployments = cast("Any", {"purge/yearly": deployment})
+    (finding,) = check_schedules(cast("Any", client), deployments, recheck_delay=0.0)
     return str(finding)
 
 
@@ -900,7 +897,7 @@ def test_a_vendor_that_hangs_does_not_hang_the_doctor(room: Capacity, taken: int
     )
     with hanging() as url, EmailgisticsClient(url, KEY) as asking:
         account = cast("Any", SimpleNamespace(client=lambda: asking, limit_name="emailgistics-api"))
-        found = list(_Checks(cast("Any", told), 0.3)._vendor("default", account, room))
+        found = list(Checks(cast("Any", told), 0.3).check_vendor("default", account, room))
     assert len(found) == 1
     assert said(found[0]).startswith(expected)
 
@@ -923,7 +920,7 @@ def test_a_proxy_that_cannot_be_used_is_a_finding(proxy: str, monkeypatch: pytes
         # The pacer asks Prefect by the environment's proxies as well, and whoever comes here has reached Prefect.
         account.model_copy(update={"base_url": "https://c1.direct.example/api/v1"}).client()
         monkeypatch.setenv("HTTPS_PROXY", proxy)
-        (found,) = _Checks(cast("Any", None), 1)._vendor("default", account, Capacity.FREE)
+        (found,) = Checks(cast("Any", None), 1).check_vendor("default", account, Capacity.FREE)
     line = said(found)
     assert line.startswith("FAILED   api-key default: The proxy that the environment sets")
     assert "HTTPS_PROXY" in line
@@ -936,7 +933,7 @@ def test_a_store_that_hangs_does_not_hang_the_doctor() -> None:
     """A mount that is gone, a service that does not answer."""
     forever = threading.Event()
     block = cast("Any", SimpleNamespace(store=forever.wait))
-    finding = _Checks(cast("Any", None), 0.1)._store("default", block)
+    finding = Checks(cast("Any", None), 0.1).check_store("default", block)
     forever.set()
     assert said(finding).startswith("FAILED   store default: It did not respond within")
 
@@ -946,7 +943,7 @@ def test_a_store_whose_options_a_library_cannot_use_is_a_failure() -> None:
     block = AttachmentStore(
         url="s3://bucket/root", options={"key": "k", "secret": "s", "client_kwargs": {"endpoint_url": "minio:9000"}}
     )
-    finding = _Checks(cast("Any", None), 20)._store("default", block)
+    finding = Checks(cast("Any", None), LONG).check_store("default", block)
     expected = "FAILED   store default: The store's options cannot be used. Check endpoint_url (https://host)"
     assert said(finding).startswith(expected)
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from prefect.settings import temporary_settings
 from attachments.blocks import AttachmentStore
 from attachments.cli.actions.status_report import read_status
 from attachments.cli.main import main
-from attachments.doctor import Finding, run_checks, schedules, workers
+from attachments.doctor import Finding, run_checks, schedules
 from attachments.doctor.deployments import check_deployments, read_deployments
 from attachments.doctor.probe import prefect_client
 from attachments.doctor.schedules import check_schedules
@@ -161,7 +162,7 @@ def test_a_schedule_that_is_switched_on_starts_runs_and_one_that_has_ended_is_fo
     path = f"deployments/{made['id']}/schedules"
 
     def line() -> str:
-        found = seen(lambda client: check_schedules(client, read_deployments(client)))
+        found = seen(lambda client: check_schedules(client, read_deployments(client), recheck_delay=0.1))
         return str(found.get("schedule purge-attachments/default", ""))
 
     def by_schedule() -> list[dict[str, Any]]:
@@ -169,7 +170,6 @@ def test_a_schedule_that_is_switched_on_starts_runs_and_one_that_has_ended_is_fo
         return [run for run in well._flow_runs(filters, "ID_DESC") if run["state_type"] in FINAL]
 
     assert line() == ""
-    monkeypatch.setattr(schedules, "RECHECK_DELAY", 0.1)
     fields = {"active": True, "parameters": {"older_than_days": 30_000}}
     over = {"rrule": "DTSTART:20200101T000000\nRRULE:FREQ=DAILY;COUNT=3"}
     (ended,) = well._post(path, [{"schedule": over, **fields}])
@@ -195,26 +195,25 @@ def test_a_schedule_that_is_switched_on_starts_runs_and_one_that_has_ended_is_fo
     assert {run["state_type"] for run in by_schedule()} == {"COMPLETED"}
 
 
-def test_a_pool_or_queue_that_is_paused_and_a_worker_that_is_gone_are_found(
-    well: Installation, seen: Seen, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pool_or_queue_that_is_paused_and_a_worker_that_is_gone_are_found(well: Installation, seen: Seen) -> None:
     """In a pool of the test's own, so that the tests' worker goes on. A worker that was stopped is gone in seconds."""
     pool = f"pool-{os.getpid()}"
-    monkeypatch.setattr(workers, "POOL", pool)
-    monkeypatch.setattr(workers, "RECHECK_DELAY", 0.1)
-    assert "It does not exist." in str(seen(check_pool)[f"work-pool {pool}"])
-    assert seen(check_queues) == {}
-    assert "None is alive" in str(seen(check_workers)["worker"])
+    in_pool = partial(check_pool, pool_name=pool)
+    in_queues = partial(check_queues, pool_name=pool)
+    in_workers = partial(check_workers, pool_name=pool, recheck_delay=0.1)
+    assert "It does not exist." in str(seen(in_pool)[f"work-pool {pool}"])
+    assert seen(in_queues) == {}
+    assert "None is alive" in str(seen(in_workers)["worker"])
     well._post("work_pools/", {"name": pool, "type": "process"})
-    assert "Its type is process" in str(seen(check_pool)[f"work-pool {pool}"])
-    assert "It does not exist. Run `attachments setup`" in str(seen(check_queues)[f"queue {pool}/backfill"])
+    assert "Its type is process" in str(seen(in_pool)[f"work-pool {pool}"])
+    assert "It does not exist. Run `attachments setup`" in str(seen(in_queues)[f"queue {pool}/backfill"])
     well._asked("POST", f"work_pools/{pool}/workers/heartbeat", {"name": "w", "heartbeat_interval_seconds": 1})
-    assert str(seen(check_workers)["worker"]) == "ok       worker: One is alive."
-    until(lambda: seen(check_workers)["worker"].status == "failed", "the silent worker to be gone")
+    assert str(seen(in_workers)["worker"]) == "ok       worker: One is alive."
+    until(lambda: seen(in_workers)["worker"].status == "failed", "the silent worker to be gone")
     well.change(f"work_pools/{pool}", {"is_paused": True})
-    assert "It is paused, so no run starts." in str(seen(check_pool)[f"work-pool {pool}"])
+    assert "It is paused, so no run starts." in str(seen(in_pool)[f"work-pool {pool}"])
     well.change(f"work_pools/{pool}/queues/default", {"is_paused": True})
-    assert "It is paused, so none of its runs start." in str(seen(check_queues)[f"queue {pool}/default"])
+    assert "It is paused, so none of its runs start." in str(seen(in_queues)[f"queue {pool}/default"])
     well.remove(f"work_pools/{pool}")
 
 

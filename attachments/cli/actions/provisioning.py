@@ -5,13 +5,11 @@ changes (a limit's size, a pool's type) are kept.
 """
 
 import asyncio
-import json
 import time
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import (
     DeploymentScheduleCreate,
@@ -27,15 +25,14 @@ from prefect.client.schemas.sorting import DeploymentSort
 from prefect.events import Automation, DeploymentTriggerTypes, TriggerTypes
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
-from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 
 from attachments.blocks import AttachmentStore, EmailgisticsAccount
+from attachments.cli.actions.block_settings import account_block, existing_block, save_block, store_block
 from attachments.cli.actions.schedule import ReportResult, Result, reporting_problem, switch_reconciliation
 from attachments.cli.command_boundary import CommandFailed
 from attachments.doctor.deployments import DOWNLOAD, check_filter
 from attachments.doctor.probe import describe_error
-from attachments.foundation.numerals import counted
-from attachments.runs.block_problems import reasons
 from attachments.runs.deployment_spec import (
     LIMITS,
     POOL,
@@ -46,21 +43,25 @@ from attachments.runs.deployment_spec import (
     declared_flow,
     form_of,
 )
-from attachments.storage import StoreError
-from attachments.storage.recipients import parse_recipients, split
 from attachments.worker.warm_worker import WarmWorker
 
 PAGE = 200  # deployments per request, the most that Prefect returns
 # Fields that change although the content stays the same.
 VOLATILE_FIELDS = {"id", "created", "updated", "created_by", "updated_by", "version_id", "last_polled", "status"}
-RECIPIENTS = "ATTACHMENTS_AGE_RECIPIENTS"
 SERVER_START_TIMEOUT = 30.0  # seconds; a server needs 10 to 20 to start
-B = TypeVar("B", bound=Block)
 _triggers: TypeAdapter[DeploymentTriggerTypes] = TypeAdapter(DeploymentTriggerTypes)
 
 
-async def set_up(environment: Mapping[str, str], tell: ReportResult, *, switch_on: bool = True) -> str | None:
+async def set_up(
+    environment: Mapping[str, str],
+    tell: ReportResult,
+    *,
+    switch_on: bool = True,
+    start_timeout: float = SERVER_START_TIMEOUT,
+) -> str | None:
     """Create blocks, limits, the work pool and the deployments, and report each to `tell`.
+
+    `start_timeout`: seconds that Prefect's server gets to start.
 
     With `switch_on`, the reconciliation's schedule is switched on if the API key has the scope for it, otherwise off.
     Returns why the API key could not be checked; None if Emailgistics has accepted it.
@@ -75,7 +76,7 @@ async def set_up(environment: Mapping[str, str], tell: ReportResult, *, switch_o
             "http://127.0.0.1:4200/api."
         )
     async with get_client() as client:
-        problem = await _wait_for_server(client)
+        problem = await _wait_for_server(client, start_timeout)
         if isinstance(problem, httpx.TransportError):
             raise CommandFailed(
                 f"Prefect does not respond at {PREFECT_API_URL.value()} ({type(problem).__name__}). Check that it is "
@@ -83,10 +84,10 @@ async def set_up(environment: Mapping[str, str], tell: ReportResult, *, switch_o
             )
         if problem is not None:
             raise CommandFailed(" ".join(describe_error(problem)))
-        account = await _account(environment, client)
-        store = await _store(environment, client)
-        await _save(account, "default", client, tell)
-        await _save(store, "default", client, tell)
+        account = account_block(environment, await existing_block(EmailgisticsAccount, client))
+        store = store_block(environment, await existing_block(AttachmentStore, client))
+        await save_block(account, "default", client, tell)
+        await save_block(store, "default", client, tell)
         for name, slots in LIMITS.items():
             await _make_limit(name, slots, client, tell)
         await _make_pool(client, tell)
@@ -94,7 +95,7 @@ async def set_up(environment: Mapping[str, str], tell: ReportResult, *, switch_o
             await _make_queue(name, priority, limit, client, tell)
         for spec in declared_deployments():
             await _deploy(spec, client, tell)
-        await _migrate_deployments(client, tell)
+        await migrate_deployments(client, tell)
         found = await reporting_problem(account)
         if switch_on:
             await switch_reconciliation(found, client, tell)
@@ -107,131 +108,14 @@ async def set_up(environment: Mapping[str, str], tell: ReportResult, *, switch_o
     return found.message
 
 
-async def _wait_for_server(client: PrefectClient) -> Exception | None:
-    """Wait up to `SERVER_START_TIMEOUT` seconds for Prefect. The error if it does not respond, otherwise None."""
-    end = time.monotonic() + SERVER_START_TIMEOUT
+async def _wait_for_server(client: PrefectClient, timeout: float) -> Exception | None:
+    """Wait for Prefect, up to `timeout` seconds. The error if it does not respond, otherwise None."""
+    end = time.monotonic() + timeout
     while (problem := await client.api_healthcheck()) is not None and time.monotonic() < end:
         if isinstance(problem, httpx.HTTPStatusError) and problem.response.is_client_error:
             break  # the server has started, and refuses the request
         await asyncio.sleep(0.5)
     return problem
-
-
-async def _account(environment: Mapping[str, str], client: PrefectClient) -> EmailgisticsAccount:
-    key = environment.get("EMAILGISTICS_API_KEY", "").strip()
-    base_url = environment.get("EMAILGISTICS_BASE_URL", "").strip()
-    existing = await _existing_block(EmailgisticsAccount, client)
-    if not key and existing is None:
-        raise CommandFailed(
-            "EMAILGISTICS_API_KEY is not set. Create a key with the scopes messages:read and messages:content in "
-            "Emailgistics Admin, and set the variable to it."
-        )
-    values: dict[str, Any] = existing.model_dump(exclude={"block_type_slug"}) if existing else {}
-    if key:
-        values["api_key"] = SecretStr(key)
-    if base_url:
-        values["base_url"] = base_url
-    return _make_block(EmailgisticsAccount, values, "EMAILGISTICS_API_KEY and EMAILGISTICS_BASE_URL")
-
-
-async def _store(environment: Mapping[str, str], client: PrefectClient) -> AttachmentStore:
-    url = environment.get("ATTACHMENTS_URL", "").strip()
-    options = environment.get("ATTACHMENTS_STORAGE_OPTIONS", "").strip()
-    existing = await _existing_block(AttachmentStore, client)
-    if not url and existing is None:
-        raise CommandFailed(
-            "ATTACHMENTS_URL is not set. Set it to the folder for the files, such as file:///srv/attachments."
-        )
-    values: dict[str, Any] = existing.model_dump(exclude={"block_type_slug"}) if existing else {}
-    if url:
-        values["url"] = url
-    if existing and url and url.partition(":")[0] != existing.url.partition(":")[0]:
-        values["options"] = {}  # options of another kind of store do not apply
-    if options:
-        try:
-            values["options"] = json.loads(options)
-        except (ValueError, RecursionError):
-            raise CommandFailed(
-                'ATTACHMENTS_STORAGE_OPTIONS is not JSON. Write an object: {"option": "value"}.'
-            ) from None
-    if RECIPIENTS in environment:
-        values["age_recipients"] = _recipients(environment[RECIPIENTS])
-    return _make_block(AttachmentStore, values, f"ATTACHMENTS_URL, ATTACHMENTS_STORAGE_OPTIONS and {RECIPIENTS}")
-
-
-def _recipients(text: str) -> list[str]:
-    """The recipients in the variable. Empty is an error, so that a lost value does not end the encryption."""
-    found = split(text)
-    if not found:
-        raise CommandFailed(
-            f"{RECIPIENTS} is set but empty. Set it to the public keys, separated by commas or line breaks; or remove "
-            "the variable to keep the block's age recipients."
-        )
-    try:
-        parse_recipients(found)
-    except StoreError as error:
-        raise CommandFailed(f"{RECIPIENTS}: {error}.") from None
-    return found
-
-
-def _make_block(block: type[B], values: dict[str, Any], variables: str) -> B:
-    try:
-        return block(**values)
-    except ValidationError as error:
-        raise CommandFailed(f"{variables}: {reasons(error)}") from None
-
-
-async def _existing_block(block: type[B], client: PrefectClient) -> B | None:
-    """The existing default block; None if there is none."""
-    slug = block.get_block_type_slug()
-    try:
-        document = await client.read_block_document_by_name("default", slug)
-    except ObjectNotFound:
-        return None
-    try:
-        return block.model_validate(document.data)
-    except ValidationError as error:
-        raise CommandFailed(
-            f"The block {slug}/default cannot be used: {reasons(error)}. Correct or delete it in the Prefect UI under "
-            "Blocks, then run this again."
-        ) from None
-
-
-async def _save(block: Block, name: str, client: PrefectClient, tell: ReportResult) -> None:
-    # Update the block's schema, which the UI shows, even if no value has changed.
-    await type(block).aregister_type_and_schema(client=client)
-    existing = await _existing_block(type(block), client)
-    place = f": {block.store().url}{_encryption(block)}" if isinstance(block, AttachmentStore) else ""
-    subject = f"block {block.get_block_type_slug()}/{name}{place}"
-    if existing is not None and _dump_with_secrets(existing) == _dump_with_secrets(block):
-        tell("unchanged", subject)
-        return
-    await block.asave(name, overwrite=True, client=client)
-    tell("updated" if existing else "created", f"{subject}, from the environment")
-    if isinstance(block, AttachmentStore) and isinstance(existing, AttachmentStore):
-        _report_removed_recipients(existing, block, tell)
-
-
-def _encryption(block: AttachmentStore) -> str:
-    if not block.age_recipients:
-        return ""
-    return f", encrypted to {counted(len(block.age_recipients), 'age recipient')}"
-
-
-def _report_removed_recipients(before: AttachmentStore, after: AttachmentStore, tell: ReportResult) -> None:
-    """Report recipients that were removed: their owners cannot decrypt attachments stored from now on."""
-    removed = {text.strip() for text in before.age_recipients} - {text.strip() for text in after.age_recipients}
-    if removed:
-        were = counted(len(removed), "age recipient of the block was", "age recipients of the block were")
-        tell(
-            "REMOVED",
-            f"{were} not listed in {RECIPIENTS}: attachments stored from now on cannot be decrypted with their keys. "
-            "To keep them, add them there and run this again.",
-        )
-
-
-def _dump_with_secrets(block: Block) -> dict[str, Any]:
-    return block.model_dump(mode="json", context={"include_secrets": True}, exclude={"block_type_slug"})
 
 
 async def _make_limit(name: str, slots: int, client: PrefectClient, tell: ReportResult) -> None:
@@ -323,7 +207,7 @@ async def _automation(name: str, client: PrefectClient) -> Automation | None:
     return next(iter(await client.read_automations_by_name(name)), None)
 
 
-async def _migrate_deployments(client: PrefectClient, tell: ReportResult) -> None:
+async def migrate_deployments(client: PrefectClient, tell: ReportResult) -> None:
     """Update the entrypoint and parameter schema of deployments that users created with an older version.
 
     The receiver uses the schema to decide whether a run may get a new parameter, with which an older flow would fail.

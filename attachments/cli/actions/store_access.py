@@ -40,13 +40,13 @@ def configured_store() -> Iterator[Store]:
         raise CommandFailed(str(error)) from None
 
 
-def call_store(request: Callable[[], T]) -> T:
+def call_store(request: Callable[[], T], timeout: float = RESPONSE_TIMEOUT) -> T:
     """Call a store with a timeout, for a person at a terminal. Raises CommandFailed if it takes too long."""
     try:
-        return call_with_timeout(RESPONSE_TIMEOUT, request)
+        return call_with_timeout(timeout, request)
     except NoResponse:
         raise CommandFailed(
-            f"The store did not respond within {RESPONSE_TIMEOUT:.0f} s. Check the network, and the host or endpoint "
+            f"The store did not respond within {timeout:.0f} s. Check the network, and the host or endpoint "
             "in ATTACHMENTS_URL and ATTACHMENTS_STORAGE_OPTIONS."
         ) from None
 
