@@ -1,12 +1,12 @@
-"""Events that must reach Prefect: each is sent by a request that Prefect answers, and is then read back.
+"""Events that must reach Prefect: each is sent by a request with a response, and is then read back.
 
-`prefect.events.emit_event` sends in the background, over a connection that says nothing of what becomes of an event.
-A request says that Prefect has taken it. But the open-source server keeps events in memory until it writes them some
-seconds later, and a server that is killed, or drops a batch (docs/upstream), loses what it has taken. So whoever has
-to be sure waits until the event stands in Prefect's database, and sends it again when it does not come to stand there.
-Prefect Cloud's answer is the confirmation, so nothing is read back there.
+`prefect.events.emit_event` sends in the background, over a connection that does not report whether an event arrived. A
+request reports that Prefect has accepted it. But the open-source server keeps events in memory until it writes them
+some seconds later, so a server that is killed, or drops a batch (docs/upstream), loses accepted events. Therefore
+`announce` waits until the event is in Prefect's database, and sends it again if it does not appear. Prefect Cloud's
+response is the confirmation, so nothing is read back there.
 
-Each event has an id of its own that is made from what it tells of: sent twice, it is one event.
+Each event's id is derived from its content, so an event that is sent twice is one event.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,17 +27,18 @@ from attachments.foundation import cancellation
 from attachments.foundation.numerals import counted
 from attachments.runs.errors import retry_until_available
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.6, 2.0  # seconds between looks, half as long again each time; a look costs a request
-LOOKS = 18  # about half a minute in all, not counting a Prefect that does not answer
-SEND_AGAIN = 6  # looks after which an event that is not there yet is sent again
-PAGE = 50  # events in one answer of Prefect's
-AROUND = timedelta(days=2)  # by which clocks may differ
-KEPT = timedelta(days=366)  # how far back an event is looked for
-TAGS = 50  # that an event names of its run's; Prefect refuses an event that names a hundred things
+FIRST_PAUSE, LONGEST_PAUSE = 0.6, 2.0  # seconds between reads, growing by half each time; a read costs a request
+LOOKS = 18  # about half a minute in all, without the time in which Prefect does not respond
+SEND_AGAIN = 6  # reads after which a missing event is sent again
+PAGE = 50  # events in one response of Prefect
+AROUND = timedelta(days=2)  # maximum difference of clocks
+KEPT = timedelta(days=366)  # how far back an event is searched
+TAGS = 50  # tags of the run that an event has; Prefect rejects an event with a hundred related resources
 
 
 def event(name: str, *, about: str, subject: str, event_id: UUID, payload: Mapping[str, object]) -> Event:
-    """An event about `emailgistics.<about>.<subject>`, related to the flow run that tells it as Prefect's own are."""
+    """An event about `emailgistics.<about>.<subject>`, related to the flow run that sends it, like Prefect's own
+    events."""
     return Event(
         event=name,
         resource={"prefect.resource.id": f"emailgistics.{about}.{subject}", "prefect.resource.name": subject},
@@ -48,23 +49,23 @@ def event(name: str, *, about: str, subject: str, event_id: UUID, payload: Mappi
 
 
 def send(events: Iterable[Event]) -> None:
-    """Send events, in one request, until Prefect has taken them. Raises `PrefectLost` when it stays away."""
+    """Send events in one request, and retry until Prefect accepts it. Raises `PrefectLost` if it stays unavailable."""
     body = [each.model_dump(mode="json") for each in events]
     if body:
         retry_until_available(lambda: get_client(sync_client=True).request("POST", "/events", json=body))
 
 
 def announce(events: Iterable[Event], *, look_first: bool = False) -> bool:
-    """Send events, and return once they stand in Prefect's database.
+    """Send events, and return once they are in Prefect's database.
 
-    With `look_first`, for what may have been sent before, those that stand there are not sent again. Where one does
-    not come to stand there although Prefect takes it again and again, there is a warning: it has been taken, and
-    automations have had it, but a Prefect that keeps no events cannot show it.
+    With `look_first`, for events that may have been sent before, those in the database are not sent again. If an event
+    does not appear although Prefect accepts it repeatedly, a warning is logged: automations have received it, but a
+    server that keeps no events cannot return it.
 
-    Returns whether all of them stand there.
+    Returns whether all of them are in the database.
 
     Raises:
-        PrefectLost: Prefect has not answered for a long while.
+        PrefectLost: Prefect has not responded for a long time.
     """
     left = {each.id: each for each in events}
     if not left:
@@ -85,14 +86,15 @@ def announce(events: Iterable[Event], *, look_first: bool = False) -> bool:
         cancellation.sleep(pause)
         pause = min(LONGEST_PAUSE, pause * 1.5)
     get_run_logger().warning(
-        "Prefect has taken %s, but does not show that. Is its event persister on, and its database writable?",
+        "Prefect has accepted %s, but does not return them. Check that its event persister is enabled and its database "
+        "writable.",
         counted(len(left), "event"),
     )
     return False
 
 
 def _known(client: SyncPrefectClient, ids: Iterable[UUID]) -> set[UUID]:
-    """Those of these events that stand in Prefect's database."""
+    """The events of these that are in Prefect's database."""
     event_ids, known = list(ids), set[UUID]()
     now = datetime.now(UTC)
     for at in range(0, len(event_ids), PAGE):
@@ -106,7 +108,7 @@ def _known(client: SyncPrefectClient, ids: Iterable[UUID]) -> set[UUID]:
 
 
 def _related() -> list[RelatedResource]:
-    """What `emit_event` relates an event to. No request is made for it but for a deployment's name, which is kept."""
+    """The same related resources as `emit_event`. Only the deployment's name needs a request, and it is cached."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if context is None or run is None:

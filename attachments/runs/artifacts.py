@@ -1,4 +1,4 @@
-"""What a run tells: an event for other automations, a table in the UI, and its final state. Keys, never names."""
+"""What a run publishes: an event, a table in the UI and its final state. They contain keys, never file names."""
 
 import re
 from collections import Counter
@@ -28,7 +28,7 @@ from attachments.storage.manifest import Outcome, Pending
 STORED_EVENT = "emailgistics.attachments.stored"
 OUTCOME_LABELS: dict[Outcome, str] = {
     "stored": "stored",
-    "filtered": "left out by the filter",
+    "filtered": "excluded by the filter",
     "unsupported": "not downloadable (links and nested items)",
     "purged": "purged earlier",
     "failed": "failed",
@@ -36,7 +36,7 @@ OUTCOME_LABELS: dict[Outcome, str] = {
 
 
 class AttachmentResult(Protocol):
-    """What became of one attachment in this run."""
+    """The outcome of one attachment in this run."""
 
     @property
     def entry(self) -> ManifestAttachment: ...
@@ -50,7 +50,7 @@ class AttachmentResult(Protocol):
 
 @dataclass(frozen=True)
 class MessageResult:
-    """What a run has done for a message."""
+    """The outcomes of a message's attachments in this run."""
 
     message_key: str
     outcomes: Sequence[AttachmentResult]
@@ -59,13 +59,13 @@ class MessageResult:
 
 
 def nothing_to_do_state(manifest: Manifest) -> State[None]:
-    """The final state of a run that had nothing to do."""
-    sentence = f"Nothing to do: the manifest settles all. {_summarize(manifest.attachments)}."
+    """The final state of a run with nothing to do."""
+    sentence = f"Nothing to do: everything is done according to the manifest. {_summarize(manifest.attachments)}."
     return _completed(sentence, manifest.attachments)
 
 
 def announce_stored(manifest: Manifest, manifest_url: str, announcement: UUID, *, look_first: bool) -> bool:
-    """Tell other automations what of a message is in the store; returns whether Prefect shows the event.
+    """Send the event about a message's stored attachments; returns whether Prefect has it in its database.
 
     Raises:
         PrefectLost: Prefect has not answered for a long while.
@@ -87,7 +87,7 @@ def announce_stored(manifest: Manifest, manifest_url: str, announcement: UUID, *
 
 
 def finish(report: MessageResult) -> State[None]:
-    """Show what became of each attachment, and say in one sentence how the run ended."""
+    """Publish the table of outcomes, and return the run's final state."""
     _publish_table(report)
     entries = [outcome.entry for outcome in report.outcomes]
     sentence = _summarize(entries)
@@ -98,7 +98,7 @@ def finish(report: MessageResult) -> State[None]:
         sentence = f"{sentence}. {NOT_FINAL[report.pending]}" if report.outcomes else NOT_FINAL[report.pending]
     if not failures:
         return _failed(sentence, report.pending or UNKNOWN, passing=True)
-    # What can be mended goes before what cannot: a reconciliation goes by this code whether to look again.
+    # Report a recoverable failure first: a reconciliation decides by this code whether to try again.
     first = next((failure for failure in failures if failure.entry.code not in PERMANENT_CODES), failures[0])
     sentences = f"{_as_sentence(sentence)} First failure: {_as_sentence(first.error or '')}"
     return _failed(
@@ -109,7 +109,7 @@ def finish(report: MessageResult) -> State[None]:
 
 
 def failed_state(error: OurError, labels: Mapping[str, str] | None = None) -> State[None]:
-    """The final state of a run that could not go on. The labels are for the attempt that follows, if one does."""
+    """The final state of a run that cannot continue. The labels are for its next attempt, if there is one."""
     return _failed(_as_sentence(str(error)), error_code(error), passing=is_retryable(error), labels=labels)
 
 
@@ -126,7 +126,7 @@ def _failed(message: str, code: str, *, passing: bool, labels: Mapping[str, str]
 
 
 def _as_sentence(sentence: str) -> str:
-    """The sentence with a full stop, unless it has an end."""
+    """The sentence with a full stop, unless it has one."""
     return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
@@ -144,11 +144,11 @@ def _stored_bytes(entries: Sequence[ManifestAttachment]) -> int:
 
 
 def _publish_table(report: MessageResult) -> None:
-    """The table in the UI. The work is done and recorded: a Prefect that cannot take the table does not undo it."""
+    """Publish the table in the UI. A failure is only logged, because the work itself is done and recorded."""
     try:
         _make_table(report)
     except httpx.HTTPError as error:
-        get_run_logger().warning("Prefect did not take the table of this run (%s).", type(error).__name__)
+        get_run_logger().warning("Prefect did not store the table of this run (%s).", type(error).__name__)
 
 
 def _make_table(report: MessageResult) -> None:
@@ -157,7 +157,7 @@ def _make_table(report: MessageResult) -> None:
         description=f"Attachments of message `{report.message_key}`",
         table=[
             {
-                # What a narrow window cuts off comes last.
+                # The last columns may be cut off in a narrow window.
                 "attachment": outcome.entry.attachment_key,
                 "outcome": outcome.entry.outcome,
                 "code": _plain_code(outcome.entry.code),
@@ -171,10 +171,10 @@ def _make_table(report: MessageResult) -> None:
 
 
 def _plain_code(code: str | None) -> str | None:
-    """One of our words. An earlier manifest's entry may hold any text: others may write to the store."""
+    """A valid code, or `other`. A manifest's entry may contain any text, because others may write to the store."""
     return code if code is None or re.fullmatch(CODE, code) else "other"
 
 
 def _plain_type(content_type: str | None) -> str:
-    """A type that is known: the sender writes it, and may write anything."""
+    """A known type, or `other`, because the sender may write anything."""
     return known_type(content_type) or "other"

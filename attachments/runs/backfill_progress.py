@@ -1,4 +1,4 @@
-"""What a backfill shows of itself in the Prefect UI: a bar and a table, kept up to date. Numbers and codes alone."""
+"""A backfill's progress in the Prefect UI: a bar and a table, with only numbers and codes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from attachments.foundation.numerals import counted
 from attachments.prefect_api.prefect_retry import PrefectAway, own_client
 
 EVERY = 10.0  # seconds between two updates
-TIMEOUT = 10.0  # seconds for Prefect to take one: the work does not wait for it
+TIMEOUT = 10.0  # seconds for Prefect to store one, so that it does not delay the work
 Total = Callable[[Counts], int | None]
 BAR, TABLE = "backfill-progress", "backfill"
 
@@ -37,7 +37,7 @@ class Progress:
         self._table: UUID | None = None
 
     def show(self, counts: Counts, *, is_last: bool = False) -> None:
-        """Show these counts; not more often than every `EVERY` seconds, but for the last ones."""
+        """Show these counts, at most every `EVERY` seconds, except the last ones."""
         now = time.monotonic()
         if not is_last and now - self._shown < EVERY:
             return
@@ -85,7 +85,7 @@ def _markdown(counts: Counts, estimate: Estimate, tag: str) -> str:
         ("done before", f"{counts.already_done:,}"),
         ("named twice", f"{counts.duplicates:,}"),
         ("failed", f"{counts.failures:,}"),
-        ("failed for now, tried again by themselves", f"{counts.for_now:,}"),
+        ("failed for now, retried automatically", f"{counts.for_now:,}"),
         ("cancelled", f"{counts.cancelled:,}"),
         ("under way", f"{counts.running:,}"),
         ("to do", to_do),

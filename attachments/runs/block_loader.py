@@ -15,12 +15,12 @@ B = TypeVar("B", bound=Block)
 
 
 def load_account(name: str) -> EmailgisticsAccount:
-    """The Emailgistics Account block of that name. Raises `NotConfigured` when there is none that can be read."""
+    """The Emailgistics Account block of that name. Raises `NotConfigured` if it is missing or unreadable."""
     return _load(EmailgisticsAccount, "emailgistics-account", name)
 
 
 def load_store(name: str) -> AttachmentStore:
-    """The Attachment Store block of that name. Raises `NotConfigured` when there is none that can be read."""
+    """The Attachment Store block of that name. Raises `NotConfigured` if it is missing or unreadable."""
     return _load(AttachmentStore, "attachment-store", name)
 
 
@@ -28,7 +28,7 @@ def _load(kind: type[B], block_type: str, name: str) -> B:
     try:
         return cast("B", retry_until_available(lambda: kind.load(path_part(name))))
     except RuntimeError as error:
-        if isinstance(error.__cause__, ValidationError):  # the Prefect UI saves a block unchecked
+        if isinstance(error.__cause__, ValidationError):  # the Prefect UI does not validate a block
             raise NotConfigured(_unusable(block_type, name, error.__cause__)) from None
         raise
     except ValueError:
@@ -44,6 +44,6 @@ def _unusable(block_type: str, name: str, error: ValidationError) -> str:
 
 def _missing(block_type: str, name: str) -> str:
     return (
-        f"There is no usable block {block_type}/{shown_name(name)}. Make it in the Prefect UI under Blocks, or let "
-        "`attachments setup` make the default one."
+        f"There is no block {block_type}/{shown_name(name)}. Create it in the Prefect "
+        "UI under Blocks; `attachments setup` creates the default one."
     )

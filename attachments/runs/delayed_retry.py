@@ -1,7 +1,7 @@
-"""A later attempt, when the vendor or the store has been away for longer than a task's retries last.
+"""Delayed attempts, for when the vendor or the store is unavailable for longer than a task's retries last.
 
-The retries of a task end after some minutes, so that a worker is not held up by what does not get better. What
-could still get better is then tried again as a run of its own, after growing pauses that add up to a night.
+The retries of a task end after some minutes, so that they do not occupy a worker. A transient failure is then retried
+as a new run, after growing pauses that add up to most of a day.
 """
 
 import re
@@ -25,9 +25,9 @@ ATTEMPT = re.compile(r"attempt-[0-9]{1,3}", re.ASCII)
 
 
 def failed_for_now(message: str, code: str | None = None, labels: Mapping[str, str] | None = None) -> State[None]:
-    """The final state of this run, which failed for a reason that can pass. The labels are for the next attempt.
+    """The final state of this run, which failed for a transient reason. The labels are for the next attempt.
 
-    After the last attempt it is a plain failure: nothing follows by itself, and a person is needed.
+    After the last attempt it is an ordinary failure that needs a person.
     """
 
     def failed(remedy: str, *, name: str = FAILED_FOR_NOW, next_attempt: int | None = None) -> State[None]:
@@ -37,26 +37,26 @@ def failed_for_now(message: str, code: str | None = None, labels: Mapping[str, s
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run is None or run.deployment_id is None:
-        return failed("Run it again when the cause is gone.")
+        return failed("Correct the cause, and run it again.")
     attempt = next((int(tag.removeprefix(TAG)) for tag in run.tags if ATTEMPT.fullmatch(tag)), 1) + 1
     if attempt > ATTEMPTS:
-        last = f"That was attempt {ATTEMPTS}, the last automatic one: run it again when the cause is gone."
+        last = f"That was attempt {ATTEMPTS}, the last automatic one. Correct the cause, and run it again."
         return failed(last, name="Failed")
     pause = timedelta(minutes=FIRST_PAUSE * 2 ** (attempt - 2))
     if not _schedule(run, attempt, pause, labels or {}):
-        return failed("The next attempt could not be scheduled: run it again when the cause is gone.")
-    follows = f"Attempt {attempt} of {ATTEMPTS} follows by itself in {pause.total_seconds() / 60:.0f} minutes."
+        return failed("The next attempt could not be scheduled. Correct the cause, and run it again.")
+    follows = f"Attempt {attempt} of {ATTEMPTS} follows automatically in {pause.total_seconds() / 60:.0f} minutes."
     return failed(follows, next_attempt=attempt)
 
 
 def _schedule(run: FlowRun, attempt: int, pause: timedelta, labels: Mapping[str, str]) -> bool:
-    """Schedule the next attempt of a deployment's run, once, with the same parameters. False when that failed."""
-    assert run.deployment_id is not None  # noqa: S101  looked at before
+    """Schedule the next attempt of a deployment's run, once, with the same parameters. False if that failed."""
+    assert run.deployment_id is not None  # noqa: S101  checked by the caller
     try:
         get_client(sync_client=True).create_flow_run_from_deployment(
             run.deployment_id,
-            work_queue_name=run.work_queue_name,  # old mail goes on waiting behind live mail
-            name=run.name,  # by which a reconciliation sees that the message is taken care of
+            work_queue_name=run.work_queue_name,  # old mail keeps waiting behind live mail
+            name=run.name,  # a reconciliation recognises the message by it
             parameters=run.parameters,
             idempotency_key=f"{run.id}/{run.run_count}/again",
             tags=[*(tag for tag in run.tags if not ATTEMPT.fullmatch(tag)), f"{TAG}{attempt}"],

@@ -1,6 +1,6 @@
-"""What may be tried again, and what an error may say.
+"""Which errors are retried, and which texts may be shown.
 
-Prefect writes an exception's text into states and logs, which everybody with the UI can read.
+Prefect writes an exception's text into states and logs, which every user of its UI can read.
 """
 
 import time
@@ -26,11 +26,11 @@ from attachments.storage import StoreError
 RETRIES = 6
 BACK_OFF = 2  # seconds before the first retry, doubled for each: about two minutes in all
 JITTER = 0.3
-PATIENCE = 900.0  # seconds that a run waits for Prefect's API to come back
-BETWEEN = 2.0  # seconds between two questions; Prefect's client has its own back-off besides
-FRESH = 4  # tries in which a 404 is not believed: 2 + 4 + 8 + 16 seconds, half a minute
+PATIENCE = 900.0  # seconds that a run waits for Prefect's API to become available
+BETWEEN = 2.0  # seconds between two attempts, in addition to the back-off of Prefect's client
+FRESH = 4  # attempts in which a 404 is retried: 2 + 4 + 8 + 16 seconds, half a minute
 FRESH_PAUSES = tuple(float(BACK_OFF * 2**number) for number in range(FRESH))
-"""Seconds between looks at a list that is not final, which add up to the same half a minute."""
+"""Seconds between reads of a list that is not final, which add up to the same half a minute."""
 
 RETRYING: dict[str, Any] = {
     "retries": RETRIES,
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class UnexpectedError(Exception):
-    """A defect of ours, or a failure that nobody thought of. Its own text stays out: it could hold a file name."""
+    """An internal error or an unforeseen failure. Its own text is left out, because it could contain a file name."""
 
 
 class NotConfigured(Exception):
@@ -52,7 +52,7 @@ class NotConfigured(Exception):
 
 
 class PrefectLost(Exception):
-    """Prefect's API does not answer, and has not for a long while."""
+    """Prefect's API has not responded for a long time."""
 
 
 class Starved(Exception):
@@ -93,14 +93,14 @@ OTHER_CODES: dict[type[Exception], str] = {
     PrefectLost: "prefect-lost",
     Starved: "starved",
 }
-"""The words for what is neither the vendor's nor the store's."""
+"""The codes of errors that are neither the vendor's nor the store's."""
 
 
 @contextmanager
 def error_boundary() -> Iterator[None]:
-    """Let only errors out whose text is safe to show. Unknown ones become `UnexpectedError`: their type and place.
+    """Let only errors out whose text is safe to show. Others become `UnexpectedError`, with their type and place.
 
-    Raises `RunCancelled` when the run is cancelled, before or meanwhile, whatever that broke.
+    Raises `RunCancelled` if the run is cancelled before or during the block, whatever error that caused.
     """
     cancellation.raise_if_cancelled()
     try:
@@ -117,17 +117,17 @@ def error_boundary() -> Iterator[None]:
 
 
 def is_retryable(error: object) -> bool:
-    """Whether the same thing may succeed later without anybody doing anything."""
+    """Whether a retry may succeed without anyone's help."""
     return isinstance(error, PrefectLost | Starved) or (
         isinstance(error, EmailgisticsError | StoreError) and error.retryable
     )
 
 
 def retry_until_available(ask: Callable[[], T]) -> T:
-    """What Prefect answers to a question that a flow asks itself. Prefect may be away for a while; the run waits.
+    """Call Prefect, waiting while it is unavailable.
 
     Raises:
-        PrefectLost: it has not answered for `PATIENCE` seconds.
+        PrefectLost: It has not responded for `PATIENCE` seconds.
     """
     end = time.monotonic() + PATIENCE
     while True:
@@ -135,20 +135,22 @@ def retry_until_available(ask: Callable[[], T]) -> T:
             return ask()
         except httpx.HTTPError as error:
             if time.monotonic() > end:
-                raise PrefectLost(f"Prefect's API does not answer ({type(error).__name__}). Is it running?") from None
+                raise PrefectLost(
+                    f"Prefect's API does not respond ({type(error).__name__}). Check that it is running."
+                ) from None
             cancellation.sleep(BETWEEN)
 
 
 def is_transient(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
-    """Whether to try a task again: time-outs, broken connections, 429, 5xx and a store that is away."""
+    """Whether to retry a task: after timeouts, broken connections, 429, 5xx and if the store is unavailable."""
     return is_retryable(state.result(raise_on_failure=False))
 
 
 def is_transient_or_fresh(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
-    """As `is_transient`; and a message or part that is not found may be too new, for half a minute.
+    """As `is_transient`, and also retries a 404 for half a minute, because the message may be too new.
 
-    A new message's list, and each of its parts, can answer 404 for some seconds before Exchange has settled, the parts
-    also after the list (docs/errors.md). The old mail of a backfill is not new, and much of it is gone.
+    A new message's list and each of its parts can return 404 for some seconds before Exchange has settled, the parts
+    also after the list (docs/errors.md). The mail of a backfill is old, and much of it has been deleted.
     """
     is_not_found = isinstance(state.result(raise_on_failure=False), NotFound)
     is_fresh = is_not_found and run.run_count <= FRESH and not is_low_priority()
@@ -156,7 +158,7 @@ def is_transient_or_fresh(task: Task[Any, Any], run: TaskRun, state: State[Any])
 
 
 def error_code(error: object) -> str:
-    """The short stable word for a manifest's `code`."""
+    """The short stable code of an error, as in a manifest."""
     if isinstance(error, EmailgisticsError | StoreError):
         return error.outcome_code
     return next((code for kind, code in OTHER_CODES.items() if isinstance(error, kind)), UNKNOWN)

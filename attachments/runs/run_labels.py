@@ -1,23 +1,23 @@
-"""Labels of flow runs, which the worker and long-running flows write and read.
+"""Labels of flow runs, written and read by the worker and long-running flows.
 
-Anyone who reaches Prefect's API can write others into them. So they are read by `count_label` and `id_label` alone:
-a value that none of ours could be counts as no label.
+Anyone who can reach Prefect's API can write labels. So they are read only by `count_label` and `id_label`, which treat
+an impossible value as a missing label.
 """
 
 import re
 from collections.abc import Mapping
 
 CRASH_COUNT = "attachments.worker.deaths"
-"""How often the run has broken off, mostly because its worker died, since it last made progress."""
+"""How often the run has crashed since its last progress, mostly because its worker died."""
 ORIGIN = "attachments.continues"
-"""Of a run that continues another: the first one's id."""
+"""The id of the first run, of which this one is a continuation."""
 
 _ID = re.compile(r"[0-9A-Za-z/-]{1,2000}", re.ASCII)
 _LARGEST = 1_000_000_000
 
 
 def count_label(labels: Mapping[str, object], name: str) -> int | None:
-    """The number that a label holds; None where there is no such label, or it holds no count."""
+    """The number in a label; None if the label is missing or not a count."""
     value = labels.get(name)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST:
         return value
@@ -25,6 +25,6 @@ def count_label(labels: Mapping[str, object], name: str) -> int | None:
 
 
 def id_label(labels: Mapping[str, object], name: str) -> str | None:
-    """The id that a label holds; None where there is no such label, or it holds anything else."""
+    """The id in a label; None if the label is missing or not an id."""
     value = labels.get(name)
     return value if isinstance(value, str) and _ID.fullmatch(value) else None

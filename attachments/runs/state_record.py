@@ -1,6 +1,6 @@
 """The machine-readable record of a run's state, at the end of the state's message.
 
-The rest of a message is for people; no program may depend on its words. docs/decisions.md says why it is the message.
+The rest of a message is for people; no program may depend on its wording. docs/decisions.md says why it is the message.
 """
 
 import re
@@ -16,28 +16,29 @@ CODE = r"^[a-z-]{1,40}$"
 UNKNOWN = "unexpected"
 """The code of a failure whose state has none."""
 WITHDRAWN = "withdrawn"
-"""The code of a run that was cancelled with its parent run: nobody decided that its message should not be fetched."""
+"""The code of a run that was cancelled with its parent run, and not because its message should not be fetched."""
 
 _RECORD = re.compile(r"\[([^\[\]]*)\]\Z")
 _SEPARATOR = ", "
 _WITHDRAWN_BEFORE_RECORDS = "The run that had made this one was cancelled before it started."
-"""The whole message of a withdrawn run in states that version 0.1 wrote. Without it, a reconciliation would take such a
-run for one that a person cancelled, and would give up its message. What else those states say counts as unknown."""
+"""The whole message of a withdrawn run in states that version 0.1 wrote. Without it, a reconciliation would treat such
+a run as cancelled by a person, and would not fetch its message. Other texts of those states count as unknown."""
 
 T = TypeVar("T")
 
 
 class StateRecord(BaseModel):
-    """Numbers, codes and names of workers, which everybody who sees the run may see. Unset fields are not written."""
+    """Numbers, codes and names of workers, which every user who can see the run may see. Unset fields are not
+    written."""
 
     model_config = ConfigDict(frozen=True)
 
     stored: int = 0
-    """Attachments of the message that are in the store."""
+    """How many of the message's attachments are in the store."""
     code: str | None = Field(None, pattern=CODE)
     """Why the run failed or was cancelled."""
     next_attempt: int | None = None
-    """The number of the attempt that is scheduled after this failure."""
+    """The number of the scheduled next attempt."""
     worker: str | None = None
     """The worker that runs it."""
 
@@ -52,7 +53,7 @@ def write_record(state: State[T], record: StateRecord) -> State[T]:
 
 
 def read_record(state: State[Any] | None) -> StateRecord:
-    """The record of a state; an empty one where there is none, or none that is valid."""
+    """The record of a state; an empty one if it is missing or not valid."""
     message = (state and state.message) or ""
     if message == _WITHDRAWN_BEFORE_RECORDS:
         return StateRecord(code=WITHDRAWN)

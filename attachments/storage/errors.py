@@ -43,50 +43,50 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):
-    """The store does not answer, or ran out of something that comes back (file handles, memory)."""
+    """The store does not respond, or temporarily ran out of a resource (file descriptors, memory)."""
 
     retryable = True
     outcome_code = "store-unavailable"
 
 
 class AccessDenied(StoreError):
-    """The store refuses: rights, ownership, or a read-only file system."""
+    """The store refuses access: permissions, ownership, or a read-only file system."""
 
     outcome_code = "access-denied"
 
 
 class OutOfSpace(StoreError):
-    """No room, or over quota. Trying again at once is no use; a run after somebody has made room finishes."""
+    """No room, or over quota. A retry succeeds only after a person has made room."""
 
     outcome_code = "out-of-space"
 
 
 class NotFound(StoreError):
-    """The store is not where it was. It is not made anew: the files might land on the wrong disk."""
+    """The store's root has disappeared. It is not created again, because the files might land on the wrong disk."""
 
     outcome_code = "store-not-found"
 
 
 class NothingStored(StoreError):
-    """Nothing stands under the key: it was never stored, or it was removed since."""
+    """No object exists under the key: it was never stored, or it was removed."""
 
     outcome_code = "nothing-stored"
 
 
 class AlreadyExists(StoreError):
-    """Something that is not ours stands under the key. It was not touched."""
+    """A foreign object exists under the key. It was not touched."""
 
     outcome_code = "already-exists"
 
 
 class UnsupportedStore(StoreError):
-    """No store of this kind, or one that lacks what a store must have."""
+    """No store supports the URL, or the store lacks a required feature."""
 
     outcome_code = "unsupported-store"
 
 
 class InvalidManifest(StoreError):
-    """A manifest that is damaged or of another shape. It counts as lost: whoever meets it rebuilds it."""
+    """A manifest that is damaged or has another format. It counts as lost, and the next run rebuilds it."""
 
     outcome_code = "invalid-manifest"
 
@@ -104,7 +104,7 @@ class ManifestTooLarge(StoreError):
 
 
 class MalformedKey(StoreError, ValueError):
-    """What was given as a key is none. The text of the error does not repeat it: it may be an id or a file name."""
+    """A malformed key. The error's text does not repeat it, because it may be an id or a file name."""
 
     outcome_code = "malformed-key"
 
@@ -116,6 +116,6 @@ class PlaintextRefused(StoreError):
 
 
 class CannotDecrypt(StoreError):
-    """It is no age file, it was altered or cut, or none of the identities is for it."""
+    """It is not an age file, it was altered or truncated, or none of the identities can decrypt it."""
 
     outcome_code = "cannot-decrypt"

@@ -1,4 +1,4 @@
-"""Which store stands behind a URL."""
+"""Opens the store at a URL."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _BACKENDS = {
     "sftp": "sftp:SftpBackend",
     "ssh": "sftp:SftpBackend",
 }
-"""Protocol to module and class, imported when they are asked for: their libraries take a second to load."""
+"""Module and class by protocol, imported on first use, because their libraries take a second to load."""
 
 _OTHERS = "rename:RenameBackend"
 
 
 def open_store(url: str, options: Mapping[str, Any] | None = None, encryption: Encryption | None = None) -> Store:
-    """The store at an fsspec URL, or at a plain absolute path; blanks around it are no part of it.
+    """The store at an fsspec URL or a plain absolute path; surrounding blanks are removed.
 
     Nothing is asked of it, and no credentials are looked for, before the first call. Raises UnsupportedStore for a
     URL, an option or an encryption that cannot be right.
@@ -53,8 +53,8 @@ def open_store(url: str, options: Mapping[str, Any] | None = None, encryption: E
     backend = getattr(import_module(f"attachments.storage.backends.{module}"), name)
     try:
         opened = backend.at(url, dict(options or {}), asked)
-    except (ValueError, TypeError):  # of the package's own parser; its text quotes the URL
-        raise UnsupportedStore("the store's URL can't be read; docs/stores.md shows how each is written") from None
+    except (ValueError, TypeError):  # from the package's own parser; its text quotes the URL
+        raise UnsupportedStore("the store's URL is not valid; docs/stores.md shows the form of each") from None
     return _checked(ObjectStore(opened, seal=seal, suffix=suffix, allow_plaintext=asked.allow_plaintext))
 
 
@@ -62,7 +62,7 @@ def _checked(store: Store) -> Store:
     """The store, whose own URL leads to it again. Raises UnsupportedStore."""
     if store.url != store.url.strip():
         raise UnsupportedStore(
-            "the store's folder has a name that ends with a blank, which gets lost wherever its URL is copied; "
+            "the store's folder has a name that ends with a blank, which is lost when its URL is copied; "
             "give the folder a name without it"
         )
     return store
@@ -75,7 +75,7 @@ def _refuse_for_local(options: Mapping[str, Any] | None, asked: Encryption) -> N
         )
     if asked.needs_service:
         raise UnsupportedStore(
-            f"{asked.needs_service} is no business of a local folder; use age recipients, or an encrypted file system"
+            f"{asked.needs_service} is not supported on a local folder; use age recipients, or an encrypted file system"
         )
     if sys.platform == "win32":
         raise UnsupportedStore(
@@ -87,11 +87,12 @@ def _local_path(url: str) -> str | None:
     """The path of a local store, None for a service."""
     if not url:
         raise UnsupportedStore("the store's URL is empty; set it to a path such as file:///srv/attachments")
-    if any("\ud800" <= character <= "\udfff" for character in url):  # no message and no block can hold them
-        raise UnsupportedStore("the store's URL holds bytes that are not UTF-8 text; type it again")
+    if any("\ud800" <= character <= "\udfff" for character in url):  # messages and blocks cannot contain them
+        raise UnsupportedStore("the store's URL contains bytes that are not UTF-8 text; type it again")
     if (character := first_invisible(url)) is not None:
         raise UnsupportedStore(
-            f"the store's URL holds an invisible character (U+{ord(character):04X}), perhaps pasted with it, and would "
+            f"the store's URL contains an invisible character (U+{ord(character):04X}), perhaps pasted with it, and "
+            "would "
             "lead to another folder; type it again"
         )
     if is_chained(url):

@@ -1,4 +1,4 @@
-"""Whether an object store can be written and read, tried out with an object of our own.
+"""Tests whether an object store can be written and read, with a small temporary object.
 
 Its path is always the same: what a prober that died has left is one small object, and the next one replaces it. It is
 written as a manifest is, so it needs the rights that a manifest's change needs, and no more.
@@ -18,11 +18,11 @@ from attachments.storage.store import ProbeResult
 PATH = ".probe/doctor"
 _LABELS = ObjectHeaders("application/octet-stream")
 _TRIES = 10
-"""Times that it is tried against other probers."""
+"""Attempts despite conflicts with other probes."""
 
 
 def probe(backend: Backend, is_refused: Callable[[Exception], bool]) -> ProbeResult:
-    """What came of it. `is_refused` says whether an error is a lack of rights. Raises the backend's errors."""
+    """Probe the store. `is_refused` tells whether an error means missing permissions. Raises the backend's errors."""
     for attempt in range(_TRIES):
         try:
             return _tried(backend, is_refused)
@@ -33,13 +33,13 @@ def probe(backend: Backend, is_refused: Callable[[Exception], bool]) -> ProbeRes
 
 def _tried(backend: Backend, is_refused: Callable[[Exception], bool]) -> ProbeResult:
     found = backend.get(PATH)
-    # Twice, since to replace what stands there may need another right than to make it.
+    # Twice, because replacing an object may need another permission than creating it.
     for _ in range(2):
         content = secrets.token_bytes(64)
         backend.put(PATH, content, _LABELS, replaces=found and found[1])
         found = backend.get(PATH)
         if found is None or found[0] != content:
-            raise Conflict  # another prober was here; or the store has lost it, and so it will again
+            raise Conflict  # another probe interfered, or the store loses objects, which a retry shows
     try:
         backend.remove(PATH)
     except backend.errors as error:

@@ -1,4 +1,4 @@
-"""What an object tells of itself: its media type, and a name to save it under."""
+"""HTTP headers of an object: its media type, and the file name for downloads."""
 
 from __future__ import annotations
 

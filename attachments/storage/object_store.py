@@ -232,7 +232,7 @@ class ObjectStore(Store):
         place = _place(checked_object_path(key))
         with self._translated("read attachment", place):
             if self._backend.stat(key) is None:
-                raise NothingStored(f"nothing stands under attachment {place}", key=place)
+                raise NothingStored(f"no object exists under attachment {place}", key=place)
             yield from self._backend.read(key)
 
     def file(self, path: str, what: str) -> Iterator[bytes]:
@@ -242,7 +242,7 @@ class ObjectStore(Store):
         """
         with self._translated(f"read {what}", None):
             if not self._backend.is_file(path):
-                raise NothingStored(f"could not read {what}: nothing stands there")
+                raise NothingStored(f"could not read {what}: it does not exist")
             yield from self._backend.read(path)
 
     def orphans(self, *, older_than: timedelta) -> Iterator[Orphan]:

@@ -1,4 +1,4 @@
-"""URLs as users write them: what they mean, and what to write instead of those that lead somewhere else."""
+"""Interprets the URLs that users write, and suggests a correction for ambiguous ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOUNTED = "file:///mnt/attachments"
 
 
 def is_chained(url: str) -> bool:
-    """Whether a URL leads through one file system into another, as ``simplecache::s3://…`` does."""
+    """Whether a URL chains file systems, such as ``simplecache::s3://…``."""
     # Not the colons of an IPv6 address, nor of the ARN of a multi-region access point.
     return "::" in re.sub(r"([/@])\[[0-9A-Fa-f:.]+\]|^s3a?://(?i:arn):[^/]*", r"\1", url)
 
@@ -52,10 +52,11 @@ def local_path(url: str, what: str) -> str | None:
 
 
 def _advice(url: str) -> str:
-    """What is wrong with a URL that names no absolute path, and what was probably meant."""
+    """The problem of a URL without an absolute path, and what was probably meant."""
     if _DRIVE.match(url):
         return (
-            "names a drive or a share as Windows does; write it as the folder where it is mounted, such as " + _MOUNTED
+            "names a drive or share in Windows notation; write it as the folder where it is mounted, such as "
+            + _MOUNTED
         )
     scheme = _SCHEME.match(url)
     if scheme and scheme[1].lower() in available_protocols():
@@ -79,9 +80,9 @@ def _wrong(url: str) -> str:
         return "names a host where its folder should begin"
     if re.match(r"(file|local):", url):
         return "is a path relative to the working directory"
-    return "lacks the :// behind its protocol"
+    return "lacks the :// after its protocol"
 
 
 def _shown(meant: str, example: str) -> str:
-    """The URL itself, unless it might hold credentials or what moves a cursor."""
+    """The URL itself, unless it might contain credentials or control characters."""
     return meant if meant.isprintable() and not set("@?") & set(meant) else example

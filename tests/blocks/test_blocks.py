@@ -115,7 +115,7 @@ AGE = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
 @pytest.mark.parametrize(
     ("fields", "remedy"),
     [
-        ({"url": "file:///srv/x", "s3_encryption": "SSE-S3"}, "no business of a local folder"),
+        ({"url": "file:///srv/x", "s3_encryption": "SSE-S3"}, "not supported on a local folder"),
         ({"url": "s3://bucket/x", "kms_key": "k"}, "needs the encryption SSE-KMS"),
         ({"url": "s3://bucket/x", "azure_encryption_scope": "k"}, "nothing that S3 knows"),
         ({"url": "ftp://x", "kms_key": "k"}, "use age recipients instead"),

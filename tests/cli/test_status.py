@@ -93,7 +93,7 @@ def test_the_answers_of_a_prefect_that_hangs_share_their_time(tmp_path: Path) ->
             found = read_status(tmp_path / "inbox.sqlite", seconds=LONG, clock=lambda: next(moments))
     assert found == StatusReport(problems=found.problems)
     (problem,) = found.problems
-    assert "does not answer in time" in problem
+    assert "did not respond in time" in problem
 
 
 def test_an_inbox_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:

@@ -265,9 +265,9 @@ def test_an_outage_that_outlasts_the_retries_is_followed_by_a_later_attempt(runn
     until(lambda: running.run(made["id"])["state_type"] in FINAL, "the run to end", 240)
     run = running.run(made["id"])
     assert run["state_type"] == "FAILED"
-    assert "Attempt 2 of 9 follows by itself in 5 minutes." in run["state"]["message"]
+    assert "Attempt 2 of 9 follows automatically in 5 minutes." in run["state"]["message"]
     later = [other for other in running.runs(message_id=message["id"]) if other["id"] != run["id"]]
     assert [(other["state_type"], other["tags"]) for other in later] == [("SCHEDULED", ["attempt-2"])]
     assert later[0]["parameters"] == run["parameters"]
-    assert later[0]["work_queue_name"] == "backfill", "old mail goes on waiting behind live mail"
+    assert later[0]["work_queue_name"] == "backfill", "old mail keeps waiting behind live mail"
     running.remove(f"flow_runs/{later[0]['id']}")

@@ -117,7 +117,7 @@ def test_a_run_waits_for_prefect_and_gives_up_late(monkeypatch: pytest.MonkeyPat
     assert retry_until_available(ask) == "block"
     answers[:] = [httpx.ReadError("gone")]
     monkeypatch.setattr(errors, "PATIENCE", 0.1)
-    with pytest.raises(PrefectLost, match=r"does not answer \(ReadError\)") as caught:
+    with pytest.raises(PrefectLost, match=r"does not respond \(ReadError\)") as caught:
         retry_until_available(ask)
     assert errors.is_retryable(caught.value)
 

@@ -1,1 +1,1 @@
-"""Local files, written such that a crash or a planted link does no harm."""
+"""Local files, written so that a crash or a planted symlink does no harm."""

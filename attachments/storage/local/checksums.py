@@ -1,4 +1,4 @@
-"""What proves that an object is ours and whole: its size and SHA-256, in extended attributes on the file.
+"""The proof that an object is complete: its size and SHA-256, in extended attributes of the file.
 
 They stand on it before it gets its final name, so an object with a proof that holds was committed by us.
 Where the file system has no such attributes, or Python can't set them (macOS), an object simply has no proof.
@@ -15,7 +15,7 @@ from attachments.storage.content import Content
 
 _SHA256 = "user.attachments.sha256"
 _BYTES = "user.attachments.bytes"
-# Of what stands in the file, where that is ciphertext.
+# Of the file's content, if that is ciphertext.
 _STORED_SHA256 = "user.attachments.stored-sha256"
 _STORED_BYTES = "user.attachments.stored-bytes"
 _MIME_TYPE = "user.mime_type"  # freedesktop.org's shared-mime-info names it so
@@ -25,10 +25,10 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 def attach_proof(fd: int, content: Content, *, content_type: str | None = None) -> None:
-    """Writes the proof onto an open file, where that is possible."""
+    """Write the proof to an open file, if the file system supports it."""
     if not hasattr(os, "setxattr"):
         return
-    # One that can't be set costs a download when a manifest is lost, nothing else.
+    # A missing proof costs only a download if the manifest is lost.
     with suppress(OSError):
         os.setxattr(fd, _BYTES, str(content.bytes).encode())
         os.setxattr(fd, _SHA256, content.sha256.encode())
@@ -40,7 +40,7 @@ def attach_proof(fd: int, content: Content, *, content_type: str | None = None) 
 
 
 def claimed(fd: int) -> Content | None:
-    """What the proof on an open file says that it holds. None when it has none that can be read."""
+    """The content that an open file's proof claims; None if it has no readable proof."""
     if not hasattr(os, "getxattr"):
         return None
     try:
@@ -55,7 +55,7 @@ def claimed(fd: int) -> Content | None:
 
 
 def holds(fd: int, content: Content) -> bool:
-    """Whether an open file holds just this. Reads all of it, when its size is right. Raises OSError."""
+    """Whether an open file has exactly this content. Reads all of it if its size matches. Raises OSError."""
     if os.fstat(fd).st_size != content.stored_bytes:
         return False
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""How a whole file gets its final name, and what may stand there already. Raises OSError."""
+"""Gives complete files their final names, and handles existing ones. Raises OSError."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from attachments.storage.manifest import MAX_READ
 from attachments.storage.names import shorter_names
 from attachments.storage.store import StoredObject
 
-# What link() says on file systems that have no hard links (FAT, exFAT, some FUSE and network mounts).
+# Errors of link() on file systems without hard links (FAT, exFAT, some FUSE and network mounts).
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def commit(root: Folder, key: str, file: IncomingFile, content: Content) -> StoredObject:
-    """Gives a whole, synced file its final name unless something stands there; to be called under the lock.
+    """Give a complete, synced file its final name, unless an object exists. Call it under the lock.
 
     What stands there is handed back when it holds the same, and raises AlreadyExists when it does not.
     """
@@ -32,7 +32,7 @@ def commit(root: Folder, key: str, file: IncomingFile, content: Content) -> Stor
         else:
             name = _give_name(file, name, folder)
             committed = StoredObject.of(f"{message_key}/{attachment_key}/{name}", content, written_at(file.fd))
-        # All three each time: another writer may have made a folder, and died before it could sync.
+        # Always sync all three: another writer may have created a folder and died before syncing it.
         folder.sync()
         message.sync()
         root.sync()
@@ -40,7 +40,7 @@ def commit(root: Folder, key: str, file: IncomingFile, content: Content) -> Stor
 
 
 def proven(folder: Folder, place: str) -> StoredObject | None:
-    """What stands in an attachment's folder with a proof that holds."""
+    """The object in an attachment's folder that has a valid proof."""
     for name in _possible(folder, place):
         with suppress(FileNotFoundError, FileExistsError), folder.opened(name, os.O_RDONLY) as fd:
             content = claimed(fd)
@@ -50,7 +50,7 @@ def proven(folder: Folder, place: str) -> StoredObject | None:
 
 
 def read_manifest(root: Folder, message_key: str) -> bytes | None:
-    """The bytes of a message's manifest, None when it has none; of a larger file those that are read of a manifest."""
+    """The bytes of a message's manifest, at most `MAX_READ`; None if it has none."""
     with suppress(FileNotFoundError), root.folder(message_key) as message:  # noqa: SIM117  # one line too long
         with message.opened(MANIFEST_NAME, os.O_RDONLY) as fd, os.fdopen(fd, "rb", closefd=False) as file:
             return file.read(MAX_READ)
@@ -58,7 +58,7 @@ def read_manifest(root: Folder, message_key: str) -> bytes | None:
 
 
 def replace_manifest(root: Folder, message_key: str, data: bytes) -> None:
-    """Puts these bytes in the place of a message's manifest; to be called under the lock."""
+    """Replace a message's manifest with these bytes. Call it under the lock."""
     stem = f"{message_key}.manifest"
     sweep(root, f"{stem}.")
     with incoming(root, stem) as file, root.made(message_key) as message:
@@ -70,7 +70,7 @@ def replace_manifest(root: Folder, message_key: str, data: bytes) -> None:
 
 
 def _give_name(file: IncomingFile, name: str, folder: Folder) -> str:
-    """The name that it got: a shorter one where the file system allows no longer ones, whatever it said before."""
+    """The name that the file got, shortened if the file system rejects its length, whatever limit it reports."""
     refusal: OSError | None = None
     for shorter in shorter_names(name):
         try:
@@ -81,7 +81,7 @@ def _give_name(file: IncomingFile, name: str, folder: Folder) -> str:
             refusal = refusal or error
         else:
             return shorter
-    raise refusal or AssertionError("a name is tried at least once")
+    raise refusal or AssertionError("at least one name is tried")
 
 
 def _move(file: IncomingFile, name: str, folder: Folder) -> None:
@@ -91,26 +91,27 @@ def _move(file: IncomingFile, name: str, folder: Folder) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # Would replace silently, but the folder is empty and the lock is ours.
+        # It would replace a file silently, but the folder is empty and this process has the lock.
         os.rename(file.name, name, **places)  # noqa: PTH104  # pathlib knows no descriptors
 
 
 def _possible(folder: Folder, place: str) -> list[str]:
-    """The names in an attachment's folder that an object of ours can have; no manifest could record another."""
+    """The names in an attachment's folder that a manifest can record."""
     return [name for name in folder.names() if is_object_path(f"{place}/{name}")]
 
 
 def _same(folder: Folder, content: Content, place: str) -> StoredObject:
-    """What stands in the folder, when it is what we would have put there: a lost reply, or a race."""
+    """The existing object, if it is the same attachment, after a lost response or a race."""
     for name in _possible(folder, place):
         with suppress(FileNotFoundError, FileExistsError), folder.opened(name, os.O_RDONLY) as fd:
-            # Ciphertext is recognised by its proof alone, which says what it decrypts to.
+            # Ciphertext is recognised only by its proof, which records the decrypted content.
             expected = claimed(fd) or Content.plain(content.bytes, content.sha256)
             if expected.is_same_attachment(content) and holds(fd, expected):
                 attach_proof(fd, expected)
                 os.fsync(fd)
                 return StoredObject.of(f"{place}/{name}", expected, written_at(fd))
     raise AlreadyExists(
-        f"something else already stands under attachment {place} and was left alone; move it away, then run it again",
+        f"another object already exists under attachment {place} and was left alone; move it away, then run the "
+        "download again",
         key=place,
     )

@@ -1,4 +1,4 @@
-"""The one place where the operating system's errors become the store's."""
+"""Translates the operating system's errors into the store's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from attachments.storage.errors import (
 _KINDS: dict[int, tuple[type[StoreError], str]] = {
     number: (kind, advice)
     for kind, advice, names in (
-        (OutOfSpace, "make room or raise the quota, then run it again", "ENOSPC EDQUOT EFBIG EOVERFLOW"),
+        (OutOfSpace, "free space or raise the quota, then run it again", "ENOSPC EDQUOT EFBIG EOVERFLOW"),
         (
             AccessDenied,
             "let the worker's user write to the store's folder, on a file system that is not read-only",
@@ -55,13 +55,13 @@ _KINDS: dict[int, tuple[type[StoreError], str]] = {
     for name in names.split()
     if (number := getattr(errno, name, None)) is not None
 }
-# Whatever else an operating system may say is tried again: giving up on the unknown would lose mail.
+# Unknown errors are retried, because giving up on them would lose mail.
 _ELSE = (StoreUnavailable, "look at the disk or mount if this goes on; it is tried again")
 
 
 @contextmanager
 def translated(doing: str, *, key: str | None = None) -> Iterator[None]:
-    """Turns any OSError inside into a StoreError that says what could not be done, to which key.
+    """Translate an OSError into a StoreError that says what failed, for which key.
 
     The OSError holds paths, so nothing of it is kept but the symbol of its number.
     """
@@ -77,7 +77,7 @@ def translated(doing: str, *, key: str | None = None) -> Iterator[None]:
 _FTP: Mapping[str, tuple[type[StoreError], str]] = {  # RFC 959, section 4.2; 550 may pass: it says too many things
     "530": (AccessDenied, "check user name and password in the store's options"),
     "532": (AccessDenied, "the server wants an account for storing files; ask whoever runs it"),
-    "552": (OutOfSpace, "make room or raise the quota, then run it again"),
+    "552": (OutOfSpace, "free space or raise the quota, then run it again"),
     "553": (UnsupportedStore, "the server does not take such a name; choose a shorter path"),
     **dict.fromkeys(
         ("500", "501", "502", "503", "504"),
@@ -87,7 +87,7 @@ _FTP: Mapping[str, tuple[type[StoreError], str]] = {  # RFC 959, section 4.2; 55
 
 
 def failure_of(error: Exception) -> Failure:
-    """What the error of an operating system, or of any fsspec file system, means; the unknown may pass."""
+    """The meaning of an error of the operating system or an fsspec file system; unknown ones count as transient."""
     if isinstance(error, ftplib.error_perm) and (known := _FTP.get(str(error)[:3])):
         return Failure(known[0], str(error)[:3], known[1])
     if isinstance(error, ImportError):

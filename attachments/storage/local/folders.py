@@ -1,4 +1,4 @@
-"""Folders held open. What is in them is named relative to them, so no symlink on the way is ever followed."""
+"""Open folders. Entries are named relative to them, so that no symlink on the path is followed."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from attachments.storage.names import MAX_BYTES
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
 
-# What open() says of symlinks, folders, sockets and pipes, in the words of Linux, macOS and BSD.
+# Errors of open() for symlinks, folders, sockets and pipes on Linux, macOS and BSD.
 _NOT_REGULAR = {errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO}
 
 
 class Folder:
-    """An open folder. Raises OSError; a symlink or a file in a folder's place is a NotADirectoryError."""
+    """An open folder. Raises OSError; NotADirectoryError for a symlink or a file."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     @classmethod
     def at(cls, path: Path) -> Folder:
-        """The folder at a path that the user has configured; a symlink there is the user's choice."""
+        """The folder at a configured path, which may contain symlinks."""
         return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def folder(self, name: str) -> Folder:
-        """A folder in this one."""
+        """Open a folder in this one."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             return Folder(os.open(name, flags, dir_fd=self.fd))
@@ -42,13 +42,13 @@ class Folder:
             raise
 
     def made(self, name: str) -> Folder:
-        """A folder in this one, made when it is missing."""
+        """Open a folder in this one, creating it if it is missing."""
         with suppress(FileExistsError):
             os.mkdir(name, FOLDER_MODE, dir_fd=self.fd)
         return self.folder(name)
 
     def has(self, name: str) -> bool:
-        """Whether there is anything of this name."""
+        """Whether an entry with this name exists."""
         try:
             os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -56,23 +56,23 @@ class Folder:
         return True
 
     def names(self) -> list[str]:
-        """What is in it, sorted; without hidden names, which no attachment has but desktops leave behind."""
+        """Its entries, sorted, without hidden names, which attachments do not have but desktops create."""
         return sorted(name for name in self.all_names() if not name.startswith("."))
 
     def each_name(self) -> Iterator[str]:
-        """As `names`, one after the other in any order: there may be millions."""
+        """As `names`, as an iterator in any order, because there may be millions."""
         with os.scandir(self.fd) as entries:
             for entry in entries:
                 if not entry.name.startswith("."):
                     yield entry.name
 
     def all_names(self) -> list[str]:
-        """What is in it, hidden or not."""
+        """All its entries, hidden ones too."""
         return os.listdir(self.fd)  # noqa: PTH208  # pathlib knows no descriptors
 
     @contextmanager
     def opened(self, name: str, flags: int) -> Iterator[int]:
-        """A regular file in this folder, as a descriptor. Anything else of that name is a FileExistsError."""
+        """Open a regular file in this folder, as a descriptor. Raises FileExistsError for anything else."""
         # Without O_NONBLOCK a planted pipe would block for ever.
         flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
@@ -86,23 +86,23 @@ class Folder:
                 raise FileExistsError(errno.EEXIST, "not a regular file")
             yield fd
         finally:
-            # What was written is synced before it is believed, so closing has nothing more to tell.
+            # Writers sync the file before they rely on it, so an error on closing has no meaning.
             with suppress(OSError):
                 os.close(fd)
 
     def longest_name(self) -> int:
-        """How many bytes a name in it may have, as far as the system tells; some tell 255 of any file system."""
+        """The maximum bytes of a name in it, as the system reports; some report 255 for any file system."""
         with suppress(OSError, ValueError):
             if (most := os.pathconf(self.fd, "PC_NAME_MAX")) > 0:
                 return most
         return MAX_BYTES
 
     def sync(self) -> None:
-        """Makes the names in it survive a power failure."""
+        """Sync the folder, so that its entries survive a power failure."""
         try:
             os.fsync(self.fd)
         except OSError as error:
-            # Some network file systems have no fsync for folders; their servers keep names by themselves.
+            # Some network file systems do not support fsync on folders; their servers store entries durably.
             if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
                 raise
 
@@ -116,7 +116,7 @@ class Folder:
 
 
 def make_with_parents(path: Path) -> None:
-    """Makes a folder and those above it, so that they survive a power failure."""
+    """Create a folder and its parents durably."""
     missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
     for folder in reversed(missing):
         folder.mkdir(FOLDER_MODE, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Locks between processes, threads and (where the file system has them) machines."""
+"""Locks between processes, threads and, if the file system supports it, machines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ work on NFS, which wants a descriptor open for writing.
 """
 
 PATIENCE = 60.0
-"""Seconds to wait for a lock. It is held for milliseconds: whoever holds it this long is stopped or stuck."""
+"""Seconds to wait for a lock. It is held for milliseconds, so a longer holder is stopped or stuck."""
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _TAKEN = {errno.EAGAIN, errno.EACCES}
@@ -29,7 +29,7 @@ _TAKEN = {errno.EAGAIN, errno.EACCES}
 
 @contextmanager
 def locked(root: Folder, message_key: str, *, patience: float = PATIENCE) -> Iterator[None]:
-    """Nobody else is in here for this message. Not re-entrant; messages whose keys begin alike share it."""
+    """Hold the lock of this message. Not re-entrant; messages whose keys begin alike share a lock."""
     with root.made(LOCKS) as locks, locks.opened(message_key[:2], os.O_RDWR | os.O_CREAT) as fd:
         deadline = time.monotonic() + patience
         while not claim(fd):
@@ -39,18 +39,18 @@ def locked(root: Folder, message_key: str, *, patience: float = PATIENCE) -> Ite
                     "if it is stopped, end it; it is tried again",
                     key=message_key,
                 )
-            # Odd pauses, so that those who wait do not stay in step.
+            # Random pauses, so that the waiters do not stay in step.
             time.sleep(random.uniform(0.002, 0.02))  # noqa: S311  # no secret
         try:
             yield
         finally:
-            # Closing alone is not enough: a forked child may hold a copy of the descriptor.
+            # Closing is not enough, because a forked child may have a copy of the descriptor.
             with suppress(OSError):
                 fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def claim(fd: int) -> bool:
-    """Takes the lock of an open file for this descriptor, unless another has it."""
+    """Lock an open file for this descriptor; False if another one has the lock."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How an object leaves its folder for good, and the empty folder with it. Raises OSError; needs the lock."""
+"""Removes objects and their empty folders durably. Raises OSError; call it under the lock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attachments.storage.local.folders import Folder
 
 
 def remove_object(root: Folder, key: str, stored_before: datetime | None) -> bool:
-    """Removes an attachment's file and its folder; whatever else is in that stays. Nothing there is fine.
+    """Remove an attachment's file and its folder, unless that contains other files. No-op if missing.
 
     False when the file is not that old, and stays. A symlink, a folder or a pipe in the file's place is a
     FileExistsError or a NotADirectoryError.
@@ -27,7 +27,7 @@ def remove_object(root: Folder, key: str, stored_before: datetime | None) -> boo
 
 
 def remove_manifest(root: Folder, message_key: str) -> None:
-    """Removes a message's manifest, and the message's folder when nothing else is in it."""
+    """Remove a message's manifest, and the message's folder if it is then empty."""
     with suppress(FileNotFoundError):
         with root.folder(message_key) as message:
             _unlink(message, MANIFEST_NAME)
@@ -40,13 +40,13 @@ def _unlink(folder: Folder, name: str, stored_before: datetime | None = None) ->
             if stored_before is not None and written_at(fd) >= stored_before:
                 return False
             os.unlink(name, dir_fd=folder.fd)
-        # Before anybody records that it is gone: after a power failure it must not be back.
+        # Sync before the removal is recorded, so that the file does not reappear after a power failure.
         folder.sync()
     return True
 
 
 def _remove_empty(folder: Folder, name: str) -> None:
-    """Fails where something else is left in it, which is as it should be."""
+    """Remove a folder if it is empty; otherwise it stays."""
     with suppress(OSError):
         os.rmdir(name, dir_fd=folder.fd)
         folder.sync()

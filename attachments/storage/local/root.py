@@ -1,4 +1,4 @@
-"""The local store's root folder: when it is made, and when it must not be.
+"""The local store's root folder: when it is created, and when it must not be.
 
 It is made at the first write, with the folders above it, if it did not exist when the store was opened. A
 root that did exist is never made anew, nor is ``.incoming`` in a root that had it: that is what a vanished
@@ -19,17 +19,17 @@ from attachments.storage.local.staging import INCOMING
 
 
 class Root:
-    """Opens the root. Raises NotFound when it has vanished, and OSError."""
+    """Opens the root. Raises NotFound if it has vanished, and OSError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Path.is_dir() raises on a folder that we may not look into; that is for the first use to report.
+        # Path.is_dir() raises for an inaccessible folder; the first use reports that.
         self._existed = os.path.isdir(path)  # noqa: PTH112
         self._was_a_store = os.path.isdir(path / INCOMING)  # noqa: PTH112
 
     def opened(self, until: ExitStack) -> Folder | None:
-        """The root, None when the store has yet to be made; open until the stack is closed."""
-        # Read before looking: another thread may be making the store right now.
+        """The root, or None if the store does not exist yet; open until the stack is closed."""
+        # Read this first, because another thread may be creating the store.
         existed, was_a_store = self._existed, self._was_a_store
         try:
             root = until.enter_context(Folder.at(self._path))
@@ -48,7 +48,7 @@ class Root:
         )
 
     def made(self, until: ExitStack) -> Folder:
-        """The root, made when the store has yet to be; open until the stack is closed."""
+        """The root, created if the store does not exist yet; open until the stack is closed."""
         root = self.opened(until)
         if root is None:
             make_with_parents(self._path)

@@ -1,4 +1,4 @@
-"""Files on their way in: invisible under any key until they are whole, and gone when their writer is.
+"""Staged files: they get their key only once they are complete, and disappear with their writer.
 
 A file is called ``<message_key>.<attachment_key>.<random>`` and is locked while its writer lives. The system
 drops the lock with the process, however it dies: a file that nobody locks is a dead writer's, and is removed.
@@ -16,7 +16,7 @@ from attachments.storage.local.folders import Folder
 from attachments.storage.local.locks import claim
 
 INCOMING = ".incoming"
-"""Folder in the root. It also marks the folder around it as a store."""
+"""A folder in the root, which also shows that the root is a store."""
 
 
 class IncomingFile:
@@ -29,7 +29,7 @@ class IncomingFile:
         self.bytes = 0
 
     def write(self, chunk: bytes) -> None:
-        """Appends all of the chunk; a plain write may take only a part of it."""
+        """Append the whole chunk; a single write may be partial."""
         written = os.write(self.fd, chunk)
         if written < len(chunk):
             rest = memoryview(chunk)[written:]
@@ -38,13 +38,13 @@ class IncomingFile:
         self.bytes += len(chunk)
 
     def sync(self) -> None:
-        """Makes its content survive a power failure. A full disk may show only here."""
+        """Sync the content. A full disk may be reported only here."""
         os.fsync(self.fd)
 
 
 @contextmanager
 def incoming(root: Folder, stem: str) -> Iterator[IncomingFile]:
-    """A new file for a writer to fill. Its name is gone when the block ends, whichever way it ends."""
+    """A new staged file. Its temporary name is removed at the end of the block in any case."""
     with root.made(INCOMING) as folder:
         while True:
             name = f"{stem}.{secrets.token_hex(8)}"
@@ -52,18 +52,18 @@ def incoming(root: Folder, stem: str) -> Iterator[IncomingFile]:
             with folder.opened(name, flags) as fd:
                 file = IncomingFile(folder, name, fd)
                 try:
-                    # Between creating and locking it, a sweep may have taken it for a dead writer's.
+                    # Before it was locked, a sweep may have removed it as a dead writer's file.
                     if claim(fd) and os.fstat(fd).st_nlink > 0:
                         yield file
                         return
                 finally:
-                    # A failure to tidy up must not hide what happened; the next sweep does it.
+                    # A failed clean-up must not hide another error; the next sweep repeats it.
                     with suppress(OSError):
                         os.unlink(file.name, dir_fd=folder.fd)
 
 
 def sweep(root: Folder, prefix: str = "") -> None:
-    """Removes the files of dead writers whose names begin so, as far as that is possible."""
+    """Remove dead writers' files with this prefix, ignoring errors."""
     with root.made(INCOMING) as folder:
         for name in folder.all_names():
             if not name.startswith(prefix):
@@ -74,13 +74,13 @@ def sweep(root: Folder, prefix: str = "") -> None:
 
 
 def abandoned(root: Folder) -> list[tuple[str, datetime]]:
-    """The files of dead writers, and when each was last written to, in UTC."""
+    """Dead writers' files, with the time of their last write in UTC."""
     found: list[tuple[str, datetime]] = []
     if not root.has(INCOMING):
         return found
     with root.folder(INCOMING) as folder:
         for name in folder.all_names():
-            with suppress(OSError), folder.opened(name, os.O_RDWR) as fd:  # a planted link or folder is no writer's
+            with suppress(OSError), folder.opened(name, os.O_RDWR) as fd:  # skips planted links and folders
                 if claim(fd):
                     found.append((name, datetime.fromtimestamp(os.fstat(fd).st_mtime, UTC)))
     return found

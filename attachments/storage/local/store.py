@@ -114,7 +114,7 @@ class LocalStore(Store):
                 return found
             message = opened.enter_context(root.folder(message_key))
             for key in filter(is_key, message.names()):
-                # What is no folder, or is purged under our eyes, is nothing that we could vouch for.
+                # Skip what is not a folder, and what a purge has just removed.
                 with suppress(FileNotFoundError, NotADirectoryError), message.folder(key) as folder:
                     if standing := proven(folder, f"{message_key}/{key}"):
                         found[key] = standing
@@ -141,7 +141,7 @@ class LocalStore(Store):
                 file = opened.enter_context(incoming(root, stem))
 
             def write(chunk: bytes) -> None:
-                # The source's errors are not ours: only what we do with a chunk is translated.
+                # Errors of the source are not the store's: only those of writing a chunk are translated.
                 with translated(doing, key=place):
                     file.write(chunk)
 
@@ -210,7 +210,7 @@ class LocalStore(Store):
         with translated("write to the store"), ExitStack() as opened:
             root = self._root.opened(opened)
             if root is None or not root.has(INCOMING):
-                return datetime.now(UTC)  # nothing is made for the asking
+                return datetime.now(UTC)  # do not create the store for this
             file = opened.enter_context(incoming(root, "clock"))
             file.write(b"now")
             return written_at(file.fd)
@@ -226,7 +226,7 @@ class LocalStore(Store):
                 folder = opened.enter_context(opened.enter_context(root.folder(message)).folder(attachment))
                 fd = opened.enter_context(folder.opened(name, os.O_RDONLY))
             except (FileNotFoundError, NotADirectoryError, FileExistsError):
-                raise NothingStored(f"nothing stands under attachment {place}", key=place) from None
+                raise NothingStored(f"no object exists under attachment {place}", key=place) from None
             while block := os.read(fd, BLOCK):
                 yield block
 
@@ -244,7 +244,7 @@ class LocalStore(Store):
                 _check_that_it_can_be_made(self._path)
                 return "not made yet"
             _try_out(root)
-            # The worker's own folder, where every file comes in; it is not made here.
+            # The staging folder; the probe does not create it.
             if root.has(INCOMING):
                 _try_out(opened.enter_context(root.folder(INCOMING)))
         return "works"
@@ -256,33 +256,33 @@ class LocalStore(Store):
                 sweep(root, residue.path.removeprefix(f"{INCOMING}/"))
 
     def _check_encryption(self, root: Folder, place: str) -> None:
-        """Looked at for each file, since it costs nothing here."""
+        """Check the marker for each file, because a local check is cheap."""
         if self._seal is not None:
             create_local_marker(root)
         elif not self._allow_plaintext and has_local_marker(root):
             raise plaintext_refused_error(place)
 
     def _sweep(self, root: Folder, stem: str) -> None:
-        """Removes what dead writers have left: all of it once, later what they left of this attachment."""
+        """Remove dead writers' files: at first all of them, later those of this attachment."""
         sweep(root, f"{stem}." if self._has_swept else "")
         self._has_swept = True
 
 
 def _try_out(folder: Folder) -> None:
-    """Writes a file and reads it back. It has no name any more by then, so that no crash leaves it behind."""
+    """Write a nameless file and read it back, so that a crash leaves nothing behind."""
     content = secrets.token_bytes(64)
     name = f".probe-{secrets.token_hex(8)}"
     with folder.opened(name, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
         os.unlink(name, dir_fd=folder.fd)
-        claim(fd)  # without locks nothing can be stored
+        claim(fd)  # the store needs locks
         os.write(fd, content)
         os.fsync(fd)
         if os.pread(fd, len(content), 0) != content:
-            raise OSError(errno.EIO, "what was written is not what is read")
+            raise OSError(errno.EIO, "the content that was read differs from what was written")
 
 
 def _check_that_it_can_be_made(path: Path) -> None:
-    """By whoever asks, at the first write."""
+    """Check that the first write could create the folder."""
     parent = next(folder for folder in path.parents if folder.is_dir())
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise OSError(errno.EACCES, "the folder above may not be written")
+        raise OSError(errno.EACCES, "the parent folder is not writable")
