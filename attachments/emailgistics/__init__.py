@@ -1,6 +1,6 @@
-"""The vendor's contract: what Emailgistics lists, delivers and posts, and all that can go wrong on the way.
+"""The vendor's contract: the client, its models and errors, and the webhook's payload.
 
-Knows neither Prefect nor fsspec.
+Depends neither on Prefect nor on fsspec.
 """
 
 from attachments.emailgistics.client import EmailgisticsClient

@@ -1,4 +1,4 @@
-"""An answer's body, read piece by piece under the deadline of its call."""
+"""Reads a response's body in pieces, within the deadline of its call."""
 
 from collections.abc import Iterator
 
@@ -11,9 +11,9 @@ from attachments.emailgistics.framing import Framing, framing_of
 
 
 def pieces(response: httpx.Response, call: Call, action: str) -> Iterator[bytes]:
-    """The bytes as they come off the wire. Raises this project's errors; its end proves nothing.
+    """The bytes as they arrive. Raises this project's errors; the end of the iteration proves nothing.
 
-    Not `Response.iter_raw`: that adds two layers, and nothing to what the stream itself yields.
+    Not `Response.iter_raw`, which adds two layers without any benefit.
     """
     stream = response.stream
     assert isinstance(stream, httpx.SyncByteStream)  # noqa: S101 - httpx types both kinds as one
@@ -25,27 +25,27 @@ def pieces(response: httpx.Response, call: Call, action: str) -> Iterator[bytes]
 
 
 def readable_framing(response: httpx.Response, action: str) -> Framing:
-    """The framing of a body that came as it was asked for. Raises `BadAnswer` for one that is encoded.
+    """The framing of an unencoded body. Raises `BadAnswer` for an encoded one.
 
-    Some servers say `gzip` of a file that is a .gz: decoding would change it, and not decoding would store
-    what a proxy has compressed. So neither: we asked for `identity` (RFC 9110, section 12.5.3).
+    Some servers declare a .gz file as `gzip`: decoding would change it, and not decoding would store what a proxy has
+    compressed. The request asks for `identity` (RFC 9110, section 12.5.3), so both are errors.
     """
     if response.headers.get("content-encoding", "").strip().lower() not in {"", "identity"}:
-        raise BadAnswer(f"{action}: the body is encoded, though it was asked for as it is")
+        raise BadAnswer(f"{action}: the body is encoded, although `identity` was requested")
     return framing_of(response.headers, action)
 
 
 def whole(response: httpx.Response, call: Call, action: str, *, most: int) -> bytes:
-    """A small body in one, of at most so many bytes. Raises `BadAnswer` for more, `Truncated` for a cut one.
+    """A whole small body of at most `most` bytes. Raises `BadAnswer` for more, `Truncated` for an incomplete one.
 
-    One that is framed by the connection's end alone is returned: its reader must tell whether it is whole.
+    A body that is framed only by the end of the connection is returned; the caller must check that it is complete.
     """
     framing = readable_framing(response, action)
     body = bytearray()
     for piece in pieces(response, call, action):
         body += piece
         if len(body) > most:
-            raise BadAnswer(f"{action}: the answer is longer than {most} bytes")
+            raise BadAnswer(f"{action}: the response is longer than {most} bytes")
     doubt = framing.doubt(len(body), len(body), action)
     if doubt is not None:
         raise doubt

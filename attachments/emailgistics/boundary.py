@@ -1,7 +1,6 @@
-"""The one place where httpx's, httpcore's and the operating system's errors become ours.
+"""Translates the errors of httpx, httpcore and the operating system into this project's.
 
-Their texts can hold the URL, and with it the ids, so none of it is taken over: of what they say, only the
-class's name or the symbol of an `errno` is.
+Their texts may contain the URL, and with it ids, so only the class's name or the symbol of an `errno` is kept.
 """
 
 import errno
@@ -30,11 +29,11 @@ _TIMEOUTS: _Foreign = (httpx.TimeoutException, httpcore.TimeoutException, Timeou
 _PROTOCOL: _Foreign = (httpx.RemoteProtocolError, httpcore.RemoteProtocolError)
 
 _TABLE: tuple[tuple[_Foreign, type[EmailgisticsError], str], ...] = (
-    # The first row that fits counts: most specific first.
+    # The first matching row counts, most specific first.
     ((httpx.PoolTimeout, httpcore.PoolTimeout), TimedOut, "no connection became free in time"),
     ((httpx.ConnectTimeout, httpcore.ConnectTimeout), TimedOut, "connecting took too long"),
     ((httpx.WriteTimeout, httpcore.WriteTimeout), TimedOut, "sending the request took too long"),
-    (_TIMEOUTS, TimedOut, "nothing came for too long"),
+    (_TIMEOUTS, TimedOut, "no data arrived for too long"),
     ((httpx.ProxyError, httpcore.ProxyError), ConnectionFailed, "the proxy refused"),
     (
         (
@@ -51,7 +50,7 @@ _TABLE: tuple[tuple[_Foreign, type[EmailgisticsError], str], ...] = (
     ),
     ((httpx.DecodingError,), BadAnswer, "the body could not be decoded"),
     ((httpx.HTTPStatusError,), UnexpectedStatus, "the status is an error"),
-    (_PROTOCOL, ConnectionFailed, "the other side hung up"),
+    (_PROTOCOL, ConnectionFailed, "the server closed the connection"),
     ((httpx.StreamError,), ConnectionFailed, "the body was already closed or read"),
     (
         (
@@ -67,16 +66,16 @@ _TABLE: tuple[tuple[_Foreign, type[EmailgisticsError], str], ...] = (
 )
 
 FOREIGN: _Foreign = tuple(error for errors, _, _ in _TABLE for error in errors)
-"""What is translated. Anything else is a bug of ours, and passes."""
+"""The errors that are translated. Anything else is a bug of this project, and passes."""
 
 _MOST_CAUSES = 8
 
 
 @contextmanager
 def translated(action: str, call: Call | None = None, *, reading: bool = False) -> Iterator[None]:
-    """Raise ours instead of theirs. `action` is said to people ("downloading an attachment").
+    """Raise this project's errors instead of the libraries'. `action` begins the message ("downloading an attachment").
 
-    `reading`: the body is being read, so a connection that breaks means a body that is cut.
+    `reading`: the body is being read, so a broken connection means an incomplete body.
     """
     try:
         yield
@@ -88,7 +87,7 @@ def _translation(foreign: Exception, action: str, call: Call | None, *, reading:
     if call is not None and (ended := own_end(call, action)):
         return ended
     if isinstance(foreign, _PROTOCOL) and call is not None and call.hung_up is False:
-        return BadAnswer(f"{action}: the answer breaks the rules of HTTP")
+        return BadAnswer(f"{action}: the response violates HTTP")
     error, what = next((ours, what) for theirs, ours, what in _TABLE if isinstance(foreign, theirs))
     if reading and error is ConnectionFailed:
         return Truncated(f"{action}: the connection broke before the body was complete")
@@ -96,16 +95,16 @@ def _translation(foreign: Exception, action: str, call: Call | None, *, reading:
 
 
 def own_end(call: Call, action: str) -> EmailgisticsError | None:
-    """The error when it was we who ended the call, by `abort()` or its deadline; else None."""
+    """The error if this process ended the call, by `abort()` or its deadline; otherwise None."""
     if call.aborted:
-        return Aborted(f"{action}: ended by ourselves")
+        return Aborted(f"{action}: ended by this process")
     if call.remaining() <= 0:
         return call.too_late(f"{action}: not done within {call.seconds:g} seconds")
     return None
 
 
 def _symbol(foreign: BaseException) -> str:
-    """The innermost cause, as a word without data: `ECONNREFUSED`, `SSLCertVerificationError`."""
+    """The innermost cause as a symbol without data: `ECONNREFUSED`, `SSLCertVerificationError`."""
     cause = foreign
     for _ in range(_MOST_CAUSES):
         deeper = cause.__cause__ or cause.__context__

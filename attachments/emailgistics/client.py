@@ -1,4 +1,4 @@
-"""The client for Emailgistics' HTTP API, as far as attachments need it."""
+"""The client for the part of Emailgistics' HTTP API that attachments need."""
 
 import logging
 import re
@@ -39,9 +39,9 @@ DOWNLOADING = "Downloading an attachment"
 MAILBOXES = "Listing the mailboxes"
 
 CONNECT_SECONDS = 30.0
-"""A host that has not answered by then will not; a large file's patience is of no use here."""
+"""A host that has not responded by then will not, however long the download may take."""
 LISTING_BYTES = 16 * 1024 * 1024
-"""More than thousands of attachments take. A longer list, or page of a report, is refused: memory stays bounded."""
+"""Enough for thousands of attachments. A longer list or page of a report is refused, so that memory stays bounded."""
 
 JSON = {"Content-Type": "application/json"}
 
@@ -115,7 +115,7 @@ class EmailgisticsClient:
         self.close()
 
     def list_attachments(self, message_id: str) -> tuple[Attachment, ...]:
-        """All that is on the message, in the vendor's order (api/messages/list-attachments)."""
+        """The message's attachments, in the vendor's order (api/messages/list-attachments)."""
         call = Call(self._list_timeout, TimedOut)
         url = self._url("messages", message_id, "attachments")
         with self._answer("GET", url, LISTING, call, self._list_timeout) as response:
@@ -123,9 +123,9 @@ class EmailgisticsClient:
 
     @contextmanager
     def download(self, message_id: str, attachment_id: str, *, listed_size: int | None = None) -> Iterator[Download]:
-        """The attachment's bytes (api/messages/download-attachment), as they come, never all in memory.
+        """The attachment's bytes (api/messages/download-attachment) as a stream.
 
-        `listed_size` is the size as listed: it counts only when nothing else can prove the body complete.
+        `listed_size` counts only if nothing else can prove the body complete.
         """
         call = Call(self._download_deadline, DeadlineExceeded)
         url = self._url("messages", message_id, "attachments", attachment_id, "download")
@@ -141,16 +141,16 @@ class EmailgisticsClient:
     ) -> ReceivedMessages:
         """The messages that a mailbox received from `start` until before `end`, or a moment more on either side.
 
-        `on_wait` is told in a sentence when something is waited for. Needs the scopes `reporting` and
-        `messages:read`. Nothing is asked before the first one is taken. Raises `InvalidArgument` for moments
+        `on_wait` receives a sentence when the client waits for something. Needs the scopes `reporting` and
+        `messages:read`. No request is sent before the first one is taken. Raises `InvalidArgument` for moments
         without a zone and a span that ends before it starts; the rest as it is read (see `ReceivedMessages`).
         """
         return ReceivedMessages(self._report, mailbox_id, start, end, on_wait, self._report_limits)
 
     def abort(self) -> None:
-        """End every call that is on, from any thread, also one whose answer has not begun.
+        """End every call in progress, from any thread, even if its response has not begun.
 
-        Each raises `Aborted` where it waits. Later calls are not concerned.
+        Each raises `Aborted` where it waits. Later calls are not affected.
         """
         with self._calls_lock:
             calls = tuple(self._calls)
@@ -172,7 +172,7 @@ class EmailgisticsClient:
         content: bytes | None = None,
         fine: Collection[int] = (httpx.codes.OK,),
     ) -> bytes:
-        """The whole body of a small answer. `href` is relative to the base URL, or as the vendor gave it."""
+        """The whole body of a small response. `href` is relative to the base URL, or a link from the vendor."""
         target = self._inside(href, action)
         call = Call(self._list_timeout, TimedOut)
         with self._answer(method, str(target), action, call, self._list_timeout, content, fine) as response:
@@ -189,7 +189,7 @@ class EmailgisticsClient:
         content: bytes | None = None,
         fine: Collection[int] = (httpx.codes.OK,),
     ) -> Iterator[httpx.Response]:
-        """The successful answer to a request, its body unread; closed on leaving."""
+        """The successful response to a request, with its body unread; closed on exit."""
         with self._calls_lock:
             self._calls.add(call)
         try:
@@ -203,7 +203,7 @@ class EmailgisticsClient:
                         extensions={
                             CALL: call,
                             ACTION: action,
-                            # The account's three report runs: the fleet must not stand still for those.
+                            # The account's limit of three report runs must not pause the whole fleet.
                             OWN_LIMIT: method == "POST",
                             "timeout": {
                                 "connect": min(timeout, CONNECT_SECONDS),
@@ -226,17 +226,18 @@ class EmailgisticsClient:
                 self._calls.discard(call)
 
     def _inside(self, href: str, action: str) -> httpx.URL:
-        """Where a link leads. Raises `StrayLink` for anywhere but below the base URL: the key goes with the call."""
+        """The target of a link. Raises `StrayLink` unless it is below the base URL, because the key is sent with the
+        call."""
         base = httpx.URL(f"{str(self._base_url).rstrip('/')}/")
         try:
             target = base.join(href)
         except httpx.InvalidURL:
-            raise StrayLink(f"{action}: the answer leads to no valid URL") from None
+            raise StrayLink(f"{action}: the response contains a link that is not a valid URL") from None
         if (target.scheme, target.host, target.port) != (base.scheme, base.host, base.port) or target.userinfo:
-            raise StrayLink(f"{action}: the answer leads to another host, which is not followed")
-        # `path` is decoded: a ".." that was encoded climbs at whatever server decodes it.
+            raise StrayLink(f"{action}: the response contains a link to another host, which is not followed")
+        # `path` is decoded, because a server may decode an encoded ".." too.
         if not target.path.startswith(base.path) or ".." in re.split(r"[/\\]", target.path):
-            raise StrayLink(f"{action}: the answer leads out of the API, which is not followed")
+            raise StrayLink(f"{action}: the response contains a link out of the API, which is not followed")
         return target
 
     def _url(self, *segments: str) -> str:
@@ -247,36 +248,36 @@ def checked_base_url(base_url: str) -> httpx.URL:
     try:
         url = httpx.URL(base_url.strip())
     except httpx.InvalidURL:
-        raise InvalidArgument("The base URL is no valid URL") from None
+        raise InvalidArgument("The base URL is not a valid URL") from None
     if not url.host or url.userinfo or url.query or url.fragment:
         raise InvalidArgument("The base URL must name a host and perhaps a path, and nothing else")
     if url.scheme in ("http", "https") and not is_exposed(url.scheme, url.host):
         return url
-    raise InvalidArgument("The base URL must start with https:// (plain HTTP is for this machine alone)")
+    raise InvalidArgument("The base URL must start with https:// (plain HTTP is allowed only for this machine)")
 
 
 def checked_key(api_key: str) -> str:
     if not api_key:
         raise InvalidArgument("The API key is empty")
     if not _KEY.fullmatch(api_key):
-        raise InvalidArgument("The API key holds blanks, line ends or characters that no key has")
+        raise InvalidArgument("The API key contains blanks, line ends or characters that no key has")
     return api_key
 
 
 def _one_segment(segment: str) -> str:
-    """The text as one segment of a path: nothing in it is left that could divide or climb."""
+    """The text quoted as one path segment, without separators and dot segments."""
     if not segment:
         raise InvalidArgument("An id is empty")
     try:
         quoted = quote(segment, safe="")
     except UnicodeEncodeError:
-        raise InvalidArgument("An id holds broken Unicode") from None
-    # RFC 3986, section 5.2.4: "." and ".." would be removed on the way.
+        raise InvalidArgument("An id contains broken Unicode") from None
+    # RFC 3986, section 5.2.4: clients and servers remove "." and "..".
     return quoted.replace(".", "%2E") if segment in {".", ".."} else quoted
 
 
 def _close_silently(response: httpx.Response, call: Call, action: str) -> None:
-    """Whatever goes wrong on closing concerns nobody: what was wanted has been read, or has failed before."""
+    """Ignore errors on closing: the body has been read, or its error was raised."""
     with suppress(EmailgisticsError), translated(action, call):
         response.close()
 
@@ -288,7 +289,7 @@ def _quieten_loggers() -> None:
 
 
 def _notice_deprecation(response: httpx.Response, action: str) -> None:
-    """Log once a process that an endpoint is deprecated (getting-started/versioning)."""
+    """Log once per process that an endpoint is deprecated (getting-started/versioning)."""
     if "deprecation" not in response.headers:
         return
     with _announcing:

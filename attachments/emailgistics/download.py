@@ -1,4 +1,4 @@
-"""One download that has begun: its headers, and its bytes with the proof that they are all there."""
+"""A download in progress: its headers, and its bytes with proof that they are complete."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from attachments.emailgistics.deadline import Call
 
 
 class Download:
-    """The bytes of one attachment, as they come. Iterate once, within the `with` that gave it.
+    """The bytes of one attachment as they arrive. Iterate once, within its `with` block.
 
     The iteration ends without an error only when the body is proven complete (see `framing.Framing.doubt`);
     otherwise it raises `Truncated`, `TimedOut`, `DeadlineExceeded`, `BadAnswer` or `Aborted`. Stopping early

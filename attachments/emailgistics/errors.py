@@ -1,4 +1,4 @@
-"""Everything that can go wrong between us and Emailgistics.
+"""All errors of calls to Emailgistics and of its webhooks.
 
 EmailgisticsError
   x InvalidArgument      (also a ValueError) refused before anything was sent
@@ -30,13 +30,13 @@ import re
 from typing import ClassVar
 
 VENDOR_MESSAGE_CHARACTERS = 2_000
-"""The longest part of the vendor's own message that is kept."""
+"""Characters of the vendor's own message that are kept."""
 
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,40}", re.ASCII)
 
 
 class EmailgisticsError(Exception):
-    """The base of all. `str` says what happened and what to do; it is safe to log and to show.
+    """The base class. `str` says what happened and what to do; it is safe to log and to show.
 
     `status` is the HTTP status, `code` the vendor's `error.code` (None when there is none or it is no plain
     token), `vendor_message` the vendor's own text (it may hold customer data: keep it out of logs and
@@ -44,9 +44,9 @@ class EmailgisticsError(Exception):
     """
 
     outcome_code: ClassVar[str] = "error"
-    """One short stable word, for a manifest's `code`."""
+    """A short stable code, for a manifest's `code`."""
     retryable: ClassVar[bool] = False
-    """Whether the same call may succeed later without anyone doing anything."""
+    """Whether a retry may succeed without anyone's help."""
     remedy: ClassVar[str] = "See the attached code and status."
     """What a person can do about it."""
 
@@ -78,28 +78,28 @@ class EmailgisticsError(Exception):
 
 
 class InvalidArgument(EmailgisticsError, ValueError):
-    """What we were given cannot be used; nothing was sent."""
+    """An argument is not valid; nothing was sent."""
 
     outcome_code = "invalid-argument"
     remedy = "Correct the setting or the id and try again."
 
 
 class InvalidDelivery(EmailgisticsError, ValueError):
-    """A webhook's body is not a delivery that can be acted on. The text never quotes the body."""
+    """A webhook's body is not a valid delivery. The text never quotes the body."""
 
     outcome_code = "invalid-delivery"
-    remedy = "Check that it was Emailgistics that called, and that nothing in between changes the body."
+    remedy = "Check that Emailgistics sent it, and that no proxy changes the body."
 
 
 class BadRequest(EmailgisticsError):
-    """400: the vendor could not understand the request, or it could not even be formed."""
+    """400: the vendor rejected the request as malformed, or it could not be formed."""
 
     outcome_code = "bad-request"
-    remedy = "Repeating it changes nothing: check the ids and the base URL, or report a bug in this project."
+    remedy = "A retry does not help: check the ids and the base URL, or report a bug in this project."
 
 
 class InvalidKey(EmailgisticsError):
-    """401: the API key is missing, malformed, expired or deleted. It concerns every call."""
+    """401: the API key is missing, malformed, expired or deleted. Every call fails."""
 
     outcome_code = "invalid-key"
     remedy = (
@@ -120,7 +120,7 @@ class Forbidden(EmailgisticsError):
 
 
 class NotFound(EmailgisticsError):
-    """404: gone, or in a mailbox that the key may not see. The vendor does not tell which."""
+    """404: gone, or in a mailbox outside the key's allowlist. The vendor does not say which."""
 
     outcome_code = "not-found"
     remedy = (
@@ -149,31 +149,31 @@ class ServerError(EmailgisticsError):
 
     outcome_code = "server-error"
     retryable = True
-    remedy = "It usually passes: try again later."
+    remedy = "This usually passes; try again later."
 
 
 class ConnectionFailed(EmailgisticsError):
-    """No connection could be made, or it broke before there was an answer."""
+    """The connection failed, or broke before the response."""
 
     outcome_code = "connection"
     retryable = True
-    remedy = "Try again; if it goes on, check the network, the name of the host, the proxy and certificates."
+    remedy = "Try again; if it persists, check the network, host name, proxy and certificates."
 
 
 class TimedOut(EmailgisticsError):
-    """One step (to connect, to send, to get the next bytes) took longer than its time-out."""
+    """One step (connecting, sending, receiving the next bytes) took longer than its timeout."""
 
     outcome_code = "timeout"
     retryable = True
-    remedy = "Emailgistics is slow when Exchange is loaded: try again later, or raise the time-out."
+    remedy = "Emailgistics is slow when Exchange is loaded; try again later, or raise the timeout."
 
 
 class DeadlineExceeded(EmailgisticsError):
-    """The call as a whole took longer than it may, even if bytes kept coming."""
+    """The whole call took longer than its deadline, even if bytes kept arriving."""
 
     outcome_code = "deadline"
     retryable = True
-    remedy = "Try again later, or raise the deadline if files are this large and the line this slow."
+    remedy = "Try again later, or raise the deadline for large files on a slow line."
 
 
 class Truncated(EmailgisticsError):
@@ -181,19 +181,19 @@ class Truncated(EmailgisticsError):
 
     outcome_code = "truncated"
     retryable = True
-    remedy = "Nothing of it may be kept: download it again from the start."
+    remedy = "The partial download was discarded; download it again from the beginning."
 
 
 class BadAnswer(EmailgisticsError):
-    """A success whose body or headers are not as documented; a proxy in between may be the cause."""
+    """A success whose body or headers are not as documented, maybe because of a proxy."""
 
     outcome_code = "bad-answer"
     retryable = True
-    remedy = "Try again; if it goes on, check for a proxy that changes answers, then ask Emailgistics."
+    remedy = "Try again; if it persists, check for a proxy that changes responses, then ask Emailgistics."
 
 
 class StrayLink(EmailgisticsError):
-    """An answer links to another host, or out of the API: the API key is not taken there."""
+    """A response links to another host, or out of the API, where the API key must not be sent."""
 
     outcome_code = "stray-link"
     remedy = (
@@ -203,15 +203,15 @@ class StrayLink(EmailgisticsError):
 
 
 class ReportFailed(EmailgisticsError):
-    """A report ended in `error`, was not done in time, or expired again and again (concepts/result-envelope)."""
+    """A report ended in `error`, was not ready in time, or expired repeatedly (concepts/result-envelope)."""
 
     outcome_code = "report-failed"
     retryable = True
-    remedy = "Try again later; if it goes on, ask for a shorter span of time, then ask Emailgistics."
+    remedy = "Try again later; if it persists, request a shorter span of time, then ask Emailgistics."
 
 
 class Aborted(EmailgisticsError):
-    """The call was ended from our own side, by `abort()`."""
+    """This process ended the call, with `abort()`."""
 
     outcome_code = "aborted"
-    remedy = "This was on purpose: a later run starts the download anew."
+    remedy = "This is intended; a later run starts the download from the beginning."

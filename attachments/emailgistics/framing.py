@@ -1,4 +1,4 @@
-"""How an answer's end is known (RFC 9112, section 6.3), and so what proves that a body is complete."""
+"""How the end of a response's body is marked (RFC 9112, section 6.3), and what proves that it is complete."""
 
 import re
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ _DIGITS = re.compile(r"[0-9]{1,19}", re.ASCII)
 
 @dataclass(frozen=True)
 class Framing:
-    """`length` in bytes when it is announced; `chunked` when the end is marked instead; else neither."""
+    """`length` in bytes if it is announced; `chunked` if the end is marked instead; otherwise neither."""
 
     length: int | None
     chunked: bool
 
     def doubt(self, received: int, listed_size: int | None, action: str) -> EmailgisticsError | None:
-        """None when a body that ended without an error after so many bytes is proven complete, else why not.
+        """None if a body that ended without an error after so many bytes is proven complete; otherwise the error.
 
         RFC 9112, section 6.3, for the answer to a GET:
         - (4, 5) `Transfer-Encoding: chunked`: the last chunk is the proof. One that is cut before it raises
@@ -36,10 +36,10 @@ class Framing:
         if received == expected:
             return None
         if self.length is None:
-            return Truncated(f"{action}: neither a length nor chunks nor the listed size prove it complete")
+            return Truncated(f"{action}: neither a length nor chunks nor the listed size prove that it is complete")
         if received > self.length:
-            return BadAnswer(f"{action}: more than the announced {self.length} bytes came")
-        return Truncated(f"{action}: {received} of {self.length} bytes came")
+            return BadAnswer(f"{action}: more than the announced {self.length} bytes arrived")
+        return Truncated(f"{action}: only {received} of {self.length} bytes arrived")
 
 
 def framing_of(headers: httpx.Headers, action: str) -> Framing:
@@ -55,5 +55,5 @@ def framing_of(headers: httpx.Headers, action: str) -> Framing:
         return Framing(length=None, chunked=False)
     length = lengths.pop()
     if lengths or not _DIGITS.fullmatch(length):
-        raise BadAnswer(f"{action}: the announced length is no number, or there are several")
+        raise BadAnswer(f"{action}: the announced length is not a number, or there are several")
     return Framing(length=int(length), chunked=False)

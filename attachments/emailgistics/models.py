@@ -1,4 +1,4 @@
-"""What Emailgistics lists of a message (api/messages/list-attachments).
+"""The attachments of a message as Emailgistics lists them (api/messages/list-attachments).
 
 Additive changes come unannounced (getting-started/versioning): unknown fields are ignored and unknown kinds
 kept as they are. Only an id is indispensable.
@@ -13,17 +13,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from attachments.emailgistics.errors import BadAnswer
 
 FILE_ATTACHMENT = "fileAttachment"
-"""The one kind that can be downloaded."""
+"""The only kind that can be downloaded."""
 _PLACEHOLDER = re.compile(r"(safe attachments|atp) scan in progress(\s*\.[a-z]{3,4})?", re.ASCII | re.IGNORECASE)
-"""What Microsoft Defender lists in place of an attachment that it still scans (Safe Attachments, Dynamic Delivery)."""
+"""The name that Microsoft Defender lists in place of an attachment that it is still scanning (Safe Attachments, Dynamic
+Delivery)."""
 _LONGEST_PLACEHOLDER = 200  # characters
 
 ID_CHARACTERS = 2_048
-"""More than eight times what Microsoft Graph's ids have. A longer one makes the list a `BadAnswer`."""
+"""More than eight times the length of Microsoft Graph's ids. A longer one makes the list a `BadAnswer`."""
 NAME_CHARACTERS = 2_048
-"""Far more than any file system's names have. Of a longer one the beginning and the end are kept."""
+"""Far more than file systems allow. Of a longer name, the beginning and the end are kept."""
 WORD_CHARACTERS = 256
-"""Of a type or a kind; a registered type has at most 255 (RFC 6838, section 4.2). The rest is left out."""
+"""Characters of a type or kind; a registered type has at most 255 (RFC 6838, section 4.2). The rest is cut off."""
 LARGEST_SIZE = 2**63 - 1
 """Bytes; a larger size counts as unknown."""
 
@@ -34,7 +35,7 @@ def well_formed(text: str) -> str:
 
 
 def capped(value: Any, most: int = WORD_CHARACTERS) -> str:
-    """The first `most` characters of a text, without blanks around them; empty for anything else."""
+    """The first `most` characters of a text, without surrounding blanks; empty for anything else."""
     return well_formed(value.strip()[:most].rstrip()) if isinstance(value, str) else ""
 
 
@@ -60,7 +61,7 @@ def _kind(value: Any) -> str:
 
 
 class Attachment(BaseModel):
-    """One attachment as listed. Takes the vendor's names and ours; `repr` and `str` do not show its name."""
+    """One attachment as listed. Accepts the vendor's field names and these; `repr` and `str` do not show its name."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -74,12 +75,12 @@ class Attachment(BaseModel):
     id: str = Field(min_length=1, max_length=ID_CHARACTERS)
     """An opaque Microsoft Graph id: case-sensitive, often 150 to 250 characters, may hold `/`."""
     name: Annotated[str, BeforeValidator(_name)] = Field(default="", repr=False)
-    """The file's name as the sender gave it; any text of up to `NAME_CHARACTERS`, or empty."""
+    """The file name from the sender: any text of up to `NAME_CHARACTERS`, or empty."""
     content_type: Annotated[str, BeforeValidator(_content_type)] = Field(
         default="application/octet-stream", alias="contentType"
     )
     size: Annotated[int | None, BeforeValidator(_size)] = None
-    """Bytes, as Exchange reports them: need not equal what is delivered. None when unknown."""
+    """Bytes as Exchange reports them, which may differ from the download. None if unknown."""
     kind: Annotated[str, BeforeValidator(_kind)] = Field(default=FILE_ATTACHMENT, alias="attachmentType")
     """`fileAttachment`, `referenceAttachment`, `itemAttachment`, or something newer.
 
@@ -88,12 +89,12 @@ class Attachment(BaseModel):
 
     @property
     def downloadable(self) -> bool:
-        """Whether its bytes can be had at all."""
+        """Whether it can be downloaded."""
         return self.kind == FILE_ATTACHMENT
 
     @property
     def is_placeholder(self) -> bool:
-        """Whether it stands for an attachment that a scanner holds back, and that will be listed in its place."""
+        """Whether it is the placeholder of an attachment that a scanner holds back, and that will be listed later."""
         return len(self.name) <= _LONGEST_PLACEHOLDER and _PLACEHOLDER.fullmatch(self.name.strip()) is not None
 
 
@@ -109,7 +110,7 @@ def parse_listing(body: bytes) -> tuple[Attachment, ...]:
     A missing list is refused rather than read as "no attachments": that would lose them without a word.
     """
     try:
-        # Not pydantic's own JSON parser: it refuses the whole list for one name with a lone surrogate in it.
+        # Not pydantic's own JSON parser, which rejects the whole list for one name with a lone surrogate.
         return _Listing.model_validate(json.loads(body)).attachments
     except (ValueError, RecursionError, ValidationError):
         raise BadAnswer("The list of attachments is not the documented JSON") from None

@@ -1,4 +1,4 @@
-"""The single seam through which every call to the vendor goes.
+"""The interface through which every call to the vendor waits for its turn.
 
 The limit is 100 requests a minute for the whole account (getting-started/rate-limits), so it cannot be kept
 by one client alone: whoever makes a client brings a `Pacer` that knows of the others.
@@ -14,7 +14,7 @@ from attachments.emailgistics.deadline import Call
 from attachments.emailgistics.transport import CALL
 
 ACTION = "emailgistics.action"
-"""The extension of a request that says in words what it does, for messages."""
+"""Request extension: a description of the call, for messages."""
 
 OWN_LIMIT = "emailgistics.own_limit"
 """The extension of a request that has a limit of its own besides: its 429 need not be about the calls a minute.
@@ -27,28 +27,28 @@ TOO_MANY_REQUESTS = 429
 
 
 class Pacer(Protocol):
-    """Spreads calls so that the account's limit is never passed. Shared between threads."""
+    """Delays calls so that the account's limit is never exceeded. Threads may share it."""
 
     def call(self) -> AbstractContextManager[None]:
-        """Entering waits for a turn, one call each; leaving says that the answer has begun, or that none came."""
+        """Wait for the turn of one call on entry; exit when the response has begun or the call has failed."""
 
     def rate_limited(self) -> None:
-        """The vendor answered 429 all the same; said before the call is left."""
+        """Report that the vendor responded 429 nevertheless, before the call is exited."""
 
 
 class Unpaced:
-    """Every call at once."""
+    """A pacer that never waits."""
 
     def call(self) -> AbstractContextManager[None]:
-        """No wait."""
+        """Do not wait."""
         return nullcontext()
 
     def rate_limited(self) -> None:
-        """Nothing to learn."""
+        """Ignore it."""
 
 
 class PacedTransport(httpx.BaseTransport):
-    """Sends each request when its turn has come. Raises this project's errors; a pacer's own pass unchanged.
+    """Sends each request when it is its turn. Raises this project's errors; those of the pacer pass unchanged.
 
     The deadline of the call starts with its turn: waiting for one is no fault of the vendor's.
     """

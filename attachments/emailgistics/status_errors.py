@@ -1,4 +1,4 @@
-"""From an answer that is no success to the error that says what it means (getting-started/errors)."""
+"""Turns an unsuccessful response into the error that describes it (getting-started/errors)."""
 
 import json
 import re
@@ -23,10 +23,10 @@ from attachments.emailgistics.models import capped
 
 ERROR_BODY_BYTES = 64 * 1024
 ERROR_BODY_SECONDS = 10.0
-"""How much of an error's body is read, and for how long: it explains the status, it must not hide it."""
+"""How much of an error's body is read, and for how long: the explanation must not delay or hide the status."""
 
 MESSAGE_CHARACTERS = 2_000
-"""Of the vendor's explanation."""
+"""Characters of the vendor's explanation that are kept."""
 
 _LONGEST_RETRY_AFTER = 3_600
 _SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
@@ -40,7 +40,7 @@ _BY_STATUS: dict[int, type[EmailgisticsError]] = {
 
 
 REPORTS = frozenset({httpx.codes.OK, httpx.codes.CREATED, httpx.codes.ACCEPTED})
-"""Successes of whoever begins a report or asks for one that goes on. Which of them, is not documented."""
+"""Success statuses of requests that start or poll a report. The documentation does not say which."""
 
 
 def require_success(
@@ -51,9 +51,9 @@ def require_success(
     *,
     error_seconds: float = ERROR_BODY_SECONDS,
 ) -> None:
-    """Return when the answer is one of the successes that are `fine`. Raises what the status means otherwise.
+    """Return if the response's status is in `fine`; otherwise raise the error for its status.
 
-    Any other 2xx is a `BadAnswer`: a 206, say, would be a part that looks like the whole.
+    Any other 2xx is a `BadAnswer`: a 206, for example, would be a part that looks like the whole.
     """
     status = response.status_code
     if status in fine:
@@ -78,14 +78,16 @@ def _error_of(status: int) -> type[EmailgisticsError]:
 
 def _in_words(status: int) -> str:
     if httpx.codes.is_redirect(status):
-        return "answered with a redirect, which is not followed: the API key goes to the configured host only"
+        return (
+            "responded with a redirect, which is not followed, because the API key is sent only to the configured host"
+        )
     if httpx.codes.is_success(status):
-        return "answered with a success other than the documented 200"
+        return "responded with a success status other than the documented 200"
     return "refused" if status < httpx.codes.INTERNAL_SERVER_ERROR else "failed on the other side"
 
 
 def _beginning(response: httpx.Response, call: Call, action: str, seconds: float) -> bytes:
-    """The first part of the body; what could be had of it when it breaks or takes too long."""
+    """The first part of the body, or what arrived of it before an error or the time limit."""
     call.shorten(seconds)
     body = bytearray()
     try:
@@ -94,12 +96,12 @@ def _beginning(response: httpx.Response, call: Call, action: str, seconds: float
             if len(body) >= ERROR_BODY_BYTES or call.remaining() <= 0:
                 break
     except EmailgisticsError:
-        pass  # the status is known, and says more than why its explanation is not
+        pass  # the status is known, and more important than its explanation
     return bytes(body)
 
 
 def _explanation(body: bytes) -> tuple[str | None, str | None]:
-    """The documented `error.code` and `error.message`; None for each that is not there."""
+    """The documented `error.code` and `error.message`; None for each that is missing."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):

@@ -27,14 +27,14 @@ __all__ = [
 ]
 
 RECEIVED = "received"
-"""The one event that there is today."""
+"""The only event so far."""
 
 _MAILBOX_CHARACTERS = 320  # the longest address there is: 64 + 1 + 255 (RFC 5321, section 4.5.3.1)
 _WORD_CHARACTERS = 64
 
 
 class Delivery(BaseModel):
-    """What is kept of a webhook's payload: what the download needs, and no sender, subject or text.
+    """The fields of a webhook's payload that the download needs, without sender, subject and text.
 
     `repr` and `str` do not show the mailbox, which is an address.
     """
@@ -45,26 +45,26 @@ class Delivery(BaseModel):
     event: str | None = None
     mailbox: str | None = Field(default=None, repr=False)
     received: str | None = None
-    """When the message came in, as the vendor wrote it."""
+    """When the message was received, in the vendor's notation."""
     conversation_id: str | None = None
     has_attachments: bool | None = None
-    """None when the payload does not say."""
+    """None if the payload does not say."""
     timestamp: str | None = None
-    """As the vendor wrote it: all attempts of one delivery have the same."""
+    """In the vendor's notation; all attempts of one delivery have the same."""
 
     @property
     def is_received(self) -> bool:
-        """Whether it tells of a message that came in, as one without an event does too."""
+        """Whether it reports a received message; a payload without an event does too."""
         return self.event in (None, RECEIVED)
 
     @property
     def wants_download(self) -> bool:
-        """Whether there may be something to fetch: a message came in, and attachments are not denied."""
+        """Whether there may be attachments: a message was received, and the payload does not deny attachments."""
         return self.is_received and self.has_attachments is not False
 
 
 class Action(TypedDict):
-    """Something for Emailgistics to do (webhooks/actions/*), such as `{"type": "tag", "value": {...}}`."""
+    """An action for Emailgistics (webhooks/actions/*), such as `{"type": "tag", "value": {...}}`."""
 
     type: str
     value: dict[str, Any]
@@ -72,7 +72,7 @@ class Action(TypedDict):
 
 
 class Envelope(TypedDict):
-    """The body of the answer to a webhook (webhooks/response-envelope)."""
+    """The body of the response to a webhook (webhooks/response-envelope)."""
 
     status: Literal["success", "error"]
     message: str
@@ -95,7 +95,7 @@ def authenticate(authorization: str | None, secrets: Sequence[str]) -> bool:
 
 
 def parse_delivery(body: bytes) -> Delivery:
-    """What a webhook's body says. Unknown fields and events are tolerated, odd optional fields become None.
+    """Parse a webhook's body. Unknown fields and events are tolerated; invalid optional fields become None.
 
     Raises `InvalidDelivery` when it is not a JSON object (RFC 8259: no NaN) with a usable `id`.
     """
@@ -118,7 +118,7 @@ def parse_delivery(body: bytes) -> Delivery:
 
 
 def envelope(status: Literal["success", "error"], message: str, actions: Sequence[Action] = ()) -> Envelope:
-    """The answer's body. Send it with HTTP 200; `"error"` is final, the vendor retries nothing after it.
+    """The response's body. Send it with HTTP 200; after `"error"` the vendor does not retry.
 
     `message` is logged by the vendor and shown in Admin.
     """
@@ -144,7 +144,7 @@ def _message_id(value: object) -> str:
     if len(message_id) > ID_CHARACTERS:
         raise InvalidDelivery(f"The webhook's id is longer than {ID_CHARACTERS} characters")
     if not _plain(message_id):
-        raise InvalidDelivery("The webhook's id holds control characters or broken Unicode")
+        raise InvalidDelivery("The webhook's id contains control characters or broken Unicode")
     return message_id
 
 

@@ -2,20 +2,20 @@
 
 StoreError
 ├── StoreUnavailable     the store does not answer or is out of some resource: trying again may help
-├── AccessDenied         the store answers, and refuses us
+├── AccessDenied         the store refuses access
 ├── OutOfSpace           no room left, or a quota is used up
-├── NotFound             the store itself is gone (an unmounted disk, a deleted bucket)
-├── NothingStored        nothing stands under the key that was asked for
-├── AlreadyExists        something that is not ours stands under the key; it was left alone
-├── UnsupportedStore     no store of this kind, or the file system lacks something that a store must have
-├── InvalidManifest      a manifest.json that can't be read: treat it as lost and rebuild it
+├── NotFound             the store itself is missing (an unmounted disk, a deleted bucket)
+├── NothingStored        no object exists under the requested key
+├── AlreadyExists        a foreign object exists under the key; it was left alone
+├── UnsupportedStore     no store supports the URL, or the file system lacks a required feature
+├── InvalidManifest      an unreadable manifest.json: treat it as lost and rebuild it
 ├── NewerManifest        a manifest.json from a newer version of this project: never overwritten
-├── ManifestTooLarge     a manifest.json that would be larger than one may be: it is not written
-├── MalformedKey         (also a ValueError) a text that no message, attachment or object of ours can have as its key
-├── PlaintextRefused     the store has encrypted before, and its block has no recipients now: nothing is stored
-└── CannotDecrypt        what stands there is no age file for these identities, or it was cut or altered
+├── ManifestTooLarge     a manifest.json that would be too large: it is not written
+├── MalformedKey         (also a ValueError) a text that cannot be the key of a message, attachment or object
+├── PlaintextRefused     the store has encrypted before, and its block has no recipients now; nothing is stored
+└── CannotDecrypt        not an age file for these identities, or truncated or altered
 
-Their text holds keys, never a file name or a path: Prefect shows it to everybody who sees a run.
+Their texts contain keys, never a file name or a path, because Prefect shows them to every user.
 """
 
 from __future__ import annotations

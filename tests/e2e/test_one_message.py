@@ -86,7 +86,10 @@ def test_redeliveries_cost_no_second_download_and_then_no_call(running: Installa
     assert len(running.files(message)) == 5
 
     again = running.run_deployment(message_id=message["id"])
-    assert again["state"]["message"] == "Nothing to do: everything is done according to the manifest. " + run["state"]["message"]
+    assert (
+        again["state"]["message"]
+        == "Nothing to do: everything is done according to the manifest. " + run["state"]["message"]
+    )
     assert running.calls(message) == []
 
 
@@ -98,7 +101,10 @@ def test_a_redelivery_after_a_lost_manifest_gets_a_run_that_rebuilds_it(running:
     running.sandbox.control.clear_requests()
     running.send(message)
     again = running.ended_run(message, after=1)
-    assert again["state"]["message"] == "Nothing to do: everything is done according to the manifest. " + first["state"]["message"]
+    assert (
+        again["state"]["message"]
+        == "Nothing to do: everything is done according to the manifest. " + first["state"]["message"]
+    )
     assert running.calls(message) == []
 
     (running.stack.store / message_key(message["id"]) / "manifest.json").unlink()

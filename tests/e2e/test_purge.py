@@ -96,7 +96,9 @@ def test_what_is_due_is_purged_once_and_for_all(running: Installation) -> None:
     until(running.is_idle, "the inbox to be empty")
     with ThreadPoolExecutor(2) as pool:
         settled, rest = pool.map(download, (old, mixed))
-    assert settled.startswith("Nothing to do: everything is done according to the manifest. Of 2 attachments 2 purged earlier")
+    assert settled.startswith(
+        "Nothing to do: everything is done according to the manifest. Of 2 attachments 2 purged earlier"
+    )
     assert "1 stored, 1 purged earlier" in rest
     assert (running.calls(old), files(old)) == ([], [])
     assert len(running.calls(mixed, "download")) == 1
