@@ -287,7 +287,7 @@ def test_every_error_is_documented_with_its_code_and_whether_it_is_tried_again(
 
 
 def test_our_own_errors_are_documented_with_their_codes() -> None:
-    """Those of the flows, and the codes that no error stands for."""
+    """Those of the flows, and the codes without an error class."""
     written = {
         names(row[0])[0]: (names(row[1]) or [None])[0] for row in table(section("errors.md", "Errors of this service"))
     }

@@ -36,7 +36,7 @@ class Download:
 
     def __iter__(self) -> Iterator[bytes]:
         if self._begun:  # httpcore would spin for ever
-            raise RuntimeError("A download can be read once: open it again to start anew")
+            raise RuntimeError("A download can be read only once; open it again to restart it")
         self._begun = True
         received = 0
         for piece in pieces(self._response, self._call, self._action):

@@ -118,7 +118,7 @@ def _object(value: Any) -> Mapping[str, Any]:
 
 
 def _cutoff(value: Any) -> datetime | None:
-    """None when there is none. One that cannot be read stands for the earliest: nobody's mark may rely on it."""
+    """None if there is none. An unreadable one counts as the earliest, because no watermark may rely on it."""
     if value in (None, ""):
         return None
     earliest = datetime.min.replace(tzinfo=UTC)

@@ -1,7 +1,7 @@
 """The interface through which every call to the vendor waits for its turn.
 
 The limit is 100 requests a minute for the whole account (getting-started/rate-limits), so it cannot be kept
-by one client alone: whoever makes a client brings a `Pacer` that knows of the others.
+by one client alone, so the creator of a client supplies a `Pacer` that takes the others into account.
 """
 
 from contextlib import AbstractContextManager, nullcontext

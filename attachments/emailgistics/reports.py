@@ -35,7 +35,7 @@ ROWS = 500
 STARTS = 3
 """Times that a start is tried which may have begun a run that nobody can find again."""
 AGAINS = 3
-"""Times that a window is begun anew after its run has failed, or its result has expired."""
+"""How often a window is restarted after its run has failed, or its result has expired."""
 TROUBLES = 6
 """Failures in a row of the calls that read, before the report is given up."""
 
@@ -137,7 +137,7 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
             )
 
     def _window(self, start: datetime, end: datetime) -> Iterator[ReceivedMessage]:
-        """The rows of one window; those that were handed out before come again when it has to be begun anew."""
+        """The rows of one window; if it is restarted, rows that were already yielded come again."""
         for again in range(AGAINS + 1):
             envelope = self._start(start, end)  # a mailbox that is not there is not found here
             try:
@@ -229,7 +229,7 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
             if itself is None:
                 raise BadAnswer(f"{READING}: the answer does not say where its result will be")
             if time.monotonic() > give_up:
-                # Not begun anew: this run still holds one of the three, and a second would take another.
+                # Do not restart it: this run still occupies one of the three, and a second one would occupy another.
                 raise ReportFailed(f"{READING}: it was not done within {self._limits.patience / 60:.0f} minutes")
             cancellation.sleep(pause)
             pause = min(pause * self._limits.look_growth, self._limits.longest_look)

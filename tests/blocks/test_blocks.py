@@ -98,7 +98,7 @@ def test_a_wrong_store_is_refused_with_what_to_change(url: str, remedy: str) -> 
     ],
 )
 def test_the_form_shows_where_the_folder_is(url: str, shown: str) -> None:
-    """But for a home folder, which is that of whoever runs the worker."""
+    """Except a home folder, which belongs to the worker's user."""
     assert AttachmentStore(url=url).url == shown
 
 

@@ -337,7 +337,7 @@ def test_a_store_that_does_not_respond_is_an_error(
 
 @contextmanager
 def silent(connected: Callable[[], None]) -> Iterator[str]:
-    """A server that takes connections and never answers; it tells of the first one."""
+    """A server that accepts connections and never responds; it reports the first one."""
 
     def accept() -> None:
         with suppress(OSError):

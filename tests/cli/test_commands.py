@@ -644,7 +644,7 @@ def test_locate_prints_on_any_terminal(store: Path, environment: dict[str, str])
 def test_locate_fails_when_it_is_not_set_up(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: dict[str, str], said: str
 ) -> None:
-    """Exit status 1, and which variable to mend."""
+    """Exit status 1, and which variable to correct."""
     for name, value in changes.items():
         monkeypatch.setenv(name, value)
     assert main(["locate", MESSAGE]) == 1

@@ -162,7 +162,7 @@ def test_a_proxy_that_needs_a_package_is_called_that(monkeypatch: pytest.MonkeyP
 def test_what_failed_comes_first_and_its_remedy_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the terminal, in JSON and in the Prefect UI: nobody scrolls past ten lines that are as they should be."""
+    """Failures come first on the terminal, in JSON and in the Prefect UI, before the checks that passed."""
     found = [ok("a", "Fine."), warning("b", "Odd.", "See to it."), ok("c", "Fine."), failed("d", "Broken.", "Mend it.")]
     monkeypatch.setattr(doctor_package, "run_checks", lambda: iter(found))
     assert main(["doctor", "--no-receiver", "--inbox", str(tmp_path / "none")]) == 1
@@ -433,7 +433,7 @@ ACCOUNT = EmailgisticsAccount(api_key=SecretStr(KEY))
 def test_a_limit_that_is_not_safe_is_a_failure(
     api: Any, other: Any, expected: tuple[str | None, str | None], room: Capacity
 ) -> None:
-    """Each way in which it would not keep the calls below the cap, or live mail from its share; and how to mend it."""
+    """Each limit that does not keep the calls below the cap, or takes live mail's share, is reported with a remedy."""
     found = list(check_limits(ACCOUNT, api, other))
     assert [finding.subject for finding in found] == ["emailgistics-api", "emailgistics-backfill"]
     for finding, text in zip(found, expected, strict=True):
@@ -1101,7 +1101,7 @@ def test_an_inbox_is_read_beside_its_receiver_and_after_it(
 
 
 def test_an_inbox_at_rest_is_read_without_the_right_to_write(tmp_path: Path) -> None:
-    """By whoever may read it; SQLite by itself would make files beside it."""
+    """By a user who may only read it; SQLite itself would create files beside it."""
     path = tmp_path / "inbox.sqlite"
     fill(path, 2).close()
     for folder in tmp_path.parents[:3]:

@@ -494,7 +494,7 @@ def test_whatever_is_written_is_taken_or_rejected_in_a_line(filter_: Any, attach
 
 
 def test_each_alias_is_of_a_type_that_is_compared() -> None:
-    """No chain of aliases, and no extension that stands for one."""
+    """No alias leads to another alias, and no extension to an alias."""
     assert not set(_ALIASES) & {*_ALIASES.values(), *_TYPES.values(), *_UNINFORMATIVE_TYPES}
 
 

@@ -168,7 +168,7 @@ def test_force_does_again_what_is_settled(bench: Bench) -> None:
 
 
 def test_a_caller_that_was_killed_finds_its_runs_again(bench: Bench) -> None:
-    """The stream from its start: ended ones are known and not made anew, unfinished ones are waited for."""
+    """The stream starts again: ended runs are recognised and not created again, unfinished ones are awaited."""
     wanted = bench.wanted("done", "failed", "waiting")
     with bench.processing(wanted) as (future, _):
         bench.end("done")

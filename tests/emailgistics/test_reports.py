@@ -97,7 +97,7 @@ def read(client: EmailgisticsClient, over: timedelta = DAY, **how: Any) -> list[
 
 
 def test_mailboxes_are_named_by_id_alone(sandbox: Sandbox, client: EmailgisticsClient) -> None:
-    """The address is there for whoever asks, and not in what a log would show."""
+    """The address is an attribute, and is not in the text that a log would show."""
     received(sandbox, 1)
     found = next(mailbox for mailbox in client.mailboxes() if mailbox.address == MAILBOX)
     assert found.active
@@ -193,7 +193,7 @@ def test_a_run_that_is_never_done_is_given_up(sandbox: Sandbox) -> None:
 
 
 def test_a_run_that_ends_in_error(sandbox: Sandbox, client: EmailgisticsClient) -> None:
-    """It is started anew; when that goes on, the vendor's word for it is in the error."""
+    """It is restarted; if it keeps failing, the error contains the vendor's reason."""
     received(sandbox, 1)
     sandbox.control.settings(reports={"ends_in_error": True})
     told: list[str] = []

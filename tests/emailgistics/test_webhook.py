@@ -35,7 +35,7 @@ def delivered(**changes: object) -> Delivery:
 def test_whether_a_message_came_in_does_not_hang_on_its_attachments(
     event: str | None, has_attachments: bool | None, is_received: bool
 ) -> None:
-    """For whoever lists every message: inline parts are not counted."""
+    """For `--list-all`: inline parts are not counted."""
     assert delivered(event=event, hasAttachments=has_attachments).is_received is is_received
 
 

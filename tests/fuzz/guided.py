@@ -12,7 +12,7 @@ MODULES = ["attachments", "email"]
 def main() -> None:
     """Does not return: libFuzzer ends the process."""
     name, *arguments = sys.argv[1:]
-    # What has been imported already would not be instrumented: the parser of mail is read anew.
+    # Modules that are already imported would not be instrumented, so the mail parser is imported again.
     for module in [known for known in sys.modules if known.partition(".")[0] == "email"]:
         del sys.modules[module]
     with atheris.instrument_imports(include=MODULES):

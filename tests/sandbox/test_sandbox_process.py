@@ -45,7 +45,7 @@ def test_a_sandbox_that_cannot_start_says_why(tmp_path: Path):
 
 
 def test_a_taken_port_is_told(capsys: pytest.CaptureFixture[str]):
-    """An error that a user can mend is one line, not a traceback."""
+    """An error that a user can correct is one line, not a traceback."""
     with running_sandbox() as sandbox:
         port = sandbox.base_url.split(":")[2].split("/")[0]
         assert main(["--port", port]) == 1

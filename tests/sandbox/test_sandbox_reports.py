@@ -176,7 +176,7 @@ def test_the_cut_off_is_told(sandbox: Sandbox, api: httpx.Client) -> None:
 
 
 def test_a_start_can_fail_although_the_run_was_begun(sandbox: Sandbox, api: httpx.Client) -> None:
-    """500 to whoever asked, and one of the three is taken."""
+    """The caller gets a 500, and one of the three is occupied."""
     add(sandbox, 1)
     asked = parameters(api)
     sandbox.control.settings(reports={"run_seconds": 60, "slots": 1})

@@ -300,7 +300,8 @@ class StoreContract(ABC):
 
     @pytest.mark.parametrize("size", [len(CONTENT), 12_000_000], ids=["small", "in parts"])
     def test_what_is_removed_is_gone_with_all_that_was_kept_beside_it(self, store: Store, size: int) -> None:
-        """Object and proof; the neighbour and the manifest stay, and the same can be stored anew."""
+        """Object and proof are removed; other objects and the manifest stay, and the same attachment can be stored
+        again."""
         two = attachment_key("two")
         content = (CONTENT * (size // len(CONTENT) + 1))[:size]
         removed = store.write(MESSAGE, ATTACHMENT, "a.pdf", in_chunks(content, 500_000))
@@ -316,7 +317,8 @@ class StoreContract(ABC):
         assert self.visible(store)[removed.key] == content
 
     def test_what_came_later_than_is_asked_for_is_not_removed(self, store: Store) -> None:
-        """It has been stored anew since somebody looked; what is older goes, and what is gone is gone."""
+        """An object that was stored again since the listing stays, an older one is removed, and a missing one is a
+        no-op."""
         written = store.write(MESSAGE, ATTACHMENT, "a.pdf", [CONTENT])
         day = timedelta(days=1)
         assert not store.remove(written.key, stored_before=datetime.now(UTC) - day)

@@ -380,7 +380,7 @@ def test_a_wrong_key_is_told_as_such(places: Places, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", kinds(HTTP))
 def test_a_bucket_that_is_gone_is_told_as_such(places: Places, kind: str) -> None:
-    """Fault 21: it is not made anew, for it may be a typing error."""
+    """Fault 21: it is not created, because it may be a typing error."""
     place = places.make(kind)
     place.url = place.url.replace(place.name, "no-such-place")
     with pytest.raises(NotFound, match="make it; it is never made by itself"):

@@ -82,7 +82,7 @@ def test_the_workers_own_folder_is_tried_as_well(tmp_path: Path) -> None:
 
 
 def test_a_store_whose_disk_is_gone_is_told(tmp_path: Path) -> None:
-    """And it is not made anew, which could be on the wrong disk."""
+    """It is not created again, which could be on the wrong disk."""
     root = tmp_path / "root"
     root.mkdir()
     store = open_store(root.as_uri())

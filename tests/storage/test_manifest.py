@@ -237,7 +237,7 @@ def test_what_can_be_read_can_be_written() -> None:
     ],
 )
 def test_a_damaged_manifest_is_invalid(data: bytes) -> None:
-    """Cut, garbled or another message's: one type of error, which whoever rebuilds it can catch."""
+    """Truncated, garbled or another message's: one type of error, which the code that rebuilds it can catch."""
     with pytest.raises(InvalidManifest) as caught:
         Manifest.from_bytes(data, message_key=MESSAGE)
     assert MESSAGE in str(caught.value)

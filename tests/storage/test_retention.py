@@ -352,7 +352,7 @@ def test_encrypted_attachments_go_as_well(tmp_path: Path) -> None:
 
 
 def test_a_run_that_read_the_manifest_before_does_not_bring_the_entry_back() -> None:
-    """Its "stored" is old news. What was stored anew since, with `force`, is not."""
+    """Its "stored" is outdated. An attachment that was stored again since, with `force`, is not."""
     was = entry("a", key=f"{PLACE}/a", bytes=1, sha256="0" * 64, stored_at=OLD)
     purged = was.as_purged(NOW)
     assert purged.replaced_by(was) == purged

@@ -74,7 +74,7 @@ def short_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 def stores_a_long_name(open_: Callable[[Encryption | None], Store]) -> str:
-    """It is stored whole, found again by whoever comes later, recorded and verified; its key is handed back."""
+    """It is stored completely, found by later readers, recorded and verified; its key is returned."""
     store = open_(None)
     written = store.write(MESSAGE, ATTACHMENT, LONG, [CONTENT])
     name = written.key.rpartition("/")[2]
@@ -126,7 +126,7 @@ def test_no_program_gets_past_a_filter_by_a_name_that_is_cut_later(
 
 @pytest.mark.usefixtures("short_names")
 def test_what_is_decrypted_gets_a_short_name_as_well(root: Path, tmp_path: Path) -> None:
-    """The store may allow longer names than the folder of whoever decrypts."""
+    """The store may allow longer names than the folder of the person who decrypts."""
     store = open_store(str(root), encryption=SEALED)
     told = store.write(MESSAGE, ATTACHMENT, "n" * 300 + ".pdf", [CONTENT])
     fields = {name: getattr(told, name) for name in ("key", "bytes", "sha256", "stored_bytes", "stored_sha256")}

@@ -76,7 +76,7 @@ def translated(doing: str, *, key: str | None = None) -> Iterator[None]:
 
 _FTP: Mapping[str, tuple[type[StoreError], str]] = {  # RFC 959, section 4.2; 550 may pass: it says too many things
     "530": (AccessDenied, "check user name and password in the store's options"),
-    "532": (AccessDenied, "the server wants an account for storing files; ask whoever runs it"),
+    "532": (AccessDenied, "the server requires an account for storing files; ask its administrator"),
     "552": (OutOfSpace, "free space or raise the quota, then run it again"),
     "553": (UnsupportedStore, "the server does not take such a name; choose a shorter path"),
     **dict.fromkeys(

@@ -1,7 +1,7 @@
 """The local store's root folder: when it is created, and when it must not be.
 
 It is made at the first write, with the folders above it, if it did not exist when the store was opened. A
-root that did exist is never made anew, nor is ``.incoming`` in a root that had it: that is what a vanished
+root that did exist is never created again, nor is ``.incoming`` in a root that had it: that is what a vanished
 disk or mount looks like, and what is written then would land on the disk below. Such a root raises
 NotFound until it is back, or until the store is opened again. (A place to mount on that was empty before
 the first write can't be told from a new store: mount before starting.)

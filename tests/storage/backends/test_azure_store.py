@@ -415,7 +415,7 @@ def test_an_empty_blob_that_a_crash_left_is_found_and_cleared(place: Place, stor
 
 
 def test_two_machines_that_race_for_one_large_blob_both_succeed(place: Place) -> None:
-    """The first commit discards the other's blocks. One blob, by whoever came first."""
+    """The first commit discards the other's blocks. There is one blob, from the first writer."""
     barrier = Barrier(2)
 
     def race(_: int) -> str:
@@ -584,7 +584,7 @@ def test_what_is_missing_in_a_container_is_no_error(store: Store) -> None:
 
 
 def test_an_unreachable_service_is_unavailable(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    """Soon: whoever asked tries again later by itself."""
+    """It fails soon, and the caller retries later."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]

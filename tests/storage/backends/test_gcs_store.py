@@ -871,7 +871,7 @@ def test_what_is_missing_in_a_bucket_is_no_error(gcs: FakeGcs, store: Store, str
 
 
 def test_an_unreachable_service_is_unavailable(caplog: pytest.LogCaptureFixture) -> None:
-    """Soon: whoever asked tries again later by itself."""
+    """It fails soon, and the caller retries later."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]

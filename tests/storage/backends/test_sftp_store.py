@@ -628,7 +628,7 @@ def test_a_lock_that_changes_hands_is_respected(one: Spot, monkeypatch: pytest.M
     lock = one.root / LOCKS / MESSAGE
 
     def pass_it_on(number: int) -> None:
-        """At once, as writers do, who make a lock anew: a reader never finds half of one."""
+        """In one step, as writers create a lock, so that a reader never finds half of one."""
         other = one.root.parent / "lock"
         other.write_bytes(str(number).encode())
         other.replace(lock)
