@@ -56,7 +56,7 @@ def build_app(
     dispatcher: Dispatcher,
     metrics: Metrics,
     secrets: Sequence[str],
-    answers: WebhookResponses | None = None,
+    responses: WebhookResponses | None = None,
     *,
     list_all: bool = False,
     log: LimitedLog | None = None,
@@ -72,7 +72,7 @@ def build_app(
     log = log or LimitedLog(logger, limits.log_interval)
     if monitoring is None:
         monitoring = Monitoring(inbox, metrics, log, limits.inbox_timeout).routes(is_public=False)
-    receiver = _Receiver(inbox, dispatcher, metrics, answers or WebhookResponses(), limits, list_all=list_all)
+    receiver = _Receiver(inbox, dispatcher, metrics, responses or WebhookResponses(), limits, list_all=list_all)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -89,7 +89,7 @@ def build_app(
             Middleware(_NormalizedPath),
             Middleware(_Authenticated, secrets=tuple(secrets), metrics=metrics, log=log),
         ],
-        exception_handlers={HTTPException: _http_error, _Rejection: receiver.refused},
+        exception_handlers={HTTPException: _http_error, _Rejection: receiver.rejection_response},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a webhook sender does not follow a redirect
@@ -107,27 +107,27 @@ class _ErrorBoundary:
         self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answered = False
+        has_responded = False
 
-        async def watched(message: Message) -> None:
-            nonlocal answered
-            answered = True
+        async def send_and_note(message: Message) -> None:
+            nonlocal has_responded
+            has_responded = True
             await send(message)
 
-        refusal = None
+        rejection = None
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send_and_note)
         except asyncio.CancelledError:
             if scope["type"] != "http":
                 raise
-            refusal = _envelope(503, "error", "The receiver is stopping. Please try again.")
+            rejection = _envelope(503, "error", "The receiver is stopping. Please try again.")
         except Exception as error:  # noqa: BLE001  logged without its text
             self._log.log(
                 logging.CRITICAL, f"Internal error while serving a request. Please report this: {safe_traceback(error)}"
             )
-            refusal = _envelope(500, "error", "Internal error in the receiver. Please try again.")
-        if refusal is not None and not answered:
-            await refusal(scope, receive, send)
+            rejection = _envelope(500, "error", "Internal error in the receiver. Please try again.")
+        if rejection is not None and not has_responded:
+            await rejection(scope, receive, send)
 
 
 class _NormalizedPath:
@@ -165,9 +165,9 @@ class _Authenticated:
             return
         self._metrics.deliveries.labels("unauthorized").inc()
         self._log.log(logging.WARNING, REFUSED_LOG)
-        refusal = _envelope(401, "error", "The secret is missing or wrong. Set the receiver's secret in Admin.")
-        refusal.headers["WWW-Authenticate"] = "Bearer"
-        await refusal(scope, receive, send)
+        rejection = _envelope(401, "error", "The secret is missing or wrong. Set the receiver's secret in Admin.")
+        rejection.headers["WWW-Authenticate"] = "Bearer"
+        await rejection(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
         if not self._secrets:
@@ -186,7 +186,7 @@ class _Receiver:
         inbox: Inbox,
         dispatcher: Dispatcher,
         metrics: Metrics,
-        answers: WebhookResponses,
+        responses: WebhookResponses,
         limits: ReceiverLimits,
         *,
         list_all: bool,
@@ -194,7 +194,7 @@ class _Receiver:
         self._inbox = inbox
         self._dispatcher = dispatcher
         self._metrics = metrics
-        self._responses = answers
+        self._responses = responses
         self._limits = limits
         self._list_all = list_all
 
@@ -203,19 +203,19 @@ class _Receiver:
         deployment = await self._known_deployment(request.path_params["deployment"])
         delivery = _parse(await _read_body(request, self._limits.body_timeout))
         if not (delivery.is_received if self._list_all else delivery.wants_download):
-            return self._response("nothing-to-do", "Nothing to do: no attachments to download.")
-        answer = self._responses.of(deployment)
-        if not answer.wait:
+            return self._success("nothing-to-do", "Nothing to do: no attachments to download.")
+        response = self._responses.of(deployment)
+        if not response.wait:
             new = await self._append(deployment, delivery)
-            told = (
+            outcome_and_message = (
                 ("accepted", f"Accepted: {FLOW}/{deployment} will download the attachments.")
                 if new
                 else ("duplicate", "Already accepted: the message is waiting for its download.")
             )
-            return self._response(*told, answer.actions)
+            return self._success(*outcome_and_message, response.actions)
         with self._dispatcher.run_waiter.expect_run(deployment, message_key(delivery.message_id)) as waiting:
             await self._append(deployment, delivery)
-            return await self._wait_for_run(waiting, answer)
+            return await self._wait_for_run(waiting, response)
 
     async def _append(self, deployment: str, delivery: Delivery) -> bool:
         """Append a delivery to the inbox. False: one for the same message is already waiting."""
@@ -229,26 +229,26 @@ class _Receiver:
         self._dispatcher.wake()
         return new
 
-    async def _wait_for_run(self, waiting: RunFuture, answer: WebhookResponse) -> Response:
+    async def _wait_for_run(self, waiting: RunFuture, response: WebhookResponse) -> Response:
         """Respond once the run has ended, or after `response.wait` seconds. The delivery is already in the inbox."""
         try:
-            async with asyncio.timeout(answer.wait):
+            async with asyncio.timeout(response.wait):
                 ending = await waiting
         except TimeoutError:
-            return self._response("still-downloading", "Still downloading.")
+            return self._success("still-downloading", "Still downloading.")
         if ending.kind == "stored":
-            return self._response("stored", f"Saved {ending.stored} file(s).", answer.actions)
+            return self._success("stored", f"Saved {ending.stored} file(s).", response.actions)
         if ending.kind == "failed-for-now":
             raise _Rejection(503, "The attachments could not be saved yet. Please try again.", "failed-for-now")
         self._metrics.deliveries.labels("failed").inc()
         message = "The attachments could not be saved, and a retry would not help. The run in Prefect says why."
         return _envelope(200, "error", message)
 
-    async def refused(self, _: Request, refusal: Exception) -> Response:
+    async def rejection_response(self, _: Request, rejection: Exception) -> Response:
         """Turn a rejection into the vendor's envelope."""
-        assert isinstance(refusal, _Rejection)  # noqa: S101  the handler is registered for this type alone
-        self._metrics.deliveries.labels(refusal.outcome).inc()
-        return _envelope(refusal.status, "error", str(refusal))
+        assert isinstance(rejection, _Rejection)  # noqa: S101  the handler is registered for this type alone
+        self._metrics.deliveries.labels(rejection.outcome).inc()
+        return _envelope(rejection.status, "error", str(rejection))
 
     async def _known_deployment(self, name: str) -> str:
         if name == "default" or await self._dispatcher.knows(name):
@@ -258,7 +258,7 @@ class _Receiver:
         message = f"Prefect has no deployment {FLOW}/{quoted(name)[1:-1]}. Deploy it, or correct the webhook's URL."
         raise _Rejection(404, message, "unknown-deployment")
 
-    def _response(self, outcome: str, message: str, actions: Sequence[Action] = ()) -> Response:
+    def _success(self, outcome: str, message: str, actions: Sequence[Action] = ()) -> Response:
         self._metrics.deliveries.labels(outcome).inc()
         return JSONResponse(envelope("success", message, actions))
 
@@ -315,9 +315,9 @@ async def _http_error(_: Request, error: Exception) -> Response:
         404: "Nothing is served at this path; send webhooks to /webhooks/default.",
         405: "This path does not support this method; send webhooks by POST to /webhooks/default.",
     }
-    answer = _envelope(error.status_code, "error", messages.get(error.status_code, error.detail))
-    answer.headers.update(error.headers or {})
-    return answer
+    response = _envelope(error.status_code, "error", messages.get(error.status_code, error.detail))
+    response.headers.update(error.headers or {})
+    return response
 
 
 def _envelope(status: int, word: str, message: str) -> JSONResponse:

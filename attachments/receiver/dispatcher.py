@@ -59,7 +59,7 @@ class Dispatcher:
             try:
                 async with asyncio.timeout(self._limits.refresh_timeout), self._refresh_lock:
                     if time.monotonic() - self._refreshed_at >= self._limits.min_refresh_interval:
-                        await self._idle_check()
+                        await self._refresh_deployments()
             except TimeoutError:
                 self.is_synced = False
         return name in self._deployments
@@ -103,7 +103,7 @@ class Dispatcher:
     async def _keep_refreshing(self) -> None:
         while True:
             async with self._refresh_lock:
-                await self._idle_check()
+                await self._refresh_deployments()
             if self.is_synced:
                 try:
                     await self._report_unknown_deployments()
@@ -113,7 +113,7 @@ class Dispatcher:
                 self._limits.refresh_interval if self.is_synced else self._limits.refresh_interval_while_unavailable
             )
 
-    async def _idle_check(self) -> None:
+    async def _refresh_deployments(self) -> None:
         """Read the list of deployments. If that fails, the last one stays in use, and `is_synced` becomes False."""
         try:
             async with asyncio.timeout(self._limits.create_timeout):

@@ -150,7 +150,7 @@ class Inbox:
         query = (
             f"SELECT seq, {COLUMNS} FROM entry"  # noqa: S608  names of our own
             " WHERE deployment IN (SELECT value FROM json_each(?)) AND seq NOT IN (SELECT value FROM json_each(?))"
-            " ORDER BY seq LIMIT_SETTING ?"
+            " ORDER BY seq LIMIT ?"
         )
         values = (json.dumps(list(of)), json.dumps(list(besides)), limit)
         return await self._run(lambda db: [_entry(*row) for row in db.execute(query, values)])

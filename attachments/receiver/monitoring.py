@@ -35,7 +35,7 @@ class Monitoring:
         """Routes of the three pages. With `is_public`, only `/health` responds, which costs and reveals nothing."""
         health = Route("/health", self.health)
         if is_public:
-            return [health, Route("/ready", elsewhere), Route("/metrics", elsewhere)]
+            return [health, Route("/ready", not_public), Route("/metrics", not_public)]
         return [health, Route("/ready", self.ready), Route("/metrics", self.metrics)]
 
     async def health(self, _: Request) -> Response:
@@ -76,7 +76,7 @@ def build_monitoring_app(monitoring: Monitoring) -> Starlette:
     return Starlette(routes=monitoring.routes(is_public=False), exception_handlers={HTTPException: _http_error})
 
 
-async def elsewhere(_: Request) -> Response:
+async def not_public(_: Request) -> Response:
     """The response on a listener that is reachable from outside."""
     message = "This page is not public. The receiver serves it at the address of --monitoring-address."
     return JSONResponse(envelope("error", message), 404)

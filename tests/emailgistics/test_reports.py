@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-from attachments.emailgistics.pacing import Pacer
 
 from attachments.emailgistics import (
     BadAnswer,
@@ -28,6 +27,7 @@ from attachments.emailgistics import (
 from attachments.emailgistics.envelopes import parse_envelope
 from attachments.emailgistics.mailboxes import parse_mailboxes
 from attachments.emailgistics.models import ID_CHARACTERS, WORD_CHARACTERS
+from attachments.emailgistics.paced_calls import Pacer
 from attachments.emailgistics.reports import AGAINS, STARTS, ReportLimits
 from attachments.foundation import cancellation
 from attachments.foundation.cancellation import CURRENT, Cancellation, RunCancelled
