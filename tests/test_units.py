@@ -10,7 +10,7 @@ import pytest
 
 from attachments.cli.secret_files import SECRETS
 from attachments.demo import one_host, services
-from attachments.receiver import server as receiver
+from attachments.receiver.limits import ReceiverLimits
 from attachments.worker.timings import Timings
 from tests.test_documentation import ROOT, UNITS, read_unit
 
@@ -78,7 +78,7 @@ def test_one_unit_for_one_host_gives_everything_the_time_to_stop() -> None:
     """The parts stop one after the other; no other unit runs the same services beside it."""
     service = read_unit(FOLDER / "attachments.service")
     worker = Timings()
-    patience = receiver.DRAIN_TIMEOUT + worker.drain + worker.hand_back + one_host.SERVER_STOP_TIMEOUT
+    patience = ReceiverLimits().drain_timeout + worker.drain + worker.hand_back + one_host.SERVER_STOP_TIMEOUT
     assert float(service["Service"]["TimeoutStopSec"]) > patience + 20
     others = {unit.name for unit in UNITS} - {"attachments.service"}
     assert set(service["Unit"]["Conflicts"].split()) == others

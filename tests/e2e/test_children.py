@@ -132,7 +132,7 @@ def test_each_ending_is_counted_as_what_it_is(bench: Bench) -> None:
         counts = future.result(60)
     failed = {"not-found": 1, "timeout": 1, "crashed": 1, "deleted": 1}
     assert counts == Counts(
-        seen=9, duplicates=1, already_done=1, succeeded=1, failed_for_now=1, cancelled=1, failed=counts.failed
+        seen=9, duplicates=1, already_done=1, succeeded=1, for_now=1, cancelled=1, failed=counts.failed
     )
     assert dict(counts.failed) == failed
     assert "settled" not in bench.runs()
@@ -271,7 +271,7 @@ def test_later_attempts_are_not_waited_for(bench: Bench) -> None:
         }
         bench.running._post(f"deployments/{bench.target.deployment_id}/create_flow_run", body)
     counts = bench.process(wanted, skip_existing_runs=True)
-    assert (counts.failed_for_now, counts.elsewhere, counts.seen) == (1, 1, 2)
+    assert (counts.for_now, counts.elsewhere, counts.seen) == (1, 1, 2)
 
 
 @pytest.mark.parametrize("count", [3, Limits().denials])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from attachments.storage.names import MAX_BYTES, safe_name, shortened
+from attachments.storage.names import MAX_BYTES, safe_name, shorter_names
 
 FORBIDDEN = set('/\\<>:"|?*#%[]')
 DEVICES = {"con", "prn", "aux", "nul", "clock$", "conin$", "conout$"} | {
@@ -269,14 +269,14 @@ def test_no_name_takes_quadratic_time() -> None:
     ],
 )
 def test_a_name_is_shortened_to_what_a_store_allows(name: str, extension: str, most: int) -> None:
-    """The extension stays, the last one at least; a shortened name is safe, and shortening it again changes nothing."""
+    """The extension stays, the last one at least; a shorter_names name is safe, and shortening it again changes nothing."""
     short = safe_name(name, most=most)
     assert len(short.encode()) <= most
     assert short.endswith(extension)
     assert safe_name(short) == safe_name(short, most=most) == short
-    *_, last = shortened(safe_name(name))
+    *_, last = shorter_names(safe_name(name))
     assert len(last.encode()) <= 82
-    assert list(shortened(safe_name(name))) == list(shortened(safe_name(name)))
+    assert list(shorter_names(safe_name(name))) == list(shorter_names(safe_name(name)))
 
 
 LONG = st.builds(
@@ -302,11 +302,11 @@ def extension(name: str) -> str:
 def test_no_cut_gives_a_name_another_extension(name: str, most: int, suffix: str) -> None:
     """A filter judges the whole name; what a store cuts of it, as often as it likes, is no other kind of file."""
     judged = safe_name(name)
-    for stored in shortened(safe_name(judged + suffix, most=most)):
+    for stored in shorter_names(safe_name(judged + suffix, most=most)):
         assert len(stored.encode()) <= most
         assert stored.endswith(suffix)
         left = stored.removesuffix(suffix)
         assert extension(left) == extension(judged) or "." not in left or left.endswith("_")
         decrypted = safe_name(left)  # what `decrypt` calls it
-        for written in shortened(decrypted):
+        for written in shorter_names(decrypted):
             assert extension(written) == extension(judged) or "." not in written or written.endswith("_")
