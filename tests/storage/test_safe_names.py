@@ -269,7 +269,7 @@ def test_no_name_takes_quadratic_time() -> None:
     ],
 )
 def test_a_name_is_shortened_to_what_a_store_allows(name: str, extension: str, most: int) -> None:
-    """The extension stays, the last one at least; a shorter_names name is safe, and shortening it again changes nothing."""
+    """The extension stays, the last one at least; a shortened name is safe, and shortening it again changes nothing."""
     short = safe_name(name, most=most)
     assert len(short.encode()) <= most
     assert short.endswith(extension)
