@@ -284,7 +284,7 @@ def test_filters_that_no_run_takes_are_told() -> None:
     client = SimpleNamespace(read_flow_by_name=read_flow_by_name, read_deployments=read_deployments)
     asyncio.run(migrate_deployments(cast("Any", client), lambda result, subject: told.append((result, subject))))
     ((result, subject),) = told
-    assert result == "WRONG"
+    assert result == "INVALID"
     assert subject == (
         "filter download-attachments/invoices: Its filter is not valid, so each of its runs fails. Correct it in the "
         "Prefect UI or in its prefect.yaml; `attachments check` names each mistake."

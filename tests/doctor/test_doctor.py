@@ -339,7 +339,8 @@ def test_a_prefect_that_hangs_does_not_hang_the_doctor() -> None:
     """One line for it, one for what cannot be seen then."""
     with hanging() as url, temporary_settings({PREFECT_API_URL: url}):
         lines = [said(finding) for finding in run_checks(patience=0.5)]
-    assert lines[0].startswith("FAILED   prefect: Prefect does not respond")
+    # Its client's time-out and ours end at the same moment.
+    assert re.match("FAILED   prefect: Prefect (does|did) not respond", lines[0])
     assert lines[1].startswith("warning  unseen: ")
     assert len(lines) == 2
 
@@ -459,9 +460,9 @@ def queue(name: str, **fields: Any) -> dict[str, Any]:
         ("default", {"status": "PAUSED"}, "failed", "It is paused"),
         ("backfill", {"concurrency_limit": 0}, "failed", "is 0"),
         ("backfill", {"concurrency_limit": None}, "warning", "set-concurrency-limit backfill 4"),
-        ("backfill", {"priority": 1}, "failed", "lets it go before default, upkeep"),
+        ("backfill", {"priority": 1}, "failed", "puts it before default, upkeep"),
         ("upkeep", {"priority": 2}, "ok", "It is open"),
-        ("upkeep", {"priority": 1}, "failed", "lets it go before default"),
+        ("upkeep", {"priority": 1}, "failed", "puts it before default"),
     ],
 )
 def test_a_queue_is_open_and_in_its_turn(name: str, changed: dict[str, Any], status: str, text: str) -> None:
