@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 S3Encryption = Literal["SSE-S3", "SSE-KMS"]
+RECHECK_INTERVAL = 60.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Encryption:
     """Public keys to which this project encrypts every attachment, with age."""
     allow_plaintext: bool = False
     """Store unencrypted although the store has encrypted before; of no effect with recipients."""
+    recheck_interval: float = RECHECK_INTERVAL
+    """Seconds after which a writer checks again whether the store has encrypted. Local stores check each time."""
 
     @property
     def needs_service(self) -> str | None:

@@ -25,9 +25,6 @@ MARKER_CONTENT = (
     b"Attachments in this store were encrypted to age recipients. While this file is here, the store refuses to store "
     b"attachments unencrypted, unless its block allows plaintext.\n"
 )
-RECHECK_INTERVAL = 60.0
-"""Seconds for which a check that allowed a write is cached. A refusal is never cached."""
-
 _MARKER_HEADERS = ObjectHeaders("text/plain")
 _MAX_CREATE_ATTEMPTS = 10
 
@@ -38,8 +35,10 @@ class EncryptionMarker:
     A store either encrypts or does not, so it calls `ensure_exists` or `refuse_plaintext`, never both.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, recheck_interval: float) -> None:
+        """`recheck_interval`: seconds for which a check that allowed a write is cached. A refusal is never cached."""
         self._backend = backend
+        self._recheck_interval = recheck_interval
         self._lock = threading.Lock()
         self._checked_at = -math.inf
 
@@ -66,7 +65,7 @@ class EncryptionMarker:
             self._checked_at = time.monotonic()
 
     def _is_check_fresh(self) -> bool:
-        return time.monotonic() - self._checked_at < RECHECK_INTERVAL
+        return time.monotonic() - self._checked_at < self._recheck_interval
 
     def _create(self) -> None:
         for attempt in range(_MAX_CREATE_ATTEMPTS):

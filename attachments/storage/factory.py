@@ -55,7 +55,15 @@ def open_store(url: str, options: Mapping[str, Any] | None = None, encryption: E
         opened = backend.at(url, dict(options or {}), asked)
     except (ValueError, TypeError):  # from the package's own parser; its text quotes the URL
         raise UnsupportedStore("the store's URL is not valid; docs/stores.md shows the form of each") from None
-    return _checked(ObjectStore(opened, seal=seal, suffix=suffix, allow_plaintext=asked.allow_plaintext))
+    return _checked(
+        ObjectStore(
+            opened,
+            seal=seal,
+            suffix=suffix,
+            allow_plaintext=asked.allow_plaintext,
+            recheck_interval=asked.recheck_interval,
+        )
+    )
 
 
 def _checked(store: Store) -> Store:

@@ -24,6 +24,7 @@ from datetime import UTC, datetime, timedelta
 
 from attachments.storage.backends.base import Backend, Conflict, Listed, ObjectHeaders, ObjectStat, Orphan, Upload
 from attachments.storage.content import Content, Transform, pour
+from attachments.storage.encryption import RECHECK_INTERVAL
 from attachments.storage.encryption_marker import EncryptionMarker
 from attachments.storage.errors import (
     AccessDenied,
@@ -67,7 +68,13 @@ class ObjectStore(Store):
     """Attachments and manifests in a backend."""
 
     def __init__(
-        self, backend: Backend, *, seal: Transform | None = None, suffix: str = "", allow_plaintext: bool = False
+        self,
+        backend: Backend,
+        *,
+        seal: Transform | None = None,
+        suffix: str = "",
+        allow_plaintext: bool = False,
+        recheck_interval: float = RECHECK_INTERVAL,
     ) -> None:
         """`seal` encrypts what is written, and `suffix` is then added to its name.
 
@@ -77,7 +84,7 @@ class ObjectStore(Store):
         self._seal = seal
         self._suffix = suffix
         self._allow_plaintext = allow_plaintext
-        self._marker = EncryptionMarker(backend)
+        self._marker = EncryptionMarker(backend, recheck_interval)
         self._listings = Listings(self._list)
         self._turns = [threading.Lock() for _ in range(_TURNS)]
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 from datetime import UTC, datetime, timedelta
-from typing import cast
 from uuid import uuid4
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from attachments.storage import open_store
 from attachments.storage.backends.base import Conflict, ObjectHeaders, ObjectStat, Version
 from attachments.storage.backends.rename import RenameBackend
+from attachments.storage.encryption import Encryption
 from attachments.storage.errors import StoreUnavailable
 from attachments.storage.object_store import ObjectStore
 
@@ -20,14 +19,26 @@ BEHIND = timedelta(days=300)
 
 
 @pytest.fixture
-def store() -> ObjectStore:
-    return cast("ObjectStore", open_store(f"test-memory://clock-{uuid4().hex}"))
+def root() -> str:
+    return f"/clock-{uuid4().hex}"
 
 
 @pytest.fixture
-def backend(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> RenameBackend:
-    """The store's, whose clock is far behind."""
-    backend = cast("RenameBackend", store._backend)
+def punctual(root: str) -> RenameBackend:
+    """A backend whose clock is right."""
+    return RenameBackend.at(f"test-memory:/{root}", {}, Encryption())
+
+
+@pytest.fixture
+def store(punctual: RenameBackend) -> ObjectStore:
+    """Its store."""
+    return ObjectStore(punctual)
+
+
+@pytest.fixture
+def backend(punctual: RenameBackend, monkeypatch: pytest.MonkeyPatch) -> RenameBackend:
+    """The same, but its clock is far behind."""
+    backend = punctual
     look = backend.stat
 
     def late(path: str) -> ObjectStat | None:
@@ -88,13 +99,15 @@ def test_an_answer_that_was_lost_is_no_conflict(
     assert is_behind(store.clock())
 
 
-def test_what_a_killed_asker_left_goes_when_it_is_old(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_asker_left_goes_when_it_is_old(
+    store: ObjectStore, punctual: RenameBackend, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not before: another may be asking just now. Without the right to remove, the time is told all the same."""
-    backend = cast("RenameBackend", store._backend)
+    backend = punctual
     for name in ("young", "old", "now"):
-        MemoryFileSystem().pipe_file(backend._path(f".clock/{name}"), b"now")
+        MemoryFileSystem().pipe_file(f"{root}/.clock/{name}", b"now")
     for name in ("old", "now"):
-        MemoryFileSystem.store[backend._path(f".clock/{name}")].created = datetime.now(UTC) - timedelta(hours=2)
+        MemoryFileSystem.store[f"{root}/.clock/{name}"].created = datetime.now(UTC) - timedelta(hours=2)
 
     def refuses(path: str) -> None:
         raise PermissionError(errno.EACCES, path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from attachments.storage import open_store
 from attachments.storage.backends.rename import RenameBackend
+from attachments.storage.encryption import Encryption
 from attachments.storage.errors import AccessDenied, NotFound, StoreError, StoreUnavailable
 from attachments.storage.healthcheck import PATH
 from attachments.storage.local.staging import INCOMING
@@ -19,24 +20,25 @@ from tests.storage.processes import answer, without_rights
 
 
 @pytest.fixture
-def store() -> ObjectStore:
-    return cast("ObjectStore", open_store(f"test-memory://probe-{uuid4().hex}"))
+def backend() -> RenameBackend:
+    return RenameBackend.at(f"test-memory://probe-{uuid4().hex}", {}, Encryption())
 
 
-def spoil(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, method: str, spoilt: Any) -> RenameBackend:
-    """Let one of the backend's calls do something else."""
-    backend = cast("RenameBackend", store._backend)
-    monkeypatch.setattr(backend, method, spoilt)
-    return backend
+@pytest.fixture
+def store(backend: RenameBackend) -> ObjectStore:
+    """The backend's store."""
+    return ObjectStore(backend)
 
 
 def refuses(*_: object, **__: object) -> None:
     raise PermissionError(errno.EACCES, "a-path-that-must-not-show")
 
 
-def test_a_store_without_the_right_to_remove_says_so(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_the_right_to_remove_says_so(
+    store: ObjectStore, backend: RenameBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It works for downloads; and however often it is probed, one small object is left."""
-    backend = spoil(store, monkeypatch, "remove", refuses)
+    monkeypatch.setattr(backend, "remove", refuses)
     assert [store.probe() for _ in range(3)] == ["kept"] * 3
     assert [found.path for found in backend.objects("")] == [PATH]
     monkeypatch.undo()
@@ -46,10 +48,10 @@ def test_a_store_without_the_right_to_remove_says_so(store: ObjectStore, monkeyp
 
 @pytest.mark.parametrize("method", ["get", "put"])
 def test_a_store_that_refuses_is_told_without_paths(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, method: str
+    store: ObjectStore, backend: RenameBackend, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """Wrong credentials, or rights that lack something."""
-    spoil(store, monkeypatch, method, refuses)
+    monkeypatch.setattr(backend, method, refuses)
     with pytest.raises(AccessDenied, match=r"^could not probe the store \(EACCES\): ") as caught:
         store.probe()
     assert "must-not-show" not in str(caught.value)
@@ -57,11 +59,11 @@ def test_a_store_that_refuses_is_told_without_paths(
 
 @pytest.mark.parametrize("loaded", [None, (b"something else", "1")])
 def test_a_store_that_loses_what_it_took_is_told(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, loaded: Any
+    store: ObjectStore, backend: RenameBackend, monkeypatch: pytest.MonkeyPatch, loaded: Any
 ) -> None:
     """After some tries: another prober may have been in between."""
-    spoil(store, monkeypatch, "put", lambda *_, **__: None)
-    spoil(store, monkeypatch, "get", lambda _: loaded)
+    monkeypatch.setattr(backend, "put", lambda *_, **__: None)
+    monkeypatch.setattr(backend, "get", lambda _: loaded)
     monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(StoreUnavailable, match="does not return what was written"):
         store.probe()
