@@ -6,14 +6,12 @@ import httpx
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
-from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from attachments.doctor import Finding, by_urgency, run_checks, summary
-from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.terminal_text import escaped_line, escaped_markdown, markdown_with_code
-from attachments.runs.errors import OUR_ERRORS, error_boundary
+from attachments.runs.errors import OUR_ERRORS, flow_boundary
 
 MAX_REMEDIES = 3
 """Failures that the run's state includes; its artifact has all of them."""
@@ -28,10 +26,8 @@ def doctor() -> State[None]:
     failures.
     """
     try:
-        with error_boundary():
+        with flow_boundary():
             found = by_urgency(run_checks())
-    except RunCancelled:
-        raise Abort("The run was cancelled.") from None  # the worker sets the run's state to Cancelled
     except OUR_ERRORS as error:
         return Failed(message=escaped_line(str(error)))
     _show(found)

@@ -10,7 +10,6 @@ from uuid import UUID
 from prefect import flow, runtime, task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.exceptions import Abort
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
@@ -32,6 +31,7 @@ from attachments.emailgistics.errors import InvalidArgument, NotFound
 from attachments.foundation import cancellation
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.message_id import mistake_in, normalized
+from attachments.foundation.timestamps import in_utc
 from attachments.rate_limit.priority import is_low_priority, low_priority
 from attachments.runs.artifacts import MessageResult, announce_stored, failed_state, finish, nothing_to_do_state
 from attachments.runs.block_loader import load_account, load_store
@@ -41,6 +41,7 @@ from attachments.runs.errors import (
     RETRYING,
     error_boundary,
     error_code,
+    flow_boundary,
     is_retryable,
     is_transient,
     is_transient_or_fresh,
@@ -72,7 +73,7 @@ def _parse_or_none(received: object) -> object:
 
 
 def _in_utc(moment: datetime | None) -> datetime | None:
-    return moment and (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    return moment and in_utc(moment)
 
 
 _datetime_adapter: TypeAdapter[datetime | None] = TypeAdapter(Annotated[datetime | None, AfterValidator(_in_utc)])
@@ -250,10 +251,8 @@ def download_attachments(
     try:
         if (mistake := mistake_in(message.id)) is not None:
             raise InvalidArgument(f"message_id is not a message id: {mistake}. Copy the whole id")
-        with error_boundary(), low_priority() if BACKFILL in runtime.flow_run.tags else nullcontext():
+        with flow_boundary(), low_priority() if BACKFILL in runtime.flow_run.tags else nullcontext():
             return _process_message(message, filter or Filter(), load_account(account), load_store(store), force=force)
-    except RunCancelled:
-        raise Abort("The run was cancelled.") from None  # the worker sets the run's state to Cancelled
     except OUR_ERRORS as error:
         if isinstance(error, NotFound) and may_name_key(message_id):
             key = candidate_keys(message_id)[0]

@@ -8,17 +8,15 @@ import httpx
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
 from attachments.runs.artifacts import failed_state
 from attachments.runs.block_loader import load_store
 from attachments.runs.delayed_retry import failed_for_now
-from attachments.runs.errors import OUR_ERRORS, error_boundary
+from attachments.runs.errors import OUR_ERRORS, flow_boundary
 from attachments.storage.retention import (
     Budget,
     Holds,
@@ -68,7 +66,7 @@ def purge_attachments(
         most: How many attachments to remove in this run, at most; all if left out.
     """
     try:
-        with error_boundary():
+        with flow_boundary():
             where = load_store(store).store()
             policy = PurgePolicy(
                 stored_before=retention_cutoff(timedelta(days=older_than_days), where),
@@ -82,8 +80,6 @@ def purge_attachments(
             _show(tally, policy)
             log.show()
             return _finish(tally, policy)
-    except RunCancelled:
-        raise Abort("The run was cancelled.") from None  # the worker sets the run's state to Cancelled
     except OUR_ERRORS as error:
         return failed_state(error)
 

@@ -14,7 +14,7 @@ from email.errors import HeaderParseError
 from email.header import decode_header
 from urllib.parse import unquote
 
-from attachments.emailgistics.models import well_formed
+from attachments.foundation.unicode_text import well_formed
 
 HEADER_CHARACTERS = 16_384
 """Longer headers are not read: four such would hold the longest name there is, percent-encoded."""

@@ -11,6 +11,7 @@ from typing import Any
 from attachments.emailgistics.errors import BadAnswer
 from attachments.emailgistics.models import ID_CHARACTERS, capped
 from attachments.foundation.message_id import normalized
+from attachments.foundation.timestamps import parse_timestamp
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def _row(row: Any) -> ReceivedMessage | None:
     return ReceivedMessage(
         message_id=message_id,
         row_id=capped(fields.get("id"), ID_CHARACTERS),
-        received=next((moment for name in RECEIVED if (moment := _moment(fields.get(name)))), None),
+        received=next((moment for name in RECEIVED if (moment := parse_timestamp(fields.get(name)))), None),
         conversation_id=capped(fields.get("conversationId"), ID_CHARACTERS) or None,
         has_attachments=flag if isinstance(flag, bool) else None,
     )
@@ -122,7 +123,7 @@ def _cutoff(value: Any) -> datetime | None:
     if value in (None, ""):
         return None
     earliest = datetime.min.replace(tzinfo=UTC)
-    cutoff = _moment(value)
+    cutoff = parse_timestamp(value)
     if cutoff is None:
         logger.warning("A report does not say readably how far its data go: it is taken to cover nothing for sure.")
         return earliest
@@ -132,13 +133,3 @@ def _cutoff(value: Any) -> datetime | None:
 
 def _has_zone(moment: str) -> bool:
     return datetime.fromisoformat(moment).tzinfo is not None
-
-
-def _moment(value: Any) -> datetime | None:
-    if not isinstance(value, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None

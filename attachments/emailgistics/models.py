@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from attachments.emailgistics.errors import BadAnswer
+from attachments.foundation.unicode_text import well_formed
 
 FILE_ATTACHMENT = "fileAttachment"
 """The only kind that can be downloaded."""
@@ -27,11 +28,6 @@ WORD_CHARACTERS = 256
 """Characters of a type or kind; a registered type has at most 255 (RFC 6838, section 4.2). The rest is cut off."""
 LARGEST_SIZE = 2**63 - 1
 """Bytes; a larger size counts as unknown."""
-
-
-def well_formed(text: str) -> str:
-    """The text with U+FFFD for each lone surrogate (JSON allows `"\\ud800"`), so it can be encoded."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def capped(value: Any, most: int = WORD_CHARACTERS) -> str:

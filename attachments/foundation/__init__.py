@@ -1,1 +1,1 @@
-"""What every part may use, and what knows no other part: cancellation, time limits, terminal text."""
+"""Used by every part, imports none of them: cancellation, retry, time limits, timestamps, terminal text."""

@@ -22,11 +22,12 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from attachments.emailgistics import Delivery
+from attachments.foundation.timestamps import parse_timestamp
 from attachments.receiver.limits import LOCK_TIMEOUT, PROBE_INTERVAL
 from attachments.receiver.safe_traceback import safe_traceback
 from attachments.storage import message_key
@@ -131,7 +132,7 @@ class Inbox:
 
     async def append(self, deployment: str, delivery: Delivery) -> bool:
         """Write a delivery to the disk. False: one for the same message is already waiting."""
-        received = parse_time(delivery.received)
+        received = parse_timestamp(delivery.received)
         row = (
             deployment,
             message_key(delivery.message_id),
@@ -366,18 +367,6 @@ class _Job(Generic[T]):
             self.future.set_result(result)  # type: ignore[arg-type]  # what work returned
 
 
-def parse_time(text: str | None) -> datetime | None:
-    """A webhook's `received` as a time in UTC; None if it is not a valid date-time.
-
-    A time without a zone is read as UTC. Prefect refuses a run whose parameter is not a date-time (RFC 3339).
-    """
-    try:
-        found = datetime.fromisoformat(text or "")
-        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
-
-
 def _insert(db: sqlite3.Connection, row: tuple[Any, ...]) -> bool:
     """Insert an entry; False if its message is already waiting."""
     statement = f"INSERT INTO entry ({COLUMNS}) VALUES ({', '.join('?' * len(row))}) ON CONFLICT DO NOTHING"  # noqa: S608  our own
@@ -396,7 +385,7 @@ def _entry(seq: int, *columns: Any) -> Entry:
     deployment, key, message_id, mailbox, received, conversation_id, accepted, has_attachments, timestamp = columns
     has = None if has_attachments is None else bool(has_attachments)
     return Entry(
-        seq, deployment, key, message_id, mailbox, parse_time(received), conversation_id, accepted, has, timestamp
+        seq, deployment, key, message_id, mailbox, parse_timestamp(received), conversation_id, accepted, has, timestamp
     )
 
 

@@ -7,16 +7,19 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import repeat, takewhile
 from typing import Any, TypeVar
 
 import httpx
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import Abort
 from prefect.tasks import Task, exponential_backoff
 
 from attachments.emailgistics import EmailgisticsError, NotFound
 from attachments.foundation import cancellation
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
+from attachments.foundation.retry import retry
 from attachments.foundation.terminal_text import shown_name
 from attachments.rate_limit.errors import PacingError
 from attachments.rate_limit.priority import is_low_priority
@@ -116,6 +119,16 @@ def error_boundary() -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def flow_boundary() -> Iterator[None]:
+    """As `error_boundary`, around a whole flow: raises Prefect's `Abort` when the run is cancelled."""
+    try:
+        with error_boundary():
+            yield
+    except RunCancelled:
+        raise Abort("The run was cancelled.") from None  # the worker sets the run's state to Cancelled
+
+
 def is_retryable(error: object) -> bool:
     """Whether a retry may succeed without anyone's help."""
     return isinstance(error, PrefectLost | Starved) or (
@@ -130,15 +143,13 @@ def retry_until_available(ask: Callable[[], T]) -> T:
         PrefectLost: It has not responded for `PATIENCE` seconds.
     """
     end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return ask()
-        except httpx.HTTPError as error:
-            if time.monotonic() > end:
-                raise PrefectLost(
-                    f"Prefect's API does not respond ({type(error).__name__}). Check that it is running."
-                ) from None
-            cancellation.sleep(BETWEEN)
+    pauses = takewhile(lambda _: time.monotonic() < end, repeat(BETWEEN))
+    try:
+        return retry(ask, httpx.HTTPError, pauses)
+    except httpx.HTTPError as error:
+        raise PrefectLost(
+            f"Prefect's API does not respond ({type(error).__name__}). Check that it is running."
+        ) from None
 
 
 def is_transient(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:

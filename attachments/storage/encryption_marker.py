@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import threading
 import time
 
 from attachments.storage.backends.base import Backend, Conflict, ObjectHeaders
+from attachments.storage.conflicts import retry_conflicts
 from attachments.storage.errors import PlaintextRefused, StoreUnavailable
 from attachments.storage.local.folders import Folder
 
@@ -68,20 +68,21 @@ class EncryptionMarker:
         return time.monotonic() - self._checked_at < self._recheck_interval
 
     def _create(self) -> None:
-        for attempt in range(_MAX_CREATE_ATTEMPTS):
-            try:
-                self._backend.put(MARKER_KEY, MARKER_CONTENT, _MARKER_HEADERS, replaces=None)
-            except Conflict:
-                # Another writer created the marker first, or failed while creating it; some services report both as a
-                # conflict.
-                if self.exists():
-                    return
-                time.sleep(random.uniform(0.01, 0.05) * (attempt + 1))  # noqa: S311  # no secret
-            else:
-                return
-        raise StoreUnavailable(
-            "could not create the encryption marker", remedy="other writers conflicted; this will be retried"
-        )
+        try:
+            retry_conflicts(self._try_to_create, _MAX_CREATE_ATTEMPTS)
+        except Conflict:
+            raise StoreUnavailable(
+                "could not create the encryption marker", remedy="other writers conflicted; this will be retried"
+            ) from None
+
+    def _try_to_create(self) -> None:
+        try:
+            self._backend.put(MARKER_KEY, MARKER_CONTENT, _MARKER_HEADERS, replaces=None)
+        except Conflict:
+            # Another writer created the marker first, or failed while creating it; some services report both as a
+            # conflict.
+            if not self.exists():
+                raise
 
 
 def plaintext_refused_error(key: str) -> PlaintextRefused:

@@ -6,12 +6,11 @@ written as a manifest is, so it needs the rights that a manifest's change needs,
 
 from __future__ import annotations
 
-import random
 import secrets
-import time
 from collections.abc import Callable
 
 from attachments.storage.backends.base import Backend, Conflict, ObjectHeaders
+from attachments.storage.conflicts import retry_conflicts
 from attachments.storage.errors import StoreUnavailable
 from attachments.storage.store import ProbeResult
 
@@ -23,12 +22,10 @@ _TRIES = 10
 
 def probe(backend: Backend, is_refused: Callable[[Exception], bool]) -> ProbeResult:
     """Probe the store. `is_refused` tells whether an error means missing permissions. Raises the backend's errors."""
-    for attempt in range(_TRIES):
-        try:
-            return _tried(backend, is_refused)
-        except Conflict:
-            time.sleep(random.uniform(0.01, 0.05) * (attempt + 1))  # noqa: S311  # no secret
-    raise StoreUnavailable("could not probe the store: it does not return what was written")
+    try:
+        return retry_conflicts(lambda: _tried(backend, is_refused), _TRIES)
+    except Conflict:
+        raise StoreUnavailable("could not probe the store: it does not return what was written") from None
 
 
 def _tried(backend: Backend, is_refused: Callable[[Exception], bool]) -> ProbeResult:

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from attachments.foundation.unicode_text import well_formed
 from attachments.storage.errors import InvalidManifest, ManifestTooLarge, NewerManifest
 from attachments.storage.keys import KEY_LENGTH, is_place_of, is_possible
 
@@ -374,9 +375,7 @@ def _is_too_deep(value: object) -> bool:
 def _without_surrogates(value: Any) -> Any:
     """The same value with U+FFFD for each lone surrogate."""
     if isinstance(value, str):
-        if not _SURROGATE.search(value):
-            return value
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return well_formed(value) if _SURROGATE.search(value) else value
     if isinstance(value, dict):
         return {_without_surrogates(name): _without_surrogates(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -35,6 +35,7 @@ from collections.abc import Iterator
 from pathvalidate import FileNameValidator
 
 from attachments.foundation.terminal_text import PRINTABLE_BUT_BLANK
+from attachments.foundation.unicode_text import well_formed
 
 MAX_BYTES = 255
 """The longest name, in bytes of UTF-8: the limit of ext4, XFS and APFS, and of NTFS in characters."""
@@ -138,7 +139,7 @@ def _clean(name: str, most: int) -> str:
 def _join_surrogates(name: str) -> str:
     """The name with surrogate pairs joined, and `_` for each half that has no partner."""
     # "replace" writes U+FFFD, which a name may also contain itself; it has no meaning, so it is replaced.
-    return name.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\ufffd", "_")
+    return well_formed(name).replace("\ufffd", "_")
 
 
 def _printable(name: str) -> str:

@@ -13,16 +13,15 @@ it, both write the same bytes under the same key, which leaves one object too.
 from __future__ import annotations
 
 import hashlib
-import random
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from attachments.storage.backends.base import Backend, Conflict, Listed, ObjectHeaders, ObjectStat, Orphan, Upload
+from attachments.storage.conflicts import retry_conflicts
 from attachments.storage.content import Content, Transform, pour
 from attachments.storage.encryption import RECHECK_INTERVAL
 from attachments.storage.encryption_marker import EncryptionMarker
@@ -111,24 +110,24 @@ class ObjectStore(Store):
 
     def update_manifest(self, message_key: str, change: ManifestChange) -> Manifest:
         path = manifest_path(message_key)
-        with self._turn(message_key):
-            for attempt in range(_CHANGES):
-                with self._translated("read the manifest of message", message_key):
-                    found = self._backend.get(path)
-                new = change(_parsed(found and found[0], message_key))
-                try:
-                    with self._translated("write the manifest of message", message_key):
-                        self._backend.put(path, new.to_bytes(), _MANIFEST, replaces=found and found[1])
-                except Conflict:
-                    # Another writer was faster. Random pauses, so that the waiters do not stay in step.
-                    time.sleep(random.uniform(0.01, 0.05) * min(attempt + 1, 20))  # noqa: S311  # no secret
-                else:
-                    return new
-        raise StoreUnavailable(
-            f"could not write the manifest of message {message_key}: others changed it {_CHANGES} times in the "
-            "meantime; this will be retried",
-            key=message_key,
-        )
+
+        def attempt() -> Manifest:
+            with self._translated("read the manifest of message", message_key):
+                found = self._backend.get(path)
+            new = change(_parsed(found and found[0], message_key))
+            with self._translated("write the manifest of message", message_key):
+                self._backend.put(path, new.to_bytes(), _MANIFEST, replaces=found and found[1])
+            return new
+
+        try:
+            with self._turn(message_key):
+                return retry_conflicts(attempt, _CHANGES)
+        except Conflict:
+            raise StoreUnavailable(
+                f"could not write the manifest of message {message_key}: others changed it {_CHANGES} times in the "
+                "meantime; this will be retried",
+                key=message_key,
+            ) from None
 
     def stored(self, message_key: str) -> Mapping[str, StoredObject]:
         checked_key(message_key)

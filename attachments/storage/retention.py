@@ -11,19 +11,20 @@ removes nothing.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 from attachments.foundation import cancellation
+from attachments.foundation.ordered_map import ordered_map
+from attachments.foundation.retry import back_off, retry
 from attachments.storage.errors import (
     AccessDenied,
     InvalidManifest,
@@ -280,16 +281,10 @@ def _place(entry: ManifestAttachment, message_key: str) -> str:
     return f"{message_key}/{entry.attachment_key}" if is_key(entry.attachment_key) else message_key
 
 
-def _retry_transient(ask: Callable[[], T]) -> T:
+def _retry_transient(call: Callable[[], T]) -> T:
     """Call the store, retrying transient errors for about 15 seconds. Raises StoreError, RunCancelled."""
-    for attempt in range(MAX_ATTEMPTS - 1):
-        try:
-            return ask()
-        except StoreError as error:
-            if not error.retryable:
-                raise
-        cancellation.sleep(BACK_OFF * 2**attempt * random.uniform(0.8, 1.2))  # noqa: S311  # no secret
-    return ask()
+    pauses = islice(back_off(BACK_OFF), MAX_ATTEMPTS - 1)
+    return retry(call, StoreError, pauses, is_retryable=lambda error: isinstance(error, StoreError) and error.retryable)
 
 
 @dataclass
@@ -372,9 +367,10 @@ def purge(
     was killed at any moment and runs again ends with the same result. Raises RunCancelled.
     """
     tally = PurgeTally()
-    keys = _message_keys(store, tally)
+    keys = _paced(_message_keys(store, tally), pace, lambda: not tally.gave_up and not budget.is_spent)
     reported_at = time.monotonic()
-    for result in _purge_all(store, keys, policy, budget, pace, lambda: not tally.gave_up and not budget.is_spent):
+    purge_one = partial(_purge_safely, store, policy, budget)
+    for result in ordered_map(purge_one, keys, concurrency=pace.concurrency, thread_name="purge"):
         tally.add(result)
         on_message(result)
         if time.monotonic() - reported_at > PROGRESS_LOG_INTERVAL:
@@ -393,44 +389,27 @@ def _message_keys(store: Store, tally: PurgeTally) -> Iterator[str]:
         tally.gave_up = True
 
 
-def _purge_all(
-    store: Store,
-    keys: Iterator[str],
-    policy: PurgePolicy,
-    budget: Budget,
-    pace: PurgeRate,
-    goes_on: Callable[[], bool],
-) -> Iterator[PurgeResult]:
-    """The result for each message, including those in progress when `goes_on` becomes false."""
-
-    def look(key: str) -> PurgeResult:
-        cancellation.raise_if_cancelled()
-        try:
-            return purge_message(store, key, policy, budget)
-        except StoreError as error:
-            return PurgeResult(key, failure=error)
-        except cancellation.RunCancelled:
-            raise
-        except Exception as error:  # noqa: BLE001  one unexpected message must not block all others for ever
-            cancellation.raise_if_cancelled()
-            return PurgeResult(key, failure=_unexpected(error, key))
-
-    waiting: list[Future[PurgeResult]] = []
+def _paced(keys: Iterator[str], pace: PurgeRate, goes_on: Callable[[], bool]) -> Iterator[str]:
+    """The keys, no more in a second than `pace` says, until `goes_on` becomes false."""
     due = time.monotonic()
-    with ThreadPoolExecutor(pace.concurrency, thread_name_prefix="purge") as pool:
-        try:
-            while True:
-                while len(waiting) < 2 * pace.concurrency and goes_on() and (key := next(keys, None)) is not None:
-                    due = max(due + 1 / pace.per_second, time.monotonic() - 1)
-                    cancellation.sleep(max(0.0, due - time.monotonic()))
-                    # Threads do not inherit the run's cancellation.
-                    waiting.append(pool.submit(copy_context().run, look, key))
-                if not waiting:
-                    return
-                yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    while goes_on() and (key := next(keys, None)) is not None:
+        due = max(due + 1 / pace.per_second, time.monotonic() - 1)
+        cancellation.sleep(max(0.0, due - time.monotonic()))
+        yield key
+
+
+def _purge_safely(store: Store, policy: PurgePolicy, budget: Budget, key: str) -> PurgeResult:
+    """The result for one message, whose failure does not end the purge. Raises RunCancelled."""
+    cancellation.raise_if_cancelled()
+    try:
+        return purge_message(store, key, policy, budget)
+    except StoreError as error:
+        return PurgeResult(key, failure=error)
+    except cancellation.RunCancelled:
+        raise
+    except Exception as error:  # noqa: BLE001  one unexpected message must not block all others for ever
+        cancellation.raise_if_cancelled()
+        return PurgeResult(key, failure=_unexpected(error, key))
 
 
 def _unexpected(error: Exception, key: str) -> StoreError:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import islice
+from functools import partial
 
+from attachments.foundation.ordered_map import ordered_map
 from attachments.storage.content import Content, Transform, pour
 from attachments.storage.errors import (
     CannotDecrypt,
@@ -94,22 +94,8 @@ def verify(
     attachment's own hash; without it, the ciphertext's hash is compared. An unreadable object is a difference of its
     message. Raises StoreError if the store is missing or does not respond.
     """
-    keys = iter(message_keys)
-    waiting: list[Future[VerificationResult]] = []
-    pool = ThreadPoolExecutor(at_once)
-    is_left = False
-    try:
-        while True:
-            for key in islice(keys, 2 * at_once - len(waiting)):
-                waiting.append(pool.submit(verify_message, store, key, unseal=unseal, progress=progress))  # noqa: PERF401  # counted by islice as it grows
-            if not waiting:
-                return
-            yield waiting.pop(0).result()
-    except (KeyboardInterrupt, GeneratorExit):
-        is_left = True  # do not wait for the reads in progress
-        raise
-    finally:
-        pool.shutdown(wait=not is_left, cancel_futures=True)
+    verify_one = partial(verify_message, store, unseal=unseal, progress=progress)
+    return ordered_map(verify_one, message_keys, concurrency=at_once, thread_name="verify")
 
 
 def verify_message(

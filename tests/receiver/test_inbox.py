@@ -14,7 +14,8 @@ from typing import Any, cast
 import pytest
 
 from attachments.emailgistics import Delivery
-from attachments.receiver.inbox import RESERVE_SIZE, Inbox, InboxUnavailable, parse_time
+from attachments.foundation.timestamps import parse_timestamp
+from attachments.receiver.inbox import RESERVE_SIZE, Inbox, InboxUnavailable
 
 KNOWN = {"default": "1", "pdfs": "2"}
 # As version 0.1 made it.
@@ -442,5 +443,5 @@ def test_a_file_that_cannot_be_an_inbox_is_refused_and_left_alone(
 )
 def test_a_time_is_understood_or_left_out(text: str | None, meant: str | None) -> None:
     """What the webhook calls `received` may be anything; what goes on is a date-time of RFC 3339 in UTC."""
-    found = parse_time(text)
+    found = parse_timestamp(text)
     assert (found and found.isoformat()) == meant
