@@ -1,6 +1,7 @@
 """Checks that the deployments are as the installed version would create them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from attachments.doctor.findings import Finding, failed, ok, warning
 from attachments.doctor.probe import request_json
 from attachments.domain.selection import Filter, describe_errors
+from attachments.prefect_api.paging import PAGE, all_pages
 from attachments.runs.deployment_spec import (
     as_deployed,
     current_entrypoint,
@@ -20,15 +22,14 @@ from attachments.runs.deployment_spec import (
     declared_flow,
     form_of,
 )
+from attachments.runs.download_runs import FLOW
 
-DOWNLOAD = "download-attachments"
 RECONCILE = "reconcile-attachments"
 SETUP_REMEDY = "Run `attachments setup`."
 UPGRADE_REMEDY = (
     "Stop the workers on all hosts, install the same version on each, run `attachments setup`, and start the workers."
 )
 OTHER_PARAMETERS = "Its parameters are those of another version."
-PAGE = 200
 
 Deployments = Mapping[str, DeploymentResponse]
 """By full name, `<flow>/<deployment>`."""
@@ -38,17 +39,10 @@ def read_deployments(client: SyncPrefectClient) -> Deployments:
     """All deployments of this project's flows, including those that users created."""
     flows = sorted({declared_flow(spec).name for spec in declared_deployments()})
     names = {flow["id"]: flow["name"] for flow in request_json(client, "POST", "/flows/filter", _by_name(flows))}
-    found: list[DeploymentResponse] = []
-    while True:
-        page = client.read_deployments(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=flows)),
-            sort=DeploymentSort.NAME_ASC,
-            limit=PAGE,
-            offset=len(found),
-        )
-        found += page
-        if len(page) < PAGE:
-            return {f"{names[str(deployment.flow_id)]}/{deployment.name}": deployment for deployment in found}
+    of_flows = FlowFilter(name=FlowFilterName(any_=flows))
+    read = partial(client.read_deployments, flow_filter=of_flows, sort=DeploymentSort.NAME_ASC, limit=PAGE)
+    found = all_pages(lambda offset: read(offset=offset))
+    return {f"{names[str(deployment.flow_id)]}/{deployment.name}": deployment for deployment in found}
 
 
 def check_deployments(deployments: Deployments) -> Iterator[Finding]:
@@ -66,7 +60,7 @@ def check_deployments(deployments: Deployments) -> Iterator[Finding]:
             yield failed("deployment", "It refers to its flow as an older version did.", UPGRADE_REMEDY, subject=name)
         elif name not in declared and entrypoint in forms and deployment.parameter_openapi_schema != forms[entrypoint]:
             yield failed("deployment", OTHER_PARAMETERS, UPGRADE_REMEDY, subject=name)
-        if name.startswith(f"{DOWNLOAD}/"):
+        if name.startswith(f"{FLOW}/"):
             yield from check_filter(name, deployment.parameters.get("filter"))
 
 
@@ -83,7 +77,7 @@ def check_filter(name: str, filter_: object) -> Iterator[Finding]:
 
 def block_names(deployments: Deployments, parameter: str) -> Sequence[str]:
     """The names of the blocks that download deployments use for `parameter`: `account` or `store`."""
-    downloads = [deployment for name, deployment in deployments.items() if name.startswith(f"{DOWNLOAD}/")]
+    downloads = [deployment for name, deployment in deployments.items() if name.startswith(f"{FLOW}/")]
     named = {deployment.parameters.get(parameter, "default") for deployment in downloads} or {"default"}
     return sorted(name for name in named if isinstance(name, str))
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from prefect.client.schemas.responses import DeploymentResponse
 
-from attachments.doctor.deployments import DOWNLOAD, RECONCILE, Deployments, is_scheduled
+from attachments.doctor.deployments import RECONCILE, Deployments, is_scheduled
 from attachments.doctor.findings import Finding, failed, ok, warning
+from attachments.runs.download_runs import FLOW
 
 RESUME_REMEDY = f"Switch its schedule on in the Prefect UI under Deployments, {RECONCILE}/default."
 
@@ -35,5 +36,5 @@ def check_reconciliation(all_deployments: Deployments, scopes: Sequence[Finding]
 
 def _account(deployment: DeploymentResponse, deployments: Deployments) -> str:
     """The account that its runs use: that of the download deployment that they start."""
-    target = deployments.get(f"{DOWNLOAD}/{deployment.parameters.get('deployment') or 'default'}")
+    target = deployments.get(f"{FLOW}/{deployment.parameters.get('deployment') or 'default'}")
     return str((target and target.parameters.get("account")) or "default")

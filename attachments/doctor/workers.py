@@ -13,6 +13,7 @@ from prefect.exceptions import ObjectNotFound
 from attachments.doctor.findings import Finding, failed, ok, warning
 from attachments.doctor.probe import is_unknown, request_json
 from attachments.foundation import cancellation
+from attachments.prefect_api.paging import PAGE
 from attachments.runs.deployment_spec import POOL, POOL_TYPE, QUEUES
 
 SETUP = "Run `attachments setup`, which creates it."
@@ -20,7 +21,6 @@ RECHECK_DELAY = 5.0  # seconds; a busy Prefect records heartbeats late
 PREFETCH = timedelta(seconds=10)
 """How long before its scheduled time a worker takes a run (PREFECT_WORKER_PREFETCH_SECONDS)."""
 ACTIVE_STATES = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-PAGE = 200
 MAX_IDS = 1000  # run ids in one response of Prefect
 MAX_NAMED = 5  # unreadable runs that a finding names
 NO_RUNS = "Prefect's API responds 500 when workers request runs, so they get none."

@@ -21,7 +21,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from attachments.emailgistics import Action, Delivery, InvalidDelivery, authenticate, envelope, parse_delivery
 from attachments.foundation.terminal_text import quoted
 from attachments.receiver.dispatcher import Dispatcher
-from attachments.receiver.flow_runs import FLOW
 from attachments.receiver.inbox import Inbox, InboxUnavailable
 from attachments.receiver.limited_log import LimitedLog
 from attachments.receiver.limits import ReceiverLimits
@@ -31,6 +30,7 @@ from attachments.receiver.protocol import AUTHENTICATED
 from attachments.receiver.responses import WebhookResponse, WebhookResponses
 from attachments.receiver.run_waiter import RunFuture
 from attachments.receiver.safe_traceback import safe_traceback
+from attachments.runs.download_runs import FLOW
 from attachments.storage import message_key
 
 logger = logging.getLogger("attachments.receiver")

@@ -12,12 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 from attachments.foundation.numerals import counted
-from attachments.receiver.flow_runs import FLOW, FlowRuns, PrefectRefused, PrefectUnavailable, UnknownDeployment
+from attachments.receiver.flow_runs import FlowRuns, PrefectRefused, PrefectUnavailable, UnknownDeployment
 from attachments.receiver.inbox import Entry, Inbox, InboxUnavailable
 from attachments.receiver.limits import ReceiverLimits
 from attachments.receiver.metrics import Metrics
 from attachments.receiver.run_waiter import RunWaiter
 from attachments.receiver.safe_traceback import safe_traceback
+from attachments.runs.download_runs import FLOW
 
 logger = logging.getLogger("attachments.dispatcher")
 

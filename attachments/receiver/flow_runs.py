@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
@@ -11,28 +12,30 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
-    FlowFilter,
-    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterId,
-    FlowRunFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
+from attachments.prefect_api.paging import PAGE, all_pages_async
 from attachments.prefect_api.prefect_retry import retrying_async_settings
 from attachments.receiver.inbox import Entry
+from attachments.runs.download_runs import (
+    FLOW,
+    MAX_RUNS_OF_MESSAGE,
+    OF_FLOW,
+    RUN_REFUSED_STATUSES,
+    of_message,
+    run_name,
+)
 from attachments.runs.state_record import FAILED_FOR_NOW, read_record
-from attachments.storage.keys import SHORT_KEY_LENGTH
 
-FLOW = "download-attachments"
-PAGE = 200
 MAX_LOCKED_RETRY_DELAY = (
     0.25  # seconds between attempts while Prefect's database is locked, short because live mail waits
 )
 MAX_DELIVERY_DURATION = 600.0  # seconds; the three attempts of a delivery take up to 100 each (webhooks/delivery)
-MAX_RUNS_OF_MESSAGE = 20  # the newest runs of a message that are read
 NEW_PARAMETER = "has_attachments"
 """A parameter that deployments of version 0.1 lack. Prefect would accept it for them, and then their flow would
 fail."""
@@ -41,7 +44,6 @@ DELIVERY_LABEL = "attachments.delivery"
 ENTRY_LABEL = "attachments.accepted"
 """Label of a run: when the inbox accepted the entry that created it."""
 UNSUCCESSFUL_STATES = (StateType.FAILED, StateType.CRASHED)
-RUN_REFUSED_STATUSES = (httpx.codes.BAD_REQUEST, httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY)
 AUTHENTICATION_STATUSES = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 
 
@@ -91,20 +93,13 @@ class PrefectFlowRuns:
         found: dict[str, str] = {}
         takes_new: dict[str, bool] = {}
         async with _translated_errors(), _missing_list_is_not_prefect():
-            while True:
-                page = await self._client.read_deployments(
-                    flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
-                    sort=DeploymentSort.NAME_ASC,
-                    limit=PAGE,
-                    offset=len(found),
-                )
-                for deployment in page:
-                    found[deployment.name] = id_ = str(deployment.id)
-                    properties = (deployment.parameter_openapi_schema or {}).get("properties", {})
-                    takes_new[id_] = NEW_PARAMETER in properties
-                if len(page) < PAGE:
-                    self._has_new_parameter = takes_new
-                    return found
+            read = partial(self._client.read_deployments, flow_filter=OF_FLOW, sort=DeploymentSort.NAME_ASC, limit=PAGE)
+            async for deployment in all_pages_async(lambda offset: read(offset=offset)):
+                found[deployment.name] = id_ = str(deployment.id)
+                properties = (deployment.parameter_openapi_schema or {}).get("properties", {})
+                takes_new[id_] = NEW_PARAMETER in properties
+        self._has_new_parameter = takes_new
+        return found
 
     async def create(self, entry: Entry, deployment_id: str) -> str:
         """Create the run under an idempotency key, so that a lost response causes no second one.
@@ -134,7 +129,7 @@ class PrefectFlowRuns:
             parameters.pop(NEW_PARAMETER, None)
         return await self._client.create_flow_run_from_deployment(
             UUID(deployment_id),
-            name=entry.message_key[:SHORT_KEY_LENGTH],
+            name=run_name(entry.message_key),
             parameters=parameters,
             idempotency_key=key,
             labels={ENTRY_LABEL: str(entry.accepted), **({DELIVERY_LABEL: entry.timestamp} if entry.timestamp else {})},
@@ -144,7 +139,7 @@ class PrefectFlowRuns:
         """The newest run that a delivery of this message created, which is the last of their chain of keys."""
         found = await self._client.read_flow_runs(
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[UUID(deployment_id)])),
-            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[entry.message_key[:SHORT_KEY_LENGTH]])),
+            flow_run_filter=of_message(entry.message_key),
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
             limit=MAX_RUNS_OF_MESSAGE,
         )

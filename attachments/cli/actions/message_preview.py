@@ -31,6 +31,7 @@ from attachments.foundation.numerals import counted
 from attachments.foundation.terminal_text import escaped, quoted
 from attachments.prefect_api.url_path import path_part
 from attachments.rate_limit.errors import PacingError
+from attachments.runs.download_runs import FLOW
 from attachments.storage import (
     Manifest,
     ManifestAttachment,
@@ -44,7 +45,6 @@ from attachments.storage.errors import InvalidManifest, NothingStored
 from attachments.storage.keys import candidate_keys
 from attachments.storage.manifest import Outcome, Pending
 
-FLOW = "download-attachments"
 LIST_TIMEOUT = 150.0  # seconds for the call, which may wait a minute for a free slot
 
 Action = Literal["take", "drop", "cannot", "stored", "purged"]

@@ -7,6 +7,7 @@ changes (a limit's size, a pool's type) are kept.
 import asyncio
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import httpx
@@ -31,8 +32,9 @@ from attachments.blocks import AttachmentStore, EmailgisticsAccount
 from attachments.cli.actions.block_settings import account_block, existing_block, save_block, store_block
 from attachments.cli.actions.schedule import ReportResult, Result, reporting_problem, switch_reconciliation
 from attachments.cli.command_boundary import CommandFailed
-from attachments.doctor.deployments import DOWNLOAD, check_filter
+from attachments.doctor.deployments import check_filter
 from attachments.doctor.probe import describe_error
+from attachments.prefect_api.paging import PAGE, all_pages_async
 from attachments.runs.deployment_spec import (
     LIMITS,
     POOL,
@@ -43,9 +45,9 @@ from attachments.runs.deployment_spec import (
     declared_flow,
     form_of,
 )
+from attachments.runs.download_runs import FLOW
 from attachments.worker.warm_worker import WarmWorker
 
-PAGE = 200  # deployments per request, the most that Prefect returns
 # Fields that change although the content stays the same.
 VOLATILE_FIELDS = {"id", "created", "updated", "created_by", "updated_by", "version_id", "last_polled", "status"}
 SERVER_START_TIMEOUT = 30.0  # seconds; a server needs 10 to 20 to start
@@ -214,31 +216,25 @@ async def migrate_deployments(client: PrefectClient, tell: ReportResult) -> None
     Invalid filters are reported, because only their author can correct them.
     """
     ours = {spec["entrypoint"]: declared_flow(spec) for spec in declared_deployments()}
-    downloads = (await client.read_flow_by_name(DOWNLOAD)).id
+    downloads = (await client.read_flow_by_name(FLOW)).id
     flows = FlowFilter(name=FlowFilterName(any_=sorted({flow.name for flow in ours.values()})))
-    offset = 0
-    while page := await client.read_deployments(
-        flow_filter=flows, sort=DeploymentSort.NAME_ASC, limit=PAGE, offset=offset
-    ):
-        for deployment in page:
-            if deployment.flow_id == downloads:
-                _report_invalid_filter(deployment, tell)
-            entrypoint = current_entrypoint(deployment.entrypoint or "")
-            if entrypoint not in ours:
-                continue
-            flow = ours[entrypoint]
-            if (deployment.entrypoint, deployment.parameter_openapi_schema) != (entrypoint, form_of(flow)):
-                changed = {"entrypoint": entrypoint, "parameter_openapi_schema": form_of(flow)}
-                await client.update_deployment(deployment.id, DeploymentUpdate.model_validate(changed))
-                tell(
-                    "updated", f"deployment {flow.name}/{deployment.name}: its parameters are now those of {entrypoint}"
-                )
-        offset += len(page)
+    read = partial(client.read_deployments, flow_filter=flows, sort=DeploymentSort.NAME_ASC, limit=PAGE)
+    async for deployment in all_pages_async(lambda offset: read(offset=offset)):
+        if deployment.flow_id == downloads:
+            _report_invalid_filter(deployment, tell)
+        entrypoint = current_entrypoint(deployment.entrypoint or "")
+        if entrypoint not in ours:
+            continue
+        flow = ours[entrypoint]
+        if (deployment.entrypoint, deployment.parameter_openapi_schema) != (entrypoint, form_of(flow)):
+            changed = {"entrypoint": entrypoint, "parameter_openapi_schema": form_of(flow)}
+            await client.update_deployment(deployment.id, DeploymentUpdate.model_validate(changed))
+            tell("updated", f"deployment {flow.name}/{deployment.name}: its parameters are now those of {entrypoint}")
 
 
 def _report_invalid_filter(deployment: DeploymentResponse, tell: ReportResult) -> None:
     """Report a filter that an older version accepted, and that makes each run fail now."""
-    for finding in check_filter(f"{DOWNLOAD}/{deployment.name}", deployment.parameters.get("filter")):
+    for finding in check_filter(f"{FLOW}/{deployment.name}", deployment.parameters.get("filter")):
         tell("INVALID", f"{finding.about}: {finding.text} {finding.remedy}")
 
 
