@@ -7,7 +7,6 @@ from typing import Annotated
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import WithJsonSchema
@@ -17,14 +16,13 @@ from attachments.domain.message_ids import IdsError, read_ids
 from attachments.domain.message_ids_source import BlockFolder, ids_file_opener
 from attachments.domain.progress import Counts
 from attachments.emailgistics import EmailgisticsClient, ReceivedMessages
-from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.terminal_text import escaped_line
 from attachments.rate_limit.priority import low_priority
 from attachments.runs.artifacts import failed_state
 from attachments.runs.backfill_progress import Total, progress
 from attachments.runs.block_loader import load_store
 from attachments.runs.continuation import Lineage
-from attachments.runs.errors import OUR_ERRORS, NotConfigured, error_boundary
+from attachments.runs.errors import OUR_ERRORS, NotConfigured, flow_boundary
 from attachments.runs.fan_out import BACKFILL, DownloadDeployment, FanOutCancelled, MessageRef, run_children
 from attachments.storage import StoreError
 
@@ -73,7 +71,7 @@ def backfill_attachments(
     """
     labels: dict[str, str] = {}
     try:
-        with error_boundary():
+        with flow_boundary():
             try:
                 order = checked_order(
                     message_ids=message_ids,
@@ -90,8 +88,6 @@ def backfill_attachments(
                 return Failed(message=escaped_line(str(error)))
             except FanOutCancelled as cancelled:
                 return Cancelled(message=str(cancelled))
-    except RunCancelled:
-        raise Abort("The run was cancelled.") from None  # the worker sets the run's state to Cancelled
     except OUR_ERRORS as error:
         return failed_state(error, labels)
 

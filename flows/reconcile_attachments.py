@@ -12,7 +12,6 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.events import Event
-from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
@@ -20,7 +19,6 @@ from pydantic import Field
 from attachments.domain.watermark_policy import HELD_FOR, PERMANENT_CODES, SLICE, Slice, span
 from attachments.emailgistics import EmailgisticsError, Forbidden, InvalidKey, Mailbox, ReceivedMessage
 from attachments.emailgistics.envelopes import FURTHEST_ZONE
-from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
 from attachments.foundation.terminal_text import escaped_line
 from attachments.prefect_api.prefect_retry import own_client
@@ -28,7 +26,7 @@ from attachments.rate_limit.priority import low_priority
 from attachments.runs.announcements import announce, event, send
 from attachments.runs.child_runs import ANSWER_TIMEOUT, Child, Stage, made_before
 from attachments.runs.continuation import Lineage
-from attachments.runs.errors import OUR_ERRORS, OurError, error_boundary, error_code, retry_until_available
+from attachments.runs.errors import OUR_ERRORS, OurError, error_code, flow_boundary, retry_until_available
 from attachments.runs.fan_out import BACKFILL, DownloadDeployment, FanOutCancelled, MessageRef, run_children
 from attachments.runs.state_record import WITHDRAWN, StateRecord, write_record
 from attachments.runs.watermarks import UnreadableWatermark, Watermarks, mailbox_key
@@ -96,7 +94,7 @@ def reconcile_attachments(
         first_days: How far back a mailbox is checked for the first time.
     """
     try:
-        with error_boundary(), low_priority():
+        with flow_boundary(), low_priority():
             options = _Options(
                 target=DownloadDeployment.load(deployment),
                 overlap=timedelta(hours=overlap_hours),
@@ -105,8 +103,6 @@ def reconcile_attachments(
                 lineage=Lineage.current(),
             )
             return _reconcile(options, mailboxes)
-    except RunCancelled:
-        raise Abort("The run was cancelled.") from None  # the worker sets the run's state to Cancelled
     except OUR_ERRORS as error:
         return _failed(_stopped(error), error)
 
@@ -132,14 +128,12 @@ def _reconcile(options: _Options, mailboxes: list[str] | None) -> State[None]:
     found = Found()
     stopped = None
     try:
-        with error_boundary():
+        with flow_boundary():
             try:
                 _check_all(options, mailboxes, found)
             except FanOutCancelled as cancelled:
                 _report_rows(options, (), found)
                 return Cancelled(message=" ".join([str(cancelled), *_reported_once(found)]))
-    except RunCancelled:
-        raise
     except OUR_ERRORS as error:
         stopped = error
     return _ended(options, found, stopped)

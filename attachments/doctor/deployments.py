@@ -40,9 +40,8 @@ def read_deployments(client: SyncPrefectClient) -> Deployments:
     flows = sorted({declared_flow(spec).name for spec in declared_deployments()})
     names = {flow["id"]: flow["name"] for flow in request_json(client, "POST", "/flows/filter", _by_name(flows))}
     of_flows = FlowFilter(name=FlowFilterName(any_=flows))
-    read = partial(client.read_deployments, flow_filter=of_flows, sort=DeploymentSort.NAME_ASC, limit=PAGE)
-    found = all_pages(lambda offset: read(offset=offset))
-    return {f"{names[str(deployment.flow_id)]}/{deployment.name}": deployment for deployment in found}
+    read = partial(client.read_deployments, flow_filter=of_flows, sort=DeploymentSort.NAME_ASC)
+    return {f"{names[str(deployment.flow_id)]}/{deployment.name}": deployment for deployment in all_pages(read)}
 
 
 def check_deployments(deployments: Deployments) -> Iterator[Finding]:

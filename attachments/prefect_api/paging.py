@@ -9,20 +9,20 @@ PAGE = 200
 T = TypeVar("T")
 
 
-def all_pages(read: Callable[[int], Sequence[T]]) -> Iterator[T]:
-    """Every object of a list; `read` returns up to `PAGE` of them, from an offset on."""
+def all_pages(read: Callable[..., Sequence[T]]) -> Iterator[T]:
+    """Every object of a list. `read` takes `limit` and `offset`, as the methods of Prefect's client do."""
     offset = 0
-    while page := read(offset):
+    while page := read(limit=PAGE, offset=offset):
         yield from page
         if len(page) < PAGE:
             return
         offset += PAGE
 
 
-async def all_pages_async(read: Callable[[int], Awaitable[Sequence[T]]]) -> AsyncIterator[T]:
+async def all_pages_async(read: Callable[..., Awaitable[Sequence[T]]]) -> AsyncIterator[T]:
     """The same for an asynchronous client."""
     offset = 0
-    while page := await read(offset):
+    while page := await read(limit=PAGE, offset=offset):
         for each in page:
             yield each
         if len(page) < PAGE:

@@ -14,6 +14,7 @@ from prefect.client.schemas.filters import (
     DeploymentFilterId,
     FlowRunFilter,
     FlowRunFilterId,
+    FlowRunFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
@@ -24,10 +25,8 @@ from attachments.prefect_api.prefect_retry import retrying_async_settings
 from attachments.receiver.inbox import Entry
 from attachments.runs.download_runs import (
     FLOW,
-    MAX_RUNS_OF_MESSAGE,
     OF_FLOW,
     RUN_REFUSED_STATUSES,
-    of_message,
     run_name,
 )
 from attachments.runs.state_record import FAILED_FOR_NOW, read_record
@@ -36,6 +35,7 @@ MAX_LOCKED_RETRY_DELAY = (
     0.25  # seconds between attempts while Prefect's database is locked, short because live mail waits
 )
 MAX_DELIVERY_DURATION = 600.0  # seconds; the three attempts of a delivery take up to 100 each (webhooks/delivery)
+MAX_RUNS_OF_MESSAGE = 20  # the newest runs of a message that are read
 NEW_PARAMETER = "has_attachments"
 """A parameter that deployments of version 0.1 lack. Prefect would accept it for them, and then their flow would
 fail."""
@@ -93,8 +93,8 @@ class PrefectFlowRuns:
         found: dict[str, str] = {}
         takes_new: dict[str, bool] = {}
         async with _translated_errors(), _missing_list_is_not_prefect():
-            read = partial(self._client.read_deployments, flow_filter=OF_FLOW, sort=DeploymentSort.NAME_ASC, limit=PAGE)
-            async for deployment in all_pages_async(lambda offset: read(offset=offset)):
+            read = partial(self._client.read_deployments, flow_filter=OF_FLOW, sort=DeploymentSort.NAME_ASC)
+            async for deployment in all_pages_async(read):
                 found[deployment.name] = id_ = str(deployment.id)
                 properties = (deployment.parameter_openapi_schema or {}).get("properties", {})
                 takes_new[id_] = NEW_PARAMETER in properties
@@ -139,7 +139,7 @@ class PrefectFlowRuns:
         """The newest run that a delivery of this message created, which is the last of their chain of keys."""
         found = await self._client.read_flow_runs(
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[UUID(deployment_id)])),
-            flow_run_filter=of_message(entry.message_key),
+            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[run_name(entry.message_key)])),
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
             limit=MAX_RUNS_OF_MESSAGE,
         )

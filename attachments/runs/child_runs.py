@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
+from functools import partial
 from itertools import takewhile
 from typing import Any, TypeVar
 from uuid import UUID
@@ -16,8 +17,6 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
-    FlowFilter,
-    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterName,
@@ -37,22 +36,21 @@ from attachments.blocks import EmailgisticsAccount
 from attachments.domain.selection import Filter
 from attachments.emailgistics import NotFound
 from attachments.foundation.terminal_text import shown_name
+from attachments.prefect_api.paging import PAGE, all_pages
 from attachments.prefect_api.prefect_retry import PrefectAway, own_client
 from attachments.prefect_api.url_path import path_part
 from attachments.runs.block_loader import load_account, load_store
 from attachments.runs.delayed_retry import ATTEMPT
+from attachments.runs.download_runs import FLOW, OF_FLOW, RUN_REFUSED_STATUSES, run_name
 from attachments.runs.errors import NotConfigured, retry_until_available
 from attachments.runs.state_record import UNKNOWN, WITHDRAWN, StateRecord, read_record, write_record
 from attachments.storage import Store, message_key
-from attachments.storage.keys import SHORT_KEY_LENGTH
 
-FLOW = "download-attachments"
 BACKFILL = "backfill"
 """The tag of runs that let live mail go first, and the work queue that they wait in."""
 DEFAULT_QUEUE = "default"
 ANSWER_TIMEOUT = 30.0  # seconds for Prefect to answer
 BUSY = 0.1  # seconds before the first repetition of a request that a busy SQLite has not answered
-THIS_RUN = (httpx.codes.BAD_REQUEST, httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY)
 IN_PROGRESS = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 BEGUN = [*IN_PROGRESS, *TERMINAL_STATES]
 """States of a run that a worker has taken, or that has ended."""
@@ -62,7 +60,6 @@ NOT_FOUND = NotFound.outcome_code
 DELETED = "deleted"
 
 T = TypeVar("T")
-PAGE = 200  # runs in one response of Prefect's
 
 
 class MessageRef(BaseModel):
@@ -215,7 +212,7 @@ class ChildRuns:
         def make() -> Child:
             run = self._client.create_flow_run_from_deployment(
                 self._target.deployment_id,
-                name=message.key[:SHORT_KEY_LENGTH],
+                name=run_name(message.key),
                 parameters=parameters,
                 tags=self._tags,
                 idempotency_key=f"{self._key_prefix}/{message.key}{f'/after/{after}' if after else ''}",
@@ -226,7 +223,7 @@ class ChildRuns:
         try:
             return answered(make)
         except PrefectHTTPStatusError as error:
-            if error.response.status_code in THIS_RUN:
+            if error.response.status_code in RUN_REFUSED_STATUSES:
                 return Child(None, Stage.FAILED, REFUSED)
             raise NotConfigured(
                 f"The deployment {FLOW}/{shown_name(self._target.name)} is gone. Deploy it, then run this again."
@@ -251,7 +248,7 @@ class ChildRuns:
         """
         pool = self._target.work_pool
         found = self._read(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
+            flow_filter=OF_FLOW,
             work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])) if pool else None,
             flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=IN_PROGRESS))),
             limit=1,
@@ -263,7 +260,7 @@ class ChildRuns:
 
         Messages without a run are left out.
         """
-        names = {message.key[:SHORT_KEY_LENGTH] for message in messages}
+        names = {run_name(message.key) for message in messages}
         runs: dict[str, list[Child]] = {message.key: [] for message in messages}
         for run in self._read_named(names) if names else ():
             key = message_key(str(run.parameters.get("message_id")))
@@ -286,11 +283,7 @@ class ChildRuns:
         deployment = DeploymentFilter(id=DeploymentFilterId(any_=[self._target.deployment_id]))
         which = FlowRunFilter(name=FlowRunFilterName(any_=list(names)))
         newest_first = FlowRunSort.EXPECTED_START_TIME_DESC
-        yield from _pages(
-            lambda offset: self._read(
-                deployment_filter=deployment, flow_run_filter=which, sort=newest_first, limit=PAGE, offset=offset
-            )
-        )
+        return all_pages(partial(self._read, deployment_filter=deployment, flow_run_filter=which, sort=newest_first))
 
     def is_ours(self, child: Child) -> bool:
         """Whether a run has the tags of these."""
@@ -332,7 +325,7 @@ def answered(ask: Callable[[], T]) -> T:
         PrefectHTTPStatusError: Prefect rejects the request, and would again.
         PrefectLost: it has not answered.
     """
-    rejections = {*THIS_RUN, httpx.codes.NOT_FOUND}
+    rejections = {*RUN_REFUSED_STATUSES, httpx.codes.NOT_FOUND}
 
     def attempt() -> T | PrefectHTTPStatusError:
         try:
@@ -368,27 +361,14 @@ def _stage(state: State[Any] | None) -> tuple[Stage, str | None]:
     return ENDS[state.type], record.code if state.is_cancelled() else None
 
 
-def _pages(read: Callable[[int], Sequence[FlowRun]]) -> Iterator[FlowRun]:
-    """All runs of a query, which gives `PAGE` of them from an offset on."""
-    offset = 0
-    while True:
-        page = read(offset)
-        yield from page
-        if len(page) < PAGE:
-            return
-        offset += PAGE
-
-
 def made_before(client: SyncPrefectClient, tag: str) -> Iterator[tuple[str, Child]]:
     """The runs with a tag, each with the key of its message, in no particular order. Raises as `answered`."""
     which = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
 
-    def read(offset: int) -> list[FlowRun]:
-        return answered(
-            lambda: client.read_flow_runs(flow_run_filter=which, sort=FlowRunSort.ID_DESC, limit=PAGE, offset=offset)
-        )
+    def read(**page: Any) -> list[FlowRun]:
+        return answered(lambda: client.read_flow_runs(flow_run_filter=which, sort=FlowRunSort.ID_DESC, **page))
 
-    yield from ((message_key(str(run.parameters.get("message_id"))), _child(run)) for run in _pages(read))
+    yield from ((message_key(str(run.parameters.get("message_id"))), _child(run)) for run in all_pages(read))
 
 
 @contextmanager

@@ -12,10 +12,12 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 from prefect.exceptions import ObjectAlreadyExists
 
+from attachments.foundation.timestamps import in_utc
+from attachments.prefect_api.paging import all_pages
+
 PREFIX = "attachments-mark-"
 DIGITS = 32
 MOST_UNNAMED = 100  # rows without a message that a watermark remembers: a Variable takes 5,000 characters
-PAGE = 200  # Variables in one response of Prefect's
 
 
 def mailbox_key(mailbox_id: str) -> str:
@@ -113,16 +115,15 @@ def read_watermarks(client: SyncPrefectClient) -> list[Watermark]:
 
 
 def _all(client: SyncPrefectClient) -> Iterator[Watermark]:
-    query = {"variables": {"name": {"like_": PREFIX}}, "sort": "NAME_ASC", "limit": PAGE}
-    offset = 0
-    while True:  # the client's own method reads no further than the first page
-        page = client.request("POST", "/variables/filter", json={**query, "offset": offset}).json()
-        for variable in page:
-            if variable["name"].startswith(PREFIX) and (watermark := _parsed(variable["value"])) is not None:
-                yield watermark
-        if len(page) < PAGE:
-            return
-        offset += PAGE
+    query = {"variables": {"name": {"like_": PREFIX}}, "sort": "NAME_ASC"}
+
+    def read(**page: int) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = client.request("POST", "/variables/filter", json={**query, **page}).json()
+        return rows
+
+    for variable in all_pages(read):  # the client's own method reads no further than the first page
+        if variable["name"].startswith(PREFIX) and (watermark := _parsed(variable["value"])) is not None:
+            yield watermark
 
 
 def _parsed(content: Any, known: Mapping[str, str] | None = None) -> Watermark | None:
@@ -132,7 +133,7 @@ def _parsed(content: Any, known: Mapping[str, str] | None = None) -> Watermark |
     """
     try:
         value = {"updated": content["until"], **content, **known} if known else content
-        until, updated = (_moment(value[name]) for name in ("until", "updated"))
+        until, updated = (in_utc(datetime.fromisoformat(value[name])) for name in ("until", "updated"))
         return Watermark(
             str(value["mailbox_key"]),
             str(value["account"]),
@@ -144,8 +145,3 @@ def _parsed(content: Any, known: Mapping[str, str] | None = None) -> Watermark |
         )
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return None
-
-
-def _moment(text: Any) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from attachments.blocks import EmailgisticsAccount
 from attachments.cli.actions.schedule import SWITCHED_ON_VARIABLE, reporting_problem, switch_reconciliation
 from attachments.demo.processes import free_port
+from attachments.prefect_api import paging
 from attachments.runs import watermarks as marking
 from attachments.runs.watermarks import PREFIX
 from attachments.storage import message_key
@@ -420,7 +421,7 @@ def test_setup_switches_the_schedule_by_the_scopes_of_the_key(running: Installat
 
 def test_marks_are_read_page_by_page(running: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     """An account with many mailboxes has more Variables than Prefect tells at a time."""
-    monkeypatch.setattr(marking, "PAGE", 2)
+    monkeypatch.setattr(paging, "PAGE", 2)
     account = f"many-{uuid4().hex[:8]}"
     now = datetime.now(UTC)
     with temporary_settings(running.prefect_settings), get_client(sync_client=True) as client:

@@ -34,7 +34,7 @@ from attachments.cli.actions.schedule import ReportResult, Result, reporting_pro
 from attachments.cli.command_boundary import CommandFailed
 from attachments.doctor.deployments import check_filter
 from attachments.doctor.probe import describe_error
-from attachments.prefect_api.paging import PAGE, all_pages_async
+from attachments.prefect_api.paging import all_pages_async
 from attachments.runs.deployment_spec import (
     LIMITS,
     POOL,
@@ -218,8 +218,8 @@ async def migrate_deployments(client: PrefectClient, tell: ReportResult) -> None
     ours = {spec["entrypoint"]: declared_flow(spec) for spec in declared_deployments()}
     downloads = (await client.read_flow_by_name(FLOW)).id
     flows = FlowFilter(name=FlowFilterName(any_=sorted({flow.name for flow in ours.values()})))
-    read = partial(client.read_deployments, flow_filter=flows, sort=DeploymentSort.NAME_ASC, limit=PAGE)
-    async for deployment in all_pages_async(lambda offset: read(offset=offset)):
+    read = partial(client.read_deployments, flow_filter=flows, sort=DeploymentSort.NAME_ASC)
+    async for deployment in all_pages_async(read):
         if deployment.flow_id == downloads:
             _report_invalid_filter(deployment, tell)
         entrypoint = current_entrypoint(deployment.entrypoint or "")
