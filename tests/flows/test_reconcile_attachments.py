@@ -338,7 +338,7 @@ def test_rows_that_name_no_message_are_reported_by_a_reconciliation_that_breaks_
         found.unnamed = unnamed
         raise error
 
-    monkeypatch.setattr(reconcile_attachments, "error_boundary", nullcontext)
+    monkeypatch.setattr(reconcile_attachments, "flow_boundary", nullcontext)
     monkeypatch.setattr(reconcile_attachments, "announce", lambda *_, **__: None)
     monkeypatch.setattr(reconcile_attachments, "_missed", lambda *_: [])
     monkeypatch.setattr(reconcile_attachments, "_check_all", check)

@@ -6,19 +6,23 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.exceptions import Abort
 from prefect.states import Failed
 from pydantic import TypeAdapter
 
 from attachments.emailgistics import Forbidden, InvalidKey, NotFound, RateLimited, ServerError, TimedOut, Truncated
 from attachments.flows.download_attachments import ReceivedTime, download_attachment, list_attachments
+from attachments.foundation.cancellation import RunCancelled
 from attachments.rate_limit.errors import PacingError
 from attachments.rate_limit.priority import low_priority
 from attachments.runs import errors
 from attachments.runs.errors import (
+    NotConfigured,
     PrefectLost,
     UnexpectedError,
     error_boundary,
     error_code,
+    flow_boundary,
     is_transient,
     is_transient_or_fresh,
     retry_until_available,
@@ -135,3 +139,13 @@ def test_what_is_no_date_is_left_out(said: object, understood: str | None) -> No
     """Events carry what somebody put there; garbage in `received` must not cost the attachments."""
     found = TypeAdapter(ReceivedTime).validate_python(said)
     assert (found.isoformat() if found else None) == understood
+
+
+def test_a_cancelled_flow_ends_with_abort() -> None:
+    """Prefect's `Abort` leaves the run's state to the worker; any other error of ours is the flow's to report."""
+    with pytest.raises(Abort), flow_boundary():
+        raise RunCancelled
+    with pytest.raises(NotConfigured), flow_boundary():
+        raise NotConfigured("no block")
+    with pytest.raises(UnexpectedError), flow_boundary():
+        raise ValueError("a file name")
