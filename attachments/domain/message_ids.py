@@ -17,6 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, cast
 
 from attachments.foundation import cancellation
@@ -26,14 +27,10 @@ from attachments.storage.errors import StoreError
 COLUMN = "messageId"
 MAX_ID_LENGTH = 1024  # characters of an id; those of Microsoft Graph have up to 250
 MAX_LINE_LENGTH = 1024 * 1024  # bytes
-MAX_IDS = 2_000_000  # a backfill of so many takes 46 days
-MAX_LINES = 10_000_000
-MAX_BYTES = 1024 * 1024 * 1024  # of a file, also when decompressed
 MAX_RATIO = (
     100  # decompressed bytes per compressed byte; ids of one mailbox, which share most of their letters, reach 15
 )
 RATIO_CHECKED_FROM = 1024 * 1024  # decompressed bytes from which the ratio is checked
-MAX_MEMBERS = 100_000  # concatenated gzip members of a file; bgzip writes one for each 64 KiB
 BUFFER_SIZE = 1024 * 1024  # bytes
 COMPRESSED_BUFFER_SIZE = 64 * 1024  # bytes
 GRAPH_ID = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
@@ -62,6 +59,19 @@ FORMAT_HINT = f"Write one id per line, or add a heading with {COLUMN}."
 
 class IdsError(Exception):
     """The ids cannot be used; the text says where the problem is, and what to write."""
+
+
+@dataclass(frozen=True)
+class IdsLimits:
+    """The largest file of ids that is read."""
+
+    ids: int = 2_000_000
+    """A backfill of so many takes 46 days."""
+    lines: int = 10_000_000
+    bytes: int = 1024 * 1024 * 1024
+    """Of the file, also when decompressed."""
+    members: int = 100_000
+    """Concatenated gzip members of a file; bgzip writes one for each 64 KiB."""
 
 
 FileOpener = Callable[[], BinaryIO]
@@ -96,7 +106,7 @@ class Ids:
         self._file.close()
 
 
-def read_ids(open_file: FileOpener) -> Ids:
+def read_ids(open_file: FileOpener, limits: IdsLimits | None = None) -> Ids:
     """Read and check a whole file. The caller closes the result.
 
     Raises:
@@ -104,17 +114,18 @@ def read_ids(open_file: FileOpener) -> Ids:
         StoreError: The store that holds the file cannot be read.
         RunCancelled: The run was cancelled.
     """
+    limits = limits or IdsLimits()
     try:
         with ExitStack() as stack:
             file = stack.enter_context(tempfile.TemporaryFile())
             count = 0
-            for id_ in stack.enter_context(closing(_read(open_file))):
+            for id_ in stack.enter_context(closing(_read(open_file, limits))):
                 cancellation.raise_if_cancelled()
                 file.write(f"{id_}\n".encode())
                 count += 1
-                if count > MAX_IDS:
+                if count > limits.ids:
                     raise IdsError(
-                        f"The file holds more than {MAX_IDS:,} ids. Split it, and start a backfill for each."
+                        f"The file holds more than {limits.ids:,} ids. Split it, and start a backfill for each."
                     )
             if not count:
                 raise IdsError("The file of ids has a heading and no ids.")
@@ -128,9 +139,9 @@ def read_ids(open_file: FileOpener) -> Ids:
         ) from None
 
 
-def _read(open_file: FileOpener) -> Generator[str]:
+def _read(open_file: FileOpener, limits: IdsLimits) -> Generator[str]:
     with _translated_errors(), open_file() as file:
-        lines = _Lines(file)
+        lines = _Lines(file, limits)
         first = next(lines, None)
         if first is None:
             raise IdsError("The file of ids is empty. Write one message id per line.")
@@ -244,25 +255,28 @@ def _check(id_: str, where: str) -> str:
 class _Lines(Iterator[str]):
     """The non-blank lines of a file, without line ends; `number` is that of the last line, from 1."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, limits: IdsLimits) -> None:
         self.number = 0
+        self._max_lines = limits.lines
         self._is_begun = False
         start = file.read(len(ZIP))
-        whole = cast("BinaryIO", io.BufferedReader(_CountedReader(start, file), BUFFER_SIZE))
+        whole = cast("BinaryIO", io.BufferedReader(_CountedReader(start, file, limits), BUFFER_SIZE))
         if start.startswith(ZIP):
             raise IdsError("The file of ids is a workbook or an archive. Save it as text or CSV.")
         if start.startswith(UTF16):
             raise IdsError(UTF16_MESSAGE)
         # By content and not by name: some web servers decompress what they send.
         if start.startswith(GZIP):
-            whole = cast("BinaryIO", io.BufferedReader(_GzipReader(whole), BUFFER_SIZE))
+            whole = cast("BinaryIO", io.BufferedReader(_GzipReader(whole, limits), BUFFER_SIZE))
         self._file = whole
 
     def __next__(self) -> str:
         while raw := self._file.readline(MAX_LINE_LENGTH):
             self.number += 1
-            if self.number > MAX_LINES:
-                raise IdsError(f"The file of ids has more than {MAX_LINES:,} lines. Split it, or leave blank ones out.")
+            if self.number > self._max_lines:
+                raise IdsError(
+                    f"The file of ids has more than {self._max_lines:,} lines. Split it, or leave blank ones out."
+                )
             if not self._is_begun and b"\0" in raw:
                 raise IdsError(UTF16_MESSAGE)
             # Only in the first line: a later line of a CSV may have it in a quoted cell.
@@ -283,10 +297,11 @@ class _Lines(Iterator[str]):
 
 
 class _CountedReader(io.RawIOBase):
-    """A file including the start that was already read. Raises IdsError beyond `MAX_BYTES`."""
+    """A file including the start that was already read. Raises IdsError beyond the limit of bytes."""
 
-    def __init__(self, start: bytes, file: BinaryIO) -> None:
+    def __init__(self, start: bytes, file: BinaryIO, limits: IdsLimits) -> None:
         super().__init__()
+        self._max_bytes = limits.bytes
         self._start = start
         self._file = file
         self._bytes = 0
@@ -299,8 +314,8 @@ class _CountedReader(io.RawIOBase):
         self._start = b""
         buffer[: len(data)] = data
         self._bytes += len(data)
-        if self._bytes > MAX_BYTES:
-            raise IdsError(f"The file of ids is larger than {MAX_BYTES >> 30} GiB. Split it.")
+        if self._bytes > self._max_bytes:
+            raise IdsError(f"The file of ids is larger than {self._max_bytes >> 30} GiB. Split it.")
         return len(data)
 
 
@@ -310,8 +325,9 @@ class _GzipReader(io.RawIOBase):
     Not Python's `gzip`, which does not report how many compressed bytes it has consumed.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, limits: IdsLimits) -> None:
         super().__init__()
+        self._limits = limits
         self._file = file
         self._packed = b""
         self._member = zlib.decompressobj(zlib.MAX_WBITS | 16)  # gzip's header and check sum
@@ -350,13 +366,15 @@ class _GzipReader(io.RawIOBase):
             return False
         self._member = zlib.decompressobj(zlib.MAX_WBITS | 16)
         self._members += 1
-        if self._members > MAX_MEMBERS:
-            raise IdsError(f"The file of ids consists of more than {MAX_MEMBERS:,} gzip members. Compress it as one.")
+        if self._members > self._limits.members:
+            raise IdsError(
+                f"The file of ids consists of more than {self._limits.members:,} gzip members. Compress it as one."
+            )
         return True
 
     def _check(self) -> None:
-        if self._bytes > MAX_BYTES:
-            raise IdsError(f"The decompressed file of ids is larger than {MAX_BYTES >> 30} GiB. Split it.")
+        if self._bytes > self._limits.bytes:
+            raise IdsError(f"The decompressed file of ids is larger than {self._limits.bytes >> 30} GiB. Split it.")
         if self._bytes > max(RATIO_CHECKED_FROM, MAX_RATIO * self._used):
             raise IdsError(
                 f"The file of ids decompresses to more than {MAX_RATIO} times its size, unlike a list of ids. Check "

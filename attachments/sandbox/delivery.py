@@ -93,7 +93,7 @@ async def deliver(session: aiohttp.ClientSession, posting: Posting, delivery: De
     for number in range(posting.attempts):
         attempt, retry_after = await _attempt(session, posting)
         delivery.attempts.append(attempt)
-        pause = _pause(posting, attempt, retry_after, number)
+        pause = pause_before_retry(posting, attempt, retry_after, number)
         if pause is None or number + 1 == posting.attempts:
             break
         await asyncio.sleep(pause)
@@ -132,7 +132,7 @@ async def _beginning(content: aiohttp.StreamReader) -> bytes:
     return bytes(body[:_KEPT_BODY])
 
 
-def _pause(posting: Posting, attempt: Attempt, retry_after: str | None, number: int) -> float | None:
+def pause_before_retry(posting: Posting, attempt: Attempt, retry_after: str | None, number: int) -> float | None:
     """The seconds until the next attempt; None when there is to be none."""
     if attempt.status == HTTPStatus.TOO_MANY_REQUESTS:
         wait = _seconds(retry_after)

@@ -422,7 +422,7 @@ def test_ctrl_c_ends_the_process_at_once() -> None:
         ) as process:
             assert connected.wait(120)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=15)
+            out, err = process.communicate(timeout=100)
     assert (process.returncode, out, err) == (130, b"", b"")
 
 

@@ -17,7 +17,6 @@ from typing import BinaryIO, cast
 
 import pytest
 
-from attachments.domain import message_ids as reading
 from attachments.domain.message_ids import (
     MAX_ID_LENGTH,
     MAX_LINE_LENGTH,
@@ -26,6 +25,7 @@ from attachments.domain.message_ids import (
     FileOpener,
     Ids,
     IdsError,
+    IdsLimits,
     checked_ids,
     read_ids,
 )
@@ -392,32 +392,28 @@ def test_what_packs_well_is_no_bomb() -> None:
 @pytest.mark.parametrize(
     ("limit", "most", "content", "said"),
     [
-        ("MAX_IDS", 3, b"a\n" * 4, "holds more than 3 ids. Split it"),
-        ("MAX_IDS", 3, b"messageId,x\n" + b"a,1\n" * 4, "holds more than 3 ids"),
-        ("MAX_LINES", 3, b"a\n\n\n\n", "has more than 3 lines"),
-        ("MAX_LINES", 3, b'messageId,x\na,"1\n2\n3"\n', "has more than 3 lines"),
-        ("MAX_BYTES", 2 << 30, b"", "is empty"),
-        ("MAX_BYTES", 1000, b"a\n" * 501, "is larger than 0 GiB. Split it."),
-        ("MAX_BYTES", 1000, gzip.compress(b"a\n" * 501, mtime=0), "is larger than 0 GiB. Split it."),
+        ("ids", 3, b"a\n" * 4, "holds more than 3 ids. Split it"),
+        ("ids", 3, b"messageId,x\n" + b"a,1\n" * 4, "holds more than 3 ids"),
+        ("lines", 3, b"a\n\n\n\n", "has more than 3 lines"),
+        ("lines", 3, b'messageId,x\na,"1\n2\n3"\n', "has more than 3 lines"),
+        ("bytes", 2 << 30, b"", "is empty"),
+        ("bytes", 1000, b"a\n" * 501, "is larger than 0 GiB. Split it."),
+        ("bytes", 1000, gzip.compress(b"a\n" * 501, mtime=0), "is larger than 0 GiB. Split it."),
         (
-            "MAX_MEMBERS",
+            "members",
             3,
             gzip.compress(b"a\n", mtime=0) * 4,
             "consists of more than 3 gzip members. Compress",
         ),
     ],
 )
-def test_what_is_above_a_limit_is_refused(
-    limit: str, most: int, content: bytes, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_above_a_limit_is_refused(limit: str, most: int, content: bytes, said: str) -> None:
     """And what is just below it is not."""
-    monkeypatch.setattr(reading, limit, most)
     with pytest.raises(IdsError) as caught:
-        read(content)
+        read_ids(held(content), IdsLimits(**{limit: most}))
     assert said in str(caught.value)
     if most == 3:
-        monkeypatch.setattr(reading, limit, most + 1)
-        assert read(content)
+        read_ids(held(content), IdsLimits(**{limit: most + 1})).close()
 
 
 FORMS: dict[str, Callable[[int], bytes]] = {

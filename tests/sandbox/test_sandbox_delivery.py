@@ -123,12 +123,12 @@ def test_429_with_retry_after_is_waited_for(deliver, receiver: Receiver):
 
 def test_retry_after_is_honoured_up_to_ten_seconds():
     """A longer Retry-After is cut to ten seconds."""
-    from attachments.sandbox.delivery import Attempt, Posting, _pause
+    from attachments.sandbox.delivery import Attempt, Posting, pause_before_retry
 
     posting, attempt = Posting({}, "http://x"), Attempt(429, None, 0.0, "")
-    assert [_pause(posting, attempt, value, 0) for value in ("9", "10", "11", "86400")] == [9, 10, 10, 10]
+    assert [pause_before_retry(posting, attempt, value, 0) for value in ("9", "10", "11", "86400")] == [9, 10, 10, 10]
     later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
-    assert _pause(posting, attempt, later, 0) == 10
+    assert pause_before_retry(posting, attempt, later, 0) == 10
 
 
 @pytest.mark.parametrize(
