@@ -383,7 +383,7 @@ def test_a_bucket_that_is_gone_is_told_as_such(places: Places, kind: str) -> Non
     """Fault 21: it is not created, because it may be a typing error."""
     place = places.make(kind)
     place.url = place.url.replace(place.name, "no-such-place")
-    with pytest.raises(NotFound, match="make it; it is never made by itself"):
+    with pytest.raises(NotFound, match="create it; it is never created automatically"):
         place.open().write(MESSAGE, ATTACHMENT, "a.pdf", [b"x"])
 
 

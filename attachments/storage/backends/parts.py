@@ -1,4 +1,4 @@
-"""Objects sent in parts of one size, for services that take them so: at most two parts a stream are in memory.
+"""Uploads in parts of equal size: at most two parts per stream are in memory.
 
 One that fits into a single part is sent in one request instead, at the end, when its hash is known. A part is on its
 way while the next one fills. Measured with 8 streams of 1 GB: see `make bench`.
@@ -17,30 +17,30 @@ from typing import Any, TypeVar
 from attachments.storage.backends.base import Upload
 
 PART_BYTES = 5 * 1024 * 1024
-"""The least that S3 takes, and a multiple of 256 KiB, as Google Cloud Storage wants it. R2 wants all parts alike."""
+"""S3's minimum, and a multiple of 256 KiB as Google Cloud Storage requires. R2 requires equal parts."""
 
 PATIENCE = 900.0
-"""Seconds for one request with all its retries: the backends' own time-outs are shorter; this is the last resort."""
+"""Seconds for one request with all its retries. The backends' own timeouts are shorter; this is the last resort."""
 
 PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-"""HTTP's answers after which the same request may succeed."""
+"""HTTP statuses after which a retry may succeed."""
 
-_RACES = frozenset({404, 409, 410, 412, 423, 425, 499})  # another writer's doing, or too early
+_RACES = frozenset({404, 409, 410, 412, 423, 425, 499})  # caused by another writer, or too early
 _NEVER = frozenset({501, 505})  # not implemented
 
 _TRIES = 5
-_BACK_OFF = 0.5  # seconds before the second try, doubled for each, and up to as much again: 15 s at the most in all
+_BACK_OFF = 0.5  # seconds before the first retry, doubled each time, with up to 100 % jitter: at most 15 s in all
 
 T = TypeVar("T")
 
 
 def is_permanent(status: int) -> bool:
-    """Whether a response with this HTTP status refuses the request for good: the same request fails again tomorrow."""
+    """Whether this HTTP status is a permanent refusal, so that a retry does not help."""
     return status in _NEVER or (400 <= status < 500 and status not in PASSING_STATUS | _RACES)  # noqa: PLR2004  HTTP
 
 
 class PartedUpload(Upload):
-    """Collects bytes into parts. A subclass says how they are sent, in coroutines of the backend's event loop."""
+    """Collects bytes into parts. A subclass sends them, in coroutines on the backend's event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -77,7 +77,7 @@ class PartedUpload(Upload):
         self._ended = True
         if self._under_way is not None:
             self._under_way.cancel()
-            # Its failure is known already, or of no interest any more.
+            # Its error is already known, or no longer relevant.
             with suppress(BaseException):
                 self._under_way.result(PATIENCE)
         with suppress(Exception):
@@ -89,7 +89,7 @@ class PartedUpload(Upload):
         return part
 
     def _send(self) -> None:
-        """Sends a full part as soon as the one before it is through, and out of memory."""
+        """Send a full part once the previous one has been sent and freed."""
         if not self._begun:
             run(self._begin(), self._loop)
             self._begun = True
@@ -104,34 +104,34 @@ class PartedUpload(Upload):
 
     @abstractmethod
     async def _whole(self, data: bytes, metadata: Mapping[str, str]) -> None:
-        """The whole object, in one request. Raises Conflict."""
+        """Send the whole object in one request. Raises Conflict."""
 
     @abstractmethod
     async def _begin(self) -> None:
-        """Before the first part."""
+        """Called before the first part."""
 
     @abstractmethod
     async def _part(self, number: int, data: bytes) -> None:
-        """A full part, counted from 1; one after another."""
+        """Send a full part, numbered from 1, in order."""
 
     @abstractmethod
     async def _complete(self, number: int, data: bytes, metadata: Mapping[str, str]) -> None:
-        """The last part, of 1 to `PART_BYTES` bytes, and then the commit. Raises Conflict."""
+        """Send the last part, of 1 to `PART_BYTES` bytes, and commit. Raises Conflict."""
 
     @abstractmethod
     async def _abort(self) -> None:
-        """Gives up what was sent. Its failures are swallowed."""
+        """Discard what was sent. Errors are ignored."""
 
 
 def run(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
-    """What a coroutine of the backend's event loop returns or raises, in this thread."""
+    """Run a coroutine on the backend's event loop, and return or raise its result in this thread."""
     return asyncio.run_coroutine_threadsafe(work, loop).result(PATIENCE)
 
 
 async def patiently(
     ask: Callable[[], Awaitable[T]], errors: tuple[type[Exception], ...], may_pass: Callable[[Exception], bool]
 ) -> T:
-    """What a request answers; it is made again, after a growing pause, where an error may pass."""
+    """The response to a request, retried with growing pauses after transient errors."""
     for attempt in range(_TRIES):
         try:
             return await ask()

@@ -53,17 +53,17 @@ from attachments.storage.names import shorter_names
 
 INCOMING = ".incoming"
 _BLOCK = 1024 * 1024
-_LOOKED_AT = 10_000  # tries, a millisecond apart
+_LOOKED_AT = 10_000  # attempts, a millisecond apart
 _TOO_LONG = {"ENAMETOOLONG", "553"}
 _FTP_REFUSED = "550"
 _INDIRECT = (DirFileSystem, GenericFileSystem)
-_SETTLING = 20  # looks at an object that several writers have moved to
+_SETTLING = 20  # reads of an object that several writers have replaced
 
 
 class RenameBackend(Backend):
-    """A file system that can move or copy by itself."""
+    """A file system that can move or copy files."""
 
-    errors = (Exception,)  # each file system has its own, many of no common kind, and they tell paths
+    errors = (Exception,)  # each file system has its own errors without a common base, and their texts contain paths
 
     def __init__(self, kind: type[AbstractFileSystem], url: str, options: Mapping[str, Any]) -> None:
         self._kind = kind
@@ -76,23 +76,23 @@ class RenameBackend(Backend):
 
     @classmethod
     def at(cls, url: str, options: Mapping[str, Any], encryption: Encryption) -> RenameBackend:
-        """The backend at a URL of any protocol that fsspec knows. Raises UnsupportedStore for one of no use."""
+        """The backend at a URL of any protocol that fsspec supports. Raises UnsupportedStore for an unsuitable one."""
         protocol = url.partition(":")[0]
         if encryption.needs_service:
             raise UnsupportedStore(
-                f"{encryption.needs_service} is nothing that a {protocol}: store can do; use age recipients instead"
+                f"{encryption.needs_service} is not supported on {protocol}: stores; use age recipients instead"
             )
         try:
             kind = get_filesystem_class(protocol)
-        except (ValueError, ImportError, AttributeError):  # the last for adl:, which is no more
-            # The protocol alone: a URL may hold credentials.
+        except (ValueError, ImportError, AttributeError):  # AttributeError for adl:, which no longer exists
+            # Only the protocol, because a URL may contain credentials.
             raise UnsupportedStore(
-                f"no store for {protocol}: URLs; either fsspec knows none, or the package that it needs is not "
+                f"no store for {protocol}: URLs; either fsspec has none, or its package is not "
                 "installed. Set the store's URL to one of file:, s3:, abfs:, gs:, sftp:"
             ) from None
         if issubclass(kind, _INDIRECT):
             raise UnsupportedStore(
-                f"a {protocol}: store only passes everything on to another one, which its options or its path name. "
+                f"a {protocol}: store only forwards to another one, which its options or its path name. "
                 "Set the store's URL to that one's"
             )
         if not _moves(kind):
@@ -188,13 +188,13 @@ class RenameBackend(Backend):
         self.remove(residue.path)
 
     def check_moves(self) -> None:
-        """Raises UnsupportedStore when moving does not replace what stands there. Tries it once a process."""
+        """Raise UnsupportedStore if moving a file does not replace another one. Tested once per process."""
         with self._trying:
             if self._replaces is None:
                 self._replaces = self._tried()
         if not self._replaces:
             raise UnsupportedStore(
-                f"a {self.url.partition(':')[0]}: store that does not replace a file by moving another over it: a "
+                f"a {self.url.partition(':')[0]}: store that cannot replace a file by moving another over it: a "
                 "manifest could not be changed as one step. Mount it and use file:, or use s3:, abfs:, gs: or sftp:"
             )
 
@@ -208,7 +208,7 @@ class RenameBackend(Backend):
                 try:
                     self._move(source, target)
                 except Exception:
-                    # Refused, or failed? FTP has one error for both.
+                    # FTP has one error for refusals and failures.
                     is_as_before = content == b"two" and self._fs.cat_file(self._path(target)) == b"one"
                     if is_as_before and self._fs.exists(self._path(source)):
                         return False
@@ -229,7 +229,7 @@ class RenameBackend(Backend):
 
     @property
     def _fs(self) -> AbstractFileSystem:
-        """Our own instance: fsspec's shared ones carry state (transactions, listings) between threads."""
+        """A separate instance, because fsspec's cached ones share state (transactions, listings) between threads."""
         with self._lock:
             if self._opened is None:
                 try:
@@ -286,7 +286,7 @@ class RenameBackend(Backend):
         self._fs.makedirs(self._path(path).rpartition("/")[0], exist_ok=True)
 
     def _move(self, source: str, target: str) -> None:
-        """One step for whoever looks at the target: a rename, or a copy by the service itself."""
+        """Atomic for readers of the target: a rename, or a copy by the service itself."""
         self._make_folder(target)
         fs = self._fs
         if _renames(self._kind):
@@ -297,7 +297,7 @@ class RenameBackend(Backend):
 
 
 class _MovingUpload(Upload):
-    """Bytes on their way into a temporary file."""
+    """An upload into a temporary file."""
 
     def __init__(self, backend: RenameBackend, path: str) -> None:
         self._backend = backend
@@ -329,7 +329,7 @@ class _MovingUpload(Upload):
                 raise
             except self._backend.errors as error:
                 if not self._may_be_too_long(error):
-                    raise  # and the proof stays: the move may have been made, and only its answer lost
+                    raise  # keep the proof, because the move may have succeeded although its response was lost
                 self._backend._forget(self._backend._proof_path(self.path))
                 refusal = refusal or error
             else:
@@ -337,7 +337,8 @@ class _MovingUpload(Upload):
         raise refusal or AssertionError("a name is tried at least once")
 
     def _may_be_too_long(self, error: Exception) -> bool:
-        """Whether the name is refused, perhaps for its length: FTP servers have one answer for that and much else."""
+        """Whether the name is refused, maybe for its length: FTP servers have one response for that and many other
+        reasons."""
         if failure_of(error).symbol in _TOO_LONG:
             return True
         is_refused = isinstance(error, ftplib.error_perm) and str(error).startswith(_FTP_REFUSED)
@@ -355,7 +356,7 @@ class _MovingUpload(Upload):
         self._settle(proof, claim)
 
     def _settle(self, proof: str, claim: bytes) -> None:
-        """Of writers who moved at the same moment, one's object stands: the proof beside it is made to be its own."""
+        """Of concurrent writers, one's object remains; make sure that the proof beside it matches it."""
         backend = self._backend
         claims = {proven(claim).get("stored-sha256"): claim}
         for _ in range(_SETTLING):
@@ -377,7 +378,7 @@ class _MovingUpload(Upload):
         if self._ended or self._file is None:
             return
         self._ended = True
-        # Closing publishes what was written, under a path that nobody reads.
+        # Closing publishes the file under a path that no reader uses.
         with suppress(*self._backend.errors):
             self._file.close()
         with suppress(*self._backend.errors):
@@ -391,7 +392,7 @@ class _MovingUpload(Upload):
 
 
 def _lacking(kind: type[AbstractFileSystem], options: Mapping[str, Any]) -> list[str]:
-    """What the file system cannot be opened without, and was not given."""
+    """The required options of the file system that are missing."""
     _, *parameters = inspect.signature(kind.__init__).parameters.values()
     named = {Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY}
     needed = [each.name for each in parameters if each.default is Parameter.empty and each.kind in named]

@@ -1,4 +1,4 @@
-"""S3 and what speaks its language, through s3fs's client: its credentials and options, but not its files.
+"""S3 and compatible services, through s3fs's client, with its credentials and options, but not its files.
 
 s3fs's file objects publish what they have when an exception comes half-way, and hold 50 MiB a stream. So objects are
 put and committed here, with the requests that S3 offers for it:
@@ -87,7 +87,7 @@ _CONFIG: Mapping[str, Any] = {
     "max_pool_connections": 64,
 }
 # https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html
-_ARN = re.compile(  # a multi-region one has no region
+_ARN = re.compile(  # a multi-region ARN has no region
     r"arn:aws[a-z-]*:(?:s3(?:-object-lambda)?:[a-z0-9-]*:\d{12}:accesspoint[:/][A-Za-z0-9.-]+"
     r"|s3-outposts:[a-z0-9-]+:\d{12}:outpost[:/][A-Za-z0-9-]+[:/](?:accesspoint|bucket)[:/][A-Za-z0-9-]+)(?=/|$)"
 )
@@ -118,7 +118,10 @@ _ACCESS = (
     "check the credentials, the bucket's policy and what the worker's role may do; docs/stores.md has a policy",
 )
 _KMS = (AccessDenied, "check the KMS key's id, its state, and that the worker's role may use it")
-_BUCKET = (NotFound, "the bucket is not there: check its name and region, or make it; it is never made by itself")
+_BUCKET = (
+    NotFound,
+    "the bucket does not exist: check its name and region, or create it; it is never created automatically",
+)
 _ROOM = (OutOfSpace, "make room or raise the quota, then run it again")
 _PASSING = (StoreUnavailable, "the service did not do it; it is tried again")
 _REFUSED = (UnsupportedStore, "the service refuses such a request; check the store's URL, options and encryption")
@@ -149,7 +152,7 @@ _MEANINGS: Mapping[tuple[type[Any], str], str] = {
         XMinioAdminBucketQuotaExceeded 507
     """,
     _TOO_LONG: "KeyTooLongError",
-    # With a status that says otherwise: damaged on its way, too late, too fast, or parts that are gone.
+    # Transient despite their status: damaged in transit, too late, too fast, or missing parts.
     _PASSING: """
         BadDigest IDPCommunicationError IncompleteBody InvalidPart InvalidPartOrder KMS.ThrottlingException
         PriorRequestNotComplete RequestTimeout
@@ -180,14 +183,14 @@ _MAY_PASS = (
     IncompleteReadError,
     MetadataRetrievalError,
 )
-"""Of botocore's own errors those that the network may have caused; the others are about what it was told."""
+"""botocore's errors that the network may have caused; the others concern its arguments."""
 _UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ssl.SSLError)
-"""What a file of certificates raises that is not there or holds none, before there is a connection."""
+"""Errors of a missing or empty certificate file, before any connection."""
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 
 
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
-"""What botocore takes for the name of a bucket. A URL with a password in front of its host is none."""
+"""Bucket names that botocore accepts, which excludes a URL with a password."""
 
 
 def _brings_own(options: Mapping[str, Any]) -> bool:
@@ -211,7 +214,7 @@ def _keep_to_aws(options: Mapping[str, Any]) -> None:
 
 
 class S3Backend(Backend):
-    """A bucket, or a part of one."""
+    """A bucket, or a prefix in one."""
 
     errors = (ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError)
     metadata_is_proof = True
@@ -286,7 +289,7 @@ class S3Backend(Backend):
         return Failure(StoreUnavailable, type(error).__name__, "check network and endpoint; it is tried again")
 
     def _refused(self, error: ClientError, code: str) -> tuple[type[StoreError], str]:
-        """What a refused request means: B2 and others do not know the client's checksums."""
+        """The meaning of a refused request: B2 and others do not support the client's checksums."""
         is_likely = self._sends_checksums and error.operation_name in _CHECKSUMMED and code in _UNKNOWN_CHECKSUM
         return _CHECKSUMS if is_likely else _REFUSED
 
@@ -294,7 +297,7 @@ class S3Backend(Backend):
         for page in self._pages("list_objects_v2", Prefix=self._root + prefix):
             for found in page.get("Contents", ()):
                 path = found["Key"].removeprefix(self._root)
-                if not path.endswith("/"):  # what consoles make for an empty folder
+                if not path.endswith("/"):  # consoles create such an object for an empty folder
                     yield Listed(path, found["Size"], found["LastModified"].astimezone(UTC))
 
     def message_keys(self) -> Iterator[str]:
@@ -359,7 +362,7 @@ class S3Backend(Backend):
                     begun = found["Initiated"].astimezone(UTC)
                     yield Orphan("open multipart upload", place, path, begun, found["UploadId"])
         except ClientError as error:
-            # rclone says so of a bucket that never had one.
+            # rclone responds so for a bucket that never had one.
             if _code(error) != "NoSuchUpload":
                 raise
 
@@ -376,18 +379,18 @@ class S3Backend(Backend):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the service heeds `If-None-Match`. Asked of it once."""
+        """Whether the service supports `If-None-Match`. Tested once."""
         with self._asking:
             if self._is_conditional is None:
                 self._is_conditional = self._run(self._heeds_conditions())
             return self._is_conditional
 
     async def creating(self, request: Any) -> Any:
-        """What a request that creates something answers. Raises Conflict when something stands there already."""
+        """The response to a request that creates an object. Raises Conflict if one already exists."""
         try:
             return await request
         except ClientError as error:
-            # NoSuchUpload: completed already, by a request whose answer was lost, or aborted by somebody.
+            # NoSuchUpload: already completed by a request whose response was lost, or aborted by another program.
             if _code(error) not in _CONFLICTS | {"NoSuchUpload", "NoSuchKey"}:
                 raise
         raise Conflict
@@ -401,7 +404,7 @@ class S3Backend(Backend):
         )
 
     async def stands(self, path: str) -> bool:
-        """Whether there is an object."""
+        """Whether an object exists."""
         try:
             await self._call("head_object", Key=self._root + path)
         except ClientError as error:
@@ -411,7 +414,7 @@ class S3Backend(Backend):
         return True
 
     async def named_proof(self, path: str) -> str | None:
-        """The proof that the object under this path names; None without one, or without an object."""
+        """The proof that an object's metadata name; None if the object or the metadata is missing."""
         try:
             told = await self._call("head_object", Key=self._root + path)
         except ClientError as error:
@@ -425,7 +428,7 @@ class S3Backend(Backend):
         return await self._call(method, Key=self._root + path, **more)
 
     def described(self, labels: ObjectHeaders, metadata: Mapping[str, str]) -> dict[str, Any]:
-        """The arguments that say what an object is, and how it is encrypted."""
+        """The arguments for an object's headers, metadata and encryption."""
         told: dict[str, Any] = {
             "ContentType": labels.content_type,
             "Metadata": {f"{_OURS}{name}": value for name, value in metadata.items()},
@@ -444,7 +447,7 @@ class S3Backend(Backend):
                     return True
                 if _code(error) not in _UNKNOWN_CONDITION:
                     raise
-                # The same without the condition: if that is refused too, something else is the reason.
+                # Retry without the condition: if that is refused too, the reason is something else.
                 await self.put_object(_STORE, b"", _NOTHING, {}, {})
                 return False
         return False
@@ -453,7 +456,7 @@ class S3Backend(Backend):
         answer = await self._call("get_object", Key=self._root + path)
         data = bytearray()
         async with answer["Body"] as body:
-            # Not all at once: the size that the service names is no promise.
+            # In blocks, because the size that the service reports may be wrong.
             while len(data) < MAX_READ and (block := await body.read(min(_BLOCK, MAX_READ - len(data)))):
                 data += block
         return bytes(data), answer["ETag"]
@@ -481,7 +484,7 @@ class S3Backend(Backend):
         return await getattr(client, method)(**self._arguments(client, method, arguments))
 
     def _arguments(self, client: Any, method: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """With what the options add to each request that takes it (`s3_additional_kwargs`, `requester_pays`)."""
+        """Adds the options for each request that supports them (`s3_additional_kwargs`, `requester_pays`)."""
         operation = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[method])
         added = {**self._fs.s3_additional_kwargs, **self._fs.req_kw}
         known = {name: value for name, value in added.items() if name in operation.input_shape.members}
@@ -492,7 +495,7 @@ class S3Backend(Backend):
             await self._fs.set_session()
             client = await self._fs.get_s3(self._bucket)
         except (ValueError, TypeError):
-            # What botocore says of options that it does not take, such as an endpoint_url without a scheme.
+            # botocore's errors for invalid options, such as an endpoint_url without a scheme.
             raise UnsupportedStore(
                 "the store's options cannot be used",
                 remedy="check endpoint_url (https://host), client_kwargs and config_kwargs",
@@ -506,7 +509,7 @@ class S3Backend(Backend):
 
     @property
     def _fs(self) -> S3FileSystem:
-        """Our own instance: fsspec's shared ones carry state (transactions, listings) between threads."""
+        """A separate instance, because fsspec's cached ones share state (transactions, listings) between threads."""
         with self._lock, options_in_use("s3fs", *self.errors):
             if self._opened is None:
                 config = {**_CONFIG, **(self._options.get("config_kwargs") or {})}
@@ -544,7 +547,7 @@ class _S3Upload(PartedUpload):
         self._upload = answer["UploadId"]
 
     async def _named(self, request: Callable[[], Awaitable[T]]) -> T:
-        """The first request that names the object: with a shorter name, where the service says that it is too long."""
+        """Make the first request with the object's name, with shorter names if the service rejects its length."""
         place, _, whole = self.path.rpartition("/")
         refusal: ClientError | None = None
         for name in shorter_names(whole):
@@ -583,8 +586,8 @@ class _S3Upload(PartedUpload):
 
     async def _abort(self) -> None:
         await self._backend.multipart("abort_multipart_upload", self.path, UploadId=self._upload)
-        # The last step before a commit may have been reached; without its object a proof is of no use. But the commit
-        # itself may have been done, though we never heard of it, and some services say yes to aborting what is done.
+        # The proof may already have been written, and is useless without its object. But the commit may have succeeded
+        # although its response was lost, and some services accept aborting a completed upload.
         if await self._backend.named_proof(self.path) != self._proof:
             await self._backend.multipart("delete_object", proof_path(self.path, self._proof))
 
@@ -597,7 +600,8 @@ class _S3Upload(PartedUpload):
 
 
 def _bucket_and_root(url: str) -> tuple[str, str]:
-    """An access point's whole ARN, which may hold slashes, is what S3 takes for a bucket. Raises UnsupportedStore."""
+    """Split the bucket from the path: for an access point, S3 takes the whole ARN, which may contain slashes, as the
+    bucket. Raises UnsupportedStore."""
     path = url.partition("://")[2].strip("/")
     if path[:4].lower() != "arn:":
         bucket, _, root = path.partition("/")
@@ -612,7 +616,7 @@ def _bucket_and_root(url: str) -> tuple[str, str]:
 
 
 def _is_unexplained(error: ClientError) -> bool:
-    """Whether a HEAD was refused: its answer has no body, so nothing tells a name that is too long from all else."""
+    """Whether a HEAD was refused: its response has no body, so a name that is too long looks like any other refusal."""
     return error.operation_name == "HeadObject" and _code(error) == "400"
 
 

@@ -94,9 +94,9 @@ for kind in (Ignoring, Refusing, Ftp, Failing, Answerless):
 def test_a_store_whose_files_cannot_be_replaced_is_refused(protocol: str, root: str) -> None:
     """Before anything is downloaded: a manifest could not be changed as one step. Nothing stays of the try."""
     store = open_store(f"{protocol}:{root}")
-    with pytest.raises(UnsupportedStore, match="does not replace a file"):
+    with pytest.raises(UnsupportedStore, match="cannot replace a file"):
         store.write(MESSAGE, ATTACHMENT, CANARY, [CONTENT])
-    with pytest.raises(UnsupportedStore, match="does not replace a file"):
+    with pytest.raises(UnsupportedStore, match="cannot replace a file"):
         store.update_manifest(MESSAGE, lambda current: manifest())
     assert [path for path in MemoryFileSystem.store if root.strip("/") in path] == []
 
