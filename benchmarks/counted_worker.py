@@ -20,7 +20,7 @@ from attachments.blocks import emailgistics_account
 from attachments.prefect_api.transport import direct_transport
 from attachments.rate_limit.pacer import PrefectPacer
 from attachments.rate_limit.slot_api import SlotApi
-from attachments.rate_limit.timings import Timings
+from attachments.rate_limit.timings import RateLimitTimings
 
 counts = {"grants": 0, "requests": 0}
 lock = threading.Lock()
@@ -49,7 +49,9 @@ class CountingPacer(PrefectPacer):
     """The product's pacer, counted."""
 
     def __init__(self, limit_name: str, backlog_limit_name: str | None = None) -> None:
-        super().__init__(limit_name, backlog_limit_name, api=SlotApi(Timings(), lambda: Counting(direct_transport())))
+        super().__init__(
+            limit_name, backlog_limit_name, api=SlotApi(RateLimitTimings(), lambda: Counting(direct_transport()))
+        )
 
     @contextmanager
     def call(self) -> Iterator[None]:

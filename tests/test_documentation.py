@@ -37,7 +37,7 @@ from attachments.storage import Manifest, ManifestAttachment
 from attachments.storage import errors as store_errors
 from attachments.storage.errors import StoreError
 from attachments.storage.manifest import Pending
-from attachments.worker.timings import Timings
+from attachments.worker.timings import WorkerTimings
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -435,7 +435,7 @@ def test_the_units_start_what_there_is(unit: Path) -> None:
 def test_a_worker_is_not_killed_while_it_hands_back_its_runs() -> None:
     """systemd waits longer than runs under way get to finish."""
     service = read_unit(ROOT / "deploy" / "systemd" / "attachments-worker.service")["Service"]
-    assert float(service["TimeoutStopSec"]) > Timings().drain + 10
+    assert float(service["TimeoutStopSec"]) > WorkerTimings().drain + 10
 
 
 def read_unit(path: Path) -> configparser.RawConfigParser:

@@ -11,7 +11,7 @@ import pytest
 from attachments.cli.secret_files import SECRETS
 from attachments.demo import one_host, services
 from attachments.receiver.limits import ReceiverLimits
-from attachments.worker.timings import Timings
+from attachments.worker.timings import WorkerTimings
 from tests.test_documentation import ROOT, UNITS, read_unit
 
 FOLDER = ROOT / "deploy" / "systemd"
@@ -77,7 +77,7 @@ def test_the_units_run_the_services_as_attachments_up_does() -> None:
 def test_one_unit_for_one_host_gives_everything_the_time_to_stop() -> None:
     """The parts stop one after the other; no other unit runs the same services beside it."""
     service = read_unit(FOLDER / "attachments.service")
-    worker = Timings()
+    worker = WorkerTimings()
     patience = ReceiverLimits().drain_timeout + worker.drain + worker.hand_back + one_host.SERVER_STOP_TIMEOUT
     assert float(service["Service"]["TimeoutStopSec"]) > patience + 20
     others = {unit.name for unit in UNITS} - {"attachments.service"}

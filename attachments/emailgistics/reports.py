@@ -71,7 +71,7 @@ class Exchange(Protocol):
     def __call__(self, method: str, href: str, action: str, content: bytes | None = None) -> bytes: ...
 
 
-class _Unfinished(Exception):
+class _UnfinishedReport(Exception):
     """A run is over, and its result cannot be had: another may be begun in its place."""
 
     def __init__(self, error: ReportFailed) -> None:
@@ -142,7 +142,7 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
             envelope = self._start(start, end)  # a mailbox that is not there is not found here
             try:
                 yield from self._rows_of(envelope, start)
-            except _Unfinished as unfinished:
+            except _UnfinishedReport as unfinished:
                 if again == AGAINS:
                     raise unfinished.error from None
                 self._on_wait("The report failed or its result has expired: it is started again.")
@@ -225,7 +225,7 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
         while not envelope.is_done:
             itself = envelope.itself or itself
             if envelope.is_failed:
-                raise _Unfinished(ReportFailed(f"{READING}: Emailgistics could not make it", code=envelope.code))
+                raise _UnfinishedReport(ReportFailed(f"{READING}: Emailgistics could not make it", code=envelope.code))
             if itself is None:
                 raise BadAnswer(f"{READING}: the answer does not say where its result will be")
             if time.monotonic() > give_up:
@@ -242,7 +242,7 @@ class ReceivedMessages(Iterator[ReceivedMessage]):
             try:
                 return parse_envelope(self._exchange("GET", href, READING))
             except NotFound as error:
-                raise _Unfinished(
+                raise _UnfinishedReport(
                     ReportFailed(f"{READING}: its result expired before it was read", status=error.status)
                 ) from None
             except EmailgisticsError as error:

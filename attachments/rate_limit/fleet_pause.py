@@ -15,7 +15,7 @@ from attachments.foundation import cancellation
 from attachments.foundation.terminal_text import escaped_line
 from attachments.prefect_api.prefect_retry import PrefectAway
 from attachments.rate_limit.slot_api import SlotApi
-from attachments.rate_limit.timings import Timings
+from attachments.rate_limit.timings import RateLimitTimings
 
 logger = logging.getLogger("attachments.rate_limit")
 
@@ -31,7 +31,7 @@ class FleetPause:
     After a pause each process sends one call, the probe, and waits for its response before it makes others.
     """
 
-    def __init__(self, limit_name: str, api: SlotApi, timings: Timings) -> None:
+    def __init__(self, limit_name: str, api: SlotApi, timings: RateLimitTimings) -> None:
         self._api = api
         self._timings = timings
         self._variable = pause_variable(limit_name)

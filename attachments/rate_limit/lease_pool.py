@@ -14,7 +14,7 @@ import httpx
 from attachments.foundation import cancellation
 from attachments.prefect_api.prefect_retry import PrefectAway
 from attachments.rate_limit.slot_api import SlotApi
-from attachments.rate_limit.timings import Timings
+from attachments.rate_limit.timings import RateLimitTimings
 
 CALLS_IN_A_ROW = 6  # calls of one process with the same slot before others may have it
 
@@ -35,7 +35,7 @@ class Slot:
         self.is_over = False  # it is being released, or left to its lease
         self.failures = 0
 
-    def next_action(self, timings: Timings) -> float:
+    def next_action(self, timings: RateLimitTimings) -> float:
         """When the slot needs something, by the monotonic clock: its release, or before that a longer lease."""
         if self.is_over:
             return math.inf
@@ -66,7 +66,7 @@ class LeasePool:
     `CALLS_IN_A_ROW` it is released, so that other processes get their share, and a lowered limit takes effect.
     """
 
-    def __init__(self, api: SlotApi, timings: Timings) -> None:
+    def __init__(self, api: SlotApi, timings: RateLimitTimings) -> None:
         self._api = api
         self._timings = timings
         self._changed = threading.Condition()

@@ -31,7 +31,7 @@ from attachments.rate_limit.fleet_pause import FleetPause
 from attachments.rate_limit.lease_pool import LeasePool, Slot
 from attachments.rate_limit.priority import is_low_priority
 from attachments.rate_limit.slot_api import Grant, SlotApi
-from attachments.rate_limit.timings import Timings
+from attachments.rate_limit.timings import RateLimitTimings
 
 logger = logging.getLogger("attachments.rate_limit")
 
@@ -51,15 +51,15 @@ class PrefectPacer:
         limit_name: str,
         backlog_limit_name: str | None = None,
         *,
-        timings: Timings = Timings(),  # noqa: B008  frozen
+        timings: RateLimitTimings = RateLimitTimings(),  # noqa: B008  frozen
         api: SlotApi | None = None,
     ) -> None:
         self.limit_name = limit_name
         self._timings = timings
         self._api = api or SlotApi(timings)
         self._lines = {
-            False: _Line((limit_name,)),
-            True: _Line((limit_name, backlog_limit_name) if backlog_limit_name else (limit_name,)),
+            False: _PriorityLine((limit_name,)),
+            True: _PriorityLine((limit_name, backlog_limit_name) if backlog_limit_name else (limit_name,)),
         }
         self._checked = dict.fromkeys(self._lines[True].names, -timings.limit_check)
         self._pool = LeasePool(self._api, timings)
@@ -96,7 +96,7 @@ class PrefectPacer:
         """The vendor answered 429: let a minute pass before the fleet's next call, longer if it repeats."""
         self._pause.order()
 
-    def _take(self, line: "_Line") -> Slot:
+    def _take(self, line: "_PriorityLine") -> Slot:
         """A slot of each limit."""
         busy: Backoff | None = None
         while True:
@@ -134,7 +134,7 @@ class PrefectPacer:
                 raise self._missing(min(missing))
             return self._pool.hold(line.names, grant.lease, requested)
 
-    def _wait_after_refusal(self, status: int, line: "_Line") -> None:
+    def _wait_after_refusal(self, status: int, line: "_PriorityLine") -> None:
         """Wait before the next request, as the refusal demands. Raises `PacingError` for a permanent one."""
         if status == httpx.codes.LOCKED:  # all slots are taken
             own = self._pool.will_be_free(line.names, self._timings.window)
@@ -189,7 +189,7 @@ class PrefectPacer:
         cancellation.sleep(self._timings.unreachable)
 
 
-class _Line:
+class _PriorityLine:
     """Calls of one priority, one after the other, that need a slot of each of these limits."""
 
     def __init__(self, names: tuple[str, ...]) -> None:

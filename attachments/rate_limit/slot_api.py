@@ -14,7 +14,7 @@ from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from attachments.prefect_api.prefect_retry import PrefectAway, retrying_settings
 from attachments.prefect_api.transport import direct_transport
 from attachments.prefect_api.url_path import path_part
-from attachments.rate_limit.timings import Timings
+from attachments.rate_limit.timings import RateLimitTimings
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class SlotApi:
     response is not Prefect's.
     """
 
-    def __init__(self, timings: Timings, transport: Callable[[], httpx.BaseTransport] = direct_transport) -> None:
+    def __init__(
+        self, timings: RateLimitTimings, transport: Callable[[], httpx.BaseTransport] = direct_transport
+    ) -> None:
         self._lease = timings.lease
         self._client = _open(timings, transport, shortest=timings.busy)
         # It does not retry while the database is locked: one of the process's own slots may come back first.
@@ -84,7 +86,7 @@ def _odd_responses() -> Iterator[None]:
         raise PrefectAway(type(error).__name__, may_have_heard=True) from None
 
 
-def _open(timings: Timings, transport: Callable[[], httpx.BaseTransport], **options: Any) -> SyncPrefectClient:
+def _open(timings: RateLimitTimings, transport: Callable[[], httpx.BaseTransport], **options: Any) -> SyncPrefectClient:
     # Its own settings keep it apart from the client of the flow run that comes first, which is closed with that run.
     settings = retrying_settings(timings.response_timeout, raise_if_unreachable=True, transport=transport, **options)
     return get_client(httpx_settings=settings, sync_client=True).__enter__()

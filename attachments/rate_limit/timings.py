@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Timings:
+class RateLimitTimings:
     """The defaults are for production; tests shorten them."""
 
     window: float = 60.0

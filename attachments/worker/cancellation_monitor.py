@@ -15,7 +15,7 @@ from prefect.states import Cancelled
 
 from attachments.worker.run_threads import RunThread, RunThreads
 from attachments.worker.state_changes import reason, set_state
-from attachments.worker.timings import PAGE, Timings
+from attachments.worker.timings import PAGE, WorkerTimings
 
 logger = logging.getLogger("prefect.attachments.worker")
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("prefect.attachments.worker")
 class CancellationMonitor:
     """Polls Prefect for the runs of these threads."""
 
-    def __init__(self, client: PrefectClient, threads: RunThreads, timings: Timings) -> None:
+    def __init__(self, client: PrefectClient, threads: RunThreads, timings: WorkerTimings) -> None:
         self._client = client
         self._threads = threads
         self._timings = timings

@@ -7,13 +7,13 @@ from uuid import UUID
 import anyio
 from prefect.client.schemas.objects import FlowRun
 
-from attachments.worker.timings import Timings
+from attachments.worker.timings import WorkerTimings
 
 
 class LivenessMonitor:
     """What this worker has seen of the others' heartbeats since Prefect was last unreachable."""
 
-    def __init__(self, timings: Timings, clock: Callable[[], float] = anyio.current_time) -> None:
+    def __init__(self, timings: WorkerTimings, clock: Callable[[], float] = anyio.current_time) -> None:
         self._timings = timings
         self._clock = clock
         self._reachable_since: float | None = None

@@ -31,7 +31,7 @@ from attachments.runs.run_labels import CRASH_COUNT, count_label
 from attachments.runs.state_record import read_record
 from attachments.worker.liveness_monitor import LivenessMonitor
 from attachments.worker.state_changes import give_back, reason, set_state
-from attachments.worker.timings import MAX_CRASHES, PAGE, Timings
+from attachments.worker.timings import MAX_CRASHES, PAGE, WorkerTimings
 
 logger = logging.getLogger("prefect.attachments.worker")
 
@@ -52,7 +52,7 @@ class OrphanReaper:
         work_pool: str,
         worker: str,
         own_runs: Callable[[], Set[UUID]],
-        timings: Timings,
+        timings: WorkerTimings,
         clock: Callable[[], float] = anyio.current_time,
     ) -> None:
         self._client = client

@@ -15,7 +15,7 @@ from prefect.exceptions import ObjectNotFound
 from attachments.foundation.numerals import counted
 from attachments.worker.run_threads import RunThreads
 from attachments.worker.state_changes import give_back
-from attachments.worker.timings import Timings
+from attachments.worker.timings import WorkerTimings
 
 SIGINT_IS_IGNORED = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 """As a script's `&` starts its children. Prefect's command answers SIGTERM with SIGINT, which then ends nothing.
@@ -48,7 +48,7 @@ def exit_process() -> None:
 
 
 async def drain(
-    client: PrefectClient, threads: RunThreads, timings: Timings, leave: Callable[[], object] = exit_process
+    client: PrefectClient, threads: RunThreads, timings: WorkerTimings, leave: Callable[[], object] = exit_process
 ) -> None:
     """Wait for the runs under way. Those that have not ended in time are handed back, and `leave` ends the process."""
     if threads:

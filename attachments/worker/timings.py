@@ -10,7 +10,7 @@ UNCONFIRMED = 8  # events that are resent after a broken connection; Prefect's o
 
 
 @dataclass(frozen=True)
-class Timings:
+class WorkerTimings:
     """The defaults are for production; tests shorten them."""
 
     poll: float = 0.5

@@ -54,7 +54,7 @@ from attachments.worker.run_threads import RunThreads
 from attachments.worker.shutdown import SIGINT_IS_IGNORED, drain, exit_process, stop_on_sigterm
 from attachments.worker.slots import Slots
 from attachments.worker.state_changes import reason
-from attachments.worker.timings import LIMIT, UNCONFIRMED, Timings
+from attachments.worker.timings import LIMIT, UNCONFIRMED, WorkerTimings
 
 logger = logging.getLogger("prefect.attachments.worker")
 
@@ -91,7 +91,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         limit: int | None = None,
         work_queues: list[str] | None = None,
         prefetch_seconds: float | None = None,
-        timings: Timings = Timings(),  # noqa: B008  frozen
+        timings: WorkerTimings = WorkerTimings(),  # noqa: B008  frozen
         leave: Callable[[], object] = exit_process,
         **options: Any,
     ) -> None:

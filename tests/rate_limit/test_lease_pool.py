@@ -12,11 +12,11 @@ import pytest
 from attachments.foundation.cancellation import CURRENT, Cancellation, RunCancelled
 from attachments.prefect_api.prefect_retry import PrefectAway
 from attachments.rate_limit.lease_pool import CALLS_IN_A_ROW, LeasePool
-from attachments.rate_limit.timings import Timings
+from attachments.rate_limit.timings import RateLimitTimings
 from tests.rate_limit.conftest import eventually
 
 NAMES = ("test-limit",)
-TIMINGS = Timings()
+TIMINGS = RateLimitTimings()
 
 
 class StandIn:
@@ -41,7 +41,7 @@ class StandIn:
 
 
 def make_pool(
-    *failures: Exception, timings: Timings = TIMINGS, during: Callable[[], object] = lambda: None
+    *failures: Exception, timings: RateLimitTimings = TIMINGS, during: Callable[[], object] = lambda: None
 ) -> tuple[LeasePool, StandIn]:
     api = StandIn(*failures, during=during)
     return LeasePool(cast("Any", api), timings), api
@@ -49,7 +49,7 @@ def make_pool(
 
 def test_a_lease_that_was_not_renewed_is_renewed_soon() -> None:
     """Not after another RENEW_AFTER: it would run out before the call has left the window."""
-    pool, api = make_pool(httpx.ReadTimeout("no response"), timings=Timings(unreachable=0.1))
+    pool, api = make_pool(httpx.ReadTimeout("no response"), timings=RateLimitTimings(unreachable=0.1))
     pool.hold(NAMES, uuid4(), time.monotonic() - TIMINGS.renew_after)
     eventually(lambda: api.requests == ["renew", "renew"], 5)
 
@@ -69,7 +69,7 @@ def test_a_lease_that_runs_out_within_the_window_is_renewed() -> None:
 def test_a_slot_is_not_given_back_twice(may_have_heard: bool, attempts: int) -> None:
     """Prefect takes off two for two requests at once; what it may have heard of is left to the lease."""
     away = PrefectAway("ReadTimeout", may_have_heard=may_have_heard)
-    pool, api = make_pool(away, timings=Timings(unreachable=0.1, reuse_window=0.0))
+    pool, api = make_pool(away, timings=RateLimitTimings(unreachable=0.1, reuse_window=0.0))
     pool.release_at(pool.hold(NAMES, uuid4(), time.monotonic()), time.monotonic())
     time.sleep(1)
     assert api.requests == ["release"] * attempts
@@ -127,7 +127,7 @@ def test_a_kept_slot_that_was_left_to_its_lease_is_left_alone() -> None:
 
 def test_a_slot_is_handed_over_for_the_same_limits_alone() -> None:
     """A slot of a backfill is no live mail's, which does not count against the backfill's share."""
-    pool, api = make_pool(timings=Timings(reuse_window=0.0))
+    pool, api = make_pool(timings=RateLimitTimings(reuse_window=0.0))
     pool.release_at(pool.hold((*NAMES, "test-backlog"), uuid4(), time.monotonic()), time.monotonic() + 0.1)
     assert pool.wait_for_reuse(NAMES, 0.5) is None
     assert api.requests == ["release"]
@@ -168,7 +168,7 @@ def test_a_slot_whose_caller_is_cancelled_is_released(moment: str) -> None:
 
 def test_an_internal_error_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
     """The error is logged, the call under way keeps its lease, and the other slots are looked after."""
-    pool, api = make_pool(RuntimeError("a secret"), timings=Timings(unreachable=0.1, reuse_window=0.0))
+    pool, api = make_pool(RuntimeError("a secret"), timings=RateLimitTimings(unreachable=0.1, reuse_window=0.0))
     pool.hold(NAMES, uuid4(), time.monotonic() - TIMINGS.renew_after)
     eventually(lambda: api.requests == ["renew", "renew"], 5)
     pool.release_at(pool.hold(NAMES, uuid4(), time.monotonic()), time.monotonic())

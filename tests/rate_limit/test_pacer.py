@@ -18,7 +18,7 @@ from attachments.rate_limit.errors import PacingError
 from attachments.rate_limit.pacer import PrefectPacer
 from attachments.rate_limit.priority import low_priority
 from attachments.rate_limit.slot_api import Grant, SlotApi
-from attachments.rate_limit.timings import Timings
+from attachments.rate_limit.timings import RateLimitTimings
 from tests.rate_limit.conftest import LIMIT, active_slots, change_limit, eventually, make_limit, patiently, remove
 
 pytestmark = pytest.mark.xdist_group("pacing")  # they share a Prefect server and its limit
@@ -29,15 +29,15 @@ WINDOW = 3.0
 CALLS = """
 import os, threading, time
 from attachments.rate_limit.pacer import PrefectPacer
-from attachments.rate_limit.timings import Timings
-pacer = PrefectPacer("test-limit", timings=Timings(window={window}))
+from attachments.rate_limit.timings import RateLimitTimings
+pacer = PrefectPacer("test-limit", timings=RateLimitTimings(window={window}))
 def call():
     with pacer.call():
         os.write(1, f"{{time.monotonic()}}\\n".encode())
 threads = [threading.Thread(target=call) for _ in range({calls})]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
-time.sleep({window} + Timings().reuse_window + 1)  # until the slots are released: leases end with the process
+time.sleep({window} + RateLimitTimings().reuse_window + 1)  # until the slots are released: leases end with the process
 """
 
 
@@ -77,7 +77,7 @@ def test_two_processes_never_make_more_calls_in_a_window_than_there_are_slots(ap
 
 def test_a_call_that_waits_for_its_response_keeps_its_slot(api: httpx.Client) -> None:
     """The window begins when the response does: a slow answer holds its slot, with its lease renewed."""
-    pacer = PrefectPacer("test-limit", timings=Timings(renew_after=0.2, window=0.5))
+    pacer = PrefectPacer("test-limit", timings=RateLimitTimings(renew_after=0.2, window=0.5))
     with pacer.call():
         time.sleep(1.5)
         assert active_slots(api) == 1
@@ -86,7 +86,7 @@ def test_a_call_that_waits_for_its_response_keeps_its_slot(api: httpx.Client) ->
 
 def test_an_error_of_the_call_still_gives_the_slot_back_after_the_window(api: httpx.Client) -> None:
     """The vendor may have counted a call whose answer was lost, so the slot is held for the window all the same."""
-    pacer = PrefectPacer("test-limit", timings=Timings(window=1.0))
+    pacer = PrefectPacer("test-limit", timings=RateLimitTimings(window=1.0))
     with pytest.raises(ConnectionError), pacer.call():
         raise ConnectionError
     assert active_slots(api) == 1
@@ -117,7 +117,7 @@ def test_a_limit_that_is_deleted_while_in_use_is_noticed_at_the_next_call(api: h
 def test_a_limit_of_zero_holds_calls_until_it_is_larger(api: httpx.Client) -> None:
     """Whoever sets the limit to 0 in the UI stops the calls for a while, and fails no run."""
     change_limit(api, {"limit": 0})
-    pacer = PrefectPacer("test-limit", timings=Timings(unreachable=0.05))
+    pacer = PrefectPacer("test-limit", timings=RateLimitTimings(unreachable=0.05))
     made = threading.Event()
 
     def call() -> None:
@@ -134,7 +134,7 @@ def test_a_limit_of_zero_holds_calls_until_it_is_larger(api: httpx.Client) -> No
 
 def test_no_call_is_made_while_prefect_is_unreachable(api: httpx.Client) -> None:
     """A call waits until there is a server that grants its slot."""
-    timings, way = Timings(unreachable=0.05), Switch()
+    timings, way = RateLimitTimings(unreachable=0.05), Switch()
     way.instead = _unreachable
     pacer = PrefectPacer("test-limit", timings=timings, api=SlotApi(timings, lambda: way))
     made = threading.Event()
@@ -153,7 +153,7 @@ def test_no_call_is_made_while_prefect_is_unreachable(api: httpx.Client) -> None
 
 def test_a_response_that_is_not_prefects_lets_the_call_wait(api: httpx.Client) -> None:
     """A proxy's page with status 200 is no slot, and no failure of the run."""
-    timings, way = Timings(unreachable=0.05), Switch()
+    timings, way = RateLimitTimings(unreachable=0.05), Switch()
     way.instead = lambda _: httpx.Response(200, text="<html>")
     pacer = PrefectPacer("test-limit", timings=timings, api=SlotApi(timings, lambda: way))
     threading.Timer(1.0, setattr, (way, "instead", None)).start()
@@ -165,7 +165,7 @@ def test_a_response_that_is_not_prefects_lets_the_call_wait(api: httpx.Client) -
 def test_a_slot_that_is_not_used_is_released_at_once(api: httpx.Client) -> None:
     """A limit is deleted after it was checked: the slot of the other one would stay taken for 90 s."""
     make_limit(api, "test-backlog", 2)
-    pacer = PrefectPacer("test-limit", "test-backlog", timings=Timings(window=0.2, reuse_window=0.0))
+    pacer = PrefectPacer("test-limit", "test-backlog", timings=RateLimitTimings(window=0.2, reuse_window=0.0))
     with low_priority():
         with pacer.call():
             pass
@@ -178,7 +178,7 @@ def test_a_slot_that_is_not_used_is_released_at_once(api: httpx.Client) -> None:
 
 def test_a_429_pauses_and_a_second_one_pauses_longer(api: httpx.Client, no_pause: None) -> None:
     """After a 429 no call is made for a while; when the next is refused again, for twice as long."""
-    pacer = PrefectPacer("test-limit", timings=Timings(first_pause=3.0))
+    pacer = PrefectPacer("test-limit", timings=RateLimitTimings(first_pause=3.0))
     pauses = []
     with pacer.call():
         ordered = time.monotonic()  # before Prefect hears of it, which takes its time on a busy machine
@@ -195,8 +195,8 @@ def test_a_429_pauses_and_a_second_one_pauses_longer(api: httpx.Client, no_pause
 STORM = """
 import os, threading, time
 from attachments.rate_limit.pacer import PrefectPacer
-from attachments.rate_limit.timings import Timings
-pacer = PrefectPacer("test-limit", timings=Timings(window=0.5, first_pause=3.0, pause_check=0.5))
+from attachments.rate_limit.timings import RateLimitTimings
+pacer = PrefectPacer("test-limit", timings=RateLimitTimings(window=0.5, first_pause=3.0, pause_check=0.5))
 def call():
     while True:
         with pacer.call():
@@ -232,7 +232,7 @@ def test_a_storm_of_429_costs_each_process_one_call_a_pause(api: httpx.Client, n
 
 def test_a_pause_is_heard_of_by_a_process_that_met_none(api: httpx.Client, no_pause: None) -> None:
     """It does not need a 429 of its own."""
-    timings = Timings(first_pause=2.0)
+    timings = RateLimitTimings(first_pause=2.0)
     with PrefectPacer("test-limit", timings=timings).call():
         PrefectPacer("test-limit", timings=timings).rate_limited()
     started = time.monotonic()
@@ -245,7 +245,7 @@ def test_a_pause_is_obeyed_once_whatever_the_clocks_say(api: httpx.Client, no_pa
     until = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     pause = {"name": "test-limit-pause", "value": {"until": until, "seconds": 5.0}}
     patiently(lambda: api.post("/variables/", json=pause)).raise_for_status()
-    pacer = PrefectPacer("test-limit", timings=Timings(pause_check=0.1))
+    pacer = PrefectPacer("test-limit", timings=RateLimitTimings(pause_check=0.1))
     waited = []
     for _ in range(3):
         started = time.monotonic()
@@ -266,7 +266,7 @@ def test_callers_that_wait_for_a_slot_that_comes_back_ask_for_no_other(api: http
             requests.append(names)
             return super().acquire(names)
 
-    timings = Timings(window=1.0, poll_with_own=10.0)  # the latter longer than it takes them all
+    timings = RateLimitTimings(window=1.0, poll_with_own=10.0)  # the latter longer than it takes them all
     pacer = PrefectPacer("test-limit", timings=timings, api=Counted(timings))
     threads = [threading.Thread(target=_call, args=(pacer,)) for _ in range(5)]
     for thread in threads:
@@ -283,7 +283,7 @@ def _call(pacer: PrefectPacer) -> None:
 
 def test_a_caller_that_a_locked_database_keeps_waiting_takes_what_comes_back(api: httpx.Client, no_pause: None) -> None:
     """A slot that was handed over needs no database; in the next second it would be given back unused."""
-    timings, way = Timings(window=1.5, reuse_window=0.05, busy=10.0), Switch()
+    timings, way = RateLimitTimings(window=1.5, reuse_window=0.05, busy=10.0), Switch()
     pacer = PrefectPacer("test-limit", timings=timings, api=SlotApi(timings, lambda: way))
     with pacer.call():
         began = time.monotonic()
@@ -308,7 +308,7 @@ def test_a_caller_that_a_locked_database_keeps_waiting_takes_what_comes_back(api
 
 def test_a_database_that_stays_locked_is_logged(api: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
     """Or a proxy that returns 503 for hours; the call is made when that ends."""
-    timings, way = Timings(busy_patience=0.5, unreachable=0.1), Switch()
+    timings, way = RateLimitTimings(busy_patience=0.5, unreachable=0.1), Switch()
     pacer = PrefectPacer("test-limit", timings=timings, api=SlotApi(timings, lambda: way))
     with pacer.call():
         pass
@@ -362,7 +362,7 @@ def test_a_backfill_waits_for_its_own_slots_and_holds_up_nobody(api: httpx.Clien
 
 def test_the_first_calls_of_a_backfill_are_spread(api: httpx.Client, no_pause: None) -> None:
     """Its slots are free and its calls wait, yet each is made a part of the window after the last."""
-    timings = Timings(window=WINDOW)
+    timings = RateLimitTimings(window=WINDOW)
     make_limit(api, "test-backlog", 4)
     pacer = PrefectPacer("test-limit", "test-backlog", timings=timings)
     made: list[float] = []

@@ -14,11 +14,11 @@ from prefect.states import Cancelling, Pending, Running
 from attachments.runs.run_labels import CRASH_COUNT
 from attachments.runs.state_record import StateRecord, write_record
 from attachments.worker.orphan_reaper import OrphanReaper
-from attachments.worker.timings import Timings
+from attachments.worker.timings import WorkerTimings
 from tests.worker.prefect_stand_in import Runs, pending
 
 WORKER = "warm host 1 abcdef"
-TIMINGS = Timings()
+TIMINGS = WorkerTimings()
 
 
 def reap(

@@ -11,7 +11,7 @@ from prefect.states import Cancelling
 from attachments.worker.cancellation_monitor import CancellationMonitor
 from attachments.worker.run_threads import RunThread, RunThreads
 from attachments.worker.shutdown import drain
-from attachments.worker.timings import Timings
+from attachments.worker.timings import WorkerTimings
 from tests.worker.prefect_stand_in import pending
 
 FLOW = cast("Any", None)
@@ -71,7 +71,7 @@ def test_polling_for_cancelled_runs_outlives_every_response() -> None:
         run, threads = pending(), RunThreads(nothing)
         run.state, run.state_type = Cancelling(), StateType.CANCELLING
         begun.append(threads.add(run))
-        timings = Timings(cancel_poll=0.01, cancel_grace=0.01)
+        timings = WorkerTimings(cancel_poll=0.01, cancel_grace=0.01)
         polling = asyncio.create_task(CancellationMonitor(cast("Any", Odd()), threads, timings).watch())
         await asyncio.wait_for(begun[0].ended, 10)
         assert not polling.done()
@@ -91,7 +91,7 @@ def test_a_stop_does_not_wait_for_an_unreachable_prefect(caplog: pytest.LogCaptu
     async def stop() -> None:
         threads = RunThreads(nothing)
         threads.add(pending())
-        timings = Timings(drain=0.01, hand_back=0.01)
+        timings = WorkerTimings(drain=0.01, hand_back=0.01)
         async with asyncio.timeout(10):
             await drain(cast("Any", SimpleNamespace(read_flow_run=never)), threads, timings, lambda: left.append(True))
 

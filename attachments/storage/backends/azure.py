@@ -59,7 +59,7 @@ from attachments.storage.backends.base import (
     options_in_use,
 )
 from attachments.storage.backends.own_hosts import check_host
-from attachments.storage.backends.parts import PASSING_STATUS, PartedUpload, is_permanent, patiently, run
+from attachments.storage.backends.parts import PASSING_STATUS, PartedUpload, is_permanent, retry_transient, run
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import (
     AccessDenied,
@@ -320,9 +320,9 @@ class AzureBackend(Backend):
             path, lambda match: self._blob(path).commit_block_list(listed, **match, **described, **self._request)
         )
 
-    async def patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+    async def retry_transient(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What a request answers, tried again where that may help. The SDK's own retries begin with 15 s of waiting."""
-        return await patiently(ask, (ServiceRequestError, ServiceResponseError, HttpResponseError), _may_pass)
+        return await retry_transient(ask, (ServiceRequestError, ServiceResponseError, HttpResponseError), _may_pass)
 
     async def _put(
         self, path: str, data: bytes, labels: ObjectHeaders, metadata: Mapping[str, str], match: Mapping[str, Any]
@@ -422,7 +422,7 @@ class AzureBackend(Backend):
     def _run(self, ask: Callable[[], Awaitable[T]]) -> T:
         loop = self._fs.loop  # before there is a coroutine that nobody awaits: there may be no credentials
         with options_in_use("adlfs", *self.errors):
-            return run(self.patiently(ask), loop)
+            return run(self.retry_transient(ask), loop)
 
     def _blob(self, path: str) -> Any:
         return self._client.get_blob_client(self._root + path)
@@ -465,19 +465,21 @@ class _AzureUpload(PartedUpload):
         self._blocks: list[str] = []
 
     async def _whole(self, data: bytes, metadata: Mapping[str, str]) -> None:
-        await self._backend.patiently(lambda: self._backend.create(self.path, data, self._labels, metadata))
+        await self._backend.retry_transient(lambda: self._backend.create(self.path, data, self._labels, metadata))
 
     async def _begin(self) -> None:
         """Blocks need no beginning."""
 
     async def _part(self, number: int, data: bytes) -> None:
         block = f"{self._writer}-{number:06}"
-        await self._backend.patiently(lambda: self._backend.stage(self.path, block, data))
+        await self._backend.retry_transient(lambda: self._backend.stage(self.path, block, data))
         self._blocks.append(block)
 
     async def _complete(self, number: int, data: bytes, metadata: Mapping[str, str]) -> None:
         await self._part(number, data)
-        await self._backend.patiently(lambda: self._backend.commit(self.path, self._blocks, self._labels, metadata))
+        await self._backend.retry_transient(
+            lambda: self._backend.commit(self.path, self._blocks, self._labels, metadata)
+        )
 
     async def _abort(self) -> None:
         """Nothing drops blocks; see the module's first lines."""

@@ -51,7 +51,7 @@ from attachments.storage.backends.base import (
 )
 from attachments.storage.backends.library_internals import gcsfs_session
 from attachments.storage.backends.own_hosts import check_host, check_transport
-from attachments.storage.backends.parts import PASSING_STATUS, PartedUpload, is_permanent, patiently, run
+from attachments.storage.backends.parts import PASSING_STATUS, PartedUpload, is_permanent, retry_transient, run
 from attachments.storage.checksum_objects import orphaned_proofs, proof_path, read_proof
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import AccessDenied, NotFound, StoreError, StoreUnavailable, UnsupportedStore
@@ -303,9 +303,9 @@ class GcsBackend(Backend):
                 raise _Refused(response.status, _reason(body))
             return _Answer(response.status, response.headers, body)
 
-    async def patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+    async def retry_transient(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What a request answers, tried again where that may help."""
-        return await patiently(ask, self.errors, self.may_pass)
+        return await retry_transient(ask, self.errors, self.may_pass)
 
     def may_pass(self, error: Exception) -> bool:
         """Whether the same request may succeed in a moment."""
@@ -359,7 +359,7 @@ class GcsBackend(Backend):
 
         blocks = self._transfer(path, params, at)
         try:
-            while (block := await self.patiently(next_block)) is not None:
+            while (block := await self.retry_transient(next_block)) is not None:
                 at += len(block)
                 yield block
         finally:
@@ -411,7 +411,7 @@ class GcsBackend(Backend):
     def _run(self, ask: Callable[[], Awaitable[T]]) -> T:
         loop = self._fs.loop  # before there is a coroutine that nobody awaits: there may be no credentials
         with options_in_use("gcsfs", *self.errors):
-            return run(self.patiently(ask), loop)
+            return run(self.retry_transient(ask), loop)
 
     def _delete(self, path: str) -> None:
         self._absent_is_none(lambda: self.ask("DELETE", self._object(path)))
@@ -474,12 +474,14 @@ class _GcsUpload(PartedUpload):
         self._sum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
 
     async def _whole(self, data: bytes, metadata: Mapping[str, str]) -> None:
-        await self._backend.patiently(lambda: self._backend.put_object(self.path, data, self._labels, metadata, "0"))
+        await self._backend.retry_transient(
+            lambda: self._backend.put_object(self.path, data, self._labels, metadata, "0")
+        )
 
     async def _begin(self) -> None:
         # A conflict is told by the commit, when the source has been read and can be compared.
         with suppress(Conflict):
-            self._session = await self._backend.patiently(
+            self._session = await self._backend.retry_transient(
                 lambda: self._backend.begin(self.path, self._labels, self._proof)
             )
 
@@ -498,7 +500,7 @@ class _GcsUpload(PartedUpload):
         if self._session is None:
             raise Conflict
         self._is_proven = True
-        await self._backend.patiently(lambda: self._backend.prove(self.path, self._proof, metadata))
+        await self._backend.retry_transient(lambda: self._backend.prove(self.path, self._proof, metadata))
         told = await self._go_on(self._session, data, last=True)
         if told is None:
             raise _Refused(_RESUME, "not ended")
@@ -549,7 +551,7 @@ class _GcsUpload(PartedUpload):
                 if before is not None and at <= before:
                     raise _Refused(503, "nothing kept")  # again, after a pause
 
-        told = await self._backend.patiently(once)
+        told = await self._backend.retry_transient(once)
         self._sent = end
         return told
 

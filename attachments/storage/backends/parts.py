@@ -128,7 +128,7 @@ def run(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
     return asyncio.run_coroutine_threadsafe(work, loop).result(PATIENCE)
 
 
-async def patiently(
+async def retry_transient(
     ask: Callable[[], Awaitable[T]], errors: tuple[type[Exception], ...], may_pass: Callable[[Exception], bool]
 ) -> T:
     """The response to a request, retried with growing pauses after transient errors."""
