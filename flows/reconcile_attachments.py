@@ -66,7 +66,7 @@ class Found:
     """Events about a message that were sent, by its key."""
     unnamed: int = 0
     """Rows of reports without a message ID that were not reported before."""
-    untold: set[str] = field(default_factory=set)
+    unreported: set[str] = field(default_factory=set)
     """Mailboxes, by key, whose watermarks record that such rows are yet to be reported."""
     refused: dict[str, str] = field(default_factory=dict)
     """Why no run was created for a message, by its key."""
@@ -182,10 +182,10 @@ def _check(box: Mailbox, key: str, options: _Options, watermarks: Watermarks, fo
     whole = span(
         known.until if known else None, now, overlap=options.overlap, settling=options.settling, first=options.first
     )
-    unnamed, untold = (known.unnamed, known.untold) if known else ((), 0)
-    if untold:  # a reconciliation died before it could report them
-        found.unnamed += untold
-        found.untold.add(key)
+    unnamed, unreported = (known.unnamed, known.unreported) if known else ((), 0)
+    if unreported:  # a reconciliation died before it could report them
+        found.unnamed += unreported
+        found.unreported.add(key)
     if known is None or known.until > now:
         if known is not None:
             logger.warning(
@@ -195,7 +195,7 @@ def _check(box: Mailbox, key: str, options: _Options, watermarks: Watermarks, fo
             )
         # At once: otherwise, while reports fail, time would catch up with it, or a new mailbox's first days would move
         # on, and nobody would check what lies between.
-        retry_until_available(lambda: watermarks.advance(key, whole.start, unnamed, untold))
+        retry_until_available(lambda: watermarks.advance(key, whole.start, unnamed, unreported))
     # What lies before the old watermark and is only checked again was reported when the watermark went past it.
     old = known.until if known and known.until <= now else whole.start
     held_at: datetime | None = None
@@ -205,8 +205,8 @@ def _check(box: Mailbox, key: str, options: _Options, watermarks: Watermarks, fo
         new = [row for row in rows.unnamed if row not in unnamed]
         if new:
             found.unnamed += len(new)
-            untold += len(new)
-            found.untold.add(key)
+            unreported += len(new)
+            found.unreported.add(key)
             names = "row of the report names no message and was", "rows of the report name no message and were"
             logger.warning("%s left out.", counted(len(new), *names))
             unnamed = (*reversed(new), *unnamed)
@@ -218,7 +218,7 @@ def _check(box: Mailbox, key: str, options: _Options, watermarks: Watermarks, fo
             found.passed.add(key)
             logger.warning("The watermark of mailbox %s goes past messages that could not be fetched for days.", key)
         until = covered if held_at is None else min(covered, held_at)
-        retry_until_available(partial(watermarks.advance, key, until, unnamed, untold))
+        retry_until_available(partial(watermarks.advance, key, until, unnamed, unreported))
         if result.has_failed:
             found.broken[key] = (
                 f"{result.failed:,} of its messages could not be fetched, and {result.stored:,} could: its watermark "
@@ -317,7 +317,7 @@ def _events(options: _Options, found: Found, missed: Sequence[tuple[str, Child]]
 def _ended(options: _Options, found: Found, stopped: OurError | None) -> State[None]:
     missed = _missed(options, found)
     announce(_events(options, found, missed), look_first=True)
-    if (missed or found.broken) and not found.untold:
+    if (missed or found.broken) and not found.unreported:
         _show(missed, found)
     _report_rows(options, missed, found)
     stages = Counter(child.stage for _, child in missed)
@@ -356,13 +356,13 @@ def _ended(options: _Options, found: Found, stopped: OurError | None) -> State[N
 
 def _report_rows(options: _Options, missed: Sequence[tuple[str, Child]], found: Found) -> None:
     """Show in the table how many rows name no message; only then do the watermarks record that this was reported."""
-    if not found.untold:
+    if not found.unreported:
         return
     _show(missed, found)
     with own_client(ANSWER_TIMEOUT) as client:
         watermarks = Watermarks(client, options.target.account_name, options.target.name)
-        for key in found.untold:
-            retry_until_available(partial(watermarks.forget_untold, key))
+        for key in found.unreported:
+            retry_until_available(partial(watermarks.clear_unreported, key))
 
 
 def _reported_once(found: Found) -> list[str]:

@@ -104,6 +104,6 @@ def _markdown(counts: Counts, estimate: Estimate, tag: str) -> str:
 
 @contextmanager
 def progress(run_id: UUID, total: Total, tag: str) -> Iterator[Progress]:
-    """What a run shows; `total` says how many messages there are, None while nobody knows."""
+    """What a run shows; `total` gives the number of messages, None while it is not known."""
     with own_client(TIMEOUT, raise_if_unreachable=True) as client:
         yield Progress(client, run_id, total, tag)

@@ -41,7 +41,7 @@ class Watermark:
     updated: datetime
     unnamed: tuple[str, ...] = ()
     """Rows of reports that name no message; the newest first."""
-    untold: int = 0
+    unreported: int = 0
     """How many of them, the newest, no reconciliation has reported yet."""
 
 
@@ -57,7 +57,7 @@ class Watermarks:
         """The mark of the mailbox with this key; None when there is none.
 
         Raises:
-            UnreadableWatermark: somebody has changed it. As if there were none, the time since would be passed over.
+            UnreadableWatermark: Someone has changed it. If it counted as none, the time since would be skipped.
         """
         name = self._name(mailbox)
         variable = self.client.read_variable_by_name(name)
@@ -72,22 +72,22 @@ class Watermarks:
             )
         return watermark
 
-    def advance(self, mailbox: str, until: datetime, unnamed: Sequence[str] = (), untold: int = 0) -> None:
+    def advance(self, mailbox: str, until: datetime, unnamed: Sequence[str] = (), unreported: int = 0) -> None:
         """Move a mailbox's watermark forward. One that is further already, and not in the future, stays as it is."""
         known = self.read(mailbox)
         if known is not None and until <= known.until <= datetime.now(UTC):
             until = known.until
         rows = tuple(unnamed[:MOST_UNNAMED])
-        if known is None or (until, rows, untold) != (known.until, known.unnamed, known.untold):
-            self._write(mailbox, until, rows, untold)
+        if known is None or (until, rows, unreported) != (known.until, known.unnamed, known.unreported):
+            self._write(mailbox, until, rows, unreported)
 
-    def forget_untold(self, mailbox: str) -> None:
+    def clear_unreported(self, mailbox: str) -> None:
         """Record that all rows that name no message have been reported."""
         known = self.read(mailbox)
-        if known is not None and known.untold:
+        if known is not None and known.unreported:
             self._write(mailbox, known.until, known.unnamed, 0)
 
-    def _write(self, mailbox: str, until: datetime, unnamed: Sequence[str], untold: int) -> None:
+    def _write(self, mailbox: str, until: datetime, unnamed: Sequence[str], unreported: int) -> None:
         value = {
             "mailbox_key": mailbox,
             "account": self.account,
@@ -95,7 +95,7 @@ class Watermarks:
             "until": until.isoformat(),
             "updated": datetime.now(UTC).isoformat(),
             "unnamed": list(unnamed),
-            "untold": untold,
+            "untold": unreported,
         }
         name = self._name(mailbox)
         try:
