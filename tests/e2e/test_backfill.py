@@ -176,3 +176,24 @@ def test_cancelling_takes_along_what_has_not_started(running: Installation) -> N
     ended = running.run(run["id"])
     assert ended["state_type"] == "CANCELLED"
     print(ended["state"]["message"])
+
+
+@pytest.mark.soak
+def test_a_pool_without_a_worker_is_reported(running: Installation) -> None:
+    """After two minutes, with the pool's name; the next attempt continues with the same run."""
+    (message,) = added(running, 1)
+    pool = f"nobody-{uuid4().hex[:8]}"
+    running._post("work_pools/", {"name": pool, "type": "warm"})
+    known = running.deployment("download-attachments/default")
+    fields = ("flow_id", "entrypoint", "parameter_openapi_schema", "pull_steps")
+    running._post("deployments/", {**{field: known[field] for field in fields}, "name": pool, "work_pool_name": pool})
+    run = backfill(running, 300, message_ids=[message["id"]], deployment=pool)
+    assert run["state_name"] == FAILED_FOR_NOW
+    said = run["state"]["message"]
+    assert said.startswith("1 run waits, and no worker has started one for minutes.")
+    assert f"Check that a worker serves the work pool {pool} and has a free slot" in said
+    assert said.endswith("[code=starved, next_attempt=2]")
+    (attempt,) = [one for one in running.runs(deployment=pool) if one["id"] != run["id"]]
+    running.remove(f"flow_runs/{attempt['id']}")
+    assert attempt["labels"][ORIGIN] == run["id"]
+    assert [child["state_type"] for child in running.tagged(tag_of(run))] == ["SCHEDULED"]
