@@ -6,7 +6,7 @@ it when it starts, so that a Prefect that lacks one is named at once and not fou
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -123,9 +123,9 @@ INTERNALS = (
 )
 
 
-def incompatibilities() -> Iterator[str]:
+def incompatibilities(internals: Iterable[Internal] = INTERNALS) -> Iterator[str]:
     """A sentence for each internal that this Prefect does not have as expected."""
-    for internal in INTERNALS:
+    for internal in internals:
         if problem := _problem(internal):
             yield f"Prefect {prefect.__version__}: {internal.name.replace(':', '.')} {problem}."
 
