@@ -101,8 +101,7 @@ class Process:
 
     `log` is the file that its output goes to, or takes each line of it. With `dies_with_us` it does not outlive this
     process, however this one dies (on Linux); it must then be started from the main thread. The descriptors of
-    `inherited_descriptors`
-    stay open in it.
+    `inherited_descriptors` stay open in it. `ready_timeout`: seconds that it may take to be ready.
     """
 
     name: str
@@ -112,6 +111,7 @@ class Process:
     is_ready: Callable[[], bool]
     dies_with_us: bool = False
     inherited_descriptors: tuple[int, ...] = ()
+    ready_timeout: float = READY_TIMEOUT
     _running: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _before: int = field(default=0, init=False)  # bytes of the log file that earlier starts have printed
     _lines: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_KEPT_LINES), init=False)
@@ -159,14 +159,14 @@ class Process:
             return self.log.read_bytes()[self._before :].decode("utf-8", "replace")
         return "\n".join(tuple(self._lines))
 
-    def wait_until_ready(self, seconds: float = READY_TIMEOUT) -> None:
-        """Wait for readiness. Raises `NotReady` if the process ends or takes longer."""
-        end = time.monotonic() + seconds
+    def wait_until_ready(self) -> None:
+        """Wait for readiness. Raises `NotReady` if the process ends or takes longer than `ready_timeout`."""
+        end = time.monotonic() + self.ready_timeout
         while not self.is_ready():
             if self.code is not None or time.monotonic() > end:
                 state = (
-                    f"was still starting after {seconds:.0f} s: this machine is slow or busy. Try again when it is "
-                    "less busy"
+                    f"was still starting after {self.ready_timeout:.0f} s: this machine is slow or busy. Try again "
+                    "when it is less busy"
                     if self.code is None
                     else f"ended while it was starting, with exit status {self.code}"
                 )

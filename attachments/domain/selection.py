@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from attachments.storage.names import SELECTORS, is_nameless, safe_name, without_middle
 
 # The standard library's own table (never the machine's), and types in mail that some versions of it lack.
-_TYPES = {
+TYPES = {
     **mimetypes.MimeTypes().types_map[True],
     ".7z": "application/x-7z-compressed",
     ".avif": "image/avif",
@@ -74,7 +74,7 @@ _TYPES = {
 
 _UNKNOWN = "application/octet-stream"
 
-_UNINFORMATIVE_TYPES = frozenset(
+UNINFORMATIVE_TYPES = frozenset(
     {
         _UNKNOWN,
         "application/binary",
@@ -98,7 +98,7 @@ _UNINFORMATIVE_TYPES = frozenset(
 """What senders write when they do not know the type. Text without a slash, such as `pdf`, and `*/*` count as unknown
 too."""
 
-_ALIASES = {
+ALIASES = {
     "application/acrobat": "application/pdf",
     "application/csv": "text/csv",
     "application/doc": "application/msword",
@@ -167,7 +167,7 @@ _ALIASES = {
 }
 """Other names of a type, and the one that is compared."""
 
-_KNOWN_TYPES = frozenset({*_TYPES.values(), *_ALIASES.values(), _UNKNOWN, "message/rfc822", "text/calendar"})
+_KNOWN_TYPES = frozenset({*TYPES.values(), *ALIASES.values(), _UNKNOWN, "message/rfc822", "text/calendar"})
 
 _RESTRICTED_NAME = r"[a-z0-9*?][a-z0-9!#$&^_.+*?-]*"  # RFC 6838, section 4.2, and the two wildcards
 _TYPE_PATTERN = re.compile(rf"{_RESTRICTED_NAME}(?:/{_RESTRICTED_NAME})?")
@@ -249,7 +249,7 @@ def _check_names(value: Any) -> Any:
             )
         if "[[]" in pattern:
             raise ValueError(f"{item!r} escapes a bracket; brackets stand for themselves, so write [ in place of [[]")
-        if "." + pattern.casefold().removeprefix(".") in _TYPES:
+        if "." + pattern.casefold().removeprefix(".") in TYPES:
             extension = pattern.removeprefix(".")
             raise ValueError(f'{item!r} matches no file name but "{pattern}"; for an extension write "*.{extension}"')
     return value
@@ -261,7 +261,7 @@ _EXAMPLES = ("*.pdf", "*.docx")
 def _is_name_list(pattern: str) -> bool:
     """Whether the text is a list of names with extensions, such as ``invoice.pdf, order.pdf``."""
     parts = [part.strip().casefold().rpartition(".") for part in re.split(r"[,;|]", pattern)]
-    return len(parts) > 1 and all(dot and dot + extension in _TYPES for _, dot, extension in parts)
+    return len(parts) > 1 and all(dot and dot + extension in TYPES for _, dot, extension in parts)
 
 
 def _split_types(item: str) -> Sequence[str]:
@@ -429,13 +429,13 @@ def _effective_types(attachment: AttachmentLike) -> Sequence[str]:
     if not _is_uninformative(attachment):
         return stated, _canonical(stated)
     _, dot, extension = safe_name(attachment.name).casefold().rpartition(".")
-    known = _TYPES.get(dot + extension)
+    known = TYPES.get(dot + extension)
     return (known,) if known else (_UNKNOWN, stated)
 
 
 def _is_uninformative(attachment: AttachmentLike) -> bool:
     stated = _without_parameters(attachment.content_type or "")
-    return stated in _UNINFORMATIVE_TYPES or "/" not in stated or "*" in stated
+    return stated in UNINFORMATIVE_TYPES or "/" not in stated or "*" in stated
 
 
 def known_type(content_type: str | None) -> str | None:
@@ -448,7 +448,7 @@ def known_type(content_type: str | None) -> str | None:
 
 
 def _canonical(content_type: str) -> str:
-    return _ALIASES.get(content_type, content_type)
+    return ALIASES.get(content_type, content_type)
 
 
 def _without_parameters(content_type: str) -> str:

@@ -218,13 +218,13 @@ def test_a_process_that_does_not_get_ready_says_whether_it_still_starts(
     tmp_path: Path, command: list[str], said: str
 ) -> None:
     """A busy machine needs another try, a process that has ended needs a look at its log."""
-    process = Process("thing", command, {}, tmp_path / "thing.log", bool)
+    process = Process("thing", command, {}, tmp_path / "thing.log", bool, ready_timeout=0.0)
     process.start(wait=False)
     try:
         if command == ["false"]:
             wait_for(lambda: process.code is not None, "its end")
         with pytest.raises(NotReady, match=re.escape(said)):
-            process.wait_until_ready(0.0)
+            process.wait_until_ready()
     finally:
         process.kill()
 
@@ -397,6 +397,12 @@ def test_what_is_kept_runs_until_the_signal_and_then_ends(tmp_path: Path, number
     assert processes_of(folder) == []
 
 
+def has_come(demo: subprocess.Popen[bytes], folder: Path, output: Path, moment: str) -> bool:
+    """Whether the demo has printed this."""
+    assert demo.poll() is None, output.read_text()
+    return (folder / MARKER).exists() and moment in output.read_text()
+
+
 MOMENTS = ("The mail is in", "The sandbox runs", "The Prefect server runs", "The worker runs", "Webhook for")
 """Lines of the demo's output, each some time before its end."""
 
@@ -407,7 +413,7 @@ def test_ctrl_c_at_any_time_ends_everything(tmp_path: Path, moment: str) -> None
     """While the mail is written, while each process starts, while files are downloaded: 130, no process left."""
     folder, output = tmp_path / "demo", tmp_path / "output"
     with output.open("wb") as out, subprocess.Popen([ATTACHMENTS, "demo", "--folder", folder], stdout=out) as demo:
-        wait_for(lambda: (folder / MARKER).exists() and moment in output.read_text(), "the moment", 200)
+        wait_for(lambda: has_come(demo, folder, output, moment), "the moment", 250)
         demo.send_signal(signal.SIGINT)
         demo.wait(120)
     assert demo.returncode == 130

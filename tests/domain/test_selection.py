@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from attachments.domain.selection import (
-    _ALIASES,
-    _TYPES,
-    _UNINFORMATIVE_TYPES,
+    ALIASES,
+    TYPES,
+    UNINFORMATIVE_TYPES,
     Decision,
     Filter,
     Rule,
@@ -495,7 +495,7 @@ def test_whatever_is_written_is_taken_or_rejected_in_a_line(filter_: Any, attach
 
 def test_each_alias_is_of_a_type_that_is_compared() -> None:
     """No alias leads to another alias, and no extension to an alias."""
-    assert not set(_ALIASES) & {*_ALIASES.values(), *_TYPES.values(), *_UNINFORMATIVE_TYPES}
+    assert not set(ALIASES) & {*ALIASES.values(), *TYPES.values(), *UNINFORMATIVE_TYPES}
 
 
 def test_a_filter_is_a_value() -> None:

@@ -19,6 +19,8 @@ from attachments.sandbox.process import Sandbox, running_sandbox
 from attachments.storage import Manifest, message_key
 from tests.servers.recorder import recording
 
+READY_TIMEOUT = 240.0
+"""Seconds for a process to be ready: on a busy machine, Prefect's server takes more than the demo waits for it."""
 PATIENCE = 90.0  # seconds for a run on a busy machine; embedded SQLite makes Prefect wait in steps of 2 s
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 LOOK = 0.25  # seconds between looks at Prefect, which needs the processors for the runs
@@ -302,6 +304,7 @@ def installation(
         stack = replace(stack, environment={**stack.environment, **proxies})
         for process in stack.processes:
             process.environment = {**process.environment, **proxies}
+            process.ready_timeout = READY_TIMEOUT
         namespace = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
         stack.worker.environment = {**stack.worker.environment, "ATTACHMENTS_WORKER_FLOWS": worker_flows}
         stack.worker.command[:0] = [*namespace, "sh", "-ec", MOUNTS, str(folder)]

@@ -157,7 +157,7 @@ def test_a_message_that_is_gone_is_told_once_and_holds_nothing_back(running: Ins
     assert again["state_type"] == "COMPLETED"
     assert "0 had been missed. 1 had failed permanently before" in again["state"]["message"]
     assert endpoints(running) <= {"mailboxes", "report", "result"}, "it is not asked for every hour"
-    running.sandbox.control._answer(running.sandbox.control.delete(f"faults/{order}"))
+    running.sandbox.control.delete(f"faults/{order}").raise_for_status()
 
 
 def test_what_another_run_is_at_is_left_to_it(running: Installation) -> None:
@@ -284,7 +284,7 @@ def test_a_killed_worker_loses_neither_messages_nor_what_is_told(running: Instal
     (name,) = set(marks(running)) - set(before)
     begun = datetime.fromisoformat(marks(running)[name]["until"])
     assert datetime.now(UTC) - begun > timedelta(days=1), "nothing is done so far"
-    running.sandbox.control._answer(running.sandbox.control.delete(f"faults/{order}"))
+    running.sandbox.control.delete(f"faults/{order}").raise_for_status()
     running.stack.worker.start()
     until(lambda: running.run(run["id"])["state_type"] in FINAL, "the reconciliation to be taken up", 300)
     ended = running.run(run["id"])

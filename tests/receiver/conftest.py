@@ -110,7 +110,14 @@ def make_receiver(
         else [str(Path(sys.executable).with_name("attachments"))]
     )
     command = [*before, *program, "receive", "--port", str(port), *options]
-    process = Process("receiver", command, environment(folder, prefect.url, secret), folder / "receiver.log", bool)
+    process = Process(
+        "receiver",
+        command,
+        environment(folder, prefect.url, secret),
+        folder / "receiver.log",
+        bool,
+        ready_timeout=PATIENCE,
+    )
     receiver = Receiver(process, url, monitoring_url, folder / "inbox.sqlite", prefect)
     process.is_ready = receiver.is_ready
     return receiver

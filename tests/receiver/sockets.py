@@ -1,6 +1,7 @@
 """HTTP by hand, for what a well-behaved client would not send."""
 
 import socket
+import ssl
 from urllib.parse import urlsplit
 
 
@@ -22,6 +23,14 @@ def connect(url: str, seconds: float = 30) -> socket.socket:
     address = urlsplit(url)
     assert address.hostname is not None
     return socket.create_connection((address.hostname, address.port or 80), seconds)
+
+
+def unverified_context() -> ssl.SSLContext:
+    """TLS of a client that accepts any certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def exchange(url: str, request: bytes, *, until: bytes = b"}") -> bytes:

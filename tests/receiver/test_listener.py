@@ -20,6 +20,8 @@ from attachments.receiver.protocol import ReceiverProtocol
 from attachments.receiver.unauthenticated import UnauthenticatedConnections
 from tests.servers.certificates import make_certificate
 
+from .sockets import unverified_context
+
 
 async def refuse(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
@@ -74,7 +76,7 @@ def connect(port: int, ending: str) -> None:
             with suppress(ConnectionResetError):
                 plain.recv(100)  # until the server has closed it
             return
-        with ssl._create_unverified_context().wrap_socket(plain) as connection:
+        with unverified_context().wrap_socket(plain) as connection:
             request = {"malformed": b"\x00\xff\r\n\r\n", "refused": b"GET / HTTP/1.1\r\nHost: receiver\r\n\r\n"}
             if ending in request:
                 connection.sendall(request[ending])

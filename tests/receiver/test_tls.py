@@ -13,7 +13,7 @@ import pytest
 from tests.servers.certificates import make_certificate
 
 from .conftest import Receiver
-from .sockets import connect
+from .sockets import connect, unverified_context
 from .test_faults import drained
 
 Make = Callable[..., Receiver]
@@ -58,7 +58,7 @@ def test_a_webhook_over_https_is_accepted_and_dispatched(make_https: Make) -> No
     receiver = make_https()
     receiver.until(lambda: receiver.deliver("a").status_code == 200, "the deployments to be known")
     receiver.until_empty()
-    context = ssl._create_unverified_context()
+    context = unverified_context()
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         context.minimum_version = context.maximum_version = version
         with connect(receiver.url) as plain, context.wrap_socket(plain) as encrypted:

@@ -2,7 +2,6 @@
 
 import re
 import socket
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from tests.servers.certificates import make_certificate
 
 from .conftest import SECRET, Receiver
 from .prefect_stub import PrefectStub
-from .sockets import connect, raw_request
+from .sockets import connect, raw_request, unverified_context
 
 Make = Callable[..., Receiver]
 LIMIT_SETTING = "max_unauthenticated"
@@ -80,7 +79,7 @@ def client(receiver: Receiver) -> Iterator[socket.socket]:
     with ExitStack() as stack:
         connection = stack.enter_context(connect(receiver.url))
         if receiver.url.startswith("https:"):
-            context = ssl._create_unverified_context()
+            context = unverified_context()
             connection = stack.enter_context(context.wrap_socket(connection, server_hostname="localhost"))
         yield connection
 
