@@ -296,7 +296,7 @@ def test_nothing_is_read_that_the_worker_does_not_allow(
 def test_no_store_hands_a_block_on_to_another_file_system() -> None:
     """Its options or its path would name what no comparison of URLs sees."""
     for url in ("dir:///etc", "generic://file:///etc"):
-        with pytest.raises(ValueError, match="only passes everything on to another one"):
+        with pytest.raises(ValueError, match="only forwards to another one"):
             AttachmentStore(url=url, options={"path": "/etc", "target_protocol": "file"})
 
 
@@ -338,7 +338,7 @@ def test_nothing_is_allowed_where_the_variable_is_empty(folder: Path, monkeypatc
     ("entry", "said"),
     [
         ("srv/ids", f"Entry 2 of the worker's {ALLOWED_FOLDERS_VARIABLE} is a path relative to the working directory"),
-        ("s3:/bucket", "lacks the :// behind its protocol; write it as s3://bucket"),
+        ("s3:/bucket", "lacks the :// after its protocol; write it as s3://bucket"),
         ("simplecache::file:///srv", "chains file systems"),
         ("data:,x", "has no :// after its protocol"),
     ],

@@ -176,7 +176,7 @@ def test_a_second_iteration_gives_no_second_body(vendor: RawServer) -> None:
     vendor.answer(sent(ok(b"hello")))
     with EmailgisticsClient(vendor.url, "key") as client, client.download("m", "a") as download:
         assert b"".join(download) == b"hello"
-        with pytest.raises(RuntimeError, match="read once"):
+        with pytest.raises(RuntimeError, match="read only once"):
             b"".join(download)
 
 
