@@ -1,4 +1,4 @@
-"""`python -m attachments.sandbox`: the stand-in Emailgistics as a process of its own."""
+"""`python -m attachments.sandbox`: the stand-in Emailgistics as a separate process."""
 
 import sys
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _app = App(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the sandbox; 2 when it is called wrongly, otherwise what `attachments.sandbox.run` returns."""
+    """Run the sandbox; returns 2 for wrong arguments, otherwise the result of `attachments.sandbox.run`."""
     try:
         return _app(sys.argv[1:] if argv is None else argv) or 0
     except CycloptsError as error:

@@ -1,4 +1,4 @@
-"""The account that the stand-in plays: everything that a call can depend on."""
+"""The stand-in's account: the state that a response can depend on."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from attachments.sandbox.window import SlidingWindow
 
 @dataclass
 class Account:
-    """Keys, messages, rate limit, faults and what happened so far."""
+    """Keys, messages, rate limit, faults and the log of requests."""
 
     keys: KeyRing
     window: SlidingWindow

@@ -1,4 +1,4 @@
-"""What the API answers, before any fault touches it."""
+"""The API's responses, before any fault changes them."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Headers = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Answer:
-    """A status, headers without framing, and a body; `document` is the JSON that the body says, if any."""
+    """A status, headers without framing, and a body; `document` is the body's JSON, if any."""
 
     status: int
     headers: Headers
@@ -23,14 +23,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Origin:
-    """The request as an error body repeats it (getting-started/errors)."""
+    """The request as repeated in an error body (getting-started/errors)."""
 
     href: str
     method: str
 
 
 def json_answer(status: int, document: dict[str, object], headers: Headers = ()) -> Answer:
-    """An answer that carries the document."""
+    """A response with this document."""
     body = HeldBody(json.dumps(document).encode("ascii"))
     return Answer(status, (("Content-Type", JSON_TYPE), *headers), body, document)
 
@@ -49,7 +49,7 @@ def error_answer(status: int, message: str, origin: Origin, headers: Headers = (
 
 
 def phrase(status: int) -> str:
-    """The reason phrase of a status, also of one that nobody has registered."""
+    """The reason phrase of a status, even of an unregistered one."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:
@@ -57,7 +57,7 @@ def phrase(status: int) -> str:
 
 
 def content_disposition(name: str | None) -> str:
-    """`attachment` and the name (RFC 6266): an ASCII fallback, and `filename*` when that loses something."""
+    """`attachment` and the name (RFC 6266): an ASCII fallback, and `filename*` if the name is not ASCII."""
     if name is None:
         return "attachment"
     plain = "".join(letter if " " <= letter <= "~" else "_" for letter in name)

@@ -10,14 +10,14 @@ from functools import cache, lru_cache
 from typing import Protocol
 
 PIECE = 256 * 1024
-"""Bytes handed on at a time."""
+"""Bytes per piece."""
 
 # A prime, so that no part size of any store divides the period: parts put together in the wrong order show.
 _BLOCK_BYTES = 16_777_259
 
 
 class Body(Hashable, Protocol):
-    """What a download delivers: its size in bytes, and its content in pieces, from the start each time."""
+    """The body of a download: its size in bytes, and its content in pieces, from the beginning each time."""
 
     @property
     def size(self) -> int: ...
@@ -27,7 +27,7 @@ class Body(Hashable, Protocol):
 
 @dataclass(frozen=True)
 class HeldBody:
-    """Content that is small enough to keep in memory."""
+    """Content in memory."""
 
     content: bytes
 
@@ -43,7 +43,7 @@ class HeldBody:
 
 @dataclass(frozen=True)
 class GeneratedBody:
-    """Any number of bytes that depend on the seed alone, in constant memory.
+    """Any number of bytes that depend only on the seed, in constant memory.
 
     The SHA-256 of the seed, then a shared random block read round and round from an offset that the seed
     sets; so no two seeds agree in the first 32 bytes.
@@ -70,7 +70,7 @@ class GeneratedBody:
 
 @dataclass(frozen=True)
 class SpooledBody:
-    """A stretch of the spool file."""
+    """A range of the spool file."""
 
     spool: "Spool"
     offset: int
@@ -100,20 +100,20 @@ class Spool:
         return body
 
     def read(self, offset: int, length: int) -> bytes:
-        """Reads up to `length` bytes; raises EOFError when the file has been cut from outside."""
+        """Read up to `length` bytes; raises EOFError if another program has truncated the file."""
         piece = os.pread(self._file.fileno(), length, offset)
         if not piece:
             raise EOFError(f"the spool ends before byte {offset}; restart the sandbox")
         return piece
 
     def close(self) -> None:
-        """Gives the disk space back."""
+        """Free the disk space."""
         self._file.close()
 
 
 @lru_cache(maxsize=65_536)
 def sha256(body: Body) -> str:
-    """The SHA-256 of the whole content in hex; computed once a body, when first asked for."""
+    """The SHA-256 of the whole content in hex; computed once per body, on first use."""
     digest = hashlib.sha256()
     for piece in body.pieces():
         digest.update(piece)

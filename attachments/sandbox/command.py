@@ -1,4 +1,4 @@
-"""The sandbox's options. What it runs is imported when it runs, so its help shows at once."""
+"""The sandbox's options. The sandbox is imported only when it runs, so that the help appears at once."""
 
 from collections.abc import Callable
 from pathlib import Path

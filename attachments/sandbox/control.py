@@ -1,4 +1,4 @@
-"""The control API under `/_sandbox`: what a test orders and asks of the stand-in. JSON, without a key.
+"""The control API under `/_sandbox`, with which tests set up and inspect the stand-in. JSON, without a key.
 
 The list of messages is also for a person with curl, who gets it as text.
 """
@@ -27,7 +27,7 @@ from attachments.sandbox.settings import change_settings, show_settings
 
 @web.middleware
 async def explain_mistakes(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers 400 and says what to send instead."""
+    """Responds 400 and says what to send instead."""
     try:
         return await handler(request)
     except BadFieldError as error:
@@ -66,7 +66,7 @@ class Control:
         self._under_way: set[asyncio.Task[None]] = set()
 
     def routes(self) -> Iterable[web.AbstractRouteDef]:
-        """The table of what there is."""
+        """The table of the routes."""
         return [
             web.get("/_sandbox/health", self.health),
             web.post("/_sandbox/messages", self.add_messages),
@@ -88,7 +88,7 @@ class Control:
         ]
 
     async def close(self) -> None:
-        """Gives up the deliveries that nobody waits for."""
+        """Cancel the deliveries in the background."""
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
@@ -97,7 +97,7 @@ class Control:
         return web.json_response({"status": "ok", "messages": len(self._account.messages)})
 
     async def add_messages(self, request: web.Request) -> web.Response:
-        """Takes one message or a list; `?sha256=no` spares the digests, so that no body is read."""
+        """Accept one message or a list; `?sha256=no` leaves out the digests, so that no body is read."""
         document = await _document(request)
         messages = read_messages(document)
         ids = [message.id for message in messages]
@@ -111,7 +111,7 @@ class Control:
         return web.json_response(answer, status=HTTPStatus.CREATED)
 
     async def show_messages(self, request: web.Request) -> web.Response:
-        """JSON for a program that asks for it; for a person, an id and a subject on each line."""
+        """JSON for programs that request it; for people, a line with id and subject for each message."""
         if "application/json" not in request.headers.get("Accept", ""):
             lines = (f"{_printable(message.id)}\t{_printable(message.subject)}\n" for message in self._account.messages)
             return web.Response(text="".join(lines))
@@ -148,7 +148,7 @@ class Control:
         return _nothing()
 
     async def deliver(self, request: web.Request) -> web.Response:
-        """Posts a webhook `times` times at once; without `wait` answers 202 (see /_sandbox/deliveries)."""
+        """Post a webhook `times` times concurrently; without `wait`, respond 202 (see /_sandbox/deliveries)."""
         order = read(_DeliveryOrder, await _document(request), "delivery")
         posting = Posting(
             payload=self._payload(order),
@@ -227,7 +227,7 @@ def _shown_message(message: Message, *, digests: bool) -> dict[str, object]:
 
 
 def _printable(text: str) -> str:
-    """On one line, and nothing in it that a terminal obeys."""
+    """The text on one line, without control characters."""
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 

@@ -30,7 +30,7 @@ _SHORTEST_PAUSE = 0.1
 
 @dataclass(frozen=True)
 class Attempt:
-    """One POST: the status that came back or the error that came instead, and the answer's text."""
+    """One POST: the status or the error, and the response's text."""
 
     status: int | None
     error: str | None
@@ -40,7 +40,7 @@ class Attempt:
 
 @dataclass
 class Delivery:
-    """One webhook with its attempts; `outcome` is None while it is under way.
+    """One webhook with its attempts; `outcome` is None while it is in progress.
 
     `success`: 200 and the envelope says so. `error`: 200 and the envelope says error, which the vendor does
     not retry. `failed`: everything else.
@@ -54,7 +54,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Posting:
-    """What to deliver, whereto, and how patiently; times in seconds.
+    """What to deliver, where, and how to retry; times in seconds.
 
     `pause` is the wait between attempts, None for 0.1, 0.2, … Raises BadFieldError for a secret that others could read
     on its way.
@@ -77,7 +77,7 @@ class Posting:
 
 
 def require_private(url: str) -> None:
-    """Raises BadFieldError when a secret that is posted there goes to another host in clear text."""
+    """Raise BadFieldError if a secret would be sent to another host in clear text."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     try:
@@ -89,7 +89,7 @@ def require_private(url: str) -> None:
 
 
 async def deliver(session: aiohttp.ClientSession, posting: Posting, delivery: Delivery) -> None:
-    """Makes the attempts and notes them, and the outcome, in the delivery."""
+    """Make the attempts, and record them and the outcome in the delivery."""
     for number in range(posting.attempts):
         attempt, retry_after = await _attempt(session, posting)
         delivery.attempts.append(attempt)
@@ -133,7 +133,7 @@ async def _beginning(content: aiohttp.StreamReader) -> bytes:
 
 
 def pause_before_retry(posting: Posting, attempt: Attempt, retry_after: str | None, number: int) -> float | None:
-    """The seconds until the next attempt; None when there is to be none."""
+    """The seconds until the next attempt; None if there is none."""
     if attempt.status == HTTPStatus.TOO_MANY_REQUESTS:
         wait = _seconds(retry_after)
         return None if wait is None else min(wait, _LONGEST_RETRY_AFTER)
@@ -143,7 +143,7 @@ def pause_before_retry(posting: Posting, attempt: Attempt, retry_after: str | No
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After in seconds, from a number or a date (RFC 9110, 10.2.3); None when it says neither."""
+    """Retry-After in seconds, from a number or a date (RFC 9110, 10.2.3); None if it is neither."""
     if retry_after is None:
         return None
     if retry_after.strip().isdecimal():
@@ -170,7 +170,7 @@ def _outcome(attempts: list[Attempt]) -> Outcome:
 
 
 def envelope(attempt: Attempt) -> dict[str, object]:
-    """The answer's JSON object; empty when it is none."""
+    """The response's JSON object; empty if it is not one."""
     try:
         document = json.loads(attempt.body or "")
     except (ValueError, RecursionError):

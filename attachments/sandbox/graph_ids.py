@@ -22,7 +22,7 @@ def attachment_id(message: str, index: int) -> str:
 
 
 def new_message_id() -> str:
-    """An id that no sandbox has given before, so that two runs never share a message by accident."""
+    """A new random id, so that two runs never share a message by accident."""
     return message_id(secrets.token_bytes(32))
 
 

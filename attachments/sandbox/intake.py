@@ -18,7 +18,7 @@ _CONTENT = {"bytes", "text", "base64"}
 
 
 class _AttachmentOrder(Document):
-    """What is left out is made up; the content is at most one of `bytes` (a count), `text` and `base64`."""
+    """Missing values are generated; the content is at most one of `bytes` (a count), `text` and `base64`."""
 
     name: Text | None
     id: Text | None = None
@@ -40,7 +40,7 @@ class _AttachmentOrder(Document):
 
 
 class _MessageOrder(Document):
-    """What is left out is made up; `visible_after` in seconds."""
+    """Missing values are generated; `visible_after` is in seconds."""
 
     id: Text | None = None
     mailbox: Text | None = None

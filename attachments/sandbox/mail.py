@@ -31,7 +31,7 @@ from attachments.sandbox.payload import now
 _MALFORMED = (LookupError, ValueError, AttributeError, TypeError, RecursionError)
 
 _HEADER_CHARACTERS = 4096
-"""Longer headers are cut: the standard library takes quadratic time for some."""
+"""Longer headers are truncated, because the standard library takes quadratic time for some."""
 
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -50,7 +50,7 @@ def read_mail(path: Path, spool: Spool) -> Iterator[Message]:
 
 
 def parse_mail(content: bytes, spool: Spool) -> Message:
-    """One message; whatever is wrong with it, what can be read of it is there."""
+    """One message; of a malformed one, everything readable."""
     mail = _parsed(content)
     message_id = graph_ids.message_id(content)
     return Message(
@@ -79,7 +79,7 @@ def attachment_parts(mail: Mail) -> Iterator[Mail]:
 
 
 class _Tolerant(policy.EmailPolicy):
-    """Understands headers as the standard library does, in bounded time; leaves as they are those that it cannot."""
+    """Parses headers like the standard library, in bounded time; leaves those unchanged that it cannot parse."""
 
     def header_fetch_parse(self, name: str, value: str) -> str:
         return _understood(name, value[:_HEADER_CHARACTERS])
@@ -130,7 +130,7 @@ def _attachment(part: Mail, message_id: str, index: int, spool: Spool) -> Attach
 
 
 def decoded(part: Mail) -> bytes:
-    """The bytes that `email` decodes a part to; none when it cannot."""
+    """The bytes of a decoded part; empty if it cannot be decoded."""
     try:
         content = part.get_payload(decode=True)
     except _MALFORMED:
@@ -178,7 +178,7 @@ def _file_name(part: Mail) -> str | None:
 
 
 def _clean(text: str) -> str:
-    """The text without lone surrogates, which stand for bytes that no charset explained."""
+    """The text without lone surrogates, which represent undecodable bytes."""
     return _LONE_SURROGATE.sub("\ufffd", text)
 
 

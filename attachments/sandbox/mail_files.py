@@ -1,4 +1,4 @@
-"""Finds the messages in the files and folders that mail programs write.
+"""Finds the messages in files and folders of mail programs.
 
 - `.eml`: one message (RFC 5322); `.emlx` (Apple Mail): its length, the message, then what Apple knows of it.
 - mbox (RFC 4155): messages, each after a line `From sender date`. Apple exports one as a folder `Name.mbox` with
@@ -20,7 +20,7 @@ FORMATS = ".eml and .emlx files, mbox files, Maildir and MH folders"
 _HEAD_BYTES = 64 * 1024
 _MAC_COPY = "._"  # beside a file x that macOS copies elsewhere, it puts ._x, which holds no mail
 _NOTHING = re.compile(rb"(?:\xef\xbb\xbf|[ \t]*[\r\n])*")
-"""What editors and exports leave before a file's first line."""
+"""What editors and exports write before a file's first line."""
 _HEADER = re.compile(rb"[!-9;-~]+[ \t]*:")
 _DATED = re.compile(rb"From .*[A-Z][a-z]{2} [A-Z][a-z]{2} +\d{1,2} \d{1,2}:\d\d")
 _TIMED = re.compile(rb"From .*\d:\d\d.*\n")
@@ -54,7 +54,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _order(file: Path) -> tuple[str, ...]:
-    """By path, and where a name is a number by that."""
+    """The sort key: by path, and by number for numeric names."""
     return tuple(part.zfill(_PADDED) if _is_number(part) else part for part in file.parts)
 
 
@@ -95,7 +95,7 @@ def _messages_of(file: Path) -> Iterator[bytes]:
 
 
 def _start(head: bytes) -> int:
-    """Where the first line with something in it begins."""
+    """The position of the first non-blank line."""
     found = _NOTHING.match(head)
     return found.end() if found else 0
 

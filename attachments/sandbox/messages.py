@@ -1,4 +1,4 @@
-"""The messages that the stand-in holds."""
+"""The stand-in's messages."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ STANDARD: Final = Standard()
 
 @dataclass(frozen=True)
 class Attachment:
-    """One part of a message as `list` shows it and `download` delivers it.
+    """One part of a message, for `list` and `download`.
 
     `disposition` is the raw Content-Disposition to send, None for none at all.
     """
@@ -58,17 +58,17 @@ class Message:
 
     @property
     def visible(self) -> bool:
-        """Whether Exchange has settled: before that the API knows nothing of the message."""
+        """Whether Exchange has settled; before that, the API does not have the message."""
         return time.monotonic() >= self.visible_at
 
     def attachment(self, attachment_id: str) -> Attachment | None:
-        """The attachment of that id, letter for letter."""
+        """The attachment with exactly that id."""
         return next((known for known in self.attachments if known.id == attachment_id), None)
 
 
 @dataclass
 class Messages:
-    """All messages, by id, in the order in which they came."""
+    """All messages, by id, in order of arrival."""
 
     _by_id: dict[str, Message] = field(default_factory=dict)
 
@@ -82,13 +82,13 @@ class Messages:
         return message_id in self._by_id
 
     def add(self, messages: Iterable[Message]) -> None:
-        """Adds messages; one whose id is there already takes its place."""
+        """Add messages, replacing those with the same id."""
         self._by_id.update((message.id, message) for message in messages)
 
     def find(self, message_id: str) -> Message | None:
-        """The message of that id, letter for letter."""
+        """The message with exactly that id."""
         return self._by_id.get(message_id)
 
     def clear(self) -> None:
-        """Forgets all of them."""
+        """Remove all messages."""
         self._by_id.clear()

@@ -1,4 +1,4 @@
-"""The JSON that a webhook carries (webhooks/request-payload)."""
+"""The JSON of a webhook (webhooks/request-payload)."""
 
 from datetime import UTC, datetime
 from email.utils import parseaddr
@@ -9,7 +9,7 @@ Payload = dict[str, object]
 
 
 def webhook_payload(message: Message) -> Payload:
-    """What Emailgistics posts when a rule of the message's mailbox uses the webhook."""
+    """The payload that Emailgistics posts when a rule of the message's mailbox uses the webhook."""
     sender = _party(message.sender)
     payload: Payload = {
         "id": message.id,
@@ -32,7 +32,7 @@ def webhook_payload(message: Message) -> Payload:
 
 
 def sample_payload() -> Payload:
-    """What the test button in Admin posts: a message that does not exist (webhooks/setup)."""
+    """The payload of the test button in Admin: a message that does not exist (webhooks/setup)."""
     someone = {"emailAddress": {"name": "Sample Sender", "address": "sender@example.com"}}
     return {
         "id": "AAMkSampleMessageIdThatDoesNotExist=",
@@ -52,12 +52,12 @@ def sample_payload() -> Payload:
 
 
 def now() -> str:
-    """The time as the vendor writes it, in UTC."""
+    """The time in UTC in the vendor's notation."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _to_the_millisecond() -> str:
-    """A delivery's own moment: its attempts share it, and the next delivery has another."""
+    """The timestamp of a delivery, which all its attempts share."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

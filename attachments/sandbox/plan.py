@@ -1,4 +1,4 @@
-"""What is about to be sent, and how: faults change it, `wire` carries it out."""
+"""The plan of a response and its transmission: faults change it, `wire` executes it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ Ending = Literal["fin", "reset"]
 
 @dataclass(frozen=True)
 class Hold:
-    """After so many bytes of the body: silence for `seconds`, or when dripping a byte every `seconds`.
+    """After so many bytes of the body: silence for `seconds`, or when dripping, a byte every `seconds`.
 
     None: silence until the client leaves.
     """
@@ -37,7 +37,7 @@ class CutOff:
 
 @dataclass
 class Plan:
-    """One answer and its transmission; times in seconds, sizes in bytes."""
+    """One response and its transmission; times in seconds, sizes in bytes."""
 
     answer: Answer
     origin: Origin

@@ -1,4 +1,4 @@
-"""Starts the sandbox as a process of its own, for a test or a benchmark, and ends it again."""
+"""Runs the sandbox as a separate process, for a test or a benchmark."""
 
 import json
 import subprocess
@@ -18,11 +18,11 @@ _END_SECONDS = 5.0
 
 
 class SandboxError(RuntimeError):
-    """The sandbox did not start, or refused an order; the text says why."""
+    """The sandbox did not start, or rejected a request; the text says why."""
 
 
 class Control(httpx.Client):
-    """The control API with a method for each thing that tests do often; the keywords are its JSON fields."""
+    """A client of the control API with a method for each common request; the keywords are its JSON fields."""
 
     def __init__(self, address: str) -> None:
         headers = {"Accept": "application/json"}
@@ -39,11 +39,11 @@ class Control(httpx.Client):
         return rows
 
     def fault(self, **fields: Any) -> str:
-        """Orders a fault and returns its id."""
+        """Order a fault, and return its id."""
         return str(self._order("faults", fields)["id"])
 
     def clear_faults(self) -> None:
-        """Takes all faults back."""
+        """Remove all faults."""
         self._answer(self.delete("faults"))
 
     def requests(self, endpoint: str | None = None) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ class Control(httpx.Client):
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A sandbox that listens: where, with which key, and how to order things of it."""
+    """A running sandbox: its address, its key and the client of its control API."""
 
     base_url: str
     key: str

@@ -1,4 +1,4 @@
-"""Calls that are answered with the documented error body (getting-started/errors)."""
+"""Responses with the documented error body (getting-started/errors)."""
 
 from attachments.sandbox.answers import Headers
 

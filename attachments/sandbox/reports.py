@@ -1,4 +1,4 @@
-"""Reports: runs that take their time, and results that come in pages (api/reports, concepts/result-envelope)."""
+"""Reports: runs that take time, and results in pages (api/reports, concepts/result-envelope)."""
 
 import itertools
 import json
@@ -48,7 +48,7 @@ class Behaviour(Document):
 
 @dataclass
 class _Run:
-    """One run: its rows as they were when it began."""
+    """One run, with its rows at the time of its start."""
 
     id: str
     owner: str
@@ -174,7 +174,7 @@ class Reports:
 
 
 def _most(query: str) -> int:
-    """Rows a page. Raises RefusedError for what the page says is not taken."""
+    """Rows per page. Raises RefusedError for a value that the documentation excludes."""
     asked = parse_qs(query).get("max", [str(_ROWS)])[-1]
     if not asked.isascii() or not asked.isdigit() or not 1 <= int(asked) <= _MOST_ROWS:
         raise RefusedError(HTTPStatus.BAD_REQUEST, f"max must be a number from 1 to {_MOST_ROWS}.")
@@ -182,7 +182,7 @@ def _most(query: str) -> int:
 
 
 def _asked(parameters: Mapping[str, object], addresses: Iterable[str]) -> tuple[str | None, datetime, datetime]:
-    """The mailbox's address (None: there is none with that id) and the span of time."""
+    """The mailbox's address (None if there is none with that id) and the span of time."""
     asked = parameters.get("mailboxId")
     if not isinstance(asked, str) or parameters.get("activityType") not in _ACTIVITIES:
         raise RefusedError(HTTPStatus.BAD_REQUEST, "mailboxId or activityType is missing or malformed.")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from attachments.sandbox.window import Peak
 
 _KEPT = 100_000
-"""Calls that are kept; the summary counts all of them."""
+"""How many calls are kept; the summary counts all of them."""
 
 _KEY_LETTERS = 6
 
@@ -53,7 +53,7 @@ class RequestLog:
         attachment_id: str | None,
         headers: dict[str, str],
     ) -> Entry:
-        """Notes a call as it arrives; of the key only the first letters are kept."""
+        """Record a call on arrival; only the first letters of the key are kept."""
         self._last += 1
         shown, secret = _without_secret(headers)
         entry = Entry(
@@ -71,7 +71,7 @@ class RequestLog:
         return entry
 
     def close(self, entry: Entry) -> None:
-        """Notes that the call has ended."""
+        """Record the end of the call."""
         entry.under_way = False
         self._calls[entry.endpoint, entry.status] += 1
 
@@ -87,14 +87,14 @@ class RequestLog:
         }
 
     def clear(self) -> None:
-        """Begins anew; what the rate limit has granted so far still counts there."""
+        """Clear the log; the calls that the rate limit has granted still count there."""
         self.entries.clear()
         self.peak = Peak()
         self._calls.clear()
 
 
 def _without_secret(headers: dict[str, str]) -> tuple[dict[str, str], str]:
-    """The headers with nothing but the scheme left of the Authorization, and the secret that it held."""
+    """The headers, with only the scheme of Authorization, and the secret from it."""
     shown, secret = dict(headers), ""
     for name, value in headers.items():
         if name.casefold() == "authorization":

@@ -27,7 +27,7 @@ class Call:
 
 
 def read_call(raw_path: str) -> Call:
-    """Tells the documented endpoints apart; everything else is `other`."""
+    """Identify the documented endpoint; everything else is `other`."""
     path = urlsplit(raw_path).path if "://" in raw_path else raw_path.partition("?")[0]
     query = raw_path.partition("?")[2]
     match path.split("/"):
@@ -53,7 +53,7 @@ def _call(endpoint: Endpoint, message: str, attachment: str | None) -> Call:
 
 
 def _decoded(segment: str) -> str | None:
-    """The id that a path segment carries; None when it is empty, no UTF-8 or holds control characters."""
+    """The id in a path segment; None if it is empty, not UTF-8 or contains control characters."""
     try:
         text = unquote_to_bytes(segment).decode("utf-8")
     except UnicodeError:

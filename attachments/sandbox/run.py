@@ -1,4 +1,4 @@
-"""Runs the sandbox as a process of its own, and delivers its messages."""
+"""Runs the sandbox until it is stopped, and delivers its messages."""
 
 import asyncio
 import hashlib
@@ -30,7 +30,7 @@ from attachments.sandbox.window import SlidingWindow
 
 SECRET = "EMAILGISTICS_WEBHOOK_SECRET"  # noqa: S105  the variable's name
 _CONNECT_SECONDS = 0.25
-"""Between two attempts to connect to a receiver that does not listen yet."""
+"""Seconds between attempts to connect to a receiver that does not listen yet."""
 _ADVICE = {
     HTTPStatus.UNAUTHORIZED: f"401 means that the receiver has another secret: set {SECRET} to the receiver's.",
     HTTPStatus.NOT_FOUND: "404 means that the receiver does not know the path of --deliver-to: check it.",
@@ -57,7 +57,7 @@ class Options:
 
 @contextmanager
 def _named(what: str) -> Iterator[None]:
-    """Lets an error of the system be told with the option or variable that it comes from."""
+    """Report an operating system error with the option or variable that caused it."""
     try:
         yield
     except OSError as error:
@@ -85,7 +85,7 @@ def run(options: Options) -> int:
 
 
 def _secret() -> str:
-    """The secret of the environment, whole: a comma may be part of it.
+    """The whole secret from the environment, because it may contain a comma.
 
     Raises _CannotStart when its file cannot be read, or no header can carry it.
     """
@@ -131,7 +131,7 @@ def _stop(stop: asyncio.Future[int], status: int) -> None:
 
 
 async def _deliver_all(account: Account, url: SplitResult | None, secret: str) -> None:
-    """Delivers every message once, one after the other; prints each by its key, without names."""
+    """Deliver every message once, in order; prints each by its key, without names."""
     if url is None:
         return
     await _wait_for_listener(url)
@@ -153,7 +153,7 @@ async def _deliver_all(account: Account, url: SplitResult | None, secret: str) -
 
 
 async def _wait_for_listener(url: SplitResult) -> None:
-    """Returns once something accepts connections there; until then it posts nothing."""
+    """Wait until the receiver accepts connections."""
     host, port = url.hostname, url.port or (443 if url.scheme == "https" else 80)
     is_announced = False
     while True:
@@ -170,7 +170,7 @@ async def _wait_for_listener(url: SplitResult) -> None:
 
 
 def _summary(deliveries: Sequence[Delivery]) -> str:
-    """How many were accepted, and what to do about the others."""
+    """The summary: how many were accepted, and what to do about the others."""
     outcomes = Counter(delivery.outcome for delivery in deliveries)
     text = f"delivered {outcomes['success']} of {len(deliveries)} message{'' if len(deliveries) == 1 else 's'}"
     if outcomes["success"] == len(deliveries):
@@ -183,7 +183,7 @@ def _summary(deliveries: Sequence[Delivery]) -> str:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Writes the file so that nobody ever reads a part of it."""
+    """Write the file atomically."""
     beside = path.with_name(f".{path.name}.part")
     beside.write_text(text + "\n")
     beside.replace(path)

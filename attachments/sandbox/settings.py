@@ -1,4 +1,4 @@
-"""The account's settings as the control API shows and takes them."""
+"""The account's settings in the control API."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -12,7 +12,7 @@ from attachments.sandbox.reports import Behaviour, Reports
 
 
 def show_settings(account: Account) -> dict[str, object]:
-    """Limit (None: off), window in seconds, and the keys in full: this is no real vendor."""
+    """Limit (None: off), window in seconds, and the keys in full: this is not a real vendor."""
     return {
         "limit": account.window.limit,
         "window": account.window.window,

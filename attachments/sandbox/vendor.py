@@ -32,7 +32,7 @@ _SCOPES = {
 
 
 class Vendor:
-    """Answers the calls to one account.
+    """Responds to the calls to one account.
 
     A call is judged in this order: key (401), faults that stand for a proxy in front of the vendor, rate
     limit (429), everything else. So a call with a bad key does not count against the limit, for it belongs
@@ -43,7 +43,7 @@ class Vendor:
         self._account = account
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answers one call and logs it."""
+        """Respond to one call and log it."""
         call = read_call(request.raw_path)
         entry = self._account.log.open(
             request.method, call.endpoint, call.message_id, call.attachment_id, dict(request.headers)

@@ -1,4 +1,4 @@
-"""Writes an answer to the socket byte by byte as planned, whole or broken.
+"""Writes a response to the socket byte by byte as planned, complete or broken.
 
 aiohttp's own responses always finish what they began; a sandbox must be able not to. So the status line,
 the headers and the framing (RFC 9112) are written here, straight to the transport.
@@ -26,7 +26,7 @@ _FLUSH_SECONDS = 5.0
 
 
 class Sent(web.StreamResponse):
-    """Tells aiohttp that the answer is out already, and whether the connection can carry another one."""
+    """Tells aiohttp that the response was already sent, and whether the connection can be reused."""
 
     def __init__(self, *, keep_alive: bool) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Line:
         return transport
 
     async def write(self, *pieces: bytes | memoryview) -> None:
-        """Hands the pieces to the system; waits while the client reads too slowly."""
+        """Pass the pieces to the system; waits while the client reads too slowly."""
         transport = self._transport
         for piece in pieces:
             transport.write(piece)
@@ -77,7 +77,7 @@ class Line:
         await self._request.writer.drain()
 
     async def end(self, ending: Ending) -> None:
-        """Ends the connection once what was written has arrived: in order (FIN), or with a reset (RST)."""
+        """End the connection once everything written has arrived: in order (FIN), or with a reset (RST)."""
         await self.flush()
         transport = self._transport
         if ending == "fin":
@@ -91,7 +91,7 @@ class Line:
 
 
 async def send(request: web.BaseRequest, plan: Plan, entry: Entry) -> Sent:
-    """Carries the plan out and notes in the log entry what became of it.
+    """Execute the plan, and record the result in the log entry.
 
     Raises ConnectionError when the client leaves before the end.
     """

@@ -1,1 +1,1 @@
-"""Faults that a test can order: what they do to an answer, and to which calls they happen."""
+"""Faults that a test can order: their effect on a response, and the calls that they affect."""

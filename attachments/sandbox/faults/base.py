@@ -1,4 +1,4 @@
-"""What all faults have in common."""
+"""The base classes of faults."""
 
 from typing import ClassVar
 
@@ -12,6 +12,6 @@ class CountedFault(Document):
 
 
 class UncountableFault(Document):
-    """A fault that, when it is not `counted`, stands for a proxy in front of the vendor: no call is counted."""
+    """A fault that, unless `counted`, represents a proxy in front of the vendor, so the call does not count."""
 
     counted: bool = True

@@ -25,7 +25,7 @@ class FaultOrder(Document):
 
     @property
     def most(self) -> int | None:
-        """How many calls it happens to; None: no limit."""
+        """How many calls it affects; None: no limit."""
         is_once = "times" not in self.model_fields_set and self.for_seconds is None
         return 1 if is_once else self.times
 
@@ -40,7 +40,7 @@ class FaultOrder(Document):
 
 @dataclass
 class Order:
-    """An accepted order and what became of it; `since` in monotonic seconds, `document` as it came."""
+    """An accepted order and its use so far; `since` is in monotonic seconds, `document` as received."""
 
     id: str
     terms: FaultOrder
@@ -51,7 +51,7 @@ class Order:
 
     @property
     def spent(self) -> bool:
-        """Whether it can never strike again."""
+        """Whether it can no longer affect a call."""
         most, seconds = self.terms.most, self.terms.for_seconds
         return (most is not None and self.fired >= most) or (
             seconds is not None and time.monotonic() >= self.since + seconds
