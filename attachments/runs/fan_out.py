@@ -24,6 +24,7 @@ from attachments.domain.progress import Counts, Tally
 from attachments.foundation import cancellation
 from attachments.foundation.cancellation import RunCancelled
 from attachments.foundation.numerals import counted
+from attachments.foundation.retry import retry
 from attachments.runs.child_runs import (
     BACKFILL,
     NOT_FOUND,
@@ -34,7 +35,7 @@ from attachments.runs.child_runs import (
     Stage,
     child_runs,
 )
-from attachments.runs.errors import Starved, error_boundary
+from attachments.runs.errors import Starved, error_boundary, is_retryable
 from attachments.runs.state_record import WITHDRAWN
 from attachments.storage import StoreError
 from attachments.storage.errors import AccessDenied, InvalidManifest, NewerManifest
@@ -237,21 +238,17 @@ class FanOut:
 
     def _is_settled(self, message: MessageRef) -> bool | AccessDenied:
         """Whether a run of the target would have nothing to do; the error if the manifest may not be read."""
+        store = self._target.store
         with error_boundary():
-            for pause in (*STORE_PAUSES, None):
-                try:
-                    known = self._target.store.read_manifest(message.key)
-                except (InvalidManifest, NewerManifest):
-                    return False  # its own run rebuilds it, or says what is wrong
-                except AccessDenied as error:
-                    return error
-                except StoreError as error:
-                    if pause is None or not error.retryable:
-                        raise
-                    cancellation.sleep(pause)
-                else:
-                    return known is not None and known.is_announced and is_settled(known, self._target.filter)
-        raise AssertionError("the last attempt returns or raises")
+            try:
+                known = retry(
+                    lambda: store.read_manifest(message.key), StoreError, STORE_PAUSES, is_retryable=is_retryable
+                )
+            except (InvalidManifest, NewerManifest):
+                return False  # its own run rebuilds it, or says what is wrong
+            except AccessDenied as error:
+                return error
+            return known is not None and known.is_announced and is_settled(known, self._target.filter)
 
     def _needs_another_run(self, latest: Child) -> bool:
         """Whether a message needs a run although it has this one."""
