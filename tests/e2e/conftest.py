@@ -10,6 +10,8 @@ from tests.e2e.installation import Installation, installation
 
 ONE_HALF = {"test_kills.py", "test_ways_in.py", "test_backfill.py", "test_leaks.py"}
 """They take as long as all others together."""
+TIMEOUT = 900
+"""Seconds for a test. Those of the first one include the start of the installation, minutes on a busy machine."""
 LONGEST = "test_growth.py"
 """In the soak it takes as long as all other tests, and has an installation of its own."""
 
@@ -21,6 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             half = "one" if item.path.name in ONE_HALF else "other"
             group = "growth" if item.path.name == LONGEST else f"e2e-{half}"
             item.add_marker(pytest.mark.xdist_group(group))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TIMEOUT))
 
 
 @pytest.fixture(scope="session")
