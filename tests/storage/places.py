@@ -1,4 +1,4 @@
-"""The seven places that the stores are tested in, each with an eye of its own that shares nothing with the store."""
+"""The seven places in which the stores are tested, each with an independent client that inspects it."""
 
 from __future__ import annotations
 
