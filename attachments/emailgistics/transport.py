@@ -34,12 +34,6 @@ much time as the copies of so many bytes.
 """
 PIECE_BYTES = 1024 * 1024
 """Bytes asked of the socket at a time for a large body."""
-MEMORY_KEPT = 8 * 1024 * 1024
-"""Bytes of a block that is made and freed at once, untouched.
-
-glibc gives freed blocks of `PIECE_BYTES` back to the system, and takes a page fault for every 4 KiB of the next, until
-it has seen a larger one freed (mallopt(3), M_MMAP_THRESHOLD): 16,000 to 100,000 faults a GB, 5 % of the speed.
-"""
 
 
 class SocketTransport(httpx.BaseTransport):
@@ -108,7 +102,6 @@ class _Body(httpx.SyncByteStream):
         return iter(stream)
 
     def _large(self, stream: Iterator[bytes], wire: DeadlineStream, length: int) -> Iterator[bytes]:
-        bytes(MEMORY_KEPT)
         # What came together with the headers is httpcore's. It gives all that it has at once, and more than
         # the length never; should it ever keep some, that many would be missing at the end, and be noticed.
         piece = next(stream, b"")

