@@ -1,8 +1,12 @@
 """A deadline for a whole call, and the means to end it from another thread.
 
-A read time-out is no deadline: one byte a second never trips it. So each wait on the socket is cut to what
-is left of the call, and every wait is covered, from connecting over the headers to the last byte: httpcore
-hands all of them to its network backend. No timers, no threads.
+A read time-out is not a deadline: one byte a second never exceeds it. So each wait on the socket is limited to the time
+that is left for the call, from connecting to the last byte: httpcore makes all of them through its network backend,
+which is part of its public API. There are no timers and no threads.
+
+httpx's own transport gives access to the socket only once the response has begun. With a check for each chunk of the
+body, headers that arrive a byte at a time last for hours (httpcore reads up to 100 KiB of them), and an abort before
+the response has no effect until the read time-out of 300 s.
 """
 
 import socket
@@ -18,13 +22,13 @@ import httpcore
 from attachments.emailgistics.errors import DeadlineExceeded, EmailgisticsError
 
 READ_BYTES = 256 * 1024
-"""Bytes asked of the socket at a time. httpcore asks for 64 KiB: 640 MB/s over loopback, against 1,110 with this."""
+"""Most bytes of one read. httpcore reads 64 KiB: 640 MB/s over loopback, against 1,110 with this size."""
 
 
 class Call:
-    """One request and its answer: `seconds` for all of it, from `start()` on, or `too_late` is the outcome.
+    """One request and its response: `too_late` is raised when they take more than `seconds` from `start()` on.
 
-    Belongs to one thread, but for `abort()`, which any thread may call.
+    Used by one thread, except for `abort()`, which any thread may call.
     """
 
     def __init__(self, seconds: float, too_late: type[EmailgisticsError] = DeadlineExceeded) -> None:
@@ -32,39 +36,39 @@ class Call:
         self.too_late = too_late
         self.aborted = False
         self.hung_up: bool | None = None
-        """Whether the last read found that the other side had closed; None when nothing was read."""
+        """Whether the server had closed the connection at the last read; None when nothing was read."""
         self._ends: float | None = None
         self._stream: DeadlineStream | None = None
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the clock: the request is about to be sent. Waiting for a turn does not count."""
+        """Start the clock: the request is about to be sent. The wait for the pacer's turn does not count."""
         self._ends = time.monotonic() + self.seconds
 
     def remaining(self) -> float:
-        """Seconds left; negative when over."""
+        """Seconds left; negative after the deadline."""
         return self.seconds if self._ends is None else self._ends - time.monotonic()
 
     def shorten(self, seconds: float) -> None:
-        """Leave no more than this many seconds from now on."""
+        """Limit the time left to this many seconds."""
         self._ends = time.monotonic() + min(seconds, self.remaining())
 
     def wait(self, timeout: float | None, timed_out: type[Exception]) -> float:
-        """How long the next wait may be, in seconds. Raises `timed_out` when there is no time for any."""
+        """The longest next wait, in seconds. Raises `timed_out` when no time is left."""
         remaining = self.remaining()
         if self.aborted or remaining <= 0:
             raise timed_out
         return remaining if timeout is None else min(remaining, timeout)
 
     def abort(self) -> None:
-        """End the call: whoever waits on its socket gets an error at once."""
+        """End the call: a thread that waits on its socket gets an error at once."""
         with self._lock:
             self.aborted = True
             if self._stream is not None:
                 self._stream.shut_down()
 
     def use(self, stream: "DeadlineStream | None") -> None:
-        """Take this stream as the one to shut down, or none any more."""
+        """Set the stream that `abort()` shuts down; None when the call no longer has one."""
         with self._lock:
             self._stream = stream
             if self.aborted and stream is not None:
@@ -72,13 +76,13 @@ class Call:
 
 
 CURRENT: ContextVar[Call] = ContextVar("emailgistics_call")
-"""The call that this thread is opening; httpcore's network backend is told of no request."""
+"""The call that this thread is making; httpcore does not pass the request to its network backend."""
 
 
 class DeadlineStream(httpcore.NetworkStream):
-    """A socket whose every wait is cut to the deadline of the call that uses it.
+    """A socket whose every wait is limited to the deadline of the call that uses it.
 
-    Connections are reused, one call after another (HTTP/1.1): the one that wrote last owns what is read.
+    Calls reuse connections one after another (HTTP/1.1): the data read belongs to the call that wrote last.
     """
 
     def __init__(self, inner: httpcore.NetworkStream, call: Call) -> None:
@@ -87,11 +91,11 @@ class DeadlineStream(httpcore.NetworkStream):
         call.use(self)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        # More than httpcore asked for is fine: it takes all that it is given.
+        # httpcore accepts more than it requested.
         return self.read_some(max(max_bytes, READ_BYTES), timeout)
 
     def read_some(self, most: int, timeout: float | None) -> bytes:
-        """What is there, up to so many bytes; waits for the first. Empty when the other side has closed."""
+        """At least one byte, at most `most`. Empty when the server has closed the connection."""
         call = self._call
         data = self._inner.read(most, call.wait(timeout, httpcore.ReadTimeout))
         call.hung_up = not data
@@ -118,17 +122,17 @@ class DeadlineStream(httpcore.NetworkStream):
         return self._inner.get_extra_info(info)
 
     def shut_down(self) -> None:
-        """Wake whoever reads or writes. The thread that owns the socket closes it."""
+        """End a read or write that waits. The thread that uses the socket closes it."""
         sock = self._inner.get_extra_info("socket")
         try:
-            # Not `SSLSocket.shutdown`, which drops the TLS layer: the reader would then get raw ciphertext.
+            # `SSLSocket.shutdown` would drop the TLS layer, and the reader would get ciphertext.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
         except OSError:
-            return  # not connected any more
+            return  # no longer connected
 
 
 class DeadlineBackend(httpcore.NetworkBackend):
-    """httpcore's own backend, with `DeadlineStream`s. Every connection is opened for `CURRENT`."""
+    """httpcore's own backend with `DeadlineStream`s. It opens each connection for the call in `CURRENT`."""
 
     def __init__(self) -> None:
         self._inner = httpcore.SyncBackend()

@@ -1,9 +1,8 @@
-"""The wire: a pool of connections in which every wait obeys the deadline of its call.
+"""A pool of connections in which every wait is limited by the deadline of its call.
 
-httpx's own `HTTPTransport` offers no way to a network backend, so this puts httpcore's pool (public API)
-under httpx's interface. `httpx.Client` is left out on purpose: what it would add must not happen here. It
-logs every URL, keeps cookies, reads logins from URLs, and parses a redirect's target even when told not to
-follow it.
+httpx's own `HTTPTransport` takes no network backend, which `deadline.py` needs, so this puts httpcore's pool (public
+API) under httpx's interface. `httpx.Client` is not used: it logs every URL, keeps cookies, reads logins from URLs, and
+parses a redirect's target even when it does not follow it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,31 +20,32 @@ CALL = "emailgistics.call"
 """The extension of a request that holds its `Call`."""
 
 MAX_CONNECTIONS = 100
-"""More than the downloads that run at once (32), so that nobody waits here while holding a paced turn."""
+"""More than the downloads that run at once (32), so that no call waits here while it holds the pacer's turn."""
 MAX_KEEPALIVE_CONNECTIONS = 40
 KEEPALIVE_SECONDS = 30.0
-"""Idle connections are dropped before the usual server (60 s and more) drops them under a new request."""
+"""Idle connections are closed before a server closes them (usually after 60 s or more) under a new request."""
 
 LARGE_BYTES = 64 * 1024 * 1024
-"""From this length on, a body is read past httpcore, which copies each byte three times.
+"""From this length on, a body is read directly from the socket: httpcore copies each byte three times.
 
-Its connection cannot be used again, since httpcore does not know that the body has ended: a new one costs about as
-much time as the copies of so many bytes.
+A download of 1 GB, relative to `curl -o`: 0.69 through httpcore, 0.86 directly, on 2 busy cores. The connection cannot
+be reused, because httpcore does not know that the body has ended; a new one takes about as long as copying so many
+bytes.
 """
 PIECE_BYTES = 1024 * 1024
-"""Bytes asked of the socket at a time for a large body."""
+"""Most bytes of one read of a large body."""
 
 
 class SocketTransport(httpx.BaseTransport):
     """HTTP/1.1 over pooled connections; safe to share between threads. Raises httpcore's errors.
 
-    `url` is where all requests go: proxy and certificates are settled for it once, from the environment.
+    All requests go to `url`: its proxy and certificates are taken from the environment once.
     """
 
     def __init__(self, url: httpx.URL) -> None:
         proxy = proxy_for(url)
         self._pool = httpcore.ConnectionPool(
-            # Reading the certificates takes 20 ms and more: not when nobody asks for them.
+            # Reading the certificates takes 20 ms and more.
             ssl_context=httpx.create_ssl_context() if url.scheme == "https" else None,
             proxy=None
             if proxy is None
@@ -86,7 +86,7 @@ class SocketTransport(httpx.BaseTransport):
 
 
 class _Body(httpx.SyncByteStream):
-    """The answer's bytes as they come off the socket, with as few layers in between as can be."""
+    """The response's bytes from the socket, through as few layers as possible."""
 
     def __init__(self, answer: httpcore.Response, timeout: float | None) -> None:
         self._answer = answer
@@ -102,8 +102,8 @@ class _Body(httpx.SyncByteStream):
         return iter(stream)
 
     def _large(self, stream: Iterator[bytes], wire: DeadlineStream, length: int) -> Iterator[bytes]:
-        # What came together with the headers is httpcore's. It gives all that it has at once, and more than
-        # the length never; should it ever keep some, that many would be missing at the end, and be noticed.
+        # httpcore has the bytes that arrived with the headers. It returns them all at once, and never more than the
+        # length. If it kept some, the body would be too short at its end, which is an error.
         piece = next(stream, b"")
         while piece:
             length -= len(piece)

@@ -1,7 +1,12 @@
-"""Proofs beside large objects, for services that fix an object's metadata when its upload begins.
+"""Checksum objects beside large objects, for services that fix an object's metadata when its upload begins.
 
-Its hash is not known by then. So the metadata name a proof, `<root>/.proofs/<message_key>.<attachment_key>.<random>`,
-which holds what small objects have as metadata, and is written before the object is finished.
+Its hash is not known by then. So the metadata name a checksum object,
+`<root>/.proofs/<message_key>.<attachment_key>.<random>`, which holds what small objects have as metadata, and is
+written before the object is finished.
+
+Without it, a large encrypted object could not be recognised after a crash between its commit and the manifest:
+encrypted again, the same attachment becomes other bytes, and the worker has no key to decrypt those in the store. The
+run would fail for good because something else is stored under the attachment.
 """
 
 from __future__ import annotations

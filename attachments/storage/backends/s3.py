@@ -4,7 +4,7 @@ s3fs's file objects publish what they have when an exception comes half-way, and
 put and committed here, with the requests that S3 offers for it:
 
 - up to one part: PutObject, with the hash among the metadata;
-- larger: a multipart upload, with a proof of what it holds (`sidecars.py`).
+- larger: a multipart upload, with a checksum object of what it holds (`checksum_objects.py`).
 
 Both only when nothing stands there, `If-None-Match: *`, where the service knows that; AWS, Ceph, MinIO, R2 and others
 do. Some ignore it silently, so it is tried once a process, on `<root>/.store`. Where it is not known, two machines that
