@@ -1,4 +1,4 @@
-"""SFTP, by paramiko: fsspec's own client takes any host key that it is shown, and a mail's invoice is worth a theft.
+"""SFTP, by asyncssh. fsspec's own client accepts any host key, and does not report every failed write.
 
 ```
 <root>/.incoming/<message_key>.<attachment_key>.<random>/     on its way in: the file under its final name, and .proof
@@ -21,24 +21,16 @@ import hashlib
 import json
 import random
 import secrets
-import stat
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-import paramiko
-from fsspec.implementations.sftp import SFTPFileSystem
-from paramiko.sftp import (
-    SFTP_FLAG_CREATE,
-    SFTP_FLAG_EXCL,
-    SFTP_FLAG_READ,
-    SFTP_FLAG_WRITE,
-    SFTPError,
-)
+import asyncssh
+from asyncssh import FXF_CREAT, FXF_EXCL, FXF_READ, FXF_WRITE
+from fsspec.utils import infer_storage_options
 
 from attachments.storage.backends.base import (
     Backend,
@@ -51,25 +43,12 @@ from attachments.storage.backends.base import (
     Upload,
     Version,
 )
-from attachments.storage.backends.sftp_client import (
-    ANSWERED,
-    OPTIONS,
-    PORT,
-    Connections,
-    Failed,
-    Refused,
-    RemoteFile,
-    RootGone,
-    SftpClient,
-    Unsupported,
-    host_keys,
-    private_key,
-)
+from attachments.storage.backends.sftp_client import RESPONSES, Failed, RemoteFile, RootGone, SftpClient, Unsupported
+from attachments.storage.backends.sftp_connections import OPTIONS, PORT, Connections, Refused, host_keys, private_key
 from attachments.storage.encryption import Encryption
 from attachments.storage.errors import AccessDenied, NotFound, StoreUnavailable, UnsupportedStore
 from attachments.storage.keys import is_hold, is_key
 from attachments.storage.local.errors import failure_of
-from attachments.storage.local.folders import FOLDER_MODE
 from attachments.storage.manifest import MAX_READ
 from attachments.storage.names import shorter_names
 
@@ -78,13 +57,13 @@ LOCKS = ".locks"
 PROOF = ".proof"
 _PROOF_BYTES = 64 * 1024
 _LOCK_BYTES = 1024
-_NEW = SFTP_FLAG_WRITE | SFTP_FLAG_CREATE | SFTP_FLAG_EXCL
+_NEW = FXF_WRITE | FXF_CREAT | FXF_EXCL
 
 
 class SftpBackend(Backend):
     """A folder of an SFTP server."""
 
-    errors = (paramiko.SSHException, SFTPError, EOFError, OSError, Refused, RootGone, Unsupported)
+    errors = (asyncssh.Error, OSError, Refused, RootGone, Unsupported)
     patience: ClassVar[float] = 60.0
     """Seconds after which a lock that has not changed is taken for a dead writer's."""
 
@@ -93,7 +72,7 @@ class SftpBackend(Backend):
         self._options = dict(options)
         self._connections = Connections(options)
         # They end with the process by themselves.
-        weakref.finalize(self, self._connections.close_apart).atexit = False
+        weakref.finalize(self, self._connections.close).atexit = False
         self._existed = False
         self._was_a_store = False
 
@@ -106,23 +85,25 @@ class SftpBackend(Backend):
         may be a private key's text. Raises UnsupportedStore.
         """
         try:
-            told = {**SFTPFileSystem._get_kwargs_from_urls(url), "host": urlsplit(url).hostname, **options}
-            port = int(told.get("port") or PORT)
+            parts = infer_storage_options(url)
+            named = {name: part for name, part in parts.items() if name not in {"protocol", "path"}}
+            known = {**named, "host": urlsplit(url).hostname, **options}
+            port = int(known.get("port") or PORT)
         except ValueError:
             raise UnsupportedStore("the store's URL or port can't be read; write it as sftp://host:22/folder") from None
-        if not told["host"]:
+        if not known["host"]:
             raise UnsupportedStore("the store's URL names no host; write it as sftp://host/folder")
-        if unknown := sorted(set(told) - OPTIONS):
+        if unknown := sorted(set(known) - OPTIONS):
             raise UnsupportedStore(f"SFTP knows no option {', '.join(unknown)}; docs/stores.md has the usual ones")
         if encryption.needs_service:
             raise UnsupportedStore(
                 f"{encryption.needs_service} is nothing that SFTP can do; use age recipients instead"
             )
-        if "host_key" in told:
-            told["host_key"] = host_keys(str(told["host_key"]))
-        if isinstance(told.get("pkey"), str):
-            told["pkey"] = private_key(told["pkey"], told.get("passphrase"))
-        return cls(str(SFTPFileSystem._strip_protocol(url)), {**told, "port": port})
+        if "host_key" in known:
+            known["host_key"] = host_keys(str(known["host_key"]))
+        if isinstance(known.get("pkey"), str):
+            known["pkey"] = private_key(known["pkey"], known.get("passphrase"))
+        return cls(parts["path"], {**known, "port": port})
 
     @property
     def url(self) -> str:
@@ -167,28 +148,28 @@ class SftpBackend(Backend):
         place, _, name = path.rpartition("/")
         with self._session() as sftp:
             try:
-                told = sftp.lstat(self._path(path))
+                entry = sftp.lstat(self._path(path))
             except FileNotFoundError:
                 self._look_at_root(sftp)
                 return None
-            if not stat.S_ISREG(told.st_mode or 0):
+            if not entry.is_file:
                 return None
             proof = _Proof.parsed(sftp.bytes_of(self._path(f"{place}/{PROOF}"), _PROOF_BYTES))
-        size = told.st_size or 0
-        return ObjectStat(size, _moment(told), proof.metadata if (proof.name, proof.bytes) == (name, size) else {})
+        is_proven = (proof.name, proof.bytes) == (name, entry.bytes)
+        return ObjectStat(entry.bytes, entry.modified, proof.metadata if is_proven else {})
 
     def is_file(self, path: str) -> bool:
         ends = [end for end, letter in enumerate(f"{path}/") if letter == "/"]
         with self._session() as sftp:
             try:
-                modes = [sftp.lstat(self._path(path[:end])).st_mode or 0 for end in ends]
+                *folders, file = [sftp.lstat(self._path(path[:end])) for end in ends]
             except FileNotFoundError:
                 return False
-        return all(map(stat.S_ISDIR, modes[:-1])) and stat.S_ISREG(modes[-1])
+        return all(folder.is_folder for folder in folders) and file.is_file
 
     def read(self, path: str) -> Iterator[bytes]:
         with self._session() as sftp:
-            file = RemoteFile(sftp, self._path(path), SFTP_FLAG_READ)
+            file = RemoteFile(sftp, self._path(path), FXF_READ)
             yield from file.blocks()
             file.close()
 
@@ -202,8 +183,8 @@ class SftpBackend(Backend):
 
     def put(self, path: str, data: bytes, labels: ObjectHeaders, *, replaces: Version | None) -> None:  # noqa: ARG002  files keep no labels
         with self._session() as sftp, self._locked(sftp, path) as still_ours:
-            standing = sftp.bytes_of(self._path(path), MAX_READ)
-            if (None if standing is None else hashlib.sha256(standing).hexdigest()) != replaces:
+            existing = sftp.bytes_of(self._path(path), MAX_READ)
+            if (None if existing is None else hashlib.sha256(existing).hexdigest()) != replaces:
                 raise Conflict
             temporary = self._path(f"{INCOMING}/{path.replace('/', '.')}.{secrets.token_hex(8)}")
             try:
@@ -212,7 +193,7 @@ class SftpBackend(Backend):
                 if not still_ours():
                     raise Conflict
                 sftp.replace(temporary, self._path(path))
-            except ANSWERED:
+            except RESPONSES:
                 with suppress(*self.errors):
                     sftp.remove(temporary)
                 raise
@@ -226,9 +207,9 @@ class SftpBackend(Backend):
         with self._session() as sftp:
             # A link would lead to what is none of ours, the message's folder as well as the attachment's.
             for each in (*folders, path):
-                is_right = stat.S_ISREG if each == path else stat.S_ISDIR
                 with suppress(FileNotFoundError):
-                    if not is_right(sftp.lstat(self._path(each)).st_mode or 0):
+                    entry = sftp.lstat(self._path(each))
+                    if not (entry.is_file if each == path else entry.is_folder):
                         raise FileExistsError(errno.EEXIST, "not ours")
             for each in (path, f"{place}/{PROOF}"):
                 with suppress(FileNotFoundError):
@@ -240,11 +221,11 @@ class SftpBackend(Backend):
     def orphans(self) -> Iterator[Orphan]:
         with self._session() as sftp:
             self._look_at_root(sftp)
-            found = [(INCOMING, "temporary file", told) for told in sftp.listed(self._path(INCOMING))]
-            found += [(LOCKS, "lock of a manifest", told) for told in sftp.listed(self._path(LOCKS))]
-        for folder, what, told in found:
-            place = "/".join(part for part in told.filename.split(".")[:2] if is_key(part))
-            yield Orphan(what, place, f"{folder}/{told.filename}", _moment(told))
+            found = [(INCOMING, "temporary file", entry) for entry in sftp.listed(self._path(INCOMING))]
+            found += [(LOCKS, "lock of a manifest", entry) for entry in sftp.listed(self._path(LOCKS))]
+        for folder, what, entry in found:
+            place = "/".join(part for part in entry.name.split(".")[:2] if is_key(part))
+            yield Orphan(what, place, f"{folder}/{entry.name}", entry.modified)
 
     def clear(self, residue: Orphan) -> None:
         with self._session() as sftp:
@@ -278,42 +259,42 @@ class SftpBackend(Backend):
         return False
 
     def _below(self, sftp: SftpClient, path: str) -> Iterator[Listed]:
-        for told in sftp.listed(self._path(path)):
-            if told.filename.startswith("."):
+        for entry in sftp.listed(self._path(path)):
+            if entry.name.startswith("."):
                 continue
-            whole = f"{path}/{told.filename}" if path else told.filename
-            if is_key(path) and is_hold(told.filename):
+            whole = f"{path}/{entry.name}" if path else entry.name
+            if is_key(path) and is_hold(entry.name):
                 # Whatever it is: a folder or a link beside the manifest has been put there to hold as well.
-                yield Listed(whole, told.st_size or 0, _moment(told))
-            elif stat.S_ISDIR(told.st_mode or 0):
+                yield Listed(whole, entry.bytes, entry.modified)
+            elif entry.is_folder:
                 yield from self._below(sftp, whole)
-            elif stat.S_ISREG(told.st_mode or 0):
-                yield Listed(whole, told.st_size or 0, _moment(told))
+            elif entry.is_file:
+                yield Listed(whole, entry.bytes, entry.modified)
 
     @contextmanager
     def _session(self, sftp: SftpClient | None = None) -> Iterator[SftpClient]:
-        """A channel for one user at a time; one that is given stays the caller's, unless it breaks."""
-        channel = sftp or self._connections.taken()
+        """A session for one thread; one that is given stays the caller's, unless it breaks."""
+        session = sftp or self._connections.acquire()
         try:
-            yield channel
+            yield session
         except BaseException as error:
-            if not isinstance(error, ANSWERED):
-                self._connections.broken(channel, error)
+            if not isinstance(error, RESPONSES):
+                self._connections.drop(session, error)
                 raise
-            explained = self._explained(channel, error)
+            explained = self._explained(session, error)
             if sftp is None:
-                self._connections.given_back(channel)
+                self._connections.release(session)
             if explained is error:
                 raise
         else:
             if sftp is None:
-                self._connections.given_back(channel)
+                self._connections.release(session)
             return
         raise explained
 
     def _explained(self, sftp: SftpClient, error: BaseException) -> BaseException:
-        """A refusal without a reason, with the reason, where the file system can be asked for it."""
-        if not isinstance(error, Failed):
+        """A refusal without a reason, with the reason if the file system's state shows it."""
+        if not isinstance(error, Failed) or error.errno:
             return error
         with suppress(*self.errors):
             if number := sftp.write_error(self._path("")):
@@ -349,7 +330,7 @@ class SftpBackend(Backend):
                 try:
                     file.write(token)
                     file.close()
-                except ANSWERED:
+                except RESPONSES:
                     with suppress(*self.errors):
                         sftp.remove(lock)
                     raise
@@ -395,7 +376,7 @@ class _SftpUpload(Upload):
             file = self._opened(sftp)
             file.sync()
             file.close()
-            if sftp.lstat(f"{self._folder}/{self._name}").st_size != file.bytes:
+            if sftp.lstat(f"{self._folder}/{self._name}").bytes != file.bytes:
                 raise Failed
             _write(sftp, f"{self._folder}/{PROOF}", _Proof(self._name, file.bytes, metadata).to_bytes())
             self._give_name(sftp, self._backend._path(self._place))
@@ -413,9 +394,9 @@ class _SftpUpload(Upload):
                 sftp.remove_all(self._folder)
                 self._folder = ""
             except errors as error:
-                self._backend._connections.broken(sftp, error)
+                self._backend._connections.drop(sftp, error)
         if sftp.is_alive:
-            self._backend._connections.given_back(sftp)
+            self._backend._connections.release(sftp)
         if self._folder:
             # Its own connection may be what broke.
             with suppress(*errors), self._backend._session() as another:
@@ -424,7 +405,7 @@ class _SftpUpload(Upload):
     @contextmanager
     def _session(self) -> Iterator[SftpClient]:
         if self._sftp is None:
-            self._sftp = self._backend._connections.taken()
+            self._sftp = self._backend._connections.acquire()
         with self._backend._session(self._sftp) as sftp:
             yield sftp
 
@@ -433,7 +414,7 @@ class _SftpUpload(Upload):
             self._backend._make_root(sftp)
             incoming = f"{INCOMING}/{self._place.replace('/', '.')}.{secrets.token_hex(8)}"
             self._folder = self._backend._path(incoming)
-            sftp.mkdir(self._folder, FOLDER_MODE)
+            sftp.mkdir(self._folder)
             self._file = self._created(sftp)
         return self._file
 
@@ -471,15 +452,15 @@ class _SftpUpload(Upload):
 
 def _make_way(sftp: SftpClient, target: str) -> None:
     """Removes an attachment's folder without a file: somebody removed that, or died in between."""
-    if not stat.S_ISDIR(sftp.lstat(target).st_mode or 0):
+    if not sftp.lstat(target).is_folder:
         raise FileExistsError(errno.EEXIST, "no folder")
-    standing = sftp.listed(target)
-    if any(stat.S_ISREG(told.st_mode or 0) and not told.filename.startswith(".") for told in standing):
+    entries = sftp.listed(target)
+    if any(entry.is_file and not entry.name.startswith(".") for entry in entries):
         raise Conflict
-    if any(told.filename != PROOF for told in standing):
+    if any(entry.name != PROOF for entry in entries):
         raise FileExistsError(errno.EEXIST, "not ours")
     with suppress(FileNotFoundError, Failed):
-        if standing:
+        if entries:
             sftp.remove(f"{target}/{PROOF}")
         sftp.rmdir(target)
 
@@ -512,7 +493,3 @@ def _write(sftp: SftpClient, path: str, data: bytes) -> None:
     file.write(data)
     file.sync()
     file.close()
-
-
-def _moment(told: paramiko.SFTPAttributes) -> datetime:
-    return datetime.fromtimestamp(told.st_mtime or 0, UTC)
