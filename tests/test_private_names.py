@@ -19,8 +19,6 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "attachments/worker/internals.py": "Prefect's",
     "attachments/storage/backends/library_internals.py": "those of the storage libraries",
-    "attachments/storage/backends/sftp.py": "fsspec's, until the store speaks SFTP by public names alone",
-    "attachments/storage/backends/sftp_client.py": "paramiko's, likewise",
 }
 """The modules that may use private names of other packages."""
 HOOKS = {
