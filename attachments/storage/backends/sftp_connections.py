@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +137,18 @@ class Connections:
 
 def _connected(options: Mapping[str, Any]) -> asyncssh.SSHClientConnection:
     """A connection to a host that showed a known key, logged in. Raises Refused, asyncssh.Error, OSError."""
+    # Servers count attempts: the keys that happen to be there might use up all of them.
+    by_default = not options.keys() & {"password", "pkey", "key_filename"}
+    options = {"allow_agent": by_default, "look_for_keys": by_default, **options}
+    with _agent_keys(is_allowed=options["allow_agent"]) as agent_keys:
+        return _logged_in(options, agent_keys)
+
+
+def _logged_in(options: Mapping[str, Any], agent_keys: list[Any]) -> asyncssh.SSHClientConnection:
     timeout, banner_timeout, auth_timeout = (options.get(name, _STEP_TIMEOUT) for name in _TIMEOUTS[:3])
     known = _known_keys(options)
     try:
-        arguments = {**_login(options), **_algorithms(options, known)}
+        arguments = {**_login(options, agent_keys), **_algorithms(options, known)}
     except (TypeError, AttributeError, ValueError, OSError):
         # A key file that is missing or no key, or an option of a wrong kind.
         raise Refused("Login", _CHECK_LOGIN) from None
@@ -177,18 +185,15 @@ def _connected(options: Mapping[str, Any]) -> asyncssh.SSHClientConnection:
         raise
 
 
-def _login(options: Mapping[str, Any]) -> dict[str, Any]:
+def _login(options: Mapping[str, Any], agent_keys: list[Any]) -> dict[str, Any]:
     """The arguments that say who logs in."""
     passphrase = options.get("passphrase", options.get("password"))
     named = options.get("key_filename") or []
     keys: list[Any] = [options["pkey"]] if options.get("pkey") else []
     files = [named] if isinstance(named, str) else named
     keys += [asyncssh.read_private_key(Path(file).expanduser(), passphrase) for file in files]
-    # Servers count attempts: the keys that happen to be there might use up all of them.
-    by_default = not options.keys() & {"password", "pkey", "key_filename"}
-    if options.get("allow_agent", by_default):
-        keys += _agent_keys()
-    if options.get("look_for_keys", by_default):
+    keys += agent_keys
+    if options["look_for_keys"]:
         for path in _OWN_KEYS:
             with suppress(OSError, ValueError):
                 keys.append(asyncssh.read_private_key(Path(path).expanduser(), passphrase))
@@ -204,13 +209,24 @@ def _login(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _agent_keys() -> list[Any]:
-    async def keys() -> list[Any]:
-        return list(await (await asyncssh.connect_agent()).get_keys())
+@contextmanager
+def _agent_keys(*, is_allowed: bool) -> Iterator[list[Any]]:
+    """The keys of the user's agent, which signs with them for as long as the block lasts."""
 
-    with suppress(OSError, ValueError, asyncssh.Error):
-        return response(start(keys()), _STEP_TIMEOUT)
-    return []
+    async def connected() -> tuple[asyncssh.SSHAgentClient, list[Any]]:
+        agent = await asyncssh.connect_agent()
+        return agent, list(await agent.get_keys())
+
+    agent: asyncssh.SSHAgentClient | None = None
+    keys: list[Any] = []
+    if is_allowed:
+        with suppress(OSError, ValueError, asyncssh.Error):
+            agent, keys = response(start(connected()), _STEP_TIMEOUT)
+    try:
+        yield keys
+    finally:
+        if agent is not None:
+            get_loop().call_soon_threadsafe(agent.close)
 
 
 def _algorithms(options: Mapping[str, Any], known: _HostKeys) -> dict[str, Any]:
