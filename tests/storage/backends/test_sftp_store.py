@@ -810,7 +810,7 @@ class Faulty(asyncssh.SFTPServer):
         type(self).written += len(data)
         if type(self).written > MIB and self.fault in {"full", "failing", "full by statvfs"}:
             raise asyncssh.SFTPFailure("No space left on device" if self.fault == "full" else "Failure")
-        if self.fault == "failing once" and MIB < type(self).written <= MIB + len(data):
+        if self.fault == "failing once" and MIB // 2 < type(self).written <= MIB // 2 + len(data):
             raise asyncssh.SFTPFailure("Failure")
         await asyncio.sleep(random.uniform(0, 0.005))
         return cast("int", super().write(file_obj, offset, data))
