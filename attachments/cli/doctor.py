@@ -37,8 +37,7 @@ def doctor(
     Args:
         receiver: The receiver's address, such as http://127.0.0.1:8080.
         no_receiver: Do not check the receiver.
-        monitoring_address: Where the receiver serves /ready (default: where the receiver serves it without its own
-        option).
+        monitoring_address: Where the receiver serves /ready (default: as the receiver without this option).
     """
     read_secret_files(os.environ)
     import_prefect()

@@ -39,7 +39,7 @@ def written(folder: Path, deployment: str) -> str:
         (
             "  parameters: {filters: {}}",
             (
-                "Deployment invoices: there is no parameter filters; the flow has account, conversation_id, filter, "
+                "Deployment invoices: the flow has no parameter filters, only account, conversation_id, filter, "
                 "force, has_attachments, mailbox, message_id, received, store."
             ),
         ),
@@ -71,7 +71,7 @@ def test_a_file_without_a_mistake(tmp_path: Path, parameters: str, capsys: pytes
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "cannot be read (No such file or directory). Name the file"),
+        (None, "cannot be read (No such file or directory). Give the right path"),
         (b"a: [", "is not YAML (line 1, column 5: "),
         (b"\xff\xfe\xff", "is not YAML ("),
         (b"[]", "has no deployment of the flow download_attachments. Check that it is the right file."),

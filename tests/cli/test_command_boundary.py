@@ -501,5 +501,5 @@ def test_output_that_a_full_disk_does_not_take_is_a_failure(finishes: bool, tmp_
         )
     assert ended.returncode == 1
     said = "The output cannot be written (No space left on device)."
-    assert ended.stderr == (f"{said} The command did its work all the same.\n" if finishes else f"{said}\n")
+    assert ended.stderr == (f"{said} The command completed its work nevertheless.\n" if finishes else f"{said}\n")
     assert done.exists() is finishes

@@ -327,10 +327,10 @@ def test_trigger_posts_what_emailgistics_would(
         ),
         (200, b'{"status": "error", "message": "No."}', "HTTP 200: No."),
         (503, b'{"status": "error", "message": "Full."}', "HTTP 503: Full."),
-        (200, b"<html>", "no receiver"),
-        (200, b"[]", "no receiver"),
-        (200, b'{"status": "success"}', "no receiver"),
-        (200, b"[" * 100_000, "no receiver"),
+        (200, b"<html>", "not a receiver"),
+        (200, b"[]", "not a receiver"),
+        (200, b'{"status": "success"}', "not a receiver"),
+        (200, b"[" * 100_000, "not a receiver"),
         (502, b"\xff\xfe", "HTTP 502"),
     ],
 )
@@ -378,7 +378,7 @@ def test_trigger_fails_when_nobody_answers(capsys: pytest.CaptureFixture[str], u
     """A closed port, or what is no URL."""
     assert main(["trigger", MESSAGE, "--url", url]) == 1
     said = capsys.readouterr().err
-    assert "no URL" in said or "No receiver responds" in said
+    assert "not a valid URL" in said or "No receiver responds" in said
 
 
 @pytest.mark.parametrize("around", [" ", "\n", "\r\n", "\t\xa0", "\ufeff"])

@@ -115,7 +115,7 @@ def test_a_deployment_that_forces_takes_what_is_stored_and_what_was_purged() -> 
     assert [one.action for one in usual.attachments] == ["stored", "purged", "drop"]
     assert (forced.force, forced.nothing_to_do) == (True, False)
     assert next(to_lines(forced)).endswith(
-        "; manifest: complete; force: what is stored is downloaded again and compared."
+        "; manifest: complete; force: stored attachments are downloaded again and compared."
     )
 
 

@@ -79,7 +79,7 @@ def test_a_socks_proxy_without_its_package_is_told(
     with temporary_settings({PREFECT_API_URL: "https://prefect.example/api"}):
         assert main(["status", "--inbox", str(tmp_path / "none.sqlite")]) == 1
     text = capsys.readouterr().out
-    assert "UNKNOWN         The proxy that the environment names for Prefect's server needs a package" in text
+    assert "UNKNOWN         The proxy that the environment sets for Prefect's server needs a package" in text
     assert "httpx[socks]" in text
     assert "password" not in text
 

@@ -60,7 +60,7 @@ def test_verify_names_what_differs_by_key(filled: Path, capsys: pytest.CaptureFi
     (filled / PLACE / NAME).write_bytes(b"x" * len(CONTENT))
     assert main(["verify"]) == 1
     told = capsys.readouterr()
-    assert told.out.startswith(f"{PLACE}  has other bytes than recorded; ")
+    assert told.out.startswith(f"{PLACE}  its content differs from the manifest; ")
     assert "1 differs, see above." in told.out
     assert NAME not in told.out + told.err
 
@@ -80,7 +80,8 @@ def test_a_store_that_is_not_there_is_told_with_its_url(
     """A mistyped URL, or a disk that is not mounted, is taken neither for a store in order nor for an unknown id."""
     assert main([str(identity) if argument == "IDENTITY" else argument for argument in arguments]) == 1
     assert "".join(capsys.readouterr()) == (
-        f"No message is stored in {root.as_uri()}. If there should be: is ATTACHMENTS_URL right, is the disk mounted?\n"
+        f"No message is stored in {root.as_uri()}. If there should be, check ATTACHMENTS_URL, and that the "
+        "disk is mounted.\n"
     )
     assert not root.exists()
 
@@ -284,7 +285,7 @@ def test_verify_tells_an_altered_file_from_a_wrong_identity(
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert main(["verify", "--identity", str(identity)]) == 1
     told = capsys.readouterr().out
-    assert f"{PLACE}  has other bytes than recorded; move it away" in told
+    assert f"{PLACE}  its content differs from the manifest; move it away" in told
     assert "cannot be decrypted" not in told
 
 
@@ -294,7 +295,7 @@ def test_verify_finds_what_decrypts_to_something_else(
     """Its hash as it stands is recorded, and another one of the attachment."""
     changed_manifest(sealed, {}, {"sha256": "0" * 64})
     assert main(["verify", "--identity", str(identity)]) == 1
-    assert f"{PLACE}  decrypts to other bytes than recorded; move it away" in capsys.readouterr().out
+    assert f"{PLACE}  its decrypted content differs from the manifest; move it away" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -305,7 +306,7 @@ def test_verify_finds_what_decrypts_to_something_else(
             ["decrypt", MESSAGE_ID, "--identity", "IDENTITY", "--to", "out"],
             "No attachment of this message was encrypted",
         ),
-        (["decrypt", MESSAGE_ID, "--identity", "nowhere", "--to", "out"], "identity file cannot be read"),
+        (["decrypt", MESSAGE_ID, "--identity", "nowhere", "--to", "out"], "cannot be read"),
         (["verify", "--identity", "/dev/null"], "no usable age identity"),
     ],
 )

@@ -236,7 +236,7 @@ def settings(leases: str, retention: Any = "P7D") -> dict[str, Any]:
     ("status", "answer", "expected"),
     [
         (200, settings(MEMORY), "FAILED   leases: "),
-        (200, settings(FILES), "ok       leases: The server keeps them in filesystem"),
+        (200, settings(FILES), "ok       leases: The server stores them in filesystem"),
         (200, settings("prefect_redis.lease_storage"), "ok       leases: "),
         (200, {}, "warning  leases: It is unknown where the server"),
         (200, [], "warning  leases: It is unknown where the server"),
@@ -411,8 +411,8 @@ ACCOUNT = EmailgisticsAccount(api_key=SecretStr(KEY))
     [
         (limit(), backlog(), (None, None), Capacity.FREE),
         (limit(active_slots=100), backlog(), (None, None), Capacity.FULL),
-        (None, backlog(), ("It does not exist.", None), Capacity.NONE),
-        (limit(), None, (None, "It does not exist."), Capacity.FREE),
+        (None, backlog(), ("It does not exist", None), Capacity.NONE),
+        (limit(), None, (None, "It does not exist"), Capacity.FREE),
         (limit(active=False), backlog(), ("switched off", None), Capacity.NONE),
         (limit(0), backlog(), ("It is 0", None), Capacity.NONE),
         (limit(101), backlog(), ("It allows 101 calls", None), Capacity.FREE),
@@ -923,7 +923,7 @@ def test_a_proxy_that_cannot_be_used_is_a_finding(proxy: str, monkeypatch: pytes
         monkeypatch.setenv("HTTPS_PROXY", proxy)
         (found,) = Checks(cast("Any", None), 1).check_vendor("default", account, Capacity.FREE)
     line = said(found)
-    assert line.startswith("FAILED   api-key default: The proxy that the environment sets")
+    assert line.startswith("FAILED   api-key default: The proxy that the environment names")
     assert "HTTPS_PROXY" in line
 
 
