@@ -45,6 +45,7 @@ from attachments.storage.keys import (
     key_prefix,
     manifest_path,
 )
+from attachments.storage.listings import Listings, Names
 from attachments.storage.manifest import Manifest
 from attachments.storage.names import safe_name as made_safe
 from attachments.storage.object_headers import headers_for
@@ -83,6 +84,7 @@ class ObjectStore(Store):
         self._suffix = suffix
         self._allow_plaintext = allow_plaintext
         self._marker = EncryptionMarker(backend, recheck_interval)
+        self._listings = Listings(self._list)
         self._turns = [threading.Lock() for _ in range(_TURNS)]
 
     @property
@@ -131,11 +133,12 @@ class ObjectStore(Store):
         checked_key(message_key)
         found: dict[str, StoredObject] = {}
         with self._translated("list message", message_key):
-            for path in filter(is_object_path, self._paths(message_key)):  # this project did not create any other name
-                standing = self._backend.stat(path)
-                content = standing and _claimed(standing)
-                if standing and content and (self._backend.metadata_is_proof or self._holds(path, content)):
-                    found.setdefault(path.split("/")[1], _stored(path, standing, content))
+            for key, paths in self._listings.anew(message_key).items():
+                for path in filter(is_object_path, paths):  # this project did not create any other name
+                    standing = self._backend.stat(path)
+                    content = standing and _claimed(standing)
+                    if standing and content and (self._backend.metadata_is_proof or self._holds(path, content)):
+                        found.setdefault(key, _stored(path, standing, content))
         return found
 
     def write(
@@ -153,6 +156,8 @@ class ObjectStore(Store):
         doing = "store attachment"
         self._check_encryption(place)
         with self._translated(doing, place):
+            # Fail before the download if the store is unavailable; the commit then needs no listing.
+            self._listings.of(message_key)
             upload = self._backend.upload(path, headers_for(name, None if self._suffix else content_type))
 
         def write(data: bytes) -> None:
@@ -199,6 +204,7 @@ class ObjectStore(Store):
             if standing is not None and stored_before is not None and standing.modified >= stored_before:
                 return False
             self._backend.remove(key)
+        self._listings.forget(place.partition("/")[0])
         return True
 
     def remove_manifest(self, message_key: str, when: Callable[[Manifest], bool]) -> bool:
@@ -287,14 +293,15 @@ class ObjectStore(Store):
         return standing.modified if standing else None
 
     def _commit(self, upload: Upload, content: Content) -> StoredObject:
-        place = _place(upload.path)
-        if standing := self._paths(place):
+        message_key, attachment_key, _ = upload.path.split("/")
+        if standing := self._listings.of(message_key).get(attachment_key):
             return self._same(standing, content, upload.path)
         writer = secrets.token_hex(8)
         try:
             upload.commit(_metadata(content, writer))
         except Conflict:
-            return self._same((upload.path, *self._paths(place)), content, upload.path)
+            path = upload.path
+            return self._same((path, *self._listings.anew(message_key).get(attachment_key, ())), content, path)
         path = upload.path
         committed = self._backend.stat(path)
         claimed = _claimed(committed) if committed else None
@@ -303,6 +310,7 @@ class ObjectStore(Store):
             return self._same((path,), content, path)
         if committed is None or committed.bytes != content.stored_bytes:
             raise self._undone(path, committed, writer)
+        self._listings.add(message_key, attachment_key, path)
         return _stored(path, committed, content)
 
     def _undone(self, path: str, committed: ObjectStat | None, writer: str) -> StoreUnavailable:
@@ -319,6 +327,7 @@ class ObjectStore(Store):
         """The existing object, if it is the same attachment, after a lost response or a race. Otherwise it is left
         alone."""
         place = _place(path)
+        message_key, attachment_key = place.split("/")
         gone = True
         for other in dict.fromkeys(paths):
             standing = self._backend.stat(other)
@@ -333,7 +342,9 @@ class ObjectStore(Store):
             if not expected.is_same_attachment(content) or standing.bytes != expected.stored_bytes:
                 continue
             if (claimed and self._backend.metadata_is_proof) or self._holds(other, expected):
+                self._listings.add(message_key, attachment_key, other)
                 return _stored(other, standing, expected)
+        self._listings.forget(message_key)
         if gone:
             raise StoreUnavailable(
                 f"attachment {place} was removed from the store while it was being written; this will be retried",
@@ -354,9 +365,13 @@ class ObjectStore(Store):
             size += len(block)
         return (size, digest.hexdigest()) == (content.stored_bytes, content.stored_sha256)
 
-    def _paths(self, place: str) -> list[str]:
-        """The attachments' objects below a message's or an attachment's folder, by their paths, sorted."""
-        return sorted(found.path for found in self._backend.objects(f"{place}/") if _is_object(found))
+    def _list(self, message_key: str) -> Names:
+        names: dict[str, tuple[str, ...]] = {}
+        for found in self._backend.objects(f"{message_key}/"):
+            if _is_object(found):
+                key = found.path.split("/")[1]
+                names[key] = (*names.get(key, ()), found.path)
+        return {key: tuple(sorted(paths)) for key, paths in names.items()}
 
     @contextmanager
     def _turn(self, key: str) -> Iterator[None]:
