@@ -34,13 +34,14 @@ HARMLESS = {
     "value": "a key, or the text of a StoreError, which is ours",
     "flow_run.id": "a UUID",
     "run.id": "a UUID",
-    "under_way.flow_run.id": "a UUID",
+    "run_id": "a UUID",
+    "timings.drain": "a number",
     "self.skipped": "a count",
     "state.name": "one of ours: the worker sets it",
     "options.first / timedelta(days=1)": "a number",
 }
 """What a log takes as it is, and why."""
-HARMLESS_CALLS = {"escaped_line", "counted", "_reason", "_counts"}
+HARMLESS_CALLS = {"escaped_line", "counted", "reason", "_reason", "_counts"}
 """Functions whose results are escaped, or made of numbers and words of ours."""
 
 QUOTED = {

@@ -56,7 +56,7 @@ RESPONSES = (Failed, Unsupported, RootGone, Conflict, FileNotFoundError, Permiss
 
 
 @dataclass(frozen=True)
-class Entry:
+class FolderEntry:
     """One name in a folder, or what it leads to. A link is neither a folder nor a file."""
 
     name: str
@@ -139,11 +139,11 @@ class SftpClient:
             return False
         return True
 
-    def lstat(self, path: str) -> Entry:
+    def lstat(self, path: str) -> FolderEntry:
         """What is under a path; a link is not followed. Raises FileNotFoundError."""
         return self._described(path, self._session.lstat(path))
 
-    def listed(self, path: str) -> list[Entry]:
+    def listed(self, path: str) -> list[FolderEntry]:
         """What is in a folder; nothing if there is none."""
         return list(self._each(path))
 
@@ -210,7 +210,7 @@ class SftpClient:
         attributes = asyncssh.SFTPAttrs(permissions=FILE_MODE) if flags & asyncssh.FXF_CREAT else asyncssh.SFTPAttrs()
         return response(start(self._session.open(path, flags, attributes, encoding=None, block_size=size)))
 
-    def _each(self, path: str) -> Iterator[Entry]:
+    def _each(self, path: str) -> Iterator[FolderEntry]:
         batches = aiter(self._session.scandir(path))
 
         async def batch() -> list[asyncssh.SFTPName]:
@@ -233,7 +233,7 @@ class SftpClient:
                     else:
                         yield _entry(name, entry.attrs)
 
-    def _described(self, path: str, request: Awaitable[asyncssh.SFTPAttrs]) -> Entry:
+    def _described(self, path: str, request: Awaitable[asyncssh.SFTPAttrs]) -> FolderEntry:
         return _entry(path.rpartition("/")[2], response(start(request)))
 
 
@@ -307,8 +307,8 @@ class RemoteFile:
             response(self._in_transit.popleft())
 
 
-def _entry(name: str, attributes: asyncssh.SFTPAttrs) -> Entry:
-    return Entry(
+def _entry(name: str, attributes: asyncssh.SFTPAttrs) -> FolderEntry:
+    return FolderEntry(
         name,
         attributes.type == FILEXFER_TYPE_DIRECTORY,
         attributes.type == FILEXFER_TYPE_REGULAR,
