@@ -105,7 +105,7 @@ def _local_path(url: str) -> str | None:
         )
     if is_chained(url):
         raise UnsupportedStore(
-            "the store's URL chains file systems with '::', which can't be written to atomically; "
+            "the store's URL chains file systems with '::', which cannot be written to atomically; "
             "set it to a single one, such as s3://bucket/attachments or file:///srv/attachments"
         )
     try:

@@ -117,7 +117,7 @@ AGE = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
     [
         ({"url": "file:///srv/x", "s3_encryption": "SSE-S3"}, "not supported on a local folder"),
         ({"url": "s3://bucket/x", "kms_key": "k"}, "needs the encryption SSE-KMS"),
-        ({"url": "s3://bucket/x", "azure_encryption_scope": "k"}, "nothing that S3 knows"),
+        ({"url": "s3://bucket/x", "azure_encryption_scope": "k"}, "not supported on S3"),
         ({"url": "ftp://x", "kms_key": "k"}, "use age recipients instead"),
         ({"url": "s3://bucket/x", "options": {"sekret": "very-secret"}}, "no option sekret"),
         ({"url": "file:///srv/x", "age_recipients": ["very-secret"]}, "age recipient 1 is not a public key"),

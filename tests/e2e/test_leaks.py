@@ -79,7 +79,7 @@ def test_no_key_or_secret_is_kept_in_the_clear(running: Installation) -> None:
 
 @pytest.mark.parametrize(
     ("store", "code", "remedy"),
-    [("small", "out-of-space", "room"), ("readonly", "access-denied", "")],
+    [("small", "out-of-space", "free space"), ("readonly", "access-denied", "")],
 )
 def test_a_store_that_fails_is_a_typed_error_and_a_retry_finishes(
     running: Installation, store: str, code: str, remedy: str

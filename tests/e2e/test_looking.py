@@ -109,7 +109,7 @@ def test_without_a_limit_no_call_is_made(well: Installation) -> None:
         found = {finding.about: finding for finding in run_checks()}
     finally:
         well._post("v2/concurrency_limits/", {name: limit[name] for name in ("name", "limit", "active")})
-    assert "It does not exist." in str(found["limit emailgistics-api"])
+    assert "It does not exist, so nothing would keep" in str(found["limit emailgistics-api"])
     assert str(found["api-key default"]).startswith("warning  api-key default: Not checked: nothing would keep")
     assert "scope messages:read (default)" not in found
     assert well.sandbox.control.requests() == []

@@ -147,4 +147,4 @@ def test_a_store_that_is_not_configured_is_said(running: Installation) -> None:
     """And so is one that is away: in words that say what to do."""
     run = running.run_deployment(flow="purge-attachments", older_than_days=1, store="none-such")
     assert run["state_type"] == "FAILED"
-    assert "There is no usable block attachment-store/none-such" in run["state"]["message"]
+    assert "There is no block attachment-store/none-such." in run["state"]["message"]

@@ -120,7 +120,7 @@ def test_a_missing_block_is_said_in_one_sentence(running: Installation) -> None:
     message = running.sandbox.control.add_message(attachments=[])
     run = running.run_deployment(message_id=message["id"], account="nowhere")
     assert run["state_type"] == "FAILED"
-    assert "no usable block emailgistics-account/nowhere" in run["state"]["message"]
+    assert "There is no block emailgistics-account/nowhere." in run["state"]["message"]
 
 
 @pytest.mark.parametrize("url", ["srv/attachments", "file://srv/attachments", "s3:/bucket"])
@@ -165,7 +165,7 @@ def test_a_name_is_not_cut_off_where_a_url_would_be(running: Installation, end: 
     message = running.sandbox.control.add_message(attachments=[{"name": "a.txt", "text": "a"}])
     run = running.run_deployment(message_id=message["id"], store=f"default{end}")
     assert run["state_type"] == "FAILED"
-    assert f"no usable block attachment-store/default{end}" in run["state"]["message"]
+    assert f"There is no block attachment-store/default{end}." in run["state"]["message"]
     assert running.files(message) == []
     told = running.stack.run("attachments", "preview", message["id"], "--deployment", f"default{end}", check=False)
     assert f"There is no deployment download-attachments/default{end}." in told.stderr

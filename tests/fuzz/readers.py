@@ -135,7 +135,7 @@ async def _knows(name: str) -> bool:
 
 _app = build_app(
     _Inbox(),  # type: ignore[arg-type]
-    SimpleNamespace(knows=_knows, synced=True, wake=lambda: None),  # type: ignore[arg-type]
+    SimpleNamespace(knows=_knows, is_synced=True, wake=lambda: None),  # type: ignore[arg-type]
     _metrics,
     SECRETS,
 )

@@ -129,7 +129,7 @@ def test_prefect_may_be_away_while_webhooks_come(make: Make, prefect: PrefectStu
         assert receiver.deliver(message_id).status_code == 200
     assert receiver.is_ready()
     assert receiver.depth == 60
-    receiver.until(lambda: receiver.log.count("Prefect is away") >= 4, "the pauses to grow")
+    receiver.until(lambda: receiver.log.count("Prefect is unavailable") >= 4, "the pauses to grow")
     prefect.start()
     receiver.until_empty()
     assert sorted(prefect.message_ids) == sorted(ids)
@@ -149,7 +149,7 @@ def test_prefect_may_hang_while_webhooks_come(make: Make, prefect: PrefectStub) 
     ids = [f"message-{number}" for number in range(30)]
     for message_id in ids:
         assert receiver.deliver(message_id).status_code == 200
-    receiver.until(lambda: receiver.log.count("Prefect is away") >= 4, "all four slots to have failed")
+    receiver.until(lambda: receiver.log.count("Prefect is unavailable") >= 4, "all four slots to have failed")
     assert receiver.depth == 30
     prefect.mood = "well"
     receiver.until_empty()
@@ -188,7 +188,7 @@ def test_prefect_may_hang_for_minutes(receiver: Receiver) -> None:
     ids = [f"message-{number}" for number in range(300)]
     for message_id in ids:
         assert receiver.deliver(message_id).status_code == 200
-    receiver.until(lambda: receiver.log.count("Prefect is away") >= 8, "several rounds of failures", 280)
+    receiver.until(lambda: receiver.log.count("Prefect is unavailable") >= 8, "several rounds of failures", 280)
     receiver.prefect.mood = "well"
     receiver.until_empty(30)
     assert sorted(receiver.prefect.message_ids) == sorted(ids)

@@ -242,4 +242,4 @@ def test_an_address_for_monitors_that_is_taken_is_told(make: Make) -> None:
         receiver = make(options=("--monitoring-address", f"127.0.0.1:{port}"))
         with pytest.raises(NotReady, match=rf"exit status 1(.|\n)*Cannot listen on 127.0.0.1 port {port}"):
             receiver.process.start()
-    assert "Say another --monitoring-address" in receiver.log
+    assert "Choose another --monitoring-address" in receiver.log

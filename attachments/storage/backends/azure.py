@@ -104,12 +104,12 @@ _TAKEN_PERHAPS = {
 """The same when something stands there, and an error when not."""
 _DAMAGED_ON_ITS_WAY = {"Md5Mismatch", "Crc64Mismatch"}
 _AGAIN = {*_DAMAGED_ON_ITS_WAY, "InvalidBlockList"}
-_CREDENTIALS = "check the credentials and the role that they have; docs/stores.md has the least that is needed"
-_IMMUTABLE = "a policy forbids to replace it, which manifests need: take a container without one"
-_ARCHIVED = "it was moved to the archive tier: bring it back, and keep this folder out of the lifecycle rules"
-_SNAPSHOTS = "snapshots of it stand in the way: delete these first, or let a lifecycle rule do it"
-_BLOCKED = "blocks that nobody committed are in the way: run `attachments verify --clean`, or wait for a week"
-_GONE = "the container is not there: check account and container, or make it; it is never made by itself"
+_CREDENTIALS = "check the credentials and their role; docs/stores.md lists the permissions that are needed"
+_IMMUTABLE = "a policy forbids replacing it, which manifests need: choose a container without such a policy"
+_ARCHIVED = "it was moved to the archive tier: restore it, and exclude this folder from the lifecycle rules"
+_SNAPSHOTS = "it has snapshots: delete these first, or let a lifecycle rule delete them"
+_BLOCKED = "uncommitted blocks are in the way: run `attachments verify --clean`, or wait a week"
+_GONE = "the container does not exist: check the account and the name, or create it; it is never created automatically"
 _MEANINGS: Mapping[str, tuple[type[StoreError], str]] = {
     "ContainerNotFound": (NotFound, _GONE),
     "ContainerBeingDeleted": (NotFound, _GONE),
@@ -122,7 +122,7 @@ _MEANINGS: Mapping[str, tuple[type[StoreError], str]] = {
     "BlobBeingRehydrated": (AccessDenied, _ARCHIVED),
     "BlockCountExceedsLimit": (OutOfSpace, _BLOCKED),
     "InvalidBlobOrBlock": (UnsupportedStore, _BLOCKED),
-    "BlobOperationNotSupported": (AlreadyExists, "something else stands there; move it away, then run it again"),
+    "BlobOperationNotSupported": (AlreadyExists, "something else exists there; move it away, then run it again"),
 }
 
 T = TypeVar("T")
@@ -154,14 +154,14 @@ class AzureBackend(Backend):
         """The backend at ``abfs://container@account…/root``; the options are adlfs's. Raises UnsupportedStore."""
         check_options(AzureBlobFileSystem, options, "adlfs")
         if wrong := sorted({"asynchronous", "loop", "self", "kwargs"} & set(options)):
-            raise UnsupportedStore(f"adlfs's option {', '.join(wrong)} can't be set here; remove it")
+            raise UnsupportedStore(f"adlfs's option {', '.join(wrong)} cannot be set here; remove it")
         try:
             parts = urlsplit(url)
         except ValueError:
-            raise UnsupportedStore("the store's URL is none") from None
+            raise UnsupportedStore("the store's URL is not valid") from None
         if "?" in url or parts.password is not None:
             raise UnsupportedStore(
-                "the store's URL holds a query or a password; give credentials as options, such as sas_token"
+                "the store's URL contains a query or a password; give credentials as options, such as sas_token"
             )
         if not _CONTAINER.fullmatch(_container_and_root(url)[0]):
             raise UnsupportedStore(
@@ -171,17 +171,19 @@ class AzureBackend(Backend):
         if parts.username and not known and not {"account_host", "connection_string"} & set(options):
             # adlfs would leave the host out, and ask an account of Azure's public cloud.
             raise UnsupportedStore(
-                "the host in the store's URL is not of account.dfs.core.windows.net; for another cloud set the options "
-                "account_name and account_host"
+                "the host in the store's URL is not in the form account.dfs.core.windows.net; for another cloud set the "
+                "options account_name and account_host"
             )
         known |= options
         if not _ACCOUNT.fullmatch(str(known.get("account_name") or "none")):
-            raise UnsupportedStore("the option account_name is none: an account has letters, digits and hyphens alone")
+            raise UnsupportedStore(
+                "the option account_name is not valid: an account's name has only letters, digits and hyphens"
+            )
         host = str(known.get("account_host") or "")
         if not any(known.get(name) for name in _OWN_CREDENTIALS):
             check_host("account_host", host, _MICROSOFT, f"set one of the options {', '.join(_OWN_CREDENTIALS)}")
         if encryption.s3 or encryption.kms_key:
-            raise UnsupportedStore("SSE-S3, SSE-KMS and KMS keys are nothing that Azure knows; use an encryption scope")
+            raise UnsupportedStore("SSE-S3, SSE-KMS and KMS keys are not supported on Azure; use an encryption scope")
         return cls(url, options, encryption.azure_scope)
 
     @property
@@ -202,11 +204,11 @@ class AzureBackend(Backend):
         if status in {401, 403} or (isinstance(error, ClientAuthenticationError) and status not in PASSING_STATUS):
             return Failure(AccessDenied, symbol, _CREDENTIALS)
         if status == _INSUFFICIENT_STORAGE:
-            return Failure(OutOfSpace, symbol, "make room or raise the quota, then run it again")
+            return Failure(OutOfSpace, symbol, "free space or raise the quota, then run it again")
         if status and is_permanent(status) and code not in _AGAIN:
-            advice = "Azure does not take what it is asked; check the URL, the options and the encryption scope"
+            advice = "Azure rejects the request; check the URL, the options and the encryption scope"
             return Failure(UnsupportedStore, symbol, advice)
-        return Failure(StoreUnavailable, symbol, "check network and account if this goes on; it is tried again")
+        return Failure(StoreUnavailable, symbol, "check network and account if this persists; it is retried")
 
     def objects(self, prefix: str) -> Iterator[Listed]:
         for blob in self._listed(prefix, include=["metadata"]):

@@ -118,7 +118,7 @@ class GcsBackend(Backend):
             raise UnsupportedStore("the store's URL names no bucket; write it as gs://bucket/folder")
         check_options(GCSFileSystem, options, "gcsfs")
         if "asynchronous" in options or "loop" in options:
-            raise UnsupportedStore("gcsfs's options asynchronous and loop can't be set here; remove them")
+            raise UnsupportedStore("gcsfs's options asynchronous and loop cannot be set here; remove them")
         brings_own = options.get("token") == "anon" or isinstance(options.get("token"), Mapping)
         session = options.get("session_kwargs") or {}
         if not isinstance(session, Mapping):
@@ -128,7 +128,7 @@ class GcsBackend(Backend):
             check_transport("session_kwargs", session, {"trust_env", "headers"}, {}, _BRING_OWN)
         if encryption.s3 or encryption.azure_scope:
             raise UnsupportedStore(
-                "SSE-S3, SSE-KMS and encryption scopes are nothing that Google knows; set the KMS key alone"
+                "SSE-S3, SSE-KMS and encryption scopes are not supported on Google Cloud; set only the KMS key"
             )
         return cls(url, options, encryption.kms_key)
 
@@ -140,16 +140,14 @@ class GcsBackend(Backend):
         if isinstance(error, _Refused):
             symbol = f"{error.status} {error.reason}".strip()
             if error.status == _ABSENT:  # an object that is not there is no error
-                advice = "the bucket is not there: check its name, or make it; it is never made by itself"
+                advice = "the bucket does not exist: check its name, or create it; it is never created automatically"
                 return Failure(NotFound, symbol, advice)
             if error.status in {401, 403} and "Limit" not in error.reason and "quota" not in error.reason:
-                advice = (
-                    "check the credentials and the roles that they have; docs/stores.md has the least that is needed"
-                )
+                advice = "check the credentials and their roles; docs/stores.md lists the permissions that are needed"
                 return Failure(AccessDenied, symbol, advice)
             if is_permanent(error.status) and not self.may_pass(error):
                 return Failure(UnsupportedStore, symbol, "check the bucket's name, the KMS key and the store's options")
-            return Failure(StoreUnavailable, symbol, "the service did not do it; it is tried again")
+            return Failure(StoreUnavailable, symbol, "the service failed; it is retried")
         symbol = type(error).__name__
         if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
             kind: type[StoreError] = UnsupportedStore
@@ -157,7 +155,7 @@ class GcsBackend(Backend):
         elif isinstance(error, GoogleAuthError | HttpError | NonRetryableError) and not _is_transport(error):
             kind, advice = AccessDenied, "give the worker credentials: environment, service account, or options"
         else:
-            kind, advice = StoreUnavailable, "check network and endpoint if this goes on; it is tried again"
+            kind, advice = StoreUnavailable, "check network and endpoint if this persists; it is retried"
         return Failure(kind, symbol, advice)
 
     def objects(self, prefix: str) -> Iterator[Listed]:

@@ -314,7 +314,7 @@ class _MovingUpload(Upload):
                 file.write(data)
                 return
             time.sleep(0.001)
-        raise OSError(errno.EBUSY, "looked at all the time")
+        raise OSError(errno.EBUSY, "polled without a pause")
 
     def commit(self, metadata: Mapping[str, str]) -> None:
         self._open().close()

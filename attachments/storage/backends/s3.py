@@ -115,19 +115,19 @@ T = TypeVar("T")
 
 _ACCESS = (
     AccessDenied,
-    "check the credentials, the bucket's policy and what the worker's role may do; docs/stores.md has a policy",
+    "check the credentials, the bucket's policy and the worker's role; docs/stores.md has a policy",
 )
 _KMS = (AccessDenied, "check the KMS key's id, its state, and that the worker's role may use it")
 _BUCKET = (
     NotFound,
     "the bucket does not exist: check its name and region, or create it; it is never created automatically",
 )
-_ROOM = (OutOfSpace, "make room or raise the quota, then run it again")
-_PASSING = (StoreUnavailable, "the service did not do it; it is tried again")
-_REFUSED = (UnsupportedStore, "the service refuses such a request; check the store's URL, options and encryption")
+_ROOM = (OutOfSpace, "free space or raise the quota, then run it again")
+_PASSING = (StoreUnavailable, "the service failed; it is retried")
+_REFUSED = (UnsupportedStore, "the service rejects the request; check the store's URL, options and encryption")
 _TOO_LONG = (UnsupportedStore, "the folder in the store's URL is too long for the service; choose a shorter one")
 _SET_CHECKSUMS = (
-    "the service refuses what it is sent, probably for its checksum header; set the store's option config_kwargs to "
+    "the service rejects uploads, probably because of their checksum header; set the store's option config_kwargs to "
     '{"request_checksum_calculation": "when_required"}'
 )
 _CHECKSUMS = (UnsupportedStore, _SET_CHECKSUMS)
@@ -238,7 +238,7 @@ class S3Backend(Backend):
             raise UnsupportedStore("the store's URL names no bucket; write it as s3://bucket/folder")
         if not bucket.startswith("arn:") and not _BUCKET_NAME.fullmatch(bucket):
             raise UnsupportedStore(
-                "the store's URL names no bucket that S3 can have; write it as s3://bucket/folder, with credentials "
+                "the store's URL has no valid name of a bucket; write it as s3://bucket/folder, with credentials "
                 "and the endpoint as options: key, secret, endpoint_url"
             )
         check_options(S3FileSystem, options, "s3fs", _SESSION_OPTIONS)
@@ -248,7 +248,7 @@ class S3Backend(Backend):
         if not _brings_own(options):
             _keep_to_aws(options)
         if encryption.azure_scope:
-            raise UnsupportedStore("an Azure encryption scope is nothing that S3 knows; remove it")
+            raise UnsupportedStore("an Azure encryption scope is not supported on S3; remove it")
         asked: dict[str, Any] = {}
         if encryption.s3 == "SSE-S3":
             asked["ServerSideEncryption"] = "AES256"
@@ -286,7 +286,7 @@ class S3Backend(Backend):
             return Failure(_CERTIFICATES[0], type(cause).__name__, _CERTIFICATES[1])
         if isinstance(error, BotoCoreError) and not isinstance(error, _MAY_PASS):
             return Failure(_UNUSABLE[0], type(error).__name__, _UNUSABLE[1])
-        return Failure(StoreUnavailable, type(error).__name__, "check network and endpoint; it is tried again")
+        return Failure(StoreUnavailable, type(error).__name__, "check network and endpoint; it is retried")
 
     def _refused(self, error: ClientError, code: str) -> tuple[type[StoreError], str]:
         """The meaning of a refused request: B2 and others do not support the client's checksums."""
@@ -609,7 +609,7 @@ def _bucket_and_root(url: str) -> tuple[str, str]:
     found = _ARN.match(path)
     if found is None:
         raise UnsupportedStore(
-            "the store's URL holds an ARN that is not an access point's; write it as s3://bucket/folder, or as "
+            "the store's URL contains an ARN that is not an access point's; write it as s3://bucket/folder, or as "
             "s3://arn:aws:s3:region:account:accesspoint/name/folder, in small letters"
         )
     return found[0], path[found.end() + 1 :]

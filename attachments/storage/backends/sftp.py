@@ -90,15 +90,15 @@ class SftpBackend(Backend):
             known = {**named, "host": urlsplit(url).hostname, **options}
             port = int(known.get("port") or PORT)
         except ValueError:
-            raise UnsupportedStore("the store's URL or port can't be read; write it as sftp://host:22/folder") from None
+            raise UnsupportedStore(
+                "the store's URL or port cannot be read; write it as sftp://host:22/folder"
+            ) from None
         if not known["host"]:
             raise UnsupportedStore("the store's URL names no host; write it as sftp://host/folder")
         if unknown := sorted(set(known) - OPTIONS):
-            raise UnsupportedStore(f"SFTP knows no option {', '.join(unknown)}; docs/stores.md has the usual ones")
+            raise UnsupportedStore(f"SFTP has no option {', '.join(unknown)}; docs/stores.md has the usual ones")
         if encryption.needs_service:
-            raise UnsupportedStore(
-                f"{encryption.needs_service} is nothing that SFTP can do; use age recipients instead"
-            )
+            raise UnsupportedStore(f"{encryption.needs_service} is not supported on SFTP; use age recipients instead")
         if "host_key" in known:
             known["host_key"] = host_keys(str(known["host_key"]))
         if isinstance(known.get("pkey"), str):
@@ -113,11 +113,11 @@ class SftpBackend(Backend):
     def failure(self, error: Exception) -> Failure:
         symbol = type(error).__name__.strip("_")
         if isinstance(error, RootGone):
-            return Failure(NotFound, symbol, "its root folder is gone; bring it back, or start the worker again")
+            return Failure(NotFound, symbol, "its root folder does not exist; restore it, or restart the worker")
         if isinstance(error, Refused):
             return Failure(AccessDenied, error.symbol, error.advice)
         if isinstance(error, Unsupported):
-            advice = "the server can't rename folders or replace files; use another server, or the storage behind it"
+            advice = "the server cannot rename folders or replace files; use another server, or the storage behind it"
             return Failure(UnsupportedStore, symbol, advice)
         number = error.errno if isinstance(error, OSError) else None
         # Of other numbers the connection's socket may be the origin.
@@ -126,7 +126,7 @@ class SftpBackend(Backend):
         ):
             return failure_of(error)
         symbol = errno.errorcode.get(number or 0, symbol)
-        return Failure(StoreUnavailable, symbol, "check host and network if this goes on; it is tried again")
+        return Failure(StoreUnavailable, symbol, "check host and network if this persists; it is retried")
 
     def objects(self, prefix: str) -> Iterator[Listed]:
         with self._session() as sftp:

@@ -270,7 +270,7 @@ def _known_keys(options: Mapping[str, Any]) -> _HostKeys:
             found = listed.match(host, "", port if port != PORT else None)
         except (OSError, TypeError, ValueError):
             if named:
-                raise Refused("KnownHosts", "the file that the option known_hosts names can't be read") from None
+                raise Refused("KnownHosts", "the file in the option known_hosts cannot be read") from None
         else:
             known += found[0]
             revoked += found[2]
@@ -286,7 +286,9 @@ def host_keys(text: str) -> list[asyncssh.SSHKey]:
                 keys.append(asyncssh.import_public_key(" ".join(words[:2])))
                 break
         else:
-            raise UnsupportedStore("the option host_key is no host key; write it as in known_hosts: ssh-ed25519 AAAA…")
+            raise UnsupportedStore(
+                "the option host_key is not a host key; write it as in known_hosts: ssh-ed25519 AAAA…"
+            )
     if not keys:
         raise UnsupportedStore("the option host_key is empty; write it as in known_hosts: ssh-ed25519 AAAA…")
     return keys
@@ -296,4 +298,4 @@ def private_key(text: str, passphrase: str | None) -> asyncssh.SSHKey:
     """A private key in any of OpenSSH's formats. Raises UnsupportedStore."""
     with suppress(asyncssh.KeyImportError, asyncssh.KeyEncryptionError):
         return asyncssh.import_private_key(text, passphrase)
-    raise UnsupportedStore("the option pkey is no private key, or the option passphrase does not open it")
+    raise UnsupportedStore("the option pkey is not a private key, or the option passphrase does not decrypt it")

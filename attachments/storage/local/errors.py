@@ -33,12 +33,12 @@ _KINDS: dict[int, tuple[type[StoreError], str]] = {
         ),
         (
             UnsupportedStore,
-            "its path or names are too long for the file system; it must take 82 bytes a name and the store's path",
+            "its path or names are too long for the file system; it must allow 82 bytes a name, and the store's path",
             "ENAMETOOLONG",
         ),
         (
             UnsupportedStore,
-            "the file system lacks what a store needs, or does not take such a name; see docs/stores.md",
+            "the file system lacks what a store needs, or does not accept such a name; see docs/stores.md",
             "EINVAL EILSEQ ENOSYS ENOTSUP EOPNOTSUPP",
         ),
         (
@@ -48,7 +48,7 @@ _KINDS: dict[int, tuple[type[StoreError], str]] = {
         ),
         (
             AlreadyExists,
-            "something that is not ours stands there and was left alone; move it away, then run it again",
+            "something exists there that is not this product's; it was left alone; move it away, then run it again",
             "EEXIST ENOTDIR EISDIR ELOOP ENOTEMPTY EMLINK ENXIO",
         ),
     )
@@ -56,7 +56,7 @@ _KINDS: dict[int, tuple[type[StoreError], str]] = {
     if (number := getattr(errno, name, None)) is not None
 }
 # Unknown errors are retried, because giving up on them would lose mail.
-_ELSE = (StoreUnavailable, "look at the disk or mount if this goes on; it is tried again")
+_ELSE = (StoreUnavailable, "check the disk or mount if this persists; it is retried")
 
 
 @contextmanager
@@ -78,7 +78,7 @@ _FTP: Mapping[str, tuple[type[StoreError], str]] = {  # RFC 959, section 4.2; 55
     "530": (AccessDenied, "check user name and password in the store's options"),
     "532": (AccessDenied, "the server requires an account for storing files; ask its administrator"),
     "552": (OutOfSpace, "free space or raise the quota, then run it again"),
-    "553": (UnsupportedStore, "the server does not take such a name; choose a shorter path"),
+    "553": (UnsupportedStore, "the server does not accept such a name; choose a shorter path"),
     **dict.fromkeys(
         ("500", "501", "502", "503", "504"),
         (UnsupportedStore, "the server cannot do what a store needs; use another server, or the storage behind it"),

@@ -36,7 +36,7 @@ def locked(root: Folder, message_key: str, *, patience: float = PATIENCE) -> Ite
             if time.monotonic() > deadline:
                 raise StoreUnavailable(
                     f"another process has held the lock of message {message_key} for {patience:.0f} s; "
-                    "if it is stopped, end it; it is tried again",
+                    "if it is stopped, end it; this is retried",
                     key=message_key,
                 )
             # Random pauses, so that the waiters do not stay in step.

@@ -582,7 +582,7 @@ def test_what_the_service_did_not_keep_is_sent_again(strict: StandIn, keeps: lis
 def test_a_service_that_keeps_nothing_is_given_up(strict: StandIn) -> None:
     """After a few tries."""
     strict.keeps[:] = [0] * 100
-    with pytest.raises(StoreUnavailable, match="tried again"):
+    with pytest.raises(StoreUnavailable, match="retried"):
         strict.open().write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE])
     assert strict.sessions == {}
 
@@ -698,7 +698,7 @@ def test_a_session_that_is_gone_is_begun_anew_by_the_next_run(strict: StandIn) -
         strict.sessions.clear()
         yield LARGE[6 * MIB :]
 
-    with pytest.raises(StoreUnavailable, match="tried again"):
+    with pytest.raises(StoreUnavailable, match="retried"):
         strict.open().write(MESSAGE, ATTACHMENT, "a.pdf", forgotten())
     assert strict.open().write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE]).bytes == len(LARGE)
 
@@ -706,7 +706,7 @@ def test_a_session_that_is_gone_is_begun_anew_by_the_next_run(strict: StandIn) -
 def test_a_bit_that_flips_on_the_way_is_noticed(strict: StandIn) -> None:
     """The object is not left there."""
     strict.spoils = True
-    with pytest.raises(StoreUnavailable, match="tried again"):
+    with pytest.raises(StoreUnavailable, match="retried"):
         strict.open().write(MESSAGE, ATTACHMENT, "a.pdf", [LARGE])
     assert strict.objects == {}
 
@@ -928,7 +928,7 @@ def test_what_was_damaged_on_its_way_is_tried_again(strict: StandIn, caplog: pyt
 def test_an_answer_that_is_no_json_is_unavailable(strict: StandIn) -> None:
     """A proxy's page, say."""
     strict.answer = (200, b"<html>sign in</html>")
-    with pytest.raises(StoreUnavailable, match="tried again"):
+    with pytest.raises(StoreUnavailable, match="retried"):
         strict.open().stored(MESSAGE)
 
 

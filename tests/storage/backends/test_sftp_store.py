@@ -470,7 +470,7 @@ def test_a_root_that_vanishes_is_not_made_anew(spot: Spot, was: str) -> None:
         lambda: list(store.orphans(older_than=timedelta(0))),
     ]
     for call in calls:
-        with pytest.raises(NotFound, match="root folder is gone"):
+        with pytest.raises(NotFound, match="root folder does not exist"):
             call()
     assert not spot.root.exists() or list(spot.root.iterdir()) == []
     if spot.root.exists():
