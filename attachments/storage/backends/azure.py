@@ -171,8 +171,8 @@ class AzureBackend(Backend):
         if parts.username and not known and not {"account_host", "connection_string"} & set(options):
             # adlfs would leave the host out, and ask an account of Azure's public cloud.
             raise UnsupportedStore(
-                "the host in the store's URL is not in the form account.dfs.core.windows.net; for another cloud set the "
-                "options account_name and account_host"
+                "the host in the store's URL is not in the form account.dfs.core.windows.net; for another cloud set "
+                "the options account_name and account_host"
             )
         known |= options
         if not _ACCOUNT.fullmatch(str(known.get("account_name") or "none")):
