@@ -1,4 +1,4 @@
-"""Many messages: of a list, of a file, or of a mailbox and a time span. Repeated, it does only what is missing."""
+"""Stores many messages: from a list, a file, or a mailbox and time span. Repeating it does only what is missing."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -31,7 +31,7 @@ Moment = Annotated[str | None, WithJsonSchema({"anyOf": [{"type": "string", "for
 
 
 ENOUGH = 0.02
-"""The share of a time span that must be read before it says how many messages there may be."""
+"""The fraction of a time span that must be read before the total is estimated."""
 
 
 @dataclass(frozen=True)

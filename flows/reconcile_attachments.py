@@ -124,7 +124,7 @@ class _Options:
 
 
 def _reconcile(options: _Options, mailboxes: list[str] | None) -> State[None]:
-    """Check each mailbox, then report what was found, even if not everything could be checked."""
+    """Check each mailbox, then report the results, even if the check was incomplete."""
     found = Found()
     stopped = None
     try:
@@ -158,7 +158,7 @@ def _check_all(options: _Options, mailboxes: list[str] | None, found: Found) -> 
 
 def _chosen(known: Sequence[Mailbox], names: list[str] | None, found: Found) -> list[Mailbox]:
     """The mailboxes to check. One that does not exist is noted, and does not stop the others."""
-    if not names:  # a form that was filled and emptied sends an empty list
+    if not names:  # a form field that was filled and cleared sends an empty list
         active = [mailbox for mailbox in known if mailbox.active]
         if not active:
             found.broken["all"] = "the API key may see no active mailbox; check its allowlist"
@@ -193,10 +193,10 @@ def _check(box: Mailbox, key: str, options: _Options, watermarks: Watermarks, fo
                 key,
                 options.first / timedelta(days=1),
             )
-        # At once: otherwise, while reports fail, time would catch up with it, or a new mailbox's first days would move
-        # on, and nobody would check what lies between.
+        # Set it at once. Otherwise, while reports fail, a watermark in the future would become valid, or a new
+        # mailbox's first days would move forward, and the time between would never be checked.
         retry_until_available(lambda: watermarks.advance(key, whole.start, unnamed, unreported))
-    # What lies before the old watermark and is only checked again was reported when the watermark went past it.
+    # Messages before the old watermark were reported when the watermark passed them.
     old = known.until if known and known.until <= now else whole.start
     held_at: datetime | None = None
     for piece in whole.slices():
@@ -269,7 +269,7 @@ def _fetch(box: Mailbox, rows: Iterable[ReceivedMessage], options: _Options, fou
         ),
         options.target,
         key_prefix=f"{RECONCILE}/{options.target.deployment_id}",
-        # What comes so late lets live mail go first, as a backfill does: there may be weeks of it.
+        # Low priority, as for a backfill: there may be weeks of missed mail, and live mail goes first.
         tags=(RECONCILE, options.tag, BACKFILL),
         on_created=on_created,
         on_result=on_result,
@@ -303,7 +303,7 @@ def _missed(options: _Options, found: Found) -> list[tuple[str, Child]]:
 
 
 def _events(options: _Options, found: Found, missed: Sequence[tuple[str, Child]]) -> list[Event]:
-    """The events that Prefect must have before this ends, those that were sent already or were not, for a crash."""
+    """The events that Prefect must have before this run ends, including those that a crash kept from being sent."""
     events = dict(found.events)
     for key, child in missed:
         if child.id is not None and len(events) < MOST_EVENTS:
@@ -409,7 +409,7 @@ def _show(missed: Sequence[tuple[str, Child]], found: Found) -> None:
 
 
 def _stopped(error: OurError) -> str:
-    # It schedules no attempt of its own: the schedule brings the next run.
+    # No retry is scheduled: the deployment's schedule starts the next run.
     return f"{escaped_line(str(error))} The watermarks of what was not done stay, so the next reconciliation does it."
 
 

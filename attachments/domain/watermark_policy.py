@@ -1,4 +1,4 @@
-"""Which time spans a reconciliation checks, and what holds back its watermark. Knows no Prefect."""
+"""Which time spans a reconciliation checks, and what holds back its watermark. Independent of Prefect."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 SLICE = timedelta(days=1)
-"""The watermark advances after each slice, so that a crash costs one at most."""
+"""The watermark advances after each slice, so a crash repeats at most one slice."""
 HELD_FOR = timedelta(days=4)
 """For how long a message holds back the watermark, from its first attempt. Its own attempts last for a day."""
 PERMANENT_CODES = frozenset({"not-found", "already-exists", "deleted", "not-listed", "scan-in-progress"})
-"""Codes of failures that concern one message and that time does not fix: they are reported, and hold nothing back."""
+"""Codes of permanent failures of one message: they are reported and do not hold back the watermark."""
 FEW = 2
-"""So many failures say nothing about vendor and store, even if nothing was stored."""
+"""Up to this many failures do not indicate a problem of vendor or store, even if nothing was stored."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """From `start` until before `end`."""
+    """The times from `start` (inclusive) to `end` (exclusive)."""
 
     start: datetime
     end: datetime
@@ -35,22 +35,22 @@ class Span:
 def span(
     watermark: datetime | None, now: datetime, *, overlap: timedelta, settling: timedelta, first: timedelta
 ) -> Span:
-    """What is to be checked.
+    """The span to check.
 
     A report may lag behind, so `overlap` before the watermark is checked again, and what arrived within `settling` is
-    left to the next time. Without a watermark it begins `first` ago, and also if the watermark is in the future: a
-    clock was wrong, and what was requested then did not exist yet, so nobody knows what has been checked.
+    left to the next run. Without a watermark the span begins `first` ago. So it does if the watermark is in the future:
+    a clock was wrong, so it is unknown what has been checked.
     """
     end = now - settling
     start = now - first if watermark is None or watermark > now else min(watermark, end) - overlap
-    # Reports are for whole seconds: otherwise each day of the span would be a report, and another one of a second.
+    # Reports cover whole seconds: fractions would add a one-second report to the report of each day.
     start, end = start.replace(microsecond=0), end.replace(microsecond=0)
     return Span(min(start, end), end)
 
 
 @dataclass
 class Slice:
-    """What happened to the messages of a slice."""
+    """Counts of the messages of a slice, by result."""
 
     stored: int = 0
     failed: int = 0
@@ -58,7 +58,7 @@ class Slice:
     held: int = 0
     """Messages that have to be checked again, `failed` among them: they hold back the watermark."""
     expired: int = 0
-    """Messages that are not stored `HELD_FOR` after their first attempt: they hold nothing back any more."""
+    """Messages that are not stored `HELD_FOR` after their first attempt: they no longer hold back the watermark."""
 
     def add_missing(self, first_attempt: datetime | None, now: datetime, *, has_failed_now: bool) -> None:
         """Add a message that may still be stored: it failed, now or before, or another run is to store it."""

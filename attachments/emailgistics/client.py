@@ -63,8 +63,8 @@ class EmailgisticsClient:
     download (connecting at most 30). `download_deadline`: seconds for all of it, from the request on; waiting
     for the pacer's turn does not count. The vendor suggests 30 and 300 (api/messages).
 
-    Making one sets the loggers of httpx and httpcore to WARNING: they log URLs and headers, and thereby ids
-    and file names. Raises `InvalidArgument` for a URL or key that cannot be right. Nothing is retried here:
+    Making one sets the loggers of httpx and httpcore to WARNING: they log URLs and headers, which contain ids
+    and file names. Raises `InvalidArgument` for an invalid URL or key. Nothing is retried here:
     see `EmailgisticsError.retryable`.
     """
 
@@ -125,7 +125,7 @@ class EmailgisticsClient:
     def download(self, message_id: str, attachment_id: str, *, listed_size: int | None = None) -> Iterator[Download]:
         """The attachment's bytes (api/messages/download-attachment) as a stream.
 
-        `listed_size` counts only if nothing else can prove the body complete.
+        `listed_size` is used only if nothing else can prove that the body is complete.
         """
         call = Call(self._download_deadline, DeadlineExceeded)
         url = self._url("messages", message_id, "attachments", attachment_id, "download")

@@ -1,4 +1,4 @@
-"""The slots in use of one process: their leases, and their way from one call to the next."""
+"""The slots that one process has in use: their leases, and their reuse by later calls."""
 
 import atexit
 import heapq
@@ -22,21 +22,21 @@ logger = logging.getLogger("attachments.rate_limit")
 
 
 class Slot:
-    """A slot of each of these limits in use, from the grant of its lease to its release."""
+    """One slot of each limit in `names`, from the grant of the lease to its release."""
 
     def __init__(self, names: tuple[str, ...], lease: UUID, requested: float) -> None:
         self.names = names
         self.lease = lease
         self.calls = 1
-        self.leased = requested  # monotonic: since when the lease runs, at the latest
-        self.retry = requested  # monotonic: not to be renewed before
-        self.due: float | None = None  # monotonic; None while the response has not begun
-        self.is_kept = False  # for `reuse_window` after that, for another caller
-        self.is_over = False  # it is being released, or left to its lease
+        self.leased = requested  # monotonic: latest possible start of the lease
+        self.retry = requested  # monotonic: earliest time of the next renewal
+        self.due: float | None = None  # monotonic: when it leaves the window; None until the response has begun
+        self.is_kept = False  # kept after `due` for another caller, for `reuse_window`
+        self.is_over = False  # it is being released, or its lease will expire
         self.failures = 0
 
     def next_action(self, timings: RateLimitTimings) -> float:
-        """When the slot needs something, by the monotonic clock: its release, or before that a longer lease."""
+        """The monotonic time at which the slot must be released or, if that is earlier, its lease renewed."""
         if self.is_over:
             return math.inf
         if self.due is None:
@@ -46,24 +46,25 @@ class Slot:
 
 
 class Waiter:
-    """A caller that waits for a slot of these limits."""
+    """A caller that is waiting for a slot of each limit in `names`."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
         self.is_served = False
-        """Whether a response is on its way."""
+        """Whether the pool has chosen this waiter, so that a response will follow."""
         self.is_over = False
-        """Whether nobody waits any more."""
+        """Whether the caller has stopped waiting."""
         self.slot: Slot | None = None
         self.response = threading.Event()
 
 
 class LeasePool:
-    """Looks after the slots in use, in one thread of its own. Shared between threads.
+    """Renews, reuses and releases the slots in use, in a thread of its own. Thread-safe.
 
-    It renews the leases of calls under way. A slot that falls due goes to the next caller of this process that comes
-    within `reuse_window`, which is one request that needs no database of Prefect's, or is released. After
-    `CALLS_IN_A_ROW` it is released, so that other processes get their share, and a lowered limit takes effect.
+    It renews the leases of calls in progress. A slot that has left the window is reused by the next caller in this
+    process, if one arrives within `reuse_window`; otherwise it is released. Reuse costs one request, which does not
+    touch Prefect's database. After `CALLS_IN_A_ROW` calls a slot is released, so that other processes get their share
+    and a lowered limit takes effect.
     """
 
     def __init__(self, api: SlotApi, timings: RateLimitTimings) -> None:
@@ -84,34 +85,34 @@ class LeasePool:
             return len({id(slot) for _, _, slot in self._heap if not slot.is_over} | {id(slot) for slot in self._kept})
 
     def hold(self, names: tuple[str, ...], lease: UUID, requested: float) -> Slot:
-        """Look after a slot whose response has not begun, requested at a time of the monotonic clock."""
+        """Add a slot whose call has no response yet. `requested` is the monotonic time of the request for it."""
         slot = Slot(names, lease, requested)
         self._push(slot)
         return slot
 
     def release_at(self, slot: Slot, when: float) -> None:
-        """The slot's call leaves the window at `when`, by the monotonic clock."""
+        """Release or reuse the slot at `when` (monotonic), when its call leaves the window."""
         slot.due, slot.is_kept, slot.is_over = when, False, False
         self._push(slot)
 
     def has_kept(self, names: tuple[str, ...]) -> bool:
-        """Whether a slot of these limits waits for a caller."""
+        """Whether a slot of these limits is kept for reuse."""
         with self._changed:
             return any(slot.names == names for slot in self._kept)
 
     def try_reuse(self, names: tuple[str, ...]) -> Slot | None:
-        """A slot that waits for a caller; None if there is none. Raises `RunCancelled`."""
+        """A slot that is kept for reuse; None if there is none. Raises `RunCancelled`."""
         return self.wait_for_reuse(names, 1.0) if self.has_kept(names) else None
 
     def will_be_free(self, names: tuple[str, ...], seconds: float) -> bool:
-        """Whether a slot of this process falls due by then."""
+        """Whether a slot of this process leaves the window within this many seconds."""
         latest = time.monotonic() + seconds
         with self._changed:
             slots = [slot for _, _, slot in self._heap]
         return any(slot.names == names and slot.due is not None and slot.due < latest for slot in slots)
 
     def wait_for_reuse(self, names: tuple[str, ...], seconds: float) -> Slot | None:
-        """A slot that another call of this process no longer needs; None when it is time to ask Prefect.
+        """A slot that another call of this process no longer needs; None: request one from Prefect.
 
         Raises `RunCancelled` when the run is cancelled during the wait.
         """
@@ -150,7 +151,7 @@ class LeasePool:
                     "Internal error in the lease pool (%s); it continues with the other slots. Please report this.",
                     type(error).__name__,
                 )
-                if slot.due is None or slot.due > time.monotonic():  # its call counts: the lease must not end before
+                if slot.due is None or slot.due > time.monotonic():  # its call still counts: keep the lease
                     slot.retry = time.monotonic() + self._timings.unreachable
                     self._push(slot)
                 else:
@@ -188,7 +189,7 @@ class LeasePool:
         self._respond(waiter, slot)
 
     def _respond(self, waiter: Waiter, slot: Slot | None) -> None:
-        """With a slot, or with None: one was just released. The first response counts."""
+        """Respond to a waiter: with a slot, or with None because one was just released. The first response counts."""
         with self._changed:
             if waiter.response.is_set() and slot is None:
                 return
@@ -208,7 +209,7 @@ class LeasePool:
             return waiter
 
     def _next(self) -> Slot | None:
-        """Wait for the next slot that needs something. Once due, a slot is in the heap twice; the stale entry goes."""
+        """Wait for the next slot that needs action. A due slot is in the heap twice; its stale entry is dropped."""
         with self._changed:
             while not self._closed:
                 wanted = {waiter.names for waiter in self._waiters}

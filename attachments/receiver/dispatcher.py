@@ -54,7 +54,7 @@ class Dispatcher:
         return self._deployments
 
     async def knows(self, name: str) -> bool:
-        """Whether Prefect has a deployment of that name. If the list lacks it, the list is read again, at most once a
+        """Whether Prefect has a deployment of that name. Reads the list again if the name is missing, at most once a
         second."""
         if name not in self._deployments:
             try:
@@ -187,7 +187,7 @@ class Dispatcher:
         return len(entries)
 
     async def _create_run(self, entry: Entry, deployment_id: str) -> None:
-        self._delay(entry, self._limits.refused_retry_delay)  # if it causes an internal error, the others come first
+        self._delay(entry, self._limits.refused_retry_delay)  # after an internal error, others come first
         try:
             async with asyncio.timeout(self._limits.create_timeout):
                 run_id = await self._flow_runs.create(entry, deployment_id)
@@ -234,7 +234,7 @@ class Dispatcher:
                 entry.message_key,
             )
         except asyncio.CancelledError:
-            self._retry_at.pop(entry.seq, None)  # an internal error with another entry cut this one off
+            self._retry_at.pop(entry.seq, None)  # cut off by an internal error in another entry
             raise
         finally:
             self._in_progress.discard(entry.seq)

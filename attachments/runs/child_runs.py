@@ -91,7 +91,7 @@ class DownloadDeployment:
     store: Store
     force: bool = False
     account_name: str = "default"
-    """Of the account's block."""
+    """The name of the account's block."""
 
     @classmethod
     def load(cls, deployment_name: str) -> DownloadDeployment:
@@ -134,7 +134,7 @@ class DownloadDeployment:
 
 
 class Stage(Enum):
-    """Where a run is."""
+    """The stage that a run has reached."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -145,7 +145,7 @@ class Stage(Enum):
 
     @property
     def is_ended(self) -> bool:
-        """Whether nothing more comes of the run."""
+        """Whether the run has ended."""
         return self not in {Stage.WAITING, Stage.RUNNING}
 
 
@@ -158,10 +158,10 @@ ENDS = {
 
 @dataclass(frozen=True)
 class Child:
-    """A run, and where it is; when it failed, by which code."""
+    """A run with its stage and, if it failed, the error code."""
 
     id: UUID | None
-    """None when Prefect did not take it."""
+    """None if Prefect refused to create the run."""
     stage: Stage
     code: str | None = None
     tags: frozenset[str] = frozenset()
@@ -174,14 +174,14 @@ class Child:
 
     @property
     def is_later_attempt(self) -> bool:
-        """Whether it waits for its time to retry what failed before."""
+        """Whether it is a delayed retry that has not started."""
         return self.stage is Stage.WAITING and any(ATTEMPT.fullmatch(tag) for tag in self.tags)
 
 
 class ChildRuns:
-    """Runs of a target. The methods wait while Prefect does not answer, and may be called by several threads.
+    """Runs of a target. The methods wait while Prefect is unavailable, and are thread-safe.
 
-    They raise `PrefectLost` when it stays away, `NotConfigured` when the deployment is gone, and `RunCancelled`.
+    They raise `PrefectLost` when it stays unavailable, `NotConfigured` when the deployment is gone, and `RunCancelled`.
     """
 
     def __init__(
@@ -286,11 +286,11 @@ class ChildRuns:
         return all_pages(partial(self._read, deployment_filter=deployment, flow_run_filter=which, sort=newest_first))
 
     def is_ours(self, child: Child) -> bool:
-        """Whether a run has the tags of these."""
+        """Whether this caller created the run: it has all of the caller's tags."""
         return child.tags.issuperset(self._tags)
 
     def is_same_kind(self, child: Child) -> bool:
-        """Whether a run is of the kind of these, of any caller."""
+        """Whether the run has this caller's first tag, whichever caller created it."""
         return self._tags[0] in child.tags
 
     def waiting(self, *, but: Collection[UUID]) -> list[UUID] | None:

@@ -45,14 +45,14 @@ __all__ = [
 ]  # fmt: skip
 
 CHECKS = 20  # manifests that are read at a time: a store in the network answers in 50 ms
-RECENT = 10_000  # message keys that are remembered, to recognize a message that is named twice
-STORE_PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a manifest is read again that could not be read
-CANCEL_BUDGET = 20.0  # seconds for cancelling what has not started, when the caller is cancelled
+RECENT = 10_000  # message keys remembered to detect duplicates
+STORE_PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds between attempts to read a manifest
+CANCEL_BUDGET = 20.0  # seconds to cancel the runs that have not started, when the caller is cancelled
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How many messages are in progress, and for how long something may last."""
+    """How many messages are in progress, and the time limits."""
 
     window: int = 100
     """Unfinished runs: enough for a fleet; more would only wait, and more than 200 starve a queue (prefect#19403)."""
@@ -144,7 +144,7 @@ class _Unfinished:
 
 
 class FanOut:
-    """Moves messages on, a batch at a time: read, manifest checked, run created, run ended."""
+    """Processes messages in batches: read, check the manifest, create the run, wait until it ends."""
 
     def __init__(
         self,
@@ -176,11 +176,11 @@ class FanOut:
         self._next_poll = self._polled = self._started = self._busy = now
 
     def close(self) -> None:
-        """Let the threads that read manifests end."""
+        """Shut down the threads that read manifests."""
         self._checks.shutdown(wait=False, cancel_futures=True)
 
     def run(self, messages: Iterable[MessageRef]) -> None:
-        """Until every message has ended."""
+        """Process the messages until every run has ended."""
         stream = iter(messages)
         while batch := self._unseen(islice(stream, self._limits.batch)):
             self._poll_until(unfinished=self._limits.window)
@@ -197,7 +197,7 @@ class FanOut:
         return self._tally.counts(running=running)
 
     def _unseen(self, messages: Iterator[MessageRef]) -> list[MessageRef | None]:
-        """The messages; None in the place of one that was named a short while ago."""
+        """A batch of messages, with None in place of each recent duplicate."""
         batch: list[MessageRef | None] = []
         for message in messages:
             is_duplicate = message.key in self._recent
@@ -257,16 +257,16 @@ class FanOut:
         if latest.code == WITHDRAWN or (latest.code == NOT_FOUND and not self._runs.is_same_kind(latest)):
             return True
         is_fresh = latest.since is not None and datetime.now(UTC) - latest.since < self._limits.failure_counts
-        # One that succeeded says nothing about now: the filter may have changed, or the files may be gone.
+        # An earlier success is not enough: the filter may have changed since, or the files may be gone.
         return latest.stage is Stage.SUCCEEDED or not is_fresh
 
     def _note(self, message: MessageRef, child: Child, *, is_elsewhere: bool = False) -> None:
-        """Note where a message's run is. One that `is_elsewhere` is another caller's, and is not followed."""
+        """Record the stage of a message's run. `is_elsewhere`: another caller owns the run, so it is not polled."""
         if child.id is not None and not child.stage.is_ended and not is_elsewhere:
             if not child.is_later_attempt:
                 self._unfinished[child.id] = _Unfinished(message, child)
                 return
-            child = replace(child, stage=Stage.FOR_NOW)  # it may be hours ahead: nothing waits for it
+            child = replace(child, stage=Stage.FOR_NOW)  # it may be hours away, so do not wait for it
         self._on_result(message, child)
         match child.stage:
             case Stage.SUCCEEDED:

@@ -1,4 +1,4 @@
-"""A store in any backend: each attachment exactly once, complete or not at all.
+"""A store in any backend: each attachment is stored exactly once, either complete or not at all.
 
 ```
 <root>/<message_key>/<attachment_key>/<safe file name>
@@ -156,7 +156,7 @@ class ObjectStore(Store):
         doing = "store attachment"
         self._check_encryption(place)
         with self._translated(doing, place):
-            # Fail before the download if the store is unavailable; the commit then needs no listing.
+            # List now: this fails before the download if the store is unavailable, and the commit needs no listing.
             self._listings.of(message_key)
             upload = self._backend.upload(path, headers_for(name, None if self._suffix else content_type))
 
@@ -324,8 +324,8 @@ class ObjectStore(Store):
         )
 
     def _same(self, paths: Iterable[str], content: Content, path: str) -> StoredObject:
-        """The existing object, if it is the same attachment, after a lost response or a race. Otherwise it is left
-        alone."""
+        """The existing object, after a lost response or a race. Raises `AlreadyExists` if its content differs, and
+        leaves it alone."""
         place = _place(path)
         message_key, attachment_key = place.split("/")
         gone = True
@@ -334,7 +334,7 @@ class ObjectStore(Store):
             if standing is None:
                 continue
             gone = False
-            if not is_object_path(other):  # no manifest could record it
+            if not is_object_path(other):  # a manifest cannot record such a name
                 continue
             claimed = _claimed(standing)
             # Without metadata it can be recognised only if it is unencrypted.

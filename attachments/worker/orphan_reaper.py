@@ -1,7 +1,7 @@
-"""Gives the runs of dead workers back to the queue.
+"""Returns the runs of dead workers to the queue.
 
 Prefect leaves the runs of a dead worker as they were. Each run's state names the worker that took it, each worker sends
-a heartbeat every few seconds, and the living worker whose name comes first gives the dead workers' runs back.
+a heartbeat every few seconds, and the live worker with the alphabetically first name returns the dead workers' runs.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ logger = logging.getLogger("prefect.attachments.worker")
 
 
 class OrphanReaper:
-    """Sends one worker's heartbeat, and takes up the runs of its work pool that no living worker runs.
+    """Sends one worker's heartbeat, and restarts the runs of its work pool that no live worker runs.
 
     Args:
         client: Prefect's API.
         work_pool: the name of the work pool.
         worker: the name of this worker.
-        own_runs: the runs that are under way in this worker, or about to be.
+        own_runs: the runs that are in progress in this worker, or about to start.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class OrphanReaper:
         """Send a heartbeat; if a check is due, reap orphans. Never raises for what Prefect's API responds."""
         try:
             await self._client.send_worker_heartbeat(self._work_pool, self._worker, int(self._timings.heartbeat))
-        except Exception as error:  # noqa: BLE001  the outermost loop: whatever a proxy responds, heartbeats go on
+        except Exception as error:  # noqa: BLE001  the outermost loop: heartbeats continue, whatever a proxy responds
             self._monitor.api_failed()
             logger.warning("Prefect did not accept the worker's heartbeat (%s); retrying.", reason(error))
             return
@@ -94,7 +94,7 @@ class OrphanReaper:
         )
         living = self._monitor.living({worker.name: worker.last_heartbeat_time for worker in workers}) | {self._worker}
         may_judge_others = self._monitor.can_judge and min(living) == self._worker
-        # A run that is under way here when the request is sent may have ended, and be reported, before the response.
+        # A run in progress here may end between the request and the response, which then reports it as unfinished.
         ours = set(self._own_runs())
         for run in await self._unfinished_runs():
             unchanged = self._monitor.seconds_unchanged(run)
@@ -105,19 +105,20 @@ class OrphanReaper:
                     await self._take_up(run, is_ours=read_record(run.state).worker == self._worker)
             except httpx.TransportError:
                 raise  # Prefect is unreachable, for all of them
-            except Exception as error:  # noqa: BLE001  anyone may write anything into a run: the next one is taken up
+            except Exception as error:  # noqa: BLE001  a run may contain anything: continue with the next one
                 logger.warning(
                     "Flow run %s has no worker and could not be taken up (%s); retrying.", run.id, reason(error)
                 )
 
     async def _is_orphan(self, run: FlowRun, unchanged: float, living: Set[str], *, may_judge_others: bool) -> bool:
-        """Whether no worker runs a run that has been in its state for so many seconds."""
+        """Whether no worker is running this run, whose state has not changed for `unchanged` seconds."""
         owner = read_record(run.state).worker
         if owner == self._worker:
             return unchanged > 0
         if owner:
             return unchanged > 0 and may_judge_others and owner not in living
-        # Another kind of worker's, or someone has set its state. A cancelled one is ended by its worker, if it has one.
+        # The state names no owner: the run is another kind of worker's, or a person set its state. A run that is being
+        # cancelled is ended by its worker, if it has one.
         return (
             unchanged >= self._timings.unsigned
             and may_judge_others
@@ -125,7 +126,7 @@ class OrphanReaper:
         )
 
     async def _has_seen_a_death(self, run: FlowRun, living: Set[str]) -> bool:
-        """Whether a worker that was alive when the run entered its state has died since: the run may be that one's."""
+        """Whether a worker that was alive when the run entered its state has died since: it may have owned the run."""
         assert run.state is not None  # noqa: S101  the filter selects by state
         since = run.state.timestamp - timedelta(seconds=self._timings.death_margin)
         workers = await self._client.read_workers_for_work_pool(
@@ -151,7 +152,8 @@ class OrphanReaper:
     async def _take_up(self, run: FlowRun, *, is_ours: bool) -> None:
         """Restart a run that no worker runs, unless that has happened too often.
 
-        One of this worker's own has broken off: Prefect's engine raises when Prefect rejects a run's final state.
+        A run of this worker is an orphan if it ended without a final state: Prefect's engine raises when Prefect
+        rejects that state.
         """
         is_counted = not is_ours or run.state_type == StateType.RUNNING
         crashes = (count_label(run.labels, CRASH_COUNT) or 0) + is_counted

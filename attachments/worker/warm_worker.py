@@ -68,7 +68,7 @@ class WarmVariables(BaseVariables):
 
 
 class WarmWorkerResult(BaseWorkerResult):
-    """How a run in the worker's process ended. Its state in Prefect says more."""
+    """The result that Prefect requires of a worker. The run's state in Prefect holds the outcome."""
 
 
 class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResult]):
@@ -116,7 +116,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         self._slots = Slots(lambda: self.limiter)
         self._threads = RunThreads(self._run_in_thread)
         self._tasks: set[asyncio.Task[None]] = set()
-        """Those of the monitors and of the runs; a reference keeps a task from being garbage-collected."""
+        """Tasks of the monitors and of the runs; the reference keeps a task from being garbage-collected."""
         _warn_of_a_proxy(PREFECT_API_URL.value() or "")
 
     async def start(self, *args: Any, **options: Any) -> None:
@@ -140,17 +140,17 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         """Start the monitors beside the polling."""
         client = worker_client()
         async with client:
-            with AsyncClientContext.model_construct(client=client):  # where Prefect's own `setup` takes its client from
+            with AsyncClientContext.model_construct(client=client):  # Prefect's own `setup` takes its client from here
                 await super().setup()
         if client.server_type == ServerType.SERVER:
-            # Its server on SQLite drops new events beside a batch that it has already (docs/upstream).
+            # Prefect's server on SQLite drops new events that arrive in a batch with known ones (docs/upstream).
             EventsWorker.set_client_override(PrefectEventsClient, checkpoint_every=UNCONFIRMED, checkpoint_interval=1.0)
         reaper = OrphanReaper(client, self._pool_name, self.name, lambda: self._slots.runs, self._timings)
         for watch in (reaper.watch(), CancellationMonitor(client, self._threads, self._timings).watch()):
             self._keep(asyncio.create_task(watch))
 
     async def teardown(self, *exc_info: Any) -> None:
-        """Let runs under way finish for some seconds; then hand back the others and end the process without them."""
+        """Give runs in progress some seconds to finish, then return the others to the queue and exit the process."""
         with anyio.CancelScope(shield=True):
             await drain(self.client, self._threads, self._timings, self._leave)
             for task in tuple(self._tasks):
@@ -161,7 +161,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         await super().teardown(*exc_info)
 
     async def sync_with_backend(self) -> None:
-        """Prefect's own heartbeat. Once the worker is set up, no response to it ends the worker."""
+        """Send Prefect's own heartbeat. Once the worker is set up, a failed heartbeat does not stop it."""
         try:
             await super().sync_with_backend()
         except Exception as error:
@@ -170,7 +170,7 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             logger.warning("Prefect's own heartbeat failed (%s); retrying.", reason(error))
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
-        """Poll for runs and start them. Prefect's own stops the worker after a minute without the API."""
+        """Poll for runs and start them. Prefect's own method stops the worker after a minute without the API."""
         try:
             found = await self.client.get_scheduled_flow_runs_for_work_pool(
                 work_pool_name=self._pool_name,
@@ -178,8 +178,8 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
                 scheduled_before=datetime.now(UTC) + self._prefetch,
             )
         except ObjectNotFound:
-            found = []  # Prefect's own heartbeat makes the work pool
-        except Exception as error:  # noqa: BLE001  whatever a proxy responds, polling goes on
+            found = []  # Prefect's own heartbeat creates the work pool
+        except Exception as error:  # noqa: BLE001  polling continues, whatever a proxy responds
             logger.warning("Polling for runs failed (%s); retrying.", reason(error))
             return []
         record_poll(self)
@@ -188,9 +188,9 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
             try:
                 is_new = self._slots.take(flow_run.id)
             except anyio.WouldBlock:
-                break  # as many as it may run
+                break  # the worker is at its limit
             if not is_new:
-                continue  # it is under way here: another worker may have given it back
+                continue  # already in progress here: another worker may have returned it to the queue
             self.get_flow_run_logger(flow_run).info("Worker '%s' submitting flow run '%s'", self.name, flow_run.id)
             self._keep(asyncio.create_task(self._start_run(flow_run)))
             started.append(flow_run)
@@ -211,12 +211,12 @@ class WarmWorker(BaseWorker[WarmJobConfiguration, WarmVariables, WarmWorkerResul
         return WarmWorkerResult(status_code=0, identifier=self.name)
 
     async def _start_run(self, flow_run: FlowRun) -> None:
-        """Run a flow to its end. What cannot be started waits for the next poll; its state names its owner."""
+        """Run a flow to its end. A run that cannot be started waits for the next poll; its state names its owner."""
         try:
             flow = await RunStarter(self.client, self.name, self._flow_loader, self._slots).take(flow_run)
             if flow is not None:
                 await self._threads.run(flow, flow_run)
-        except Exception as error:  # noqa: BLE001  the reaper takes up a run that has reached no final state
+        except Exception as error:  # noqa: BLE001  the reaper restarts a run that has reached no final state
             logger.warning("Flow run %s broke off (%s).", flow_run.id, type(error).__name__)
         finally:
             self._slots.release(flow_run.id)
@@ -241,7 +241,7 @@ def _warn_of_a_proxy(url: str) -> None:
 
 
 def _refuse_an_incompatible_prefect() -> None:
-    """Raises `SystemExit` when this Prefect lacks something that the worker is built on."""
+    """Raises `SystemExit` when the installed Prefect lacks an interface that the worker needs."""
     if problems := list(incompatibilities()):
         say(
             f"This worker does not run with the installed Prefect. Install version {' or '.join(TESTED)}, with which "

@@ -1,4 +1,4 @@
-"""The connections to an SFTP server: host keys, login, and sessions that threads take in turn."""
+"""Connections to an SFTP server: host keys, login, and a pool of sessions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _HostKeys = tuple[list[asyncssh.SSHKey], list[asyncssh.SSHKey], list[asyncssh.SS
 
 
 class Refused(Exception):
-    """No connection, and another attempt would fail as well."""
+    """The connection failed permanently: another attempt would fail as well."""
 
     def __init__(self, symbol: str, advice: str) -> None:
         super().__init__(symbol)
@@ -77,7 +77,7 @@ class Connections:
                     return sftp
         began = time.monotonic()
         with self._connecting:
-            # Those who waited for an attempt that failed do not each make their own.
+            # If the attempt that this thread waited for failed, do not make another.
             if self._failed is not None and self._failed[0] > began:
                 raise self._failed[1]
             try:
@@ -87,7 +87,7 @@ class Connections:
                 raise
 
     def release(self, sftp: SftpClient) -> None:
-        """Another thread may use the session."""
+        """Return the session, so that another thread may use it."""
         with self._lock:
             if sftp.is_alive and len(self._idle) < _IDLE_SESSIONS:
                 self._idle.append(sftp)
@@ -95,14 +95,14 @@ class Connections:
         sftp.close()
 
     def drop(self, sftp: SftpClient, error: BaseException) -> None:
-        """No thread may use the session again, nor its connection if the server has not responded."""
+        """Close the session and, if the server did not respond in time, its connection."""
         if isinstance(error, TimeoutError):
             self._abort(sftp.connection)
         sftp.close()
 
     def close(self) -> None:
-        """Ends all of them, without waiting: garbage collection calls it, in any thread."""
-        with suppress(RuntimeError):  # the event loop has ended before
+        """Abort all connections without waiting, because garbage collection calls this in any thread."""
+        with suppress(RuntimeError):  # the event loop has already ended
             for connection in self._connections:
                 get_loop().call_soon_threadsafe(connection.abort)
 
@@ -137,7 +137,7 @@ class Connections:
 
 def _connected(options: Mapping[str, Any]) -> asyncssh.SSHClientConnection:
     """A connection to a host that showed a known key, logged in. Raises Refused, asyncssh.Error, OSError."""
-    # Servers count attempts: the keys that happen to be there might use up all of them.
+    # Servers limit attempts: unrelated keys of the user or the agent might use up all of them.
     by_default = not options.keys() & {"password", "pkey", "key_filename"}
     options = {"allow_agent": by_default, "look_for_keys": by_default, **options}
     with _agent_keys(is_allowed=options["allow_agent"]) as agent_keys:
@@ -150,7 +150,7 @@ def _logged_in(options: Mapping[str, Any], agent_keys: list[Any]) -> asyncssh.SS
     try:
         arguments = {**_login(options, agent_keys), **_algorithms(options, known)}
     except (TypeError, AttributeError, ValueError, OSError):
-        # A key file that is missing or no key, or an option of a wrong kind.
+        # A key file is missing or invalid, or an option has the wrong type.
         raise Refused("Login", _CHECK_LOGIN) from None
     connected = socket.create_connection((options["host"], options["port"]), timeout)
     try:
@@ -186,7 +186,7 @@ def _logged_in(options: Mapping[str, Any], agent_keys: list[Any]) -> asyncssh.SS
 
 
 def _login(options: Mapping[str, Any], agent_keys: list[Any]) -> dict[str, Any]:
-    """The arguments that say who logs in."""
+    """The login arguments."""
     passphrase = options.get("passphrase", options.get("password"))
     named = options.get("key_filename") or []
     keys: list[Any] = [options["pkey"]] if options.get("pkey") else []
@@ -200,7 +200,7 @@ def _login(options: Mapping[str, Any], agent_keys: list[Any]) -> dict[str, Any]:
     try:
         own = getpass.getuser()
     except (KeyError, OSError):
-        # A container's user need have no name. asyncssh reads it from here, even when another is given.
+        # A container's user may have no name. asyncssh reads this variable even when a user name is given.
         own = os.environ["LNAME"] = "attachments"
     return {
         "username": options.get("username") or own,
@@ -232,7 +232,7 @@ def _agent_keys(*, is_allowed: bool) -> Iterator[list[Any]]:
 def _algorithms(options: Mapping[str, Any], known: _HostKeys) -> dict[str, Any]:
     """The arguments that say which algorithms may be used."""
     disabled = options.get("disabled_algorithms") or {}
-    # A host may have several keys: it is asked first for one of a kind that is known.
+    # A host may have several keys: prefer the kinds for which a key is known.
     kinds = {key.get_algorithm() for key in known[0]}
     allowed = [name for name in _HOST_KEYS if name not in disabled.get("keys", ())]
     arguments: dict[str, Any] = {
@@ -248,7 +248,7 @@ def _algorithms(options: Mapping[str, Any], known: _HostKeys) -> dict[str, Any]:
 
 
 def _known_algorithms(argument: str, names: list[str]) -> Iterator[str]:
-    """Those that asyncssh has: it takes no others."""
+    """The names that asyncssh supports: it rejects any other."""
     for name in names:
         with suppress(ValueError):
             asyncssh.SSHClientConnectionOptions(config=None, **{argument: f"-{name}"})
@@ -266,7 +266,7 @@ def _known_keys(options: Mapping[str, Any]) -> _HostKeys:
     for path in [named] if named else _KNOWN_HOSTS:
         try:
             listed = asyncssh.read_known_hosts(str(Path(path).expanduser()))
-            # By the name alone, as ssh does: whoever answers for a name could have it lead to a known address.
+            # Match by name only, as ssh does: an attacker who controls DNS could point the name to a known address.
             found = listed.match(host, "", port if port != PORT else None)
         except (OSError, TypeError, ValueError):
             if named:
