@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Set
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 import anyio
@@ -27,6 +28,7 @@ from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Crashed
 
+from attachments.prefect_api.paging import all_pages_async
 from attachments.runs.run_labels import CRASH_COUNT, count_label
 from attachments.runs.state_record import read_record
 from attachments.worker.liveness_monitor import LivenessMonitor
@@ -61,6 +63,8 @@ class OrphanReaper:
         self._own_runs = own_runs
         self._timings = timings
         self._monitor = LivenessMonitor(timings, clock)
+        self._counted: dict[UUID, UUID] = {}
+        """By run that is not given back yet: the state in which its crash was counted. It is counted once."""
 
     async def watch(self) -> None:
         """Send heartbeats and reap orphans until cancelled."""
@@ -138,7 +142,8 @@ class OrphanReaper:
         return any(worker.name not in living for worker in workers)
 
     async def _unfinished_runs(self) -> list[FlowRun]:
-        return await self._client.read_flow_runs(
+        read = partial(
+            self._client.read_flow_runs,
             work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self._work_pool])),
             flow_run_filter=FlowRunFilter(
                 state=FlowRunFilterState(
@@ -146,8 +151,8 @@ class OrphanReaper:
                 )
             ),
             sort=FlowRunSort.ID_DESC,
-            limit=PAGE,
         )
+        return [run async for run in all_pages_async(read)]
 
     async def _take_up(self, run: FlowRun, *, is_ours: bool) -> None:
         """Restart a run that no worker runs, unless that has happened too often.
@@ -155,7 +160,9 @@ class OrphanReaper:
         A run of this worker is an orphan if it ended without a final state: Prefect's engine raises when Prefect
         rejects that state.
         """
-        is_counted = not is_ours or run.state_type == StateType.RUNNING
+        assert run.state is not None  # noqa: S101  the filter selects by state
+        is_crash = not is_ours or run.state_type == StateType.RUNNING
+        is_counted = is_crash and self._counted.get(run.id) != run.state.id
         crashes = (count_label(run.labels, CRASH_COUNT) or 0) + is_counted
         if crashes >= MAX_CRASHES:
             message = (
@@ -166,6 +173,7 @@ class OrphanReaper:
             return
         if is_counted:
             await self._client.update_flow_run_labels(run.id, {CRASH_COUNT: crashes})
+            self._counted[run.id] = run.state.id
         if not is_ours:
             why = "Its worker is gone"
         elif run.state_type == StateType.RUNNING:
@@ -173,3 +181,4 @@ class OrphanReaper:
         else:
             why = "It could not be started"
         await give_back(self._client, run, f"{why}; the run starts again.")
+        self._counted.pop(run.id, None)

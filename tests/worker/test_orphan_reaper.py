@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Pending, Running
 
+from attachments.prefect_api.paging import PAGE
 from attachments.runs.run_labels import CRASH_COUNT
 from attachments.runs.state_record import StateRecord, write_record
 from attachments.worker.orphan_reaper import OrphanReaper
@@ -130,6 +131,23 @@ def test_a_label_that_is_no_number_keeps_no_run_from_being_taken_up(label: Any) 
     reap(prefect, 0)
     assert set(prefect.states) == {run.id for run in runs}
     assert runs[0].labels == {CRASH_COUNT: 1}
+
+
+def test_a_crash_is_counted_once_however_often_the_run_is_given_back() -> None:
+    """Prefect's database is locked for a while: that is not the run's fault, and must not end it as Crashed."""
+    run = left_by_a_dead_worker()
+    prefect = Runs(run, lost_states=10)
+    reap(prefect, 300)
+    assert prefect.states[run.id].type == StateType.SCHEDULED
+    assert run.labels == {CRASH_COUNT: 1}
+
+
+def test_every_unfinished_run_is_looked_at() -> None:
+    """Not only those on the first page: the others would never be taken up."""
+    runs = [left_by_a_dead_worker() for _ in range(PAGE + 1)]
+    prefect = Runs(*runs)
+    reap(prefect, 0)
+    assert len(prefect.states) == PAGE + 1
 
 
 @pytest.mark.parametrize("error", [ValueError("no JSON"), ObjectNotFound(OSError()), RuntimeError()])
