@@ -1,9 +1,9 @@
 """Ending a run from outside, wherever its threads wait.
 
-Python cannot stop a thread. So whoever starts a run in a thread of its own process makes a `Cancellation` the current
-one there, and whatever may wait for long in that run asks for it: to be woken, or to be told at once. Threads that
-a run starts inherit it with their context. Where there is none, as in a process that can simply be killed, nothing
-here has any effect.
+Python cannot stop a thread. Code that starts a run in a thread of its own process therefore sets a `Cancellation` as
+the current one there. Code that may wait for long in that run registers with it, so that it is woken. Threads that a
+run starts inherit it with their context. Without one, as in a process that can simply be killed, nothing here has any
+effect.
 """
 
 from __future__ import annotations

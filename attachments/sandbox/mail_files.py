@@ -45,11 +45,11 @@ def raw_messages(path: Path) -> Iterator[bytes]:
 def _files(folder: Path) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
     for inner, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
-        told = Path(inner).stat()
-        if (told.st_dev, told.st_ino) in seen:
+        status = Path(inner).stat()
+        if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
-        seen.add((told.st_dev, told.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         yield from (file for name in names if (file := Path(inner, name)).is_file())
 
 

@@ -36,10 +36,12 @@ def read_proof(backend: Backend, path: str, proof: str) -> Mapping[str, str]:
 def proven(data: bytes) -> Mapping[str, str]:
     """What a proof says; nothing when it is damaged, or larger than any of ours."""
     try:
-        told = json.loads(data) if len(data) <= LARGEST else None
+        checksums = json.loads(data) if len(data) <= LARGEST else None
     except (ValueError, RecursionError):
         return {}
-    return {name: text for name, text in told.items() if isinstance(text, str)} if isinstance(told, dict) else {}
+    return (
+        {name: text for name, text in checksums.items() if isinstance(text, str)} if isinstance(checksums, dict) else {}
+    )
 
 
 def orphaned_proofs(backend: Backend, named: Callable[[str], str | None]) -> Iterator[Orphan]:

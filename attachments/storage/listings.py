@@ -35,12 +35,12 @@ class Listings:
             asking = self._asking.setdefault(message_key, threading.Lock())
         try:
             with asking:
-                return self._fresh(message_key) or self.anew(message_key)
+                return self._fresh(message_key) or self.refresh(message_key)
         finally:
             with self._lock:
                 self._asking.pop(message_key, None)
 
-    def anew(self, message_key: str) -> Names:
+    def refresh(self, message_key: str) -> Names:
         """What stands there now."""
         # The time before asking: what is written meanwhile may be missing from the answer.
         asked = time.monotonic()

@@ -133,12 +133,16 @@ class ObjectStore(Store):
         checked_key(message_key)
         found: dict[str, StoredObject] = {}
         with self._translated("list message", message_key):
-            for key, paths in self._listings.anew(message_key).items():
+            for key, paths in self._listings.refresh(message_key).items():
                 for path in filter(is_object_path, paths):  # this project did not create any other name
-                    standing = self._backend.stat(path)
-                    content = standing and _claimed(standing)
-                    if standing and content and (self._backend.metadata_is_proof or self._holds(path, content)):
-                        found.setdefault(key, _stored(path, standing, content))
+                    existing = self._backend.stat(path)
+                    content = existing and _recorded_content(existing)
+                    if (
+                        existing
+                        and content
+                        and (self._backend.metadata_is_proof or self._content_matches(path, content))
+                    ):
+                        found.setdefault(key, _stored(path, existing, content))
         return found
 
     def write(
@@ -200,8 +204,8 @@ class ObjectStore(Store):
     def remove(self, key: str, *, stored_before: datetime | None = None) -> bool:
         place = _place(checked_object_path(key))
         with self._turn(place), self._translated("remove attachment", place):
-            standing = self._backend.stat(key) if stored_before is not None else None
-            if standing is not None and stored_before is not None and standing.modified >= stored_before:
+            existing = self._backend.stat(key) if stored_before is not None else None
+            if existing is not None and stored_before is not None and existing.modified >= stored_before:
                 return False
             self._backend.remove(key)
         self._listings.forget(place.partition("/")[0])
@@ -289,25 +293,27 @@ class ObjectStore(Store):
         """When the object was written; None if it was removed in the meantime."""
         if found.modified is not None:
             return found.modified
-        standing = self._backend.stat(found.path)
-        return standing.modified if standing else None
+        existing = self._backend.stat(found.path)
+        return existing.modified if existing else None
 
     def _commit(self, upload: Upload, content: Content) -> StoredObject:
         message_key, attachment_key, _ = upload.path.split("/")
-        if standing := self._listings.of(message_key).get(attachment_key):
-            return self._same(standing, content, upload.path)
+        if existing := self._listings.of(message_key).get(attachment_key):
+            return self._existing_or_raise(existing, content, upload.path)
         writer = secrets.token_hex(8)
         try:
             upload.commit(_metadata(content, writer))
         except Conflict:
             path = upload.path
-            return self._same((path, *self._listings.anew(message_key).get(attachment_key, ())), content, path)
+            return self._existing_or_raise(
+                (path, *self._listings.refresh(message_key).get(attachment_key, ())), content, path
+            )
         path = upload.path
         committed = self._backend.stat(path)
-        claimed = _claimed(committed) if committed else None
+        claimed = _recorded_content(committed) if committed else None
         if claimed is not None and claimed.stored_sha256 != content.stored_sha256:
             # Without conditional creation, another writer has already replaced the object.
-            return self._same((path,), content, path)
+            return self._existing_or_raise((path,), content, path)
         if committed is None or committed.bytes != content.stored_bytes:
             raise self._undone(path, committed, writer)
         self._listings.add(message_key, attachment_key, path)
@@ -323,27 +329,27 @@ class ObjectStore(Store):
             key=place,
         )
 
-    def _same(self, paths: Iterable[str], content: Content, path: str) -> StoredObject:
+    def _existing_or_raise(self, paths: Iterable[str], content: Content, path: str) -> StoredObject:
         """The existing object, after a lost response or a race. Raises `AlreadyExists` if its content differs, and
         leaves it alone."""
         place = _place(path)
         message_key, attachment_key = place.split("/")
         gone = True
         for other in dict.fromkeys(paths):
-            standing = self._backend.stat(other)
-            if standing is None:
+            existing = self._backend.stat(other)
+            if existing is None:
                 continue
             gone = False
             if not is_object_path(other):  # a manifest cannot record such a name
                 continue
-            claimed = _claimed(standing)
+            claimed = _recorded_content(existing)
             # Without metadata it can be recognised only if it is unencrypted.
             expected = claimed or Content.plain(content.bytes, content.sha256)
-            if not expected.is_same_attachment(content) or standing.bytes != expected.stored_bytes:
+            if not expected.is_same_attachment(content) or existing.bytes != expected.stored_bytes:
                 continue
-            if (claimed and self._backend.metadata_is_proof) or self._holds(other, expected):
+            if (claimed and self._backend.metadata_is_proof) or self._content_matches(other, expected):
                 self._listings.add(message_key, attachment_key, other)
-                return _stored(other, standing, expected)
+                return _stored(other, existing, expected)
         self._listings.forget(message_key)
         if gone:
             raise StoreUnavailable(
@@ -356,7 +362,7 @@ class ObjectStore(Store):
             key=place,
         )
 
-    def _holds(self, path: str, content: Content) -> bool:
+    def _content_matches(self, path: str, content: Content) -> bool:
         """Whether the object has exactly this content. Reads all of it."""
         digest = hashlib.sha256()
         size = 0
@@ -404,20 +410,20 @@ def _metadata(content: Content, writer: str) -> dict[str, str]:
     }
 
 
-def _claimed(standing: ObjectStat) -> Content | None:
+def _recorded_content(existing: ObjectStat) -> Content | None:
     """The content that an object's metadata claim, if it matches the object's size."""
-    metadata = standing.metadata
+    metadata = existing.metadata
     try:
         content = Content(
             int(metadata["bytes"]), metadata["sha256"], int(metadata["stored-bytes"]), metadata["stored-sha256"]
         )
     except (KeyError, ValueError):
         return None
-    return content if content.stored_bytes == standing.bytes else None
+    return content if content.stored_bytes == existing.bytes else None
 
 
-def _stored(path: str, standing: ObjectStat, content: Content) -> StoredObject:
-    return StoredObject.of(path, content, standing.modified)
+def _stored(path: str, existing: ObjectStat, content: Content) -> StoredObject:
+    return StoredObject.of(path, content, existing.modified)
 
 
 def _parsed(data: bytes | None, message_key: str) -> Manifest | None:

@@ -177,7 +177,7 @@ def _remove_due(
     store: Store,
     manifest: Manifest,
     old: list[ManifestAttachment],
-    standing: Inventory,
+    in_store: Inventory,
     policy: PurgePolicy,
     budget: Budget,
     result: PurgeResult,
@@ -212,7 +212,7 @@ def _remove_due(
             manifest = _retry_transient(
                 lambda: store.update_manifest(key, lambda now: _mark_purged(now, gone, at, key))
             )
-        listed = tuple(_removed_attachment(entry, standing, key) for entry in gone)
+        listed = tuple(_removed_attachment(entry, in_store, key) for entry in gone)
         result = replace(result, purged=len(listed), bytes=sum(one.bytes for one in listed), gone=listed)
         if policy.forget and failure is None and not result.unrecorded and _has_expired(manifest, policy):
             manifest_removed = policy.dry_run or store.remove_manifest(
@@ -257,9 +257,9 @@ def _is_due_by_manifest(entry: ManifestAttachment, policy: PurgePolicy) -> bool:
     return entry.outcome == "stored" and entry.stored_at is not None and entry.stored_at < policy.stored_before
 
 
-def _is_old_in_store(entry: ManifestAttachment, standing: Inventory, policy: PurgePolicy) -> bool:
+def _is_old_in_store(entry: ManifestAttachment, in_store: Inventory, policy: PurgePolicy) -> bool:
     """Whether the object is due by the store. For a missing object only the manifest counts."""
-    seen = standing.objects.get(entry.key or "")
+    seen = in_store.objects.get(entry.key or "")
     return seen is None or seen.modified < policy.stored_before
 
 
@@ -271,8 +271,8 @@ def _has_expired(manifest: Manifest, policy: PurgePolicy) -> bool:
     return max(storings, default=manifest.updated) < policy.stored_before
 
 
-def _removed_attachment(entry: ManifestAttachment, standing: Inventory, message_key: str) -> RemovedAttachment:
-    seen = standing.objects.get(entry.key or "")
+def _removed_attachment(entry: ManifestAttachment, in_store: Inventory, message_key: str) -> RemovedAttachment:
+    seen = in_store.objects.get(entry.key or "")
     return RemovedAttachment(_place(entry, message_key), seen.bytes if seen else 0, entry.stored_at)
 
 

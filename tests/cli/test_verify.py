@@ -214,7 +214,7 @@ def test_decrypt_leaves_nothing_of_what_was_altered(
 def test_decrypt_stays_in_its_folder(
     sealed: Path, identity: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
 ) -> None:
-    """Whoever may write to the store may write a manifest, and encrypt to the public key."""
+    """Anyone who may write to the store can write a manifest, and encrypt to the public key."""
     path = sealed / MESSAGE / "manifest.json"
     path.write_text(path.read_text().replace(f"{PLACE}/{NAME}.age", key))
     assert main(["decrypt", MESSAGE_ID, "--identity", str(identity), "--to", str(tmp_path / "out")]) == 1

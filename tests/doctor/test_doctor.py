@@ -918,7 +918,7 @@ def test_a_proxy_that_cannot_be_used_is_a_finding(proxy: str, monkeypatch: pytes
         limit_name="proxied",  # a process keeps the pacer of a limit, and this one's Prefect is nowhere
     )
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
-        # The pacer asks Prefect by the environment's proxies as well, and whoever comes here has reached Prefect.
+        # The pacer asks Prefect by the environment's proxies as well, and a caller that gets here has reached Prefect.
         account.model_copy(update={"base_url": "https://c1.direct.example/api/v1"}).client()
         monkeypatch.setenv("HTTPS_PROXY", proxy)
         (found,) = Checks(cast("Any", None), 1).check_vendor("default", account, Capacity.FREE)

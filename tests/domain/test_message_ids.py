@@ -75,7 +75,7 @@ def test_every_form_gives_the_same_ids(text: str, packed: bool) -> None:
 
 
 def test_order_and_duplicates_are_kept() -> None:
-    """Whoever works on them knows what is done; and a count is a count."""
+    """Duplicates are kept, and the length counts them."""
     ids = read_ids(held(f"{B}\n{A}\n{B}\n".encode()))
     assert len(ids) == 3
     assert list(ids) == [B, A, B]

@@ -223,7 +223,7 @@ def test_the_runs_of_others_are_considered(bench: Bench) -> None:
 
 
 def test_what_another_kind_of_run_has_not_found_is_tried_once_more(bench: Bench) -> None:
-    """Whoever asks has it from a report: it was too new for its webhook, or the key's allowlist was wrong."""
+    """The message comes from a report: it was too new for its webhook, or the key's allowlist was wrong."""
     wanted = bench.wanted("early")
     with bench.processing(wanted) as (future, _):
         bench.end("early", "FAILED", message="It is not there [code=not-found]")

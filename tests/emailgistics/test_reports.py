@@ -282,7 +282,7 @@ def test_a_cut_page_is_read_again(sandbox: Sandbox, client: EmailgisticsClient) 
 
 
 def test_what_the_data_do_not_cover_is_told(sandbox: Sandbox, client: EmailgisticsClient) -> None:
-    """Whoever keeps a mark must not move it beyond the report's own cut-off."""
+    """A watermark must not advance beyond the report's own cut-off."""
     received(sandbox, 2, over=2 * DAY)
     box = mailbox_id(client)
     rows = client.received_messages(box, START, START + 2 * DAY)

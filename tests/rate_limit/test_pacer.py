@@ -115,7 +115,7 @@ def test_a_limit_that_is_deleted_while_in_use_is_noticed_at_the_next_call(api: h
 
 
 def test_a_limit_of_zero_holds_calls_until_it_is_larger(api: httpx.Client) -> None:
-    """Whoever sets the limit to 0 in the UI stops the calls for a while, and fails no run."""
+    """Setting the limit to 0 in the UI pauses all calls and fails no run."""
     change_limit(api, {"limit": 0})
     pacer = PrefectPacer("test-limit", timings=RateLimitTimings(unreachable=0.05))
     made = threading.Event()

@@ -51,7 +51,7 @@ class Stall:
 
 @dataclass(frozen=True)
 class Strike:
-    """Something is done to whoever asks, and no answer comes: before the server is told, or after it did as asked."""
+    """A request gets no response: the fault strikes before the server receives it, or after it has acted."""
 
     strike: Callable[[], object]
     """Called on the proxy's thread, which waits for it."""

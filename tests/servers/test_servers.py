@@ -158,7 +158,7 @@ def test_what_is_not_installed_is_no_reason_to_skip(tmp_path: Path, monkeypatch:
         Azurite(tmp_path).start()
 
 
-def test_moto_heeds_conditions(started: Callable[[type[Server]], Any]) -> None:
+def test_moto_supports_conditions(started: Callable[[type[Server]], Any]) -> None:
     """As S3: 412 on a plain write and on completing a multipart upload."""
     server = started(Moto)
     server.make_place("conditions")
@@ -191,7 +191,7 @@ def _put_in_parts(client: Any, key: str) -> None:
     client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload=parts, IfNoneMatch="*")
 
 
-def test_azurite_heeds_conditions(started: Callable[[type[Server]], Any]) -> None:
+def test_azurite_supports_conditions(started: Callable[[type[Server]], Any]) -> None:
     """As Azure: what stands is not replaced."""
     server = started(Azurite)
     server.make_place("conditions")
@@ -202,7 +202,7 @@ def test_azurite_heeds_conditions(started: Callable[[type[Server]], Any]) -> Non
     assert blob.download_blob().readall() == b"x"
 
 
-def test_fake_gcs_heeds_conditions_of_writes_in_one_request(started: Callable[[type[Server]], Any]) -> None:
+def test_fake_gcs_supports_conditions_of_writes_in_one_request(started: Callable[[type[Server]], Any]) -> None:
     """As Google, in a body of two parts; uploads of media alone and resumable ones overwrite, otherwise than Google."""
     server = started(FakeGcs)
     server.make_place("conditions")

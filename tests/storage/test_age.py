@@ -159,7 +159,7 @@ def test_what_is_no_identity_is_refused(text: str) -> None:
 
 
 def test_an_ssh_key_serves_as_well(tmp_path: Path) -> None:
-    """Whoever has an SSH key needs no other one."""
+    """An SSH key works as a recipient."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 

@@ -16,7 +16,7 @@ from attachments.storage.keys import (
 
 
 def test_a_key_is_the_first_half_of_the_sha256_of_the_id() -> None:
-    """Whoever knows an id can find the files with any SHA-256 tool."""
+    """Given an id, any SHA-256 tool finds the files."""
     assert message_key("abc") == attachment_key("abc") == "ba7816bf8f01cfea414140de5dae2223"
 
 

@@ -371,7 +371,7 @@ def stored(name: str, *, at: datetime = NOON) -> ManifestAttachment:
 
 
 def test_the_same_stored_attachments_have_the_same_announcement() -> None:
-    """Whoever makes it, in whatever order, also once read back; another message's is another one."""
+    """It is the same for any writer, in any order, and once read back; another message has another one."""
     one = manifest(stored("a"), stored("b"))
     assert manifest(stored("b"), stored("a"), entry("c", "filtered")).announcement == one.announcement
     assert Manifest.from_bytes(one.to_bytes(), message_key=MESSAGE).announcement == one.announcement

@@ -335,7 +335,7 @@ def test_an_object_that_no_manifest_names_is_left_alone_and_counted(store: Store
 
 
 def test_encrypted_attachments_go_as_well(tmp_path: Path) -> None:
-    """Whoever purges needs no identity; the bytes are those that stood there."""
+    """A purge needs no identity; the recorded bytes are those of the stored object."""
     recipient = str(pyrage.x25519.Identity.generate().to_public())
     root = tmp_path / "root"
     store = open_store(str(root), encryption=Encryption(age_recipients=(recipient,)))

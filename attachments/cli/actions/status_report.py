@@ -163,12 +163,12 @@ def read_prefect(client: SyncPrefectClient, budget: TimeBudget, problems: list[s
     """The fields of a `StatusReport` that come from Prefect, requested concurrently; adds failures to `problems`."""
     workers = TimedCall(lambda: count_live_workers(client))
     reconciled = TimedCall(lambda: _read_watermarks(client))
-    standing: Deployments = _result_or_none(TimedCall(lambda: read_deployments(client)), budget, problems) or {}
+    deployments: Deployments = _result_or_none(TimedCall(lambda: read_deployments(client)), budget, problems) or {}
     seen: dict[str, Any] = {}
-    if standing:
-        ids = [str(deployment.id) for deployment in standing.values()]
+    if deployments:
+        ids = [str(deployment.id) for deployment in deployments.values()]
         runs = {name: TimedCall(_count(client, filters)) for name, filters in _count_filters(ids).items()}
-        calls = TimedCall(lambda: _calls(client, standing))
+        calls = TimedCall(lambda: _calls(client, deployments))
         counted = {name: _result_or_none(question, budget, problems) for name, question in runs.items()}
         seen["runs"] = None if None in counted.values() else counted
         seen["calls"] = _result_or_none(calls, budget, problems)
@@ -211,18 +211,18 @@ def _count(client: SyncPrefectClient, filters: Mapping[str, Any]) -> Callable[[]
     return lambda: int(request_json(client, "POST", "/flow_runs/count", filters))
 
 
-def _calls(client: SyncPrefectClient, standing: Deployments) -> dict[str, Calls]:
+def _calls(client: SyncPrefectClient, deployments: Deployments) -> dict[str, Calls]:
     """The calls in the last minute by limit, for the accounts that the deployments name."""
-    limits = (read_limit(client, name) for name in _limit_names(client, standing))
+    limits = (read_limit(client, name) for name in _limit_names(client, deployments))
     return {
         limit.name: Calls(last_minute=limit.active_slots, limit=limit.limit) for limit in limits if limit is not None
     }
 
 
-def _limit_names(client: SyncPrefectClient, standing: Deployments) -> Iterable[str]:
+def _limit_names(client: SyncPrefectClient, deployments: Deployments) -> Iterable[str]:
     slug = EmailgisticsAccount.get_block_type_slug()
     names: dict[str, None] = {}
-    for account in block_names(standing, "account"):
+    for account in block_names(deployments, "account"):
         with suppress(ObjectNotFound):
             # Without secrets, and without loading the block, for which Prefect would send an event.
             block_fields = client.read_block_document_by_name(path_part(account), slug, include_secrets=False).data

@@ -144,8 +144,10 @@ class AzureBackend(Backend):
         self._root = f"{root}/" if root else ""
         self._options = {**_account_of(url), **options}
         self._scope: Mapping[str, Any] = {"encryption_scope": scope} if scope else {}
-        told = {name: options[name] for name in ("connection_timeout", "read_timeout", "timeout") if options.get(name)}
-        self._request: Mapping[str, Any] = {**_PATIENCE, **told, **_REQUEST}
+        timeouts = {
+            name: options[name] for name in ("connection_timeout", "read_timeout", "timeout") if options.get(name)
+        }
+        self._request: Mapping[str, Any] = {**_PATIENCE, **timeouts, **_REQUEST}
         self._lock = threading.Lock()
         self._opened: AzureBlobFileSystem | None = None
 
@@ -347,13 +349,13 @@ class AzureBackend(Backend):
         except HttpResponseError as error:
             if not _is_taken(error) and _code(error) not in _TAKEN_PERHAPS:
                 raise
-            standing = await self._properties(path)
-            if standing is None:
+            existing = await self._properties(path)
+            if existing is None:
                 raise
         else:
             return
-        if _is_rubbish(standing):
-            await request({"match_condition": MatchConditions.IfNotModified, "etag": standing.etag})
+        if _is_rubbish(existing):
+            await request({"match_condition": MatchConditions.IfNotModified, "etag": existing.etag})
             return
         raise Conflict
 
@@ -364,12 +366,12 @@ class AzureBackend(Backend):
         except HttpResponseError as error:
             if not _is_taken(error):
                 raise
-        standing = await self._properties(path)
-        if standing is None or not _is_rubbish(standing):
+        existing = await self._properties(path)
+        if existing is None or not _is_rubbish(existing):
             return  # deleted or committed meanwhile
         try:
             await self._blob(path).delete_blob(
-                match_condition=MatchConditions.IfNotModified, etag=standing.etag, **self._request
+                match_condition=MatchConditions.IfNotModified, etag=existing.etag, **self._request
             )
         except HttpResponseError as error:
             if not _is_taken(error):  # replaced meanwhile

@@ -90,7 +90,7 @@ class _Answer:
     body: bytes
 
     @property
-    def told(self) -> dict[str, Any]:
+    def resource(self) -> dict[str, Any]:
         try:
             return cast("dict[str, Any]", json.loads(self.body))
         except (ValueError, RecursionError):
@@ -175,12 +175,12 @@ class GcsBackend(Backend):
         answer = self._absent_is_none(lambda: self.ask("GET", self._object(path), params=wanted))
         if answer is None:
             return None
-        told = answer.told
-        ours = _ours(told)
+        resource = answer.resource
+        ours = _ours(resource)
         if (proof := ours.pop("proof", None)) is not None:
             ours = dict(read_proof(self, path, proof))
         # Not `updated`, which changes with the metadata.
-        return ObjectStat(int(told["size"]), _moment(told["timeCreated"]), ours)
+        return ObjectStat(int(resource["size"]), _moment(resource["timeCreated"]), ours)
 
     def read(self, path: str) -> Iterator[bytes]:
         loop = self._fs.loop
@@ -215,7 +215,7 @@ class GcsBackend(Backend):
         """The proof that an object names; None without one, or without an object."""
         wanted = {"fields": "metadata"}
         answer = self._absent_is_none(lambda: self.ask("GET", self._object(path), params=wanted))
-        return None if answer is None else _ours(answer.told).get("proof")
+        return None if answer is None else _ours(answer.resource).get("proof")
 
     def clear(self, residue: Orphan) -> None:
         self._delete(residue.path)
@@ -225,12 +225,12 @@ class GcsBackend(Backend):
     ) -> None:
         """The whole object in one request, in the place of that generation; 0 is none. Raises Conflict."""
         md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()  # Google compares it
-        told = json.dumps({**_described(labels, metadata), "md5Hash": md5}).encode()
+        resource = json.dumps({**_described(labels, metadata), "md5Hash": md5}).encode()
         boundary = secrets.token_hex(16).encode()
         while boundary in data:
             boundary = secrets.token_hex(16).encode()
         parts = (
-            b"--%b\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n%b\r\n" % (boundary, told),
+            b"--%b\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n%b\r\n" % (boundary, resource),
             b"--%b\r\nContent-Type: %b\r\n\r\n" % (boundary, labels.content_type.encode()),
             data,
             b"\r\n--%b--\r\n" % boundary,
@@ -256,10 +256,10 @@ class GcsBackend(Backend):
 
     async def prove(self, path: str, proof: str, metadata: Mapping[str, str]) -> None:
         """Writes the proof of an object that is about to be finished."""
-        told = json.dumps(dict(metadata)).encode()
+        resource = json.dumps(dict(metadata)).encode()
         # A conflict is our own, of a request whose answer was lost: no two writers take one name.
         with suppress(Conflict):
-            await self.put_object(proof_path(path, proof), told, ObjectHeaders("application/json"), {}, "0")
+            await self.put_object(proof_path(path, proof), resource, ObjectHeaders("application/json"), {}, "0")
 
     async def disprove(self, path: str, proof: str, *, is_given_up: bool) -> None:
         """Removes the proof of an object that will never be finished: it was given up, or another stands there.
@@ -267,18 +267,18 @@ class GcsBackend(Backend):
         What was given up may have been finished before, though nobody heard of it.
         """
         try:
-            standing = await self.ask("GET", self._object(path), params={"fields": "metadata"})
+            existing = await self.ask("GET", self._object(path), params={"fields": "metadata"})
         except _Refused as error:
             if error.status != _ABSENT or not is_given_up:
                 return
         else:
-            if _ours(standing.told).get("proof") == proof:
+            if _ours(existing.resource).get("proof") == proof:
                 return
         await self.ask("DELETE", self._object(proof_path(path, proof)))
 
-    async def forget(self, path: str, told: Mapping[str, Any]) -> None:
+    async def forget(self, path: str, resource: Mapping[str, Any]) -> None:
         """Removes the object that was just made."""
-        await self.ask("DELETE", self._object(path), params={"ifGenerationMatch": str(told["generation"])})
+        await self.ask("DELETE", self._object(path), params={"ifGenerationMatch": str(resource["generation"])})
 
     async def ask(
         self,
@@ -376,7 +376,7 @@ class GcsBackend(Backend):
         url = f"{self._fs.base}b/{quote(self._bucket, safe='')}/o"
         token: str | None = ""
         while token is not None:
-            page = self._run(self._asking(url, {**params, **({"pageToken": token} if token else {})})).told
+            page = self._run(self._asking(url, {**params, **({"pageToken": token} if token else {})})).resource
             yield page
             token = page.get("nextPageToken")
 
@@ -499,12 +499,12 @@ class _GcsUpload(PartedUpload):
             raise Conflict
         self._is_proven = True
         await self._backend.retry_transient(lambda: self._backend.prove(self.path, self._proof, metadata))
-        told = await self._go_on(self._session, data, last=True)
-        if told is None:
+        resource = await self._go_on(self._session, data, last=True)
+        if resource is None:
             raise _Refused(_RESUME, "not ended")
         # Some stand-ins tell no checksum.
-        if told.get("crc32c", self._told_sum()) != self._told_sum():
-            await self._backend.forget(self.path, told)
+        if resource.get("crc32c", self._told_sum()) != self._told_sum():
+            await self._backend.forget(self.path, resource)
             await self._backend.disprove(self.path, self._proof, is_given_up=True)
             raise _Refused(200, "checksum")
 
@@ -540,7 +540,7 @@ class _GcsUpload(PartedUpload):
                     left = memoryview(data)[before - start :]
                     answer = await self._put(session, left, f"bytes {before}-{end - 1}/{total}")
                 if answer.status != _RESUME:
-                    return answer.told
+                    return answer.resource
                 at = _kept(answer)
                 if not start <= at <= end:
                     raise _Refused(_RESUME, "range")
@@ -549,9 +549,9 @@ class _GcsUpload(PartedUpload):
                 if before is not None and at <= before:
                     raise _Refused(503, "nothing kept")  # again, after a pause
 
-        told = await self._backend.retry_transient(once)
+        resource = await self._backend.retry_transient(once)
         self._sent = end
-        return told
+        return resource
 
     async def _put(self, session: str, data: bytes | memoryview, content_range: str) -> _Answer:
         headers = {"Content-Range": content_range, "Content-Type": self._labels.content_type}
@@ -579,19 +579,19 @@ async def _beginning(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def _ours(told: Mapping[str, Any]) -> dict[str, str]:
+def _ours(resource: Mapping[str, Any]) -> dict[str, str]:
     """What we said of an object, by Google's resource."""
-    metadata = told.get("metadata", {})
+    metadata = resource.get("metadata", {})
     return {name.removeprefix(_OURS): value for name, value in metadata.items() if name.startswith(_OURS)}
 
 
 def _described(labels: ObjectHeaders, metadata: Mapping[str, str]) -> dict[str, Any]:
-    told: dict[str, Any] = {"contentType": labels.content_type}
+    resource: dict[str, Any] = {"contentType": labels.content_type}
     if labels.content_disposition:
-        told["contentDisposition"] = labels.content_disposition
+        resource["contentDisposition"] = labels.content_disposition
     if metadata:
-        told["metadata"] = {f"{_OURS}{name}": value for name, value in metadata.items()}
-    return told
+        resource["metadata"] = {f"{_OURS}{name}": value for name, value in metadata.items()}
+    return resource
 
 
 def _kept(answer: _Answer) -> int:

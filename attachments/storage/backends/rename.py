@@ -127,23 +127,23 @@ class RenameBackend(Backend):
         fs = self._fs
         with suppress(FileNotFoundError):
             fs.invalidate_cache(folder)
-            for path, told in fs.find(folder, detail=True).items():
-                yield Listed(self._relative(str(path)), int(told["size"]))
+            for path, entry in fs.find(folder, detail=True).items():
+                yield Listed(self._relative(str(path)), int(entry["size"]))
 
     def message_keys(self) -> Iterator[str]:
         fs = self._fs
         with suppress(FileNotFoundError):
             fs.invalidate_cache(self._root)
-            for told in fs.ls(self._root, detail=False):
-                name = str(told).rstrip("/").rpartition("/")[2]
+            for entry in fs.ls(self._root, detail=False):
+                name = str(entry).rstrip("/").rpartition("/")[2]
                 if not name.startswith("."):
                     yield name
 
     def stat(self, path: str) -> ObjectStat | None:
-        told = self._info(path)
-        if told is None:
+        info = self._info(path)
+        if info is None:
             return None
-        return ObjectStat(int(told["size"]), self._modified(path, told), self._proof(path))
+        return ObjectStat(int(info["size"]), self._modified(path, info), self._proof(path))
 
     def read(self, path: str) -> Iterator[bytes]:
         with self._fs.open(self._path(path), "rb") as file:
@@ -160,8 +160,8 @@ class RenameBackend(Backend):
 
     def put(self, path: str, data: bytes, labels: ObjectHeaders, *, replaces: Version | None) -> None:  # noqa: ARG002  as below
         self.check_moves()
-        standing = self.get(path)
-        if (standing and standing[1]) != replaces:
+        existing = self.get(path)
+        if (existing and existing[1]) != replaces:
             raise Conflict
         temporary = self._temporary(path)
         self._make_folder(temporary)
@@ -224,8 +224,8 @@ class RenameBackend(Backend):
             self._fs.rm_file(self._path(path))
 
     def _begun(self, path: str) -> datetime | None:
-        told = self._info(path)
-        return self._modified(path, told) if told else None
+        info = self._info(path)
+        return self._modified(path, info) if info else None
 
     @property
     def _fs(self) -> AbstractFileSystem:
@@ -264,14 +264,14 @@ class RenameBackend(Backend):
         fs = self._fs
         try:
             fs.invalidate_cache(self._path(path.rpartition("/")[0]))
-            told: Mapping[str, Any] = fs.info(self._path(path))
+            info: Mapping[str, Any] = fs.info(self._path(path))
         except FileNotFoundError:
             return None
-        return told if told["type"] == "file" else None
+        return info if info["type"] == "file" else None
 
-    def _modified(self, path: str, told: Mapping[str, Any]) -> datetime:
+    def _modified(self, path: str, info: Mapping[str, Any]) -> datetime:
         for name in ("created", "mtime", "modified", "LastModified", "last_modified", "modify", "updated"):
-            value = told.get(name)
+            value = info.get(name)
             if isinstance(value, datetime):
                 return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
             if isinstance(value, int | float):

@@ -203,9 +203,9 @@ def _brings_own(options: Mapping[str, Any]) -> bool:
 
 def _keep_to_aws(options: Mapping[str, Any]) -> None:
     client, config = options.get("client_kwargs") or {}, options.get("config_kwargs") or {}
-    for told in (options, client):
+    for settings in (options, client):
         check_host(
-            "endpoint_url", told.get("endpoint_url"), _AWS, _BRING_OWN, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+            "endpoint_url", settings.get("endpoint_url"), _AWS, _BRING_OWN, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
         )
     ssl_alone = {"use_ssl": options["use_ssl"]} if "use_ssl" in options else {}
     check_transport("the options", ssl_alone, set(), {"use_ssl": True}, _BRING_OWN)
@@ -306,17 +306,17 @@ class S3Backend(Backend):
                 yield found["Prefix"].removeprefix(self._root).rstrip("/")
 
     def stat(self, path: str) -> ObjectStat | None:
-        told = self._absent_is_none(self._call("head_object", Key=self._root + path))
-        if told is None:
+        head = self._absent_is_none(self._call("head_object", Key=self._root + path))
+        if head is None:
             return None
         ours = {
             name.lower().removeprefix(_OURS): value
-            for name, value in told.get("Metadata", {}).items()
+            for name, value in head.get("Metadata", {}).items()
             if name.lower().startswith(_OURS)
         }
         if (proof := ours.pop("proof", None)) is not None:
             ours = dict(read_proof(self, path, proof))
-        return ObjectStat(told["ContentLength"], told["LastModified"].astimezone(UTC), ours)
+        return ObjectStat(head["ContentLength"], head["LastModified"].astimezone(UTC), ours)
 
     def read(self, path: str) -> Iterator[bytes]:
         answer = self._run(self._call("get_object", Key=self._root + path))
@@ -334,8 +334,8 @@ class S3Backend(Backend):
         condition: dict[str, str] = {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
         if not self.is_conditional:
             condition = {}
-            standing = self.get(path)
-            if (standing and standing[1]) != replaces:
+            existing = self.get(path)
+            if (existing and existing[1]) != replaces:
                 raise Conflict
         self._run(self.creating(self.put_object(path, data, labels, {}, condition)))
 
@@ -343,8 +343,8 @@ class S3Backend(Backend):
         return _S3Upload(self, path, labels, self._fs.loop)
 
     def remove(self, path: str) -> None:
-        told = self._absent_is_none(self._call("head_object", Key=self._root + path))
-        proof = told and told.get("Metadata", {}).get(f"{_OURS}proof")
+        head = self._absent_is_none(self._call("head_object", Key=self._root + path))
+        proof = head and head.get("Metadata", {}).get(f"{_OURS}proof")
         self._run(self._call("delete_object", Key=self._root + path))
         if proof:
             self._run(self._call("delete_object", Key=self._root + proof_path(path, proof)))
@@ -382,7 +382,7 @@ class S3Backend(Backend):
         """Whether the service supports `If-None-Match`. Tested once."""
         with self._asking:
             if self._is_conditional is None:
-                self._is_conditional = self._run(self._heeds_conditions())
+                self._is_conditional = self._run(self._supports_conditions())
             return self._is_conditional
 
     async def creating(self, request: Any) -> Any:
@@ -416,12 +416,12 @@ class S3Backend(Backend):
     async def named_proof(self, path: str) -> str | None:
         """The proof that an object's metadata name; None if the object or the metadata is missing."""
         try:
-            told = await self._call("head_object", Key=self._root + path)
+            head = await self._call("head_object", Key=self._root + path)
         except ClientError as error:
             if _code(error) in _ABSENT:
                 return None
             raise
-        return cast("str | None", told.get("Metadata", {}).get(f"{_OURS}proof"))
+        return cast("str | None", head.get("Metadata", {}).get(f"{_OURS}proof"))
 
     async def multipart(self, method: str, path: str, **more: Any) -> Any:
         """A request about a multipart upload of this path."""
@@ -429,16 +429,16 @@ class S3Backend(Backend):
 
     def described(self, labels: ObjectHeaders, metadata: Mapping[str, str]) -> dict[str, Any]:
         """The arguments for an object's headers, metadata and encryption."""
-        told: dict[str, Any] = {
+        headers: dict[str, Any] = {
             "ContentType": labels.content_type,
             "Metadata": {f"{_OURS}{name}": value for name, value in metadata.items()},
             **self._encryption,
         }
         if labels.content_disposition:
-            told["ContentDisposition"] = labels.content_disposition
-        return told
+            headers["ContentDisposition"] = labels.content_disposition
+        return headers
 
-    async def _heeds_conditions(self) -> bool:
+    async def _supports_conditions(self) -> bool:
         for _ in range(2):
             try:
                 await self.put_object(_STORE, b"", _NOTHING, {}, {"IfNoneMatch": "*"})

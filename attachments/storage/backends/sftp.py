@@ -480,9 +480,9 @@ class _Proof:
     def parsed(cls, data: bytes | None) -> _Proof:
         """An empty one, should anybody have put something else there."""
         try:
-            told = json.loads(data or b"{}")
-            metadata = {str(name): str(value) for name, value in told["metadata"].items()}
-            return cls(told["name"], told["bytes"], metadata)
+            claim = json.loads(data or b"{}")
+            metadata = {str(name): str(value) for name, value in claim["metadata"].items()}
+            return cls(claim["name"], claim["bytes"], metadata)
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
             return cls(None, None, {})
 

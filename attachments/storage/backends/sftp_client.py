@@ -196,12 +196,12 @@ class SftpClient:
     def write_error(self, path: str) -> int | None:
         """Why nothing can be written there, as the number of an error, where the server can say."""
         try:
-            told = response(start(self._session.statvfs(path)))
+            space = response(start(self._session.statvfs(path)))
         except Unsupported:
             return None
-        if told.flags & _READ_ONLY:
+        if space.flags & _READ_ONLY:
             return errno.EROFS
-        return errno.ENOSPC if told.bavail * told.frsize < _ROOM or (told.files and not told.favail) else None
+        return errno.ENOSPC if space.bavail * space.frsize < _ROOM or (space.files and not space.favail) else None
 
     def open(self, path: str, flags: int) -> asyncssh.SFTPClientFile:
         """An open file of asyncssh's. One that this makes can be read by its owner alone."""

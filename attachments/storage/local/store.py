@@ -116,8 +116,8 @@ class LocalStore(Store):
             for key in filter(is_key, message.names()):
                 # Skip what is not a folder, and what a purge has just removed.
                 with suppress(FileNotFoundError, NotADirectoryError), message.folder(key) as folder:
-                    if standing := proven(folder, f"{message_key}/{key}"):
-                        found[key] = standing
+                    if existing := proven(folder, f"{message_key}/{key}"):
+                        found[key] = existing
         return found
 
     def write(

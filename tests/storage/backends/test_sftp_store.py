@@ -546,7 +546,7 @@ def test_known_hosts_and_several_host_keys(one: Spot, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("named", ["127.0.0.1", "elsewhere", "@revoked *"])
 def test_a_host_is_known_by_its_name_alone(one: Spot, tmp_path: Path, named: str) -> None:
-    """Whoever answers for a name could have it lead to an address whose key is known; a revoked key is not known."""
+    """Forged DNS could lead to an address whose key is known, so only the name counts; a revoked key is refused."""
     key = (one.server.folder / "host_key.pub").read_text()
     options = {name: value for name, value in one.server.options().items() if name != "host_key"}
     options |= _known_hosts(tmp_path, f"{named} {key}{'localhost ' + key if 'revoked' in named else ''}")

@@ -1,4 +1,4 @@
-"""Whoever can write into the store's folder can't make us write, or read, outside it."""
+"""A user who can write into the store's folder cannot make us write, or read, outside it."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_two_processes_store_one_object(root: Path, existed: bool) -> None:
 
 
 def test_of_two_that_differ_one_is_told(root: Path) -> None:
-    """Whoever comes second learns that something else stands there; nothing is mixed or lost."""
+    """The second writer gets an error that another object exists; nothing is mixed or lost."""
     assert sorted(race(root, [b"one" * 1000, b"two" * 1000])) == [0, 1]
     (standing,) = objects(root).values()
     assert standing in (b"one" * 1000, b"two" * 1000)
