@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ Transform = Callable[[Iterable[bytes], Write], None]
 
 LARGE_CHUNK = 256 * 1024
 """Bytes from which on a chunk is hashed in a thread: a smaller one takes less time than the start of a thread."""
+WAITING_CHUNKS = 4
+"""Large chunks that may wait for the hash to take them."""
 
 
 @dataclass(frozen=True)
@@ -47,50 +50,57 @@ def pour(chunks: Iterable[bytes], write: Write, seal: Transform | None = None) -
 
     Errors of `chunks` and `write` are raised unchanged.
     """
-    with ThreadPoolExecutor(thread_name_prefix="attachment-sha256") as threads:
+    with _hash_thread() as thread:
         if seal is None:
-            plain = _Tally(write, threads)
+            plain = _Tally(write, thread)
             for chunk in _owned(chunks):
                 plain.take(chunk)
             return Content.plain(plain.bytes, plain.sha256())
-        plain, sealed = _Tally(None, threads), _Tally(write, threads)
-        seal(map(plain.take, _owned(chunks)), sealed.take)
-        return Content(plain.bytes, plain.sha256(), sealed.bytes, sealed.sha256())
+        with _hash_thread() as second_thread:
+            plain, sealed = _Tally(None, thread), _Tally(write, second_thread)
+            seal(map(plain.take, _owned(chunks)), sealed.take)
+            return Content(plain.bytes, plain.sha256(), sealed.bytes, sealed.sha256())
+
+
+def _hash_thread() -> ThreadPoolExecutor:
+    """One thread, started by the first large chunk: a hash takes its chunks in order."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="attachment-sha256")
 
 
 class _Tally:
     """Counts and hashes chunks, and writes them.
 
-    A large chunk is hashed in a thread while it is written and the next one is read; at most one chunk waits. A
-    download of 1 GB on 2 busy cores, relative to `curl -o`: 0.65 with the hash between the writes, 0.8 beside them.
+    Large chunks are hashed in a thread while they are written and the next ones are read. A download of 1 GB on 2 idle
+    cores, relative to `curl -o`: 0.94 to 1.0 in five runs with one chunk waiting, 1.0 to 1.04 in four runs with four.
     """
 
-    def __init__(self, write: Write | None, threads: Executor) -> None:
+    def __init__(self, write: Write | None, thread: Executor) -> None:
         self._write = write
-        self._threads = threads
+        self._thread = thread
         self._hash = hashlib.sha256()
-        self._hashing: Future[None] | None = None
+        self._waiting: deque[Future[None]] = deque()
         self.bytes = 0
 
     def take(self, chunk: bytes) -> bytes:
         self.bytes += len(chunk)
-        self._wait()
         if len(chunk) < LARGE_CHUNK:
+            self._wait(0)
             self._hash.update(chunk)
         else:
-            self._hashing = self._threads.submit(self._hash.update, chunk)
+            self._wait(WAITING_CHUNKS - 1)
+            self._waiting.append(self._thread.submit(self._hash.update, chunk))
         if self._write is not None:
             self._write(chunk)
         return chunk
 
     def sha256(self) -> str:
-        self._wait()
+        self._wait(0)
         return self._hash.hexdigest()
 
-    def _wait(self) -> None:
-        if self._hashing is not None:
-            self._hashing.result()
-            self._hashing = None
+    def _wait(self, most: int) -> None:
+        """Until at most `most` chunks wait."""
+        while len(self._waiting) > most:
+            self._waiting.popleft().result()
 
 
 def _owned(chunks: Iterable[bytes]) -> Iterator[bytes]:

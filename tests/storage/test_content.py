@@ -17,7 +17,7 @@ from attachments.storage.content import LARGE_CHUNK, Content, pour
 from .samples import ATTACHMENT, MESSAGE
 
 
-@given(st.lists(st.sampled_from([0, 1, 63, 64_000, LARGE_CHUNK - 1, LARGE_CHUNK, LARGE_CHUNK + 1]), max_size=6))
+@given(st.lists(st.sampled_from([0, 1, 63, 64_000, LARGE_CHUNK - 1, LARGE_CHUNK, LARGE_CHUNK + 1]), max_size=12))
 def test_it_is_the_hash_of_all_chunks(sizes: list[int]) -> None:
     """Large or small, in any order."""
     chunks = [bytes([number]) * size for number, size in enumerate(sizes)]
