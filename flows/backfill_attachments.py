@@ -30,7 +30,7 @@ from attachments.storage import StoreError
 Moment = Annotated[str | None, WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]})]
 
 
-ENOUGH = 0.02
+MIN_FRACTION_READ = 0.02
 """The fraction of a time span that must be read before the total is estimated."""
 
 
@@ -73,7 +73,7 @@ def backfill_attachments(
     try:
         with flow_boundary():
             try:
-                order = checked_order(
+                request = checked_order(
                     message_ids=message_ids,
                     ids_url=ids_url,
                     ids_block=ids_block,
@@ -83,7 +83,7 @@ def backfill_attachments(
                 )
                 lineage = Lineage.current()
                 labels = lineage.labels
-                return _backfill(order, DownloadDeployment.load(deployment), lineage, force=force)
+                return _backfill(request, DownloadDeployment.load(deployment), lineage, force=force)
             except (InvalidRequest, IdsError) as error:
                 return Failed(message=escaped_line(str(error)))
             except FanOutCancelled as cancelled:
@@ -92,11 +92,11 @@ def backfill_attachments(
         return failed_state(error, labels)
 
 
-def _backfill(order: BackfillRequest, target: DownloadDeployment, lineage: Lineage, *, force: bool) -> State[None]:
+def _backfill(request: BackfillRequest, target: DownloadDeployment, lineage: Lineage, *, force: bool) -> State[None]:
     tag = f"{BACKFILL}:{lineage.short}"
     with (
         low_priority(),
-        _messages(order, target) as messages,
+        _messages(request, target) as messages,
         progress(lineage.run.id, messages.total, tag) as shown,
     ):
 
@@ -114,20 +114,20 @@ def _backfill(order: BackfillRequest, target: DownloadDeployment, lineage: Linea
             on_progress=on_progress,
         )
         shown.show(counts, is_last=True)
-    return _ended(counts, tag, messages.missing())
+    return _final_state(counts, tag, messages.missing())
 
 
 @contextmanager
-def _messages(order: BackfillRequest, target: DownloadDeployment) -> Iterator[Messages]:
+def _messages(request: BackfillRequest, target: DownloadDeployment) -> Iterator[Messages]:
     """The selected messages. All IDs, or the mailbox, are checked before anything is done."""
-    match order:
+    match request:
         case IdList(ids):
             yield Messages((named(id_, target) for id_ in ids), lambda _: len(ids))
         case IdFile(url, block):
             with closing(read_ids(ids_file_opener(url, _folder(block)))) as kept:
                 yield Messages((named(id_, target) for id_ in kept), lambda _: len(kept))
         case Window():
-            received = _Received(order, target.account.client())
+            received = _Received(request, target.account.client())
             yield Messages(received, received.total, received.missing)
 
 
@@ -191,16 +191,16 @@ class _Received:
         """An estimate from how much of the window has been read; None while that is too little."""
         window = self._window
         read = (self._latest - window.start) / (window.end - window.start)
-        return int(counts.seen / read) if read >= ENOUGH else None
+        return int(counts.seen / read) if read >= MIN_FRACTION_READ else None
 
 
-def _ended(counts: Counts, tag: str, missing: str) -> State[None]:
-    if counts.is_all_well and not missing:
+def _final_state(counts: Counts, tag: str, missing: str) -> State[None]:
+    if counts.is_success and not missing:
         return Completed(message=f"{counts}.")
     sentences = [f"{counts}."]
-    if not counts.is_all_well:
+    if not counts.is_success:
         sentences.append(f"The messages' own runs say why: they have the tag {tag}.")
     if missing:
         sentences.append(missing)
-    when = "when the cause is gone" if not counts.is_all_well else "later"
+    when = "when the cause is gone" if not counts.is_success else "later"
     return Failed(message=" ".join([*sentences, f"Run this again {when}; it does only what is missing."]))

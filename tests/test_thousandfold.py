@@ -33,7 +33,7 @@ from attachments.domain.message_ids_source import ALLOWED_FOLDERS_VARIABLE, ids_
 from attachments.domain.progress import Counts
 from attachments.domain.selection import Filter
 from attachments.flows import reconcile_attachments as reconciling
-from attachments.flows.reconcile_attachments import Found
+from attachments.flows.reconcile_attachments import ReconcileResult
 from attachments.prefect_api.prefect_retry import own_client
 from attachments.runs.backfill_progress import progress
 from attachments.runs.fan_out import DownloadDeployment, run_children
@@ -153,7 +153,7 @@ def repeated(setup: Callable[[], object], times: int) -> tuple[dict[str, int], d
 
 def reconciliation(target: DownloadDeployment) -> None:
     wish = cast("Any", SimpleNamespace(tag="reconcile:x", target=target))
-    assert reconciling._missed(wish, Found()) == []
+    assert reconciling._read_created_runs(wish, ReconcileResult()) == []
     children(target)
 
 

@@ -14,7 +14,7 @@ from attachments.foundation.message_id import mistake_in, normalized
 
 DEFAULT_INBOX = "~/.local/state/emailgistics-attachments/inbox.sqlite"
 HIGHEST_PORT = 65535
-MOST_AT_ONCE = 64
+MAX_CONCURRENT = 64
 
 
 def inbox_path(inbox: Path | None) -> Path:
@@ -79,8 +79,8 @@ def _hours(text: str) -> timedelta:
 
 def _count(text: str) -> int:
     count = _number(text)
-    if not 1 <= count <= MOST_AT_ONCE or count != int(count):
-        raise ValueError(f"write a whole number from 1 to {MOST_AT_ONCE}")
+    if not 1 <= count <= MAX_CONCURRENT or count != int(count):
+        raise ValueError(f"write a whole number from 1 to {MAX_CONCURRENT}")
     return int(count)
 
 

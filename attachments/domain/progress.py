@@ -26,9 +26,9 @@ class Counts:
     already_done: int = 0
     """The manifest leaves nothing to do; no call was made."""
     succeeded: int = 0
-    elsewhere: int = 0
+    in_other_runs: int = 0
     """Another run is working on it, or will."""
-    for_now: int = 0
+    retry_scheduled: int = 0
     """Failed for a transient reason; another attempt follows automatically."""
     cancelled: int = 0
     """The message's run was cancelled."""
@@ -54,18 +54,18 @@ class Counts:
         return self.seen - self.unfinished
 
     @property
-    def is_all_well(self) -> bool:
+    def is_success(self) -> bool:
         """Whether no message failed or was cancelled so far."""
-        return self.failures + self.for_now + self.cancelled == 0
+        return self.failures + self.retry_scheduled + self.cancelled == 0
 
     def __str__(self) -> str:
         parts = [
             (self.succeeded, "done now"),
             (self.already_done, "done before"),
             (self.duplicates, "named twice"),
-            (self.elsewhere, "under way in another run"),
+            (self.in_other_runs, "under way in another run"),
             (self.failures, f"failed ({self.codes})"),
-            (self.for_now, "failed for now, to be tried again automatically"),
+            (self.retry_scheduled, "failed for now, to be tried again automatically"),
             (self.cancelled, "cancelled"),
             (self.unfinished, "not finished"),
         ]
@@ -101,9 +101,9 @@ class Tally:
         unfinished = now.seen - (
             now.duplicates
             + now.already_done
-            + now.elsewhere
+            + now.in_other_runs
             + now.succeeded
-            + now.for_now
+            + now.retry_scheduled
             + now.cancelled
             + now.failures
         )

@@ -12,7 +12,7 @@ HELD_FOR = timedelta(days=4)
 """For how long a message holds back the watermark, from its first attempt. Its own attempts last for a day."""
 PERMANENT_CODES = frozenset({"not-found", "already-exists", "deleted", "not-listed", "scan-in-progress"})
 """Codes of permanent failures of one message: they are reported and do not hold back the watermark."""
-FEW = 2
+TOLERATED_FAILURES = 2
 """Up to this many failures do not indicate a problem of vendor or store, even if nothing was stored."""
 
 
@@ -32,7 +32,7 @@ class Span:
             start = end
 
 
-def span(
+def span_to_check(
     watermark: datetime | None, now: datetime, *, overlap: timedelta, settling: timedelta, first: timedelta
 ) -> Span:
     """The span to check.
@@ -49,7 +49,7 @@ def span(
 
 
 @dataclass
-class Slice:
+class SliceResult:
     """Counts of the messages of a slice, by result."""
 
     stored: int = 0
@@ -71,4 +71,4 @@ class Slice:
     @property
     def has_failed(self) -> bool:
         """Whether so much failed that vendor, key or store must be the reason: later slices would fail as well."""
-        return self.failed > max(FEW, self.stored)
+        return self.failed > max(TOLERATED_FAILURES, self.stored)

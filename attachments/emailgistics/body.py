@@ -35,8 +35,8 @@ def readable_framing(response: httpx.Response, action: str) -> Framing:
     return framing_of(response.headers, action)
 
 
-def whole(response: httpx.Response, call: Call, action: str, *, most: int) -> bytes:
-    """A whole small body of at most `most` bytes. Raises `BadAnswer` for more, `Truncated` for an incomplete one.
+def read_body(response: httpx.Response, call: Call, action: str, *, max_bytes: int) -> bytes:
+    """A whole small body of at most `max_bytes` bytes. Raises `BadAnswer` for more, `Truncated` for an incomplete one.
 
     A body that is framed only by the end of the connection is returned; the caller must check that it is complete.
     """
@@ -44,8 +44,8 @@ def whole(response: httpx.Response, call: Call, action: str, *, most: int) -> by
     body = bytearray()
     for piece in pieces(response, call, action):
         body += piece
-        if len(body) > most:
-            raise BadAnswer(f"{action}: the response is longer than {most} bytes")
+        if len(body) > max_bytes:
+            raise BadAnswer(f"{action}: the response is longer than {max_bytes} bytes")
     doubt = framing.doubt(len(body), len(body), action)
     if doubt is not None:
         raise doubt

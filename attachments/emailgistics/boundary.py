@@ -68,7 +68,7 @@ _TABLE: tuple[tuple[_Foreign, type[EmailgisticsError], str], ...] = (
 FOREIGN: _Foreign = tuple(error for errors, _, _ in _TABLE for error in errors)
 """The errors that are translated. Anything else is a bug of this project, and passes."""
 
-_MOST_CAUSES = 8
+_MAX_CAUSES = 8
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def own_end(call: Call, action: str) -> EmailgisticsError | None:
 def _symbol(foreign: BaseException) -> str:
     """The innermost cause as a symbol without data: `ECONNREFUSED`, `SSLCertVerificationError`."""
     cause = foreign
-    for _ in range(_MOST_CAUSES):
+    for _ in range(_MAX_CAUSES):
         deeper = cause.__cause__ or cause.__context__
         if deeper is None:
             break

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx
 
-from attachments.emailgistics.body import whole
+from attachments.emailgistics.body import read_body
 from attachments.emailgistics.boundary import translated
 from attachments.emailgistics.deadline import Call
 from attachments.emailgistics.download import Download
@@ -118,8 +118,8 @@ class EmailgisticsClient:
         """The message's attachments, in the vendor's order (api/messages/list-attachments)."""
         call = Call(self._list_timeout, TimedOut)
         url = self._url("messages", message_id, "attachments")
-        with self._answer("GET", url, LISTING, call, self._list_timeout) as response:
-            return parse_listing(whole(response, call, LISTING, most=self._listing_bytes))
+        with self._request("GET", url, LISTING, call, self._list_timeout) as response:
+            return parse_listing(read_body(response, call, LISTING, max_bytes=self._listing_bytes))
 
     @contextmanager
     def download(self, message_id: str, attachment_id: str, *, listed_size: int | None = None) -> Iterator[Download]:
@@ -129,7 +129,7 @@ class EmailgisticsClient:
         """
         call = Call(self._download_deadline, DeadlineExceeded)
         url = self._url("messages", message_id, "attachments", attachment_id, "download")
-        with self._answer("GET", url, DOWNLOADING, call, self._download_timeout) as response:
+        with self._request("GET", url, DOWNLOADING, call, self._download_timeout) as response:
             yield Download(response, call, DOWNLOADING, listed_size=listed_size)
 
     def mailboxes(self) -> tuple[Mailbox, ...]:
@@ -162,7 +162,7 @@ class EmailgisticsClient:
         self._transport.close()
 
     def _report(self, method: str, href: str, action: str, content: bytes | None = None) -> bytes:
-        return self._exchange(method, href, action, content, fine=REPORTS)
+        return self._exchange(method, href, action, content, allowed_statuses=REPORTS)
 
     def _exchange(
         self,
@@ -170,16 +170,18 @@ class EmailgisticsClient:
         href: str,
         action: str,
         content: bytes | None = None,
-        fine: Collection[int] = (httpx.codes.OK,),
+        allowed_statuses: Collection[int] = (httpx.codes.OK,),
     ) -> bytes:
         """The whole body of a small response. `href` is relative to the base URL, or a link from the vendor."""
-        target = self._inside(href, action)
+        target = self._resolve_link(href, action)
         call = Call(self._list_timeout, TimedOut)
-        with self._answer(method, str(target), action, call, self._list_timeout, content, fine) as response:
-            return whole(response, call, action, most=self._listing_bytes)
+        with self._request(
+            method, str(target), action, call, self._list_timeout, content, allowed_statuses
+        ) as response:
+            return read_body(response, call, action, max_bytes=self._listing_bytes)
 
     @contextmanager
-    def _answer(
+    def _request(
         self,
         method: str,
         url: str,
@@ -187,7 +189,7 @@ class EmailgisticsClient:
         call: Call,
         timeout: float,
         content: bytes | None = None,
-        fine: Collection[int] = (httpx.codes.OK,),
+        allowed_statuses: Collection[int] = (httpx.codes.OK,),
     ) -> Iterator[httpx.Response]:
         """The successful response to a request, with its body unread; closed on exit."""
         with self._calls_lock:
@@ -216,7 +218,7 @@ class EmailgisticsClient:
                 response = self._transport.handle_request(request)
                 try:
                     _notice_deprecation(response, action)
-                    require_success(response, call, action, fine, error_seconds=self._error_seconds)
+                    require_success(response, call, action, allowed_statuses, error_seconds=self._error_seconds)
                     yield response
                 finally:
                     _close_silently(response, call, action)
@@ -225,7 +227,7 @@ class EmailgisticsClient:
             with self._calls_lock:
                 self._calls.discard(call)
 
-    def _inside(self, href: str, action: str) -> httpx.URL:
+    def _resolve_link(self, href: str, action: str) -> httpx.URL:
         """The target of a link. Raises `StrayLink` unless it is below the base URL, because the key is sent with the
         call."""
         base = httpx.URL(f"{str(self._base_url).rstrip('/')}/")

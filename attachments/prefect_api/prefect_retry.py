@@ -23,15 +23,15 @@ SHORTEST, LONGEST = 0.03, 1.0  # seconds between two attempts
 PATIENCE = 60.0  # seconds after which a 503 is returned to the caller
 
 
-class PrefectAway(Exception):
+class PrefectUnreachable(Exception):
     """Prefect's API cannot be reached, or does not respond in time.
 
-    `may_have_heard` is False when the request was never sent.
+    `may_have_arrived` is False when the request was never sent.
     """
 
-    def __init__(self, reason: str, *, may_have_heard: bool) -> None:
+    def __init__(self, reason: str, *, may_have_arrived: bool) -> None:
         super().__init__(reason)
-        self.may_have_heard = may_have_heard
+        self.may_have_arrived = may_have_arrived
 
 
 class PrefectBusy(Exception):
@@ -51,8 +51,8 @@ def retrying_settings(
 
     It waits `shortest` seconds before the first retry, then longer, up to `longest`: little where a caller waits for
     the response, more where many send requests at once. `timeout` is in seconds for each response; None is Prefect's
-    setting. With `raise_if_unreachable` the client raises `PrefectAway` at once, where Prefect's own would retry for a
-    minute; with `raise_if_busy` it raises `PrefectBusy` for a 503 and does not retry.
+    setting. With `raise_if_unreachable` the client raises `PrefectUnreachable` at once, where Prefect's own would retry
+    for a minute; with `raise_if_busy` it raises `PrefectBusy` for a 503 and does not retry.
     """
     retrying = RetryingTransport(
         transport(), shortest, longest, raise_if_unreachable=raise_if_unreachable, raise_if_busy=raise_if_busy
@@ -110,7 +110,7 @@ class RetryingTransport(httpx.BaseTransport):
             except httpx.TransportError as error:
                 if self._raise_if_unreachable:
                     sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-                    raise PrefectAway(type(error).__name__, may_have_heard=sent) from None
+                    raise PrefectUnreachable(type(error).__name__, may_have_arrived=sent) from None
                 raise
             pause = backoff.after(response)
             if pause is None:

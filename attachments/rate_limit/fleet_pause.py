@@ -13,7 +13,7 @@ from prefect.exceptions import ObjectAlreadyExists
 
 from attachments.foundation import cancellation
 from attachments.foundation.terminal_text import escaped_line
-from attachments.prefect_api.prefect_retry import PrefectAway
+from attachments.prefect_api.prefect_retry import PrefectUnreachable
 from attachments.rate_limit.slot_api import SlotApi
 from attachments.rate_limit.timings import RateLimitTimings
 
@@ -58,7 +58,7 @@ class FleetPause:
         logger.warning("Emailgistics answered 429 (rate limit): no calls for %.0f s.", seconds)
         try:
             self._api.write_variable(self._variable, {"until": until, "seconds": seconds})
-        except (httpx.HTTPError, PrefectAway, ObjectAlreadyExists) as error:
+        except (httpx.HTTPError, PrefectUnreachable, ObjectAlreadyExists) as error:
             logger.warning("The pause could not be written for the other processes (%s).", type(error).__name__)
 
     def wait(self) -> None:
@@ -99,7 +99,7 @@ class FleetPause:
                 return
             until, seconds = str(value["until"]), min(float(value["seconds"]), self._timings.longest_pause)
             left = min((datetime.fromisoformat(until) - datetime.now(UTC)).total_seconds(), seconds)
-        except (httpx.HTTPError, PrefectAway) as error:
+        except (httpx.HTTPError, PrefectUnreachable) as error:
             logger.debug("The fleet's pause cannot be read (%s).", type(error).__name__)
             return
         except (KeyError, TypeError, ValueError):

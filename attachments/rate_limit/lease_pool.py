@@ -12,11 +12,11 @@ from uuid import UUID
 import httpx
 
 from attachments.foundation import cancellation
-from attachments.prefect_api.prefect_retry import PrefectAway
+from attachments.prefect_api.prefect_retry import PrefectUnreachable
 from attachments.rate_limit.slot_api import SlotApi
 from attachments.rate_limit.timings import RateLimitTimings
 
-CALLS_IN_A_ROW = 6  # calls of one process with the same slot before others may have it
+MAX_CALLS_PER_SLOT = 6  # calls of one process with the same slot before others may have it
 
 logger = logging.getLogger("attachments.rate_limit")
 
@@ -28,21 +28,21 @@ class Slot:
         self.names = names
         self.lease = lease
         self.calls = 1
-        self.leased = requested  # monotonic: latest possible start of the lease
-        self.retry = requested  # monotonic: earliest time of the next renewal
-        self.due: float | None = None  # monotonic: when it leaves the window; None until the response has begun
-        self.is_kept = False  # kept after `due` for another caller, for `reuse_window`
-        self.is_over = False  # it is being released, or its lease will expire
+        self.lease_start = requested  # monotonic: latest possible start of the lease
+        self.retry_at = requested  # monotonic: earliest time of the next renewal
+        self.window_end: float | None = None  # monotonic: when it leaves the window; None until the response has begun
+        self.is_idle = False  # kept after `window_end` for another caller, for `reuse_window`
+        self.is_ending = False  # it is being released, or its lease will expire
         self.failures = 0
 
     def next_action(self, timings: RateLimitTimings) -> float:
         """The monotonic time at which the slot must be released or, if that is earlier, its lease renewed."""
-        if self.is_over:
+        if self.is_ending:
             return math.inf
-        if self.due is None:
-            return max(self.leased + timings.renew_after, self.retry)
-        free = self.due + timings.reuse_window * self.is_kept
-        return free if free < self.leased + timings.lease else min(free, self.retry)
+        if self.window_end is None:
+            return max(self.lease_start + timings.renew_after, self.retry_at)
+        free = self.window_end + timings.reuse_window * self.is_idle
+        return free if free < self.lease_start + timings.lease else min(free, self.retry_at)
 
 
 class Waiter:
@@ -50,9 +50,9 @@ class Waiter:
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
-        self.is_served = False
+        self.is_chosen = False
         """Whether the pool has chosen this waiter, so that a response will follow."""
-        self.is_over = False
+        self.has_stopped_waiting = False
         """Whether the caller has stopped waiting."""
         self.slot: Slot | None = None
         self.response = threading.Event()
@@ -63,8 +63,8 @@ class LeasePool:
 
     It renews the leases of calls in progress. A slot that has left the window is reused by the next caller in this
     process, if one arrives within `reuse_window`; otherwise it is released. Reuse costs one request, which does not
-    touch Prefect's database. After `CALLS_IN_A_ROW` calls a slot is released, so that other processes get their share
-    and a lowered limit takes effect.
+    touch Prefect's database. After `MAX_CALLS_PER_SLOT` calls a slot is released, so that other processes get their
+    share and a lowered limit takes effect.
     """
 
     def __init__(self, api: SlotApi, timings: RateLimitTimings) -> None:
@@ -75,16 +75,18 @@ class LeasePool:
         self._order = 0
         self._closed = False
         self._waiters: deque[Waiter] = deque()
-        self._kept: list[Slot] = []
+        self._idle: list[Slot] = []
         threading.Thread(target=self._serve, name="lease-pool", daemon=True).start()
         atexit.register(self._close)
 
     def __len__(self) -> int:
         """The slots in use or kept."""
         with self._changed:
-            return len({id(slot) for _, _, slot in self._heap if not slot.is_over} | {id(slot) for slot in self._kept})
+            return len(
+                {id(slot) for _, _, slot in self._heap if not slot.is_ending} | {id(slot) for slot in self._idle}
+            )
 
-    def hold(self, names: tuple[str, ...], lease: UUID, requested: float) -> Slot:
+    def add(self, names: tuple[str, ...], lease: UUID, requested: float) -> Slot:
         """Add a slot whose call has no response yet. `requested` is the monotonic time of the request for it."""
         slot = Slot(names, lease, requested)
         self._push(slot)
@@ -92,24 +94,24 @@ class LeasePool:
 
     def release_at(self, slot: Slot, when: float) -> None:
         """Release or reuse the slot at `when` (monotonic), when its call leaves the window."""
-        slot.due, slot.is_kept, slot.is_over = when, False, False
+        slot.window_end, slot.is_idle, slot.is_ending = when, False, False
         self._push(slot)
 
-    def has_kept(self, names: tuple[str, ...]) -> bool:
+    def has_idle(self, names: tuple[str, ...]) -> bool:
         """Whether a slot of these limits is kept for reuse."""
         with self._changed:
-            return any(slot.names == names for slot in self._kept)
+            return any(slot.names == names for slot in self._idle)
 
     def try_reuse(self, names: tuple[str, ...]) -> Slot | None:
         """A slot that is kept for reuse; None if there is none. Raises `RunCancelled`."""
-        return self.wait_for_reuse(names, 1.0) if self.has_kept(names) else None
+        return self.wait_for_reuse(names, 1.0) if self.has_idle(names) else None
 
     def will_be_free(self, names: tuple[str, ...], seconds: float) -> bool:
         """Whether a slot of this process leaves the window within this many seconds."""
         latest = time.monotonic() + seconds
         with self._changed:
             slots = [slot for _, _, slot in self._heap]
-        return any(slot.names == names and slot.due is not None and slot.due < latest for slot in slots)
+        return any(slot.names == names and slot.window_end is not None and slot.window_end < latest for slot in slots)
 
     def wait_for_reuse(self, names: tuple[str, ...], seconds: float) -> Slot | None:
         """A slot that another call of this process no longer needs; None: request one from Prefect.
@@ -122,10 +124,10 @@ class LeasePool:
             self._changed.notify()
         with cancellation.on_cancel(waiter.response.set):
             waiter.response.wait(seconds)
-            if waiter.is_served:
+            if waiter.is_chosen:
                 waiter.response.wait(self._timings.response_timeout)
         with self._changed:
-            waiter.is_over = True
+            waiter.has_stopped_waiting = True
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
         try:
@@ -145,24 +147,26 @@ class LeasePool:
     def _serve(self) -> None:
         while (slot := self._next()) is not None:
             try:
-                self._look_after(slot)
+                self._process(slot)
             except Exception as error:  # noqa: BLE001  the thread's outermost loop: the other slots need it
                 logger.error(
                     "Internal error in the lease pool (%s); it continues with the other slots. Please report this.",
                     type(error).__name__,
                 )
-                if slot.due is None or slot.due > time.monotonic():  # its call still counts: keep the lease
-                    slot.retry = time.monotonic() + self._timings.unreachable
+                if (
+                    slot.window_end is None or slot.window_end > time.monotonic()
+                ):  # its call still counts: keep the lease
+                    slot.retry_at = time.monotonic() + self._timings.unreachable
                     self._push(slot)
                 else:
-                    slot.is_over = True  # Prefect may have received the release; otherwise the lease ends by itself
+                    slot.is_ending = True  # Prefect may have received the release; otherwise the lease ends by itself
 
-    def _look_after(self, slot: Slot) -> None:
-        if slot.due is None or slot.due > time.monotonic():
+    def _process(self, slot: Slot) -> None:
+        if slot.window_end is None or slot.window_end > time.monotonic():
             self._renew(slot)
             self._push(slot)
             return
-        is_reusable = slot.calls < CALLS_IN_A_ROW
+        is_reusable = slot.calls < MAX_CALLS_PER_SLOT
         waiter = self._waiter_for(slot) if is_reusable else None
         if waiter is not None:
             try:
@@ -172,10 +176,10 @@ class LeasePool:
                     self._release(slot)
             finally:
                 self._respond(waiter, None)  # no-op after a hand-over
-        elif is_reusable and not slot.is_kept:
-            slot.is_kept = True
+        elif is_reusable and not slot.is_idle:
+            slot.is_idle = True
             with self._changed:
-                self._kept.append(slot)
+                self._idle.append(slot)
             self._push(slot)
         else:
             self._release(slot)
@@ -184,7 +188,7 @@ class LeasePool:
 
     def _hand_over(self, slot: Slot, waiter: Waiter) -> None:
         slot.calls += 1
-        slot.due = None
+        slot.window_end = None
         self._push(slot)
         self._respond(waiter, slot)
 
@@ -193,7 +197,7 @@ class LeasePool:
         with self._changed:
             if waiter.response.is_set() and slot is None:
                 return
-            is_late = waiter.is_over
+            is_late = waiter.has_stopped_waiting
             if not is_late:
                 waiter.slot = slot
         waiter.response.set()
@@ -204,7 +208,7 @@ class LeasePool:
         with self._changed:
             waiter = next((waiter for waiter in self._waiters if waiter.names == slot.names), None)
             if waiter is not None:
-                waiter.is_served = True
+                waiter.is_chosen = True
                 self._waiters.remove(waiter)
             return waiter
 
@@ -213,9 +217,9 @@ class LeasePool:
         with self._changed:
             while not self._closed:
                 wanted = {waiter.names for waiter in self._waiters}
-                kept = next((slot for slot in self._kept if slot.names in wanted), None)
+                kept = next((slot for slot in self._idle if slot.names in wanted), None)
                 if kept is not None:
-                    self._kept.remove(kept)
+                    self._idle.remove(kept)
                     return kept
                 if not self._heap:
                     self._changed.wait()
@@ -227,8 +231,8 @@ class LeasePool:
                     self._changed.wait(when - time.monotonic())
                 else:
                     heapq.heappop(self._heap)
-                    if slot in self._kept:
-                        self._kept.remove(slot)
+                    if slot in self._idle:
+                        self._idle.remove(slot)
                     return slot
         return None
 
@@ -236,11 +240,11 @@ class LeasePool:
         requested = time.monotonic()
         try:
             self._api.renew(slot.lease)
-        except (httpx.HTTPError, PrefectAway) as error:
+        except (httpx.HTTPError, PrefectUnreachable) as error:
             logger.warning("A lease on a slot could not be renewed (%s).", type(error).__name__)
-            slot.retry = time.monotonic() + self._timings.unreachable
+            slot.retry_at = time.monotonic() + self._timings.unreachable
             return False
-        slot.leased = requested
+        slot.lease_start = requested
         return True
 
     def _release(self, slot: Slot) -> None:
@@ -248,12 +252,12 @@ class LeasePool:
 
         Not retried when Prefect may have received it: two releases at the same moment count twice there.
         """
-        slot.is_over = True
+        slot.is_ending = True
         try:
             self._api.release(slot.lease)
-        except (httpx.HTTPError, PrefectAway) as error:
-            may_have_heard = isinstance(error, PrefectAway) and error.may_have_heard
-            if may_have_heard or slot.failures * self._timings.unreachable > self._timings.lease:
+        except (httpx.HTTPError, PrefectUnreachable) as error:
+            may_have_arrived = isinstance(error, PrefectUnreachable) and error.may_have_arrived
+            if may_have_arrived or slot.failures * self._timings.unreachable > self._timings.lease:
                 logger.warning("A slot could not be released (%s); its lease will end.", type(error).__name__)
                 return
             slot.failures += 1

@@ -24,7 +24,7 @@ from prefect.exceptions import ObjectNotFound
 
 from attachments.foundation import cancellation
 from attachments.foundation.terminal_text import escaped_line, shown_name
-from attachments.prefect_api.prefect_retry import Backoff, PrefectAway, PrefectBusy
+from attachments.prefect_api.prefect_retry import Backoff, PrefectBusy, PrefectUnreachable
 from attachments.rate_limit.errors import PacingError
 from attachments.rate_limit.fifo_lock import FifoLock
 from attachments.rate_limit.fleet_pause import FleetPause
@@ -126,13 +126,13 @@ class PrefectPacer:
                     self._wait_for_prefect("503")
                     busy = None
                 continue
-            except PrefectAway as error:
+            except PrefectUnreachable as error:
                 self._wait_for_prefect(str(error))
                 continue
             if missing := set(line.names) - grant.limits:
                 self._discard(grant)
                 raise self._missing(min(missing))
-            return self._pool.hold(line.names, grant.lease, requested)
+            return self._pool.add(line.names, grant.lease, requested)
 
     def _wait_after_refusal(self, status: int, line: "_PriorityLine") -> None:
         """Wait before the next request, as the refusal demands. Raises `PacingError` for a permanent one."""
@@ -175,7 +175,7 @@ class PrefectPacer:
 
     def _discard(self, grant: Grant) -> None:
         """Release slots that are not used. Those that cannot be released are free when their lease ends."""
-        with suppress(httpx.HTTPError, PrefectAway):
+        with suppress(httpx.HTTPError, PrefectUnreachable):
             self._api.release(grant.lease)
 
     def _missing(self, name: str) -> PacingError:

@@ -11,7 +11,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 
-from attachments.prefect_api.prefect_retry import PrefectAway, retrying_settings
+from attachments.prefect_api.prefect_retry import PrefectUnreachable, retrying_settings
 from attachments.prefect_api.transport import direct_transport
 from attachments.prefect_api.url_path import path_part
 from attachments.rate_limit.timings import RateLimitTimings
@@ -28,8 +28,8 @@ class Grant:
 class SlotApi:
     """Slots of concurrency limits, and the Variable of a pause. Shared between threads; its clients stay open.
 
-    Every method raises `httpx.HTTPStatusError` for a refusal, and `PrefectAway` when Prefect is unreachable or the
-    response is not Prefect's.
+    Every method raises `httpx.HTTPStatusError` for a refusal, and `PrefectUnreachable` when Prefect is unreachable or
+    the response is not Prefect's.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ def _odd_responses() -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, TypeError) as error:
-        raise PrefectAway(type(error).__name__, may_have_heard=True) from None
+        raise PrefectUnreachable(type(error).__name__, may_have_arrived=True) from None
 
 
 def _open(timings: RateLimitTimings, transport: Callable[[], httpx.BaseTransport], **options: Any) -> SyncPrefectClient:

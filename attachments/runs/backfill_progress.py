@@ -15,7 +15,7 @@ from prefect.exceptions import ObjectNotFound
 
 from attachments.domain.progress import Counts, Estimate, RateEstimator
 from attachments.foundation.numerals import counted
-from attachments.prefect_api.prefect_retry import PrefectAway, own_client
+from attachments.prefect_api.prefect_retry import PrefectUnreachable, own_client
 
 EVERY = 10.0  # seconds between two updates
 TIMEOUT = 10.0  # seconds for Prefect to store one, so that it does not delay the work
@@ -45,7 +45,7 @@ class Progress:
         total = counts.seen if is_last else self._total(counts)
         estimate = self._pace.estimate(counts, total, now)
         # What cannot be shown now is shown the next time; the work goes on.
-        with suppress(PrefectAway, httpx.HTTPError, ObjectNotFound):
+        with suppress(PrefectUnreachable, httpx.HTTPError, ObjectNotFound):
             self._bar = self._put(self._bar, BAR, "progress", _share(estimate), _line(counts, estimate))
             self._table = self._put(self._table, TABLE, "markdown", _markdown(counts, estimate, self._tag), None)
 
@@ -85,7 +85,7 @@ def _markdown(counts: Counts, estimate: Estimate, tag: str) -> str:
         ("done before", f"{counts.already_done:,}"),
         ("named twice", f"{counts.duplicates:,}"),
         ("failed", f"{counts.failures:,}"),
-        ("failed for now, retried automatically", f"{counts.for_now:,}"),
+        ("failed for now, retried automatically", f"{counts.retry_scheduled:,}"),
         ("cancelled", f"{counts.cancelled:,}"),
         ("under way", f"{counts.running:,}"),
         ("to do", to_do),

@@ -37,7 +37,7 @@ from attachments.domain.selection import Filter
 from attachments.emailgistics import NotFound
 from attachments.foundation.terminal_text import shown_name
 from attachments.prefect_api.paging import PAGE, all_pages
-from attachments.prefect_api.prefect_retry import PrefectAway, own_client
+from attachments.prefect_api.prefect_retry import PrefectUnreachable, own_client
 from attachments.prefect_api.url_path import path_part
 from attachments.runs.block_loader import load_account, load_store
 from attachments.runs.delayed_retry import ATTEMPT
@@ -49,10 +49,10 @@ from attachments.storage import Store, message_key
 BACKFILL = "backfill"
 """The tag of runs that let live mail go first, and the work queue that they wait in."""
 DEFAULT_QUEUE = "default"
-ANSWER_TIMEOUT = 30.0  # seconds for Prefect to answer
-BUSY = 0.1  # seconds before the first repetition of a request that a busy SQLite has not answered
+RESPONSE_TIMEOUT = 30.0  # seconds for Prefect to answer
+FIRST_RETRY_DELAY = 0.1  # seconds before the first repetition of a request that a busy SQLite has not answered
 IN_PROGRESS = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-BEGUN = [*IN_PROGRESS, *TERMINAL_STATES]
+STARTED = [*IN_PROGRESS, *TERMINAL_STATES]
 """States of a run that a worker has taken, or that has ended."""
 REFUSED = "refused"
 CRASHED = "crashed"
@@ -139,7 +139,7 @@ class Stage(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
-    FOR_NOW = "failed for now"
+    RETRY_SCHEDULED = "failed for now"
     CANCELLED = "cancelled"
     FAILED = "failed"
 
@@ -149,10 +149,10 @@ class Stage(Enum):
         return self not in {Stage.WAITING, Stage.RUNNING}
 
 
-ENDS = {
+FINAL_STAGES = {
     StateType.COMPLETED: Stage.SUCCEEDED,
     StateType.CANCELLED: Stage.CANCELLED,
-    StateType.FAILED: Stage.FOR_NOW,
+    StateType.FAILED: Stage.RETRY_SCHEDULED,
 }
 
 
@@ -204,24 +204,24 @@ class ChildRuns:
         shares_queue = target.work_queue in {None, DEFAULT_QUEUE}
         self._work_queue = BACKFILL if BACKFILL in self._tags and shares_queue else None
 
-    def create(self, message: MessageRef, after: UUID | None = None) -> Child:
-        """The run of a message: created once, however often this is called with the same prefix and `after`."""
+    def create(self, message: MessageRef, predecessor: UUID | None = None) -> Child:
+        """The run of a message: created once, however often this is called with the same prefix and `predecessor`."""
         values = message.model_dump(mode="json", exclude_none=True)
         parameters = {**values, "force": True} if self._force else values
 
-        def make() -> Child:
+        def create_run() -> Child:
             run = self._client.create_flow_run_from_deployment(
                 self._target.deployment_id,
                 name=run_name(message.key),
                 parameters=parameters,
                 tags=self._tags,
-                idempotency_key=f"{self._key_prefix}/{message.key}{f'/after/{after}' if after else ''}",
+                idempotency_key=f"{self._key_prefix}/{message.key}{f'/after/{predecessor}' if predecessor else ''}",
                 work_queue_name=self._work_queue,
             )
             return _child(run)
 
         try:
-            return answered(make)
+            return retry_unless_rejected(create_run)
         except PrefectHTTPStatusError as error:
             if error.response.status_code in RUN_REFUSED_STATUSES:
                 return Child(None, Stage.FAILED, REFUSED)
@@ -236,7 +236,7 @@ class ChildRuns:
         """
         which = FlowRunFilter(id=FlowRunFilterId(any_=list(run_ids)))
         if not find_deleted:
-            which.state = FlowRunFilterState(type=FlowRunFilterStateType(any_=BEGUN))
+            which.state = FlowRunFilterState(type=FlowRunFilterStateType(any_=STARTED))
         found = [_child(run) for run in self._read(flow_run_filter=which, limit=len(run_ids))]
         deleted = set(run_ids) - {child.id for child in found} if find_deleted else set()
         return [*found, *(Child(run_id, Stage.FAILED, DELETED) for run_id in deleted)]
@@ -276,7 +276,7 @@ class ChildRuns:
         return replace(latest, first_attempt=min(attempts, default=None if latest.stage.is_ended else latest.created))
 
     def _read(self, **filters: Any) -> list[FlowRun]:
-        return answered(lambda: self._client.read_flow_runs(**filters))
+        return retry_unless_rejected(lambda: self._client.read_flow_runs(**filters))
 
     def _read_named(self, names: Collection[str]) -> Iterator[FlowRun]:
         """The deployment's runs with one of these names, the newest first."""
@@ -285,7 +285,7 @@ class ChildRuns:
         newest_first = FlowRunSort.EXPECTED_START_TIME_DESC
         return all_pages(partial(self._read, deployment_filter=deployment, flow_run_filter=which, sort=newest_first))
 
-    def is_ours(self, child: Child) -> bool:
+    def is_own(self, child: Child) -> bool:
         """Whether this caller created the run: it has all of the caller's tags."""
         return child.tags.issuperset(self._tags)
 
@@ -293,23 +293,23 @@ class ChildRuns:
         """Whether the run has this caller's first tag, whichever caller created it."""
         return self._tags[0] in child.tags
 
-    def waiting(self, *, but: Collection[UUID]) -> list[UUID] | None:
-        """Some of the runs with the tags of these that have not started, later attempts included, except `but`.
+    def unstarted(self, *, excluding: Collection[UUID]) -> list[UUID] | None:
+        """Some of the runs with the tags of these that have not started, later attempts included, except `excluding`.
 
         None when Prefect does not answer now.
         """
         which = FlowRunFilter(
-            id=FlowRunFilterId(not_any_=list(but)) if but else None,
+            id=FlowRunFilterId(not_any_=list(excluding)) if excluding else None,
             tags=FlowRunFilterTags(all_=list(self._tags)),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
         )
-        with suppress(PrefectAway, httpx.HTTPError):
+        with suppress(PrefectUnreachable, httpx.HTTPError):
             return [run.id for run in self._client.read_flow_runs(flow_run_filter=which, limit=PAGE)]
         return None
 
     def cancel(self, run_id: UUID) -> bool:
         """Cancel a run that waits; False if it has started, or if Prefect does not answer now."""
-        with suppress(PrefectAway, httpx.HTTPError, ObjectNotFound, Abort):
+        with suppress(PrefectUnreachable, httpx.HTTPError, ObjectNotFound, Abort):
             now = self._client.read_flow_run(run_id).state
             if now is not None and now.is_scheduled():
                 withdrawn: State[None] = Cancelled(message="Its parent run was cancelled before this run started.")
@@ -318,7 +318,7 @@ class ChildRuns:
         return False
 
 
-def answered(ask: Callable[[], T]) -> T:
+def retry_unless_rejected(request: Callable[[], T]) -> T:
     """As `retry_until_available`, but a rejection by Prefect is raised and not retried.
 
     Raises:
@@ -329,8 +329,8 @@ def answered(ask: Callable[[], T]) -> T:
 
     def attempt() -> T | PrefectHTTPStatusError:
         try:
-            return ask()
-        except PrefectAway as away:
+            return request()
+        except PrefectUnreachable as away:
             raise httpx.TransportError(str(away)) from None
         except PrefectHTTPStatusError as error:
             if error.response.status_code in rejections:
@@ -358,15 +358,20 @@ def _stage(state: State[Any] | None) -> tuple[Stage, str | None]:
         return Stage.FAILED, record.code or UNKNOWN
     if state.is_crashed():
         return Stage.FAILED, CRASHED
-    return ENDS[state.type], record.code if state.is_cancelled() else None
+    return FINAL_STAGES[state.type], record.code if state.is_cancelled() else None
 
 
-def made_before(client: SyncPrefectClient, tag: str) -> Iterator[tuple[str, Child]]:
-    """The runs with a tag, each with the key of its message, in no particular order. Raises as `answered`."""
+def runs_with_tag(client: SyncPrefectClient, tag: str) -> Iterator[tuple[str, Child]]:
+    """The runs with a tag, each with the key of its message, in no particular order.
+
+    Raises as `retry_unless_rejected`.
+    """
     which = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
 
     def read(**page: Any) -> list[FlowRun]:
-        return answered(lambda: client.read_flow_runs(flow_run_filter=which, sort=FlowRunSort.ID_DESC, **page))
+        return retry_unless_rejected(
+            lambda: client.read_flow_runs(flow_run_filter=which, sort=FlowRunSort.ID_DESC, **page)
+        )
 
     yield from ((message_key(str(run.parameters.get("message_id"))), _child(run)) for run in all_pages(read))
 
@@ -375,5 +380,5 @@ def made_before(client: SyncPrefectClient, tag: str) -> Iterator[tuple[str, Chil
 def child_runs(target: DownloadDeployment, *, key_prefix: str, tags: Sequence[str], force: bool) -> Iterator[ChildRuns]:
     """`ChildRuns` with a client of their own, which other threads may use."""
     # Not the flow run's client, which would not notice a cancellation while it retries.
-    with own_client(ANSWER_TIMEOUT, raise_if_unreachable=True, shortest=BUSY) as client:
+    with own_client(RESPONSE_TIMEOUT, raise_if_unreachable=True, shortest=FIRST_RETRY_DELAY) as client:
         yield ChildRuns(client, target, key_prefix=key_prefix, tags=tags, force=force)

@@ -44,9 +44,9 @@ __all__ = [
     "BACKFILL", "Counts", "DownloadDeployment", "FanOutCancelled", "Limits", "MessageRef", "run_children",
 ]  # fmt: skip
 
-CHECKS = 20  # manifests that are read at a time: a store in the network answers in 50 ms
-RECENT = 10_000  # message keys remembered to detect duplicates
-STORE_PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds between attempts to read a manifest
+MANIFEST_THREADS = 20  # manifests that are read at a time: a store in the network answers in 50 ms
+REMEMBERED_KEYS = 10_000  # message keys remembered to detect duplicates
+MANIFEST_RETRY_DELAYS = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds between attempts to read a manifest
 CANCEL_BUDGET = 20.0  # seconds to cancel the runs that have not started, when the caller is cancelled
 
 
@@ -60,15 +60,15 @@ class Limits:
     """Messages that are read and checked before runs are created for them."""
     poll: float = 1.0
     """Seconds between polls for the unfinished runs while they end."""
-    longest_poll: float = 3.0
+    max_poll: float = 3.0
     """Seconds between polls while none ends."""
-    deleted: float = 15.0
+    deletion_check_after: float = 15.0
     """Seconds without a run that starts or ends, after which a poll also looks for runs that were deleted."""
-    starved: float = 120.0
+    starvation_timeout: float = 120.0
     """Seconds in which no run starts, and no worker of the pool downloads anything, until `Starved` is raised."""
-    failure_counts: timedelta = timedelta(days=1)
+    failure_cooldown: timedelta = timedelta(days=1)
     """For how long a message whose run failed gets no other run, see `skip_existing_runs`."""
-    denials: int = 20
+    max_denials: int = 20
     """Manifests in a row that may not be read, after which the cause is the store and not one message."""
 
 
@@ -129,7 +129,7 @@ def run_children(
         try:
             fan_out.run(messages)
         except RunCancelled:
-            raise FanOutCancelled(fan_out.cancel_waiting()) from None
+            raise FanOutCancelled(fan_out.cancel_unstarted()) from None
         finally:
             fan_out.close()
         return fan_out.counts()
@@ -170,10 +170,10 @@ class FanOut:
         self._recent: dict[str, None] = {}
         self._unfinished: dict[UUID, _Unfinished] = {}
         self._denied_in_a_row = 0
-        self._checks = ThreadPoolExecutor(CHECKS, thread_name_prefix="manifest")
+        self._checks = ThreadPoolExecutor(MANIFEST_THREADS, thread_name_prefix="manifest")
         now = time.monotonic()
-        self._pause = limits.poll
-        self._next_poll = self._polled = self._started = self._busy = now
+        self._poll_interval = limits.poll
+        self._next_poll = self._last_poll = self._last_start = self._last_activity = now
 
     def close(self) -> None:
         """Shut down the threads that read manifests."""
@@ -184,11 +184,13 @@ class FanOut:
         stream = iter(messages)
         while batch := self._unseen(islice(stream, self._limits.batch)):
             self._poll_until(unfinished=self._limits.window)
-            for message, after in self._without_run(batch):
+            for message, predecessor in self._without_run(batch):
                 self._poll_until(unfinished=self._limits.window - 1)
-                child = self._runs.create(message, after.id if after else None)
+                child = self._runs.create(message, predecessor.id if predecessor else None)
                 self._on_created(message, child)
-                self._note(message, replace(child, first_attempt=after.first_attempt) if after else child)
+                self._record_stage(
+                    message, replace(child, first_attempt=predecessor.first_attempt) if predecessor else child
+                )
         self._poll_until(unfinished=0)
 
     def counts(self) -> Counts:
@@ -204,7 +206,7 @@ class FanOut:
             self._tally.add(seen=1, duplicates=int(is_duplicate))
             batch.append(None if is_duplicate else message)
             self._recent[message.key] = None
-            if len(self._recent) > RECENT:
+            if len(self._recent) > REMEMBERED_KEYS:
                 del self._recent[next(iter(self._recent))]
         return batch
 
@@ -219,8 +221,8 @@ class FanOut:
             if latest is None or self._needs_another_run(latest):
                 yield message, latest
             else:
-                is_elsewhere = not latest.stage.is_ended and not self._runs.is_ours(latest)
-                self._note(message, latest, is_elsewhere=is_elsewhere)
+                is_other_callers = not latest.stage.is_ended and not self._runs.is_own(latest)
+                self._record_stage(message, latest, is_other_callers=is_other_callers)
 
     def _incomplete(self, messages: Sequence[MessageRef]) -> Iterator[MessageRef]:
         contexts = [copy_context() for _ in messages]  # a thread does not inherit the run's cancellation
@@ -228,9 +230,9 @@ class FanOut:
         for message, result in zip(messages, results, strict=True):
             self._denied_in_a_row = self._denied_in_a_row + 1 if isinstance(result, StoreError) else 0
             if isinstance(result, StoreError):
-                if self._denied_in_a_row == self._limits.denials:
+                if self._denied_in_a_row == self._limits.max_denials:
                     raise result
-                self._note(message, Child(None, Stage.FAILED, result.outcome_code))
+                self._record_stage(message, Child(None, Stage.FAILED, result.outcome_code))
             elif result:
                 self._tally.add(already_done=1)
             else:
@@ -242,7 +244,10 @@ class FanOut:
         with error_boundary():
             try:
                 known = retry(
-                    lambda: store.read_manifest(message.key), StoreError, STORE_PAUSES, is_retryable=is_retryable
+                    lambda: store.read_manifest(message.key),
+                    StoreError,
+                    MANIFEST_RETRY_DELAYS,
+                    is_retryable=is_retryable,
                 )
             except (InvalidManifest, NewerManifest):
                 return False  # its own run rebuilds it, or says what is wrong
@@ -256,29 +261,29 @@ class FanOut:
             return False
         if latest.code == WITHDRAWN or (latest.code == NOT_FOUND and not self._runs.is_same_kind(latest)):
             return True
-        is_fresh = latest.since is not None and datetime.now(UTC) - latest.since < self._limits.failure_counts
+        is_fresh = latest.since is not None and datetime.now(UTC) - latest.since < self._limits.failure_cooldown
         # An earlier success is not enough: the filter may have changed since, or the files may be gone.
         return latest.stage is Stage.SUCCEEDED or not is_fresh
 
-    def _note(self, message: MessageRef, child: Child, *, is_elsewhere: bool = False) -> None:
-        """Record the stage of a message's run. `is_elsewhere`: another caller owns the run, so it is not polled."""
-        if child.id is not None and not child.stage.is_ended and not is_elsewhere:
+    def _record_stage(self, message: MessageRef, child: Child, *, is_other_callers: bool = False) -> None:
+        """Record the stage of a message's run. `is_other_callers`: another caller owns the run, so it is not polled."""
+        if child.id is not None and not child.stage.is_ended and not is_other_callers:
             if not child.is_later_attempt:
                 self._unfinished[child.id] = _Unfinished(message, child)
                 return
-            child = replace(child, stage=Stage.FOR_NOW)  # it may be hours away, so do not wait for it
+            child = replace(child, stage=Stage.RETRY_SCHEDULED)  # it may be hours away, so do not wait for it
         self._on_result(message, child)
         match child.stage:
             case Stage.SUCCEEDED:
                 self._tally.add(succeeded=1)
-            case Stage.FOR_NOW:
-                self._tally.add(for_now=1)
+            case Stage.RETRY_SCHEDULED:
+                self._tally.add(retry_scheduled=1)
             case Stage.CANCELLED:
                 self._tally.add(cancelled=1)
             case Stage.FAILED:
                 self._tally.add_failed(child.code or "")
             case _:
-                self._tally.add(elsewhere=1)
+                self._tally.add(in_other_runs=1)
 
     def _poll_until(self, *, unfinished: int) -> None:
         """Poll for the unfinished runs when it is time to, until there are no more than this many."""
@@ -295,41 +300,46 @@ class FanOut:
         if self._unfinished:
             self._read_unfinished(before)
         self._on_progress(self.counts())
-        self._next_poll = time.monotonic() + self._pause
+        self._next_poll = time.monotonic() + self._poll_interval
 
     def _read_unfinished(self, before: float) -> None:
-        is_gap = before - self._polled > self._limits.deleted
-        find_deleted = before - self._started > self._limits.deleted
+        was_interrupted = before - self._last_poll > self._limits.deletion_check_after
+        find_deleted = before - self._last_start > self._limits.deletion_check_after
         found = self._runs.read(tuple(self._unfinished), find_deleted=find_deleted)
-        now = self._polled = time.monotonic()
+        now = self._last_poll = time.monotonic()
         if any(child.stage is not Stage.WAITING for child in found):
-            self._started = now
+            self._last_start = now
         # A gap is a time in which Prefect did not answer, or a report was read: it says nothing about the workers.
-        if is_gap or now - before > self._limits.deleted or self._started == now or self._runs.is_any_in_progress():
-            self._busy = now
-        elif now - self._busy >= self._limits.starved:
+        if (
+            was_interrupted
+            or now - before > self._limits.deletion_check_after
+            or self._last_start == now
+            or self._runs.is_any_in_progress()
+        ):
+            self._last_activity = now
+        elif now - self._last_activity >= self._limits.starvation_timeout:
             raise Starved(len(self._unfinished), self._target.work_pool)
         has_ended = False
         for child in found:
             if child.id is not None and (known := self._unfinished.pop(child.id, None)) is not None:
-                self._note(known.message, replace(child, first_attempt=known.child.first_attempt))
+                self._record_stage(known.message, replace(child, first_attempt=known.child.first_attempt))
                 has_ended |= child.stage.is_ended
-        self._pause = self._limits.poll if has_ended else min(self._limits.longest_poll, self._pause * 1.5)
+        self._poll_interval = self._limits.poll if has_ended else min(self._limits.max_poll, self._poll_interval * 1.5)
 
-    def cancel_waiting(self) -> str:
+    def cancel_unstarted(self) -> str:
         """Cancel the runs that have not started, later attempts included, for `CANCEL_BUDGET`; say what is left."""
-        cancelled, is_rest = self._cancel_waiting(time.monotonic() + CANCEL_BUDGET)
+        cancelled, is_rest = self._cancel_until(time.monotonic() + CANCEL_BUDGET)
         left = len(self._unfinished)
         withdrawn = counted(cancelled, "run that waited was", "runs that waited were")
         started = counted(left, "that had started finishes by itself", "that had started finish by themselves")
         text = f"Cancelled. {self.counts()}. {withdrawn} cancelled with it{f'; {started}' if left else ''}."
         return f"{text} More of them may still wait: cancel the runs with its tag." if is_rest else text
 
-    def _cancel_waiting(self, end: float) -> tuple[int, bool]:
+    def _cancel_until(self, end: float) -> tuple[int, bool]:
         """How many runs were cancelled, and whether more may wait."""
         cancelled = 0
         tried: set[UUID] = set()
-        while found := self._runs.waiting(but=tried):
+        while found := self._runs.unstarted(excluding=tried):
             for run_id in found:
                 if time.monotonic() > end:
                     return cancelled, True
@@ -339,4 +349,4 @@ class FanOut:
                     if self._unfinished.pop(run_id, None) is not None:
                         self._tally.add(cancelled=1)
         # Prefect may not have answered, now or for one of them.
-        return cancelled, found is None or self._runs.waiting(but=()) != []
+        return cancelled, found is None or self._runs.unstarted(excluding=()) != []

@@ -17,7 +17,7 @@ from attachments.prefect_api.paging import all_pages
 
 PREFIX = "attachments-mark-"
 DIGITS = 32
-MOST_UNNAMED = 100  # rows without a message that a watermark remembers: a Variable takes 5,000 characters
+MAX_UNNAMED = 100  # rows without a message that a watermark remembers: a Variable takes 5,000 characters
 
 
 def mailbox_key(mailbox_id: str) -> str:
@@ -77,7 +77,7 @@ class Watermarks:
         known = self.read(mailbox)
         if known is not None and until <= known.until <= datetime.now(UTC):
             until = known.until
-        rows = tuple(unnamed[:MOST_UNNAMED])
+        rows = tuple(unnamed[:MAX_UNNAMED])
         if known is None or (until, rows, unreported) != (known.until, known.unnamed, known.unreported):
             self._write(mailbox, until, rows, unreported)
 

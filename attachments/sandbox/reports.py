@@ -20,7 +20,7 @@ from attachments.sandbox.refusals import NOT_FOUND, RefusedError
 
 _MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z?", re.ASCII)
 _ACTIVITIES = ("received", "replied", "closed")
-_ROWS, _MOST_ROWS = 50, 500
+_ROWS, _MAX_ROWS = 50, 500
 """Rows of a page: by default, and at most (api/reports/received-message-detail)."""
 
 
@@ -176,8 +176,8 @@ class Reports:
 def _most(query: str) -> int:
     """Rows per page. Raises RefusedError for a value that the documentation excludes."""
     asked = parse_qs(query).get("max", [str(_ROWS)])[-1]
-    if not asked.isascii() or not asked.isdigit() or not 1 <= int(asked) <= _MOST_ROWS:
-        raise RefusedError(HTTPStatus.BAD_REQUEST, f"max must be a number from 1 to {_MOST_ROWS}.")
+    if not asked.isascii() or not asked.isdigit() or not 1 <= int(asked) <= _MAX_ROWS:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, f"max must be a number from 1 to {_MAX_ROWS}.")
     return int(asked)
 
 

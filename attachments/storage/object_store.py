@@ -54,11 +54,11 @@ from attachments.storage.store import Inventory, ManifestChange, ObjectInfo, Pro
 _MANIFEST = ObjectHeaders("application/json")
 _CLOCK = ".clock"
 """Folder in the root for the temporary objects that show the store's time."""
-_CLOCK_LEFT = timedelta(hours=1)
+_SWEEP_MARGIN = timedelta(hours=1)
 """Age from which such an object is the leftover of a crashed process."""
 _PARTS = 3
 """Parts of an attachment's path."""
-_TURNS = 256
+_KEY_LOCKS = 256
 _CHANGES = 40
 """Attempts to change a manifest despite conflicts, within about half a minute."""
 
@@ -85,7 +85,7 @@ class ObjectStore(Store):
         self._allow_plaintext = allow_plaintext
         self._marker = EncryptionMarker(backend, recheck_interval)
         self._listings = Listings(self._list)
-        self._turns = [threading.Lock() for _ in range(_TURNS)]
+        self._key_locks = [threading.Lock() for _ in range(_KEY_LOCKS)]
 
     @property
     def url(self) -> str:
@@ -120,7 +120,7 @@ class ObjectStore(Store):
             return new
 
         try:
-            with self._turn(message_key):
+            with self._locked(message_key):
                 return retry_conflicts(attempt, _CHANGES)
         except Conflict:
             raise StoreUnavailable(
@@ -157,21 +157,21 @@ class ObjectStore(Store):
         name = made_safe(made_safe(safe_name) + self._suffix)
         path = attachment_path(message_key, attachment_key, name)
         place = f"{message_key}/{attachment_key}"
-        doing = "store attachment"
+        action = "store attachment"
         self._check_encryption(place)
-        with self._translated(doing, place):
+        with self._translated(action, place):
             # List now: this fails before the download if the store is unavailable, and the commit needs no listing.
             self._listings.of(message_key)
             upload = self._backend.upload(path, headers_for(name, None if self._suffix else content_type))
 
         def write(data: bytes) -> None:
             # Errors of the source are not the store's: only those of writing a chunk are translated.
-            with self._translated(doing, place):
+            with self._translated(action, place):
                 upload.write(data)
 
         try:
             content = pour(chunks, write, self._seal)
-            with self._turn(place), self._translated(doing, place):
+            with self._locked(place), self._translated(action, place):
                 return self._commit(upload, content)
         finally:
             upload.discard()
@@ -203,7 +203,7 @@ class ObjectStore(Store):
 
     def remove(self, key: str, *, stored_before: datetime | None = None) -> bool:
         place = _place(checked_object_path(key))
-        with self._turn(place), self._translated("remove attachment", place):
+        with self._locked(place), self._translated("remove attachment", place):
             existing = self._backend.stat(key) if stored_before is not None else None
             if existing is not None and stored_before is not None and existing.modified >= stored_before:
                 return False
@@ -213,7 +213,7 @@ class ObjectStore(Store):
 
     def remove_manifest(self, message_key: str, when: Callable[[Manifest], bool]) -> bool:
         path = manifest_path(message_key)
-        with self._turn(message_key), self._translated("remove the manifest of message", message_key):
+        with self._locked(message_key), self._translated("remove the manifest of message", message_key):
             found = self._backend.get(path)
             if found is None or not when(Manifest.from_bytes(found[0], message_key=message_key)):
                 return False
@@ -230,7 +230,7 @@ class ObjectStore(Store):
             with suppress(*self._backend.errors):  # a leftover is small, and a later call removes it
                 self._backend.remove(path)
                 if written is not None:
-                    self._sweep_clock(written.modified - _CLOCK_LEFT)
+                    self._sweep_clock(written.modified - _SWEEP_MARGIN)
         if written is None:
             # The local clock may be ahead; using it could remove young attachments.
             raise StoreUnavailable(
@@ -315,11 +315,11 @@ class ObjectStore(Store):
             # Without conditional creation, another writer has already replaced the object.
             return self._existing_or_raise((path,), content, path)
         if committed is None or committed.bytes != content.stored_bytes:
-            raise self._undone(path, committed, writer)
+            raise self._roll_back(path, committed, writer)
         self._listings.add(message_key, attachment_key, path)
         return _stored(path, committed, content)
 
-    def _undone(self, path: str, committed: ObjectStat | None, writer: str) -> StoreUnavailable:
+    def _roll_back(self, path: str, committed: ObjectStat | None, writer: str) -> StoreUnavailable:
         """The error for an object that the store did not keep as written. Removes it if this writer wrote it."""
         if committed is not None and committed.metadata.get("writer") == writer:
             self._backend.remove(path)
@@ -380,13 +380,13 @@ class ObjectStore(Store):
         return {key: tuple(sorted(paths)) for key, paths in names.items()}
 
     @contextmanager
-    def _turn(self, key: str) -> Iterator[None]:
+    def _locked(self, key: str) -> Iterator[None]:
         """A lock per key within this process; several keys may share one."""
-        with self._turns[hash(key) % _TURNS]:
+        with self._key_locks[hash(key) % _KEY_LOCKS]:
             yield
 
     @contextmanager
-    def _translated(self, doing: str, key: str | None) -> Iterator[None]:
+    def _translated(self, action: str, key: str | None) -> Iterator[None]:
         """Translate the backend's errors into StoreError. Keeps only their error code, because their texts contain
         paths."""
         try:
@@ -397,7 +397,7 @@ class ObjectStore(Store):
             failure = self._backend.failure(error)
         else:
             return
-        raise failure.as_error(doing, key) from None
+        raise failure.as_error(action, key) from None
 
 
 def _metadata(content: Content, writer: str) -> dict[str, str]:

@@ -32,7 +32,7 @@ from attachments.prefect_api.paging import all_pages_async
 from attachments.runs.run_labels import CRASH_COUNT, count_label
 from attachments.runs.state_record import read_record
 from attachments.worker.liveness_monitor import LivenessMonitor
-from attachments.worker.state_changes import give_back, reason, set_state
+from attachments.worker.state_changes import reason, reschedule, set_state
 from attachments.worker.timings import MAX_CRASHES, PAGE, WorkerTimings
 
 logger = logging.getLogger("prefect.attachments.worker")
@@ -106,7 +106,7 @@ class OrphanReaper:
                 continue
             try:
                 if await self._is_orphan(run, unchanged, living, may_judge_others=may_judge_others):
-                    await self._take_up(run, is_ours=read_record(run.state).worker == self._worker)
+                    await self._recover(run, is_own=read_record(run.state).worker == self._worker)
             except httpx.TransportError:
                 raise  # Prefect is unreachable, for all of them
             except Exception as error:  # noqa: BLE001  a run may contain anything: continue with the next one
@@ -124,12 +124,12 @@ class OrphanReaper:
         # The state names no owner: the run is another kind of worker's, or a person set its state. A run that is being
         # cancelled is ended by its worker, if it has one.
         return (
-            unchanged >= self._timings.unsigned
+            unchanged >= self._timings.unowned_timeout
             and may_judge_others
-            and (run.state_type == StateType.CANCELLING or await self._has_seen_a_death(run, living))
+            and (run.state_type == StateType.CANCELLING or await self._has_any_worker_died_since(run, living))
         )
 
-    async def _has_seen_a_death(self, run: FlowRun, living: Set[str]) -> bool:
+    async def _has_any_worker_died_since(self, run: FlowRun, living: Set[str]) -> bool:
         """Whether a worker that was alive when the run entered its state has died since: it may have owned the run."""
         assert run.state is not None  # noqa: S101  the filter selects by state
         since = run.state.timestamp - timedelta(seconds=self._timings.death_margin)
@@ -154,14 +154,14 @@ class OrphanReaper:
         )
         return [run async for run in all_pages_async(read)]
 
-    async def _take_up(self, run: FlowRun, *, is_ours: bool) -> None:
+    async def _recover(self, run: FlowRun, *, is_own: bool) -> None:
         """Restart a run that no worker runs, unless that has happened too often.
 
         A run of this worker is an orphan if it ended without a final state: Prefect's engine raises when Prefect
         rejects that state.
         """
         assert run.state is not None  # noqa: S101  the filter selects by state
-        is_crash = not is_ours or run.state_type == StateType.RUNNING
+        is_crash = not is_own or run.state_type == StateType.RUNNING
         is_counted = is_crash and self._counted.get(run.id) != run.state.id
         crashes = (count_label(run.labels, CRASH_COUNT) or 0) + is_counted
         if crashes >= MAX_CRASHES:
@@ -174,11 +174,11 @@ class OrphanReaper:
         if is_counted:
             await self._client.update_flow_run_labels(run.id, {CRASH_COUNT: crashes})
             self._counted[run.id] = run.state.id
-        if not is_ours:
+        if not is_own:
             why = "Its worker is gone"
         elif run.state_type == StateType.RUNNING:
             why = "Its final state could not be set"
         else:
             why = "It could not be started"
-        await give_back(self._client, run, f"{why}; the run starts again.")
+        await reschedule(self._client, run, f"{why}; the run starts again.")
         self._counted.pop(run.id, None)

@@ -14,7 +14,7 @@ from prefect.exceptions import ObjectNotFound
 
 from attachments.foundation.numerals import counted
 from attachments.worker.run_threads import RunThreads
-from attachments.worker.state_changes import give_back
+from attachments.worker.state_changes import reschedule
 from attachments.worker.timings import WorkerTimings
 
 SIGINT_IS_IGNORED = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -65,7 +65,7 @@ async def drain(
                 with suppress(httpx.HTTPError, ObjectNotFound):
                     now = await client.read_flow_run(run_id)
                     if now.state is not None and not now.state.is_final():
-                        await give_back(client, now, "Its worker was stopped; the run starts again.")
+                        await reschedule(client, now, "Its worker was stopped; the run starts again.")
         if hand_back.cancelled_caught:
             logger.warning("Prefect does not respond; another worker takes up the runs that were under way.")
     finally:

@@ -21,7 +21,7 @@ async def set_state(client: PrefectClient, run: FlowRun, state: State[None]) -> 
         logger.warning("Flow run %s is now %s: %s", run.id, state.name, escaped_line(state.message or ""))
 
 
-async def give_back(client: PrefectClient, run: FlowRun, message: str) -> None:
+async def reschedule(client: PrefectClient, run: FlowRun, message: str) -> None:
     """Return a run to the queue; one that was to be cancelled ends instead. Raises `httpx.HTTPError`."""
     if run.state_type == StateType.CANCELLING:
         await set_state(client, run, Cancelled(message="Cancelled while its worker was gone."))

@@ -21,7 +21,7 @@ class WorkerTimings:
     """Without a heartbeat for so long, a worker counts as dead."""
     reap: float = 5.0
     """Between polls for the runs of dead workers."""
-    unsigned: float = 30.0
+    unowned_timeout: float = 30.0
     """After so long in one state, a run whose state names no worker may be a dead worker's."""
     death_margin: float = 60.0
     """Clocks differ, and a busy Prefect records heartbeats late."""

@@ -612,7 +612,10 @@ def test_a_server_that_loses_events_or_writes_them_late_is_a_warning(persister: 
         ({}, "ok       {}: It is up to date."),
         ({"paused": True}, "warning  {}: It is paused in Prefect"),
         ({"version": "an-older-one"}, "warning  {}: It was created from another version"),
-        ({"entrypoint": "flows.elsewhere.download"}, "FAILED   {}: It starts other code than the installed version."),
+        (
+            {"entrypoint": "flows.elsewhere.download"},
+            "FAILED   {}: It starts other code than the installed version.",
+        ),
         ({"parameter_openapi_schema": {}}, "FAILED   {}: Its parameters are those of another version."),
         ({"work_pool_name": None, "work_queue_name": None}, "FAILED   {}: It uses no work pool"),
         ({"work_pool_name": "other"}, "FAILED   {}: It uses another work pool"),

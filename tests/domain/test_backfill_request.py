@@ -90,11 +90,11 @@ def test_every_message_is_counted_once() -> None:
     tally.add(seen=10)
     assert tally.counts(running=3) == Counts(seen=10, waiting=7, running=3)
     tally.add(succeeded=4, already_done=1, duplicates=1)
-    tally.add(for_now=1)
+    tally.add(retry_scheduled=1)
     tally.add_failed("not-found")
     counts = tally.counts(running=5)
     assert (counts.ended, counts.running, counts.waiting) == (8, 2, 0)
-    assert not counts.is_all_well
+    assert not counts.is_success
     assert str(counts) == (
         "Of 10 messages 4 done now, 1 done before, 1 named twice, 1 failed (not-found 1), "
         "1 failed for now, to be tried again automatically, 2 not finished"

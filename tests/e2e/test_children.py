@@ -40,7 +40,7 @@ class Bench:
     store: Store
     prefix: str
     more_tags: tuple[str, ...] = ()
-    limits: Limits = field(default_factory=lambda: Limits(poll=0.2, longest_poll=0.3, deleted=1.0))
+    limits: Limits = field(default_factory=lambda: Limits(poll=0.2, max_poll=0.3, deletion_check_after=1.0))
 
     def another_deployment(self, name: str, flow: str = "download-attachments") -> UUID:
         """One more deployment that its workers serve, of one of the flows."""
@@ -132,7 +132,7 @@ def test_each_ending_is_counted_as_what_it_is(bench: Bench) -> None:
         counts = future.result(60)
     failed = {"not-found": 1, "timeout": 1, "crashed": 1, "deleted": 1}
     assert counts == Counts(
-        seen=9, duplicates=1, already_done=1, succeeded=1, for_now=1, cancelled=1, failed=counts.failed
+        seen=9, duplicates=1, already_done=1, succeeded=1, retry_scheduled=1, cancelled=1, failed=counts.failed
     )
     assert dict(counts.failed) == failed
     assert "settled" not in bench.runs()
@@ -212,7 +212,7 @@ def test_the_runs_of_others_are_considered(bench: Bench) -> None:
             for one in ({"type": "RUNNING"}, {"type": "COMPLETED"}):
                 bench.running._post(f"flow_runs/{again['id']}/set_state", {"state": one, "force": True})
             counts = future.result(60)
-        assert (counts.elsewhere, counts.succeeded, dict(counts.failed)) == (1, 1, {"not-found": 1})
+        assert (counts.in_other_runs, counts.succeeded, dict(counts.failed)) == (1, 1, {"not-found": 1})
         assert made == ["done"]
         assert sorted(ended) == [("done", "succeeded"), ("failed", "failed"), ("waits", "waiting")]
         assert len(bench.running.tagged(f"{bench.prefix}-mine")) == 1
@@ -271,10 +271,10 @@ def test_later_attempts_are_not_waited_for(bench: Bench) -> None:
         }
         bench.running._post(f"deployments/{bench.target.deployment_id}/create_flow_run", body)
     counts = bench.process(wanted, skip_existing_runs=True)
-    assert (counts.for_now, counts.elsewhere, counts.seen) == (1, 1, 2)
+    assert (counts.retry_scheduled, counts.in_other_runs, counts.seen) == (1, 1, 2)
 
 
-@pytest.mark.parametrize("count", [3, Limits().denials])
+@pytest.mark.parametrize("count", [3, Limits().max_denials])
 def test_a_manifest_that_may_not_be_read_is_its_messages_failure(bench: Bench, count: int) -> None:
     """An archived blob, or a file of somebody else's; when it is one after the other, it is the store."""
     denied = {wanted.key for wanted in bench.wanted(*(str(number) for number in range(count)))}
@@ -288,7 +288,7 @@ def test_a_manifest_that_may_not_be_read_is_its_messages_failure(bench: Bench, c
     settled = bench.wanted("settled")
     bench.settle(settled[0])
     wanted = [*bench.wanted(*(str(number) for number in range(count))), *settled]
-    if count == Limits().denials:
+    if count == Limits().max_denials:
         with pytest.raises(AccessDenied):
             reading.process(wanted[:-1])
     else:

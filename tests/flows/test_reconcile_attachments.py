@@ -12,10 +12,10 @@ from uuid import uuid4
 import pytest
 
 from attachments.domain.progress import Counts
-from attachments.domain.watermark_policy import HELD_FOR, SLICE, Slice, Span, span
+from attachments.domain.watermark_policy import HELD_FOR, SLICE, SliceResult, Span, span_to_check
 from attachments.emailgistics import Mailbox, ReceivedMessage, ReportFailed
 from attachments.flows import reconcile_attachments
-from attachments.flows.reconcile_attachments import Found, _chosen
+from attachments.flows.reconcile_attachments import ReconcileResult, _chosen
 from attachments.runs import watermarks as marking
 from attachments.runs.child_runs import Child, Stage
 from attachments.runs.errors import Starved
@@ -31,42 +31,42 @@ USUAL = {"overlap": 2 * HOUR, "settling": timedelta(minutes=10), "first": 3 * DA
 
 def test_the_first_time_some_days_are_looked_at() -> None:
     """From three days ago until what has settled."""
-    assert span(None, NOW, **USUAL) == Span(NOW - 3 * DAY, NOW - timedelta(minutes=10))
+    assert span_to_check(None, NOW, **USUAL) == Span(NOW - 3 * DAY, NOW - timedelta(minutes=10))
 
 
 def test_later_it_goes_on_a_little_before_the_mark() -> None:
     """A report may lag behind: two hours are looked at twice."""
-    assert span(NOW - HOUR, NOW, **USUAL).start == NOW - 3 * HOUR
+    assert span_to_check(NOW - HOUR, NOW, **USUAL).start == NOW - 3 * HOUR
 
 
 @pytest.mark.parametrize("ahead", [timedelta(seconds=1), HOUR, 400 * DAY])
 def test_a_mark_in_the_future_counts_for_nothing(ahead: timedelta) -> None:
     """A clock was wrong: it must not blind it for ever, and nobody knows what was looked at meanwhile."""
-    assert span(NOW + ahead, NOW, **USUAL) == span(None, NOW, **USUAL)
+    assert span_to_check(NOW + ahead, NOW, **USUAL) == span_to_check(None, NOW, **USUAL)
 
 
 def test_a_clock_that_falls_behind_looks_at_what_was_looked_at() -> None:
     """The mark is younger than what has settled: the span ends where it must, and is no negative one."""
-    found = span(NOW - timedelta(minutes=5), NOW, **USUAL)
+    found = span_to_check(NOW - timedelta(minutes=5), NOW, **USUAL)
     assert found == Span(NOW - timedelta(minutes=10) - 2 * HOUR, NOW - timedelta(minutes=10))
 
 
 def test_a_span_is_of_whole_seconds() -> None:
     """Reports are: each day would be a report and another one of a second."""
-    found = span(NOW - DAY + timedelta(microseconds=7), NOW + timedelta(microseconds=3), **USUAL)
+    found = span_to_check(NOW - DAY + timedelta(microseconds=7), NOW + timedelta(microseconds=3), **USUAL)
     assert {found.start.microsecond, found.end.microsecond} == {0}
 
 
 def test_without_an_overlap_nothing_is_left_between_two() -> None:
     """The next begins where the last one ended."""
-    one = span(None, NOW, **{**USUAL, "overlap": timedelta(0)})
-    two = span(one.end, NOW + HOUR, **{**USUAL, "overlap": timedelta(0)})
+    one = span_to_check(None, NOW, **{**USUAL, "overlap": timedelta(0)})
+    two = span_to_check(one.end, NOW + HOUR, **{**USUAL, "overlap": timedelta(0)})
     assert two.start == one.end
 
 
 def test_a_long_absence_is_caught_up_with_in_slices() -> None:
     """Three weeks: a day each, the oldest first, without a gap."""
-    found = span(NOW - 21 * DAY, NOW, **USUAL)
+    found = span_to_check(NOW - 21 * DAY, NOW, **USUAL)
     slices = list(found.slices())
     assert slices[0].start == found.start
     assert slices[-1].end == found.end
@@ -78,17 +78,17 @@ def test_a_long_absence_is_caught_up_with_in_slices() -> None:
 @pytest.mark.parametrize(
     ("result", "has_failed"),
     [
-        (Slice(), False),
-        (Slice(stored=50), False),
-        (Slice(held=50), False),  # failed before, or left to others: it says nothing about now
-        (Slice(failed=2, held=2), False),  # two bad messages of a quiet mailbox
-        (Slice(failed=3, held=3), True),
-        (Slice(stored=25, failed=25, held=25), False),
-        (Slice(stored=24, failed=26, held=26), True),
-        (Slice(expired=50), False),
+        (SliceResult(), False),
+        (SliceResult(stored=50), False),
+        (SliceResult(held=50), False),  # failed before, or left to others: it says nothing about now
+        (SliceResult(failed=2, held=2), False),  # two bad messages of a quiet mailbox
+        (SliceResult(failed=3, held=3), True),
+        (SliceResult(stored=25, failed=25, held=25), False),
+        (SliceResult(stored=24, failed=26, held=26), True),
+        (SliceResult(expired=50), False),
     ],
 )
-def test_when_most_fail_the_vendor_or_the_store_is_unavailable(result: Slice, has_failed: bool) -> None:
+def test_when_most_fail_the_vendor_or_the_store_is_unavailable(result: SliceResult, has_failed: bool) -> None:
     """Otherwise all of them would be passed, slice by slice."""
     assert result.has_failed is has_failed
 
@@ -96,19 +96,19 @@ def test_when_most_fail_the_vendor_or_the_store_is_unavailable(result: Slice, ha
 @pytest.mark.parametrize(
     ("age", "has_failed_now", "expected"),
     [
-        (None, True, Slice(failed=1, held=1)),
-        (None, False, Slice(held=1)),
-        (timedelta(0), True, Slice(failed=1, held=1)),
-        (HELD_FOR - timedelta(seconds=1), False, Slice(held=1)),
-        (HELD_FOR, True, Slice(expired=1)),
-        (HELD_FOR, False, Slice(expired=1)),
+        (None, True, SliceResult(failed=1, held=1)),
+        (None, False, SliceResult(held=1)),
+        (timedelta(0), True, SliceResult(failed=1, held=1)),
+        (HELD_FOR - timedelta(seconds=1), False, SliceResult(held=1)),
+        (HELD_FOR, True, SliceResult(expired=1)),
+        (HELD_FOR, False, SliceResult(expired=1)),
     ],
 )
 def test_a_message_holds_for_four_days_from_its_first_attempt(
-    age: timedelta | None, has_failed_now: bool, expected: Slice
+    age: timedelta | None, has_failed_now: bool, expected: SliceResult
 ) -> None:
     """An attempt that fails after that says nothing about vendor and store, or it would hold back the mailbox again."""
-    result = Slice()
+    result = SliceResult()
     result.add_missing(None if age is None else NOW - age, NOW, has_failed_now=has_failed_now)
     assert result == expected
 
@@ -160,7 +160,7 @@ class OneMailbox:
         monkeypatch.setattr(marking, "datetime", Clock)
         monkeypatch.setattr(reconcile_attachments, "retry_until_available", lambda ask: ask())
         monkeypatch.setattr(reconcile_attachments, "own_client", lambda _: nullcontext(self.variables))
-        monkeypatch.setattr(reconcile_attachments, "_show", lambda _, found: self.shown.append(found.unnamed))
+        monkeypatch.setattr(reconcile_attachments, "_show", lambda _, found: self.shown.append(found.unnamed_rows))
         monkeypatch.setattr(reconcile_attachments, "get_run_logger", lambda: logging.getLogger("test"))
         monkeypatch.setattr(reconcile_attachments, "_fetch", lambda _, rows, __, ___: self._fetched(rows))
         client = SimpleNamespace(received_messages=self._report)
@@ -174,10 +174,10 @@ class OneMailbox:
         assert mark is not None
         return mark.until
 
-    def reconcile(self, at: datetime, *, dies: bool = False) -> Found:
-        """Once, at that time. If it dies, then before it has told what it found."""
+    def reconcile(self, at: datetime, *, dies: bool = False) -> ReconcileResult:
+        """Once, at that time. If it dies, then before it has reported what it found."""
         Clock.time = at
-        found = Found()
+        found = ReconcileResult()
         reconcile_attachments._check(Mailbox(id="1", address="a@b.c"), "key", cast("Any", self.wish), self.marks, found)
         if not dies:
             reconcile_attachments._report_rows(cast("Any", self.wish), (), found)
@@ -195,9 +195,9 @@ class OneMailbox:
         covered = min(end, Clock.time - self.lag)
         return SimpleNamespace(span=Span(start, end), covered_until=covered, unnamed=self.unnamed)
 
-    def _fetched(self, rows: Any) -> Slice:
+    def _fetched(self, rows: Any) -> SliceResult:
         self.looked.append(rows.span)
-        result = Slice()
+        result = SliceResult()
         for message in self.bad:
             if rows.span.start <= message < rows.span.end:
                 is_tried = message not in self.tried or Clock.time - self.tried[message] >= DAY
@@ -224,10 +224,10 @@ def test_a_day_on_which_most_fails_is_not_passed_over_at_once(monkeypatch: pytes
     box.bad = [NOW - 60 * HOUR + timedelta(minutes=minute) for minute in range(4)]
     found = box.reconcile(NOW)
     assert box.looked == [Span(NOW - 3 * DAY, NOW - 2 * DAY)]
-    assert "4 of its messages could not be fetched, and 0 could: its watermark stays" in found.broken["key"]
+    assert "4 of its messages could not be fetched, and 0 could: its watermark stays" in found.incomplete["key"]
     assert box.mark == NOW - 3 * DAY
     found = box.reconcile(NOW + HOUR)  # what failed an hour ago says nothing of now
-    assert found.broken == {}
+    assert found.incomplete == {}
     assert box.looked[-1].end > NOW
     assert box.mark == NOW - 3 * DAY
 
@@ -278,12 +278,12 @@ def test_a_reconciliation_now_and_then_passes_on_as_well(
 
 
 @pytest.mark.parametrize("overlap", [2 * HOUR, 7 * DAY])
-def test_what_is_let_go_is_told_once_or_twice(monkeypatch: pytest.MonkeyPatch, overlap: timedelta) -> None:
+def test_what_is_let_go_is_reported_once_or_twice(monkeypatch: pytest.MonkeyPatch, overlap: timedelta) -> None:
     """It fails the run, so that somebody hears of it; the same again each hour nobody would read."""
     box = OneMailbox(monkeypatch, overlap=overlap)
     box.bad = [NOW - DAY]
-    told = [bool(box.reconcile(NOW + hour * HOUR).passed) for hour in range(14 * 24)]
-    assert 1 <= sum(told) <= 2
+    reported = [bool(box.reconcile(NOW + hour * HOUR).expired_holds) for hour in range(14 * 24)]
+    assert 1 <= sum(reported) <= 2
     assert box.mark > NOW + 13 * DAY
 
 
@@ -312,15 +312,15 @@ def test_a_new_mailbox_whose_reports_fail_begins_where_it_would_have(monkeypatch
     assert box.looked[0].start <= NOW - 3 * DAY
 
 
-def test_rows_that_name_no_message_are_told_and_hold_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_name_no_message_are_reported_and_hold_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can fetch what they stand for, so somebody has to know."""
     box = OneMailbox(monkeypatch)
     box.reconcile(NOW)
     box.unnamed = ["row 1", "row 2"]
     found = box.reconcile(NOW + HOUR)
-    assert (found.unnamed, box.mark > NOW) == (2, True)
-    monkeypatch.setattr(reconcile_attachments, "_missed", lambda *_: [])
-    ended = reconcile_attachments._ended(cast("Any", box.wish), found, None)
+    assert (found.unnamed_rows, box.mark > NOW) == (2, True)
+    monkeypatch.setattr(reconcile_attachments, "_read_created_runs", lambda *_: [])
+    ended = reconcile_attachments._final_state(cast("Any", box.wish), found, None)
     assert ended.is_failed()
     assert "2 rows of the reports name no message" in (ended.message or "")
 
@@ -334,15 +334,15 @@ def test_rows_that_name_no_message_are_reported_by_a_reconciliation_that_breaks_
     options = cast("Any", SimpleNamespace(tag="reconcile:x", target=SimpleNamespace(name="default")))
     reported: list[int] = []
 
-    def check(_: Any, __: Any, found: Found) -> None:
-        found.unnamed = unnamed
+    def check(_: Any, __: Any, found: ReconcileResult) -> None:
+        found.unnamed_rows = unnamed
         raise error
 
     monkeypatch.setattr(reconcile_attachments, "flow_boundary", nullcontext)
     monkeypatch.setattr(reconcile_attachments, "announce", lambda *_, **__: None)
-    monkeypatch.setattr(reconcile_attachments, "_missed", lambda *_: [])
+    monkeypatch.setattr(reconcile_attachments, "_read_created_runs", lambda *_: [])
     monkeypatch.setattr(reconcile_attachments, "_check_all", check)
-    monkeypatch.setattr(reconcile_attachments, "_report_rows", lambda _, __, found: reported.append(found.unnamed))
+    monkeypatch.setattr(reconcile_attachments, "_report_rows", lambda _, __, found: reported.append(found.unnamed_rows))
     state = reconcile_attachments._reconcile(options, None)
     assert (state.is_failed(), state.is_cancelled()) == (isinstance(error, Starved), isinstance(error, FanOutCancelled))
     assert str(error) in (state.message or "")
@@ -355,55 +355,55 @@ def test_a_mark_remembers_the_newest_of_the_rows_that_name_no_message(monkeypatc
     box = OneMailbox(monkeypatch, overlap=2 * DAY)
     box.reconcile(NOW)
     box.unnamed = [f"{row:08x}" for row in range(150)]
-    assert box.reconcile(NOW + HOUR).unnamed == 150
+    assert box.reconcile(NOW + HOUR).unnamed_rows == 150
     box.unnamed = box.unnamed[50:]
-    assert box.reconcile(NOW + 2 * HOUR).unnamed == 0
+    assert box.reconcile(NOW + 2 * HOUR).unnamed_rows == 0
 
 
-def test_a_row_that_names_no_message_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stays in the overlap for hours, or for days where something holds the mark; another one is told again."""
+def test_a_row_that_names_no_message_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays in the overlap for hours, or for days where something holds the mark; another one is reported again."""
     box = OneMailbox(monkeypatch, overlap=2 * DAY)
     box.bad = [NOW]
     box.unnamed = ["row 1"]
-    assert [box.reconcile(NOW + hour * HOUR).unnamed for hour in range(100)] == [1] + 99 * [0]
+    assert [box.reconcile(NOW + hour * HOUR).unnamed_rows for hour in range(100)] == [1] + 99 * [0]
     box.unnamed = ["row 1", "row 2"]
-    assert [box.reconcile(NOW + hour * HOUR).unnamed for hour in range(100, 110)] == [1] + 9 * [0]
+    assert [box.reconcile(NOW + hour * HOUR).unnamed_rows for hour in range(100, 110)] == [1] + 9 * [0]
     box.unnamed = [f"{row:08x}" for row in range(1000)]  # a report that is broken throughout still fits into the mark
-    assert box.reconcile(NOW + 110 * HOUR).unnamed == 1000
+    assert box.reconcile(NOW + 110 * HOUR).unnamed_rows == 1000
 
 
-def test_a_row_that_names_no_message_is_told_by_the_next_reconciliation_if_one_dies(
+def test_a_row_that_names_no_message_is_reported_by_the_next_reconciliation_if_one_dies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The mark has moved on, and remembers that nobody was told; it forgets that once the table shows the row."""
+    """The mark has moved on, and remembers that it was not reported; it forgets that once the table shows the row."""
     box = OneMailbox(monkeypatch)
     box.reconcile(NOW)
     box.unnamed = ["row 1", "row 2"]
-    assert box.reconcile(NOW + HOUR, dies=True).unnamed == 2
+    assert box.reconcile(NOW + HOUR, dies=True).unnamed_rows == 2
     assert box.shown == []
-    assert box.reconcile(NOW + 2 * HOUR, dies=True).unnamed == 2
+    assert box.reconcile(NOW + 2 * HOUR, dies=True).unnamed_rows == 2
     box.unnamed = ["row 1", "row 2", "row 3"]
-    assert box.reconcile(NOW + 30 * HOUR).unnamed == 3
+    assert box.reconcile(NOW + 30 * HOUR).unnamed_rows == 3
     assert box.shown == [3]
-    assert [box.reconcile(NOW + hour * HOUR).unnamed for hour in range(31, 35)] == 4 * [0]
+    assert [box.reconcile(NOW + hour * HOUR).unnamed_rows for hour in range(31, 35)] == 4 * [0]
     assert box.shown == [3]
 
 
 @pytest.mark.parametrize(
     ("child", "expected"),
     [
-        (Child(uuid4(), Stage.SUCCEEDED, tags=MINE), Slice(stored=1)),
-        (Child(uuid4(), Stage.FAILED, "timeout", MINE), Slice(failed=1, held=1)),
-        (Child(uuid4(), Stage.FOR_NOW, tags=MINE), Slice(failed=1, held=1)),
-        (Child(None, Stage.FAILED, "refused"), Slice(failed=1, held=1)),
-        (Child(uuid4(), Stage.FAILED, "timeout"), Slice(held=1)),  # another's, earlier
-        (Child(uuid4(), Stage.WAITING), Slice(held=1)),  # left to another run
-        (Child(uuid4(), Stage.FAILED, "not-found", MINE), Slice()),
-        (Child(uuid4(), Stage.CANCELLED), Slice()),  # a person has decided against it
-        (Child(uuid4(), Stage.CANCELLED, WITHDRAWN), Slice(held=1)),  # nobody has: its parent run was cancelled
+        (Child(uuid4(), Stage.SUCCEEDED, tags=MINE), SliceResult(stored=1)),
+        (Child(uuid4(), Stage.FAILED, "timeout", MINE), SliceResult(failed=1, held=1)),
+        (Child(uuid4(), Stage.RETRY_SCHEDULED, tags=MINE), SliceResult(failed=1, held=1)),
+        (Child(None, Stage.FAILED, "refused"), SliceResult(failed=1, held=1)),
+        (Child(uuid4(), Stage.FAILED, "timeout"), SliceResult(held=1)),  # another's, earlier
+        (Child(uuid4(), Stage.WAITING), SliceResult(held=1)),  # left to another run
+        (Child(uuid4(), Stage.FAILED, "not-found", MINE), SliceResult()),
+        (Child(uuid4(), Stage.CANCELLED), SliceResult()),  # a person has decided against it
+        (Child(uuid4(), Stage.CANCELLED, WITHDRAWN), SliceResult(held=1)),  # nobody has: its parent run was cancelled
     ],
 )
-def test_what_holds_back_a_watermark(monkeypatch: pytest.MonkeyPatch, child: Child, expected: Slice) -> None:
+def test_what_holds_back_a_watermark(monkeypatch: pytest.MonkeyPatch, child: Child, expected: SliceResult) -> None:
     """What may still be stored; and what failed just now says something about vendor and store."""
 
     def run(messages: Any, *_: Any, on_result: Any, **__: Any) -> Counts:
@@ -414,7 +414,7 @@ def test_what_holds_back_a_watermark(monkeypatch: pytest.MonkeyPatch, child: Chi
     monkeypatch.setattr(reconcile_attachments, "run_children", run)
     options = cast("Any", SimpleNamespace(target=SimpleNamespace(deployment_id=uuid4()), tag="reconcile:mine"))
     box = Mailbox(id="1", address="a@b.c")
-    assert reconcile_attachments._fetch(box, [ReceivedMessage("id", NOW)], options, Found()) == expected
+    assert reconcile_attachments._fetch(box, [ReceivedMessage("id", NOW)], options, ReconcileResult()) == expected
 
 
 @pytest.mark.parametrize(("lag", "is_broken"), [(14 * HOUR, False), (37 * HOUR, False), (39 * HOUR, True)])
@@ -427,7 +427,7 @@ def test_a_cut_off_of_some_hours_is_no_failure(
     now = NOW
     for pause in (HOUR, 12 * HOUR, 2 * DAY):
         now += pause
-        assert bool(box.reconcile(now).broken) is is_broken
+        assert bool(box.reconcile(now).incomplete) is is_broken
         assert box.mark == now - lag
 
 
@@ -455,16 +455,16 @@ def test_the_mailboxes_that_are_meant() -> None:
         Mailbox(id="3", address=""),
     ]
     for nothing in (None, []):
-        assert [box.id for box in _chosen(known, nothing, Found())] == ["1", "3"]
-    found = Found()
+        assert [box.id for box in _chosen(known, nothing, ReconcileResult())] == ["1", "3"]
+    found = ReconcileResult()
     chosen = _chosen(known, ["claims@EXAMPLE.com ", "1", "2", "", "nobody@example.com"], found)
     assert [box.id for box in chosen] == ["1", "2"]
-    assert list(found.broken) == ["number 4 of mailboxes", "number 5 of mailboxes"]
-    assert "nobody" not in str(found.broken)
+    assert list(found.incomplete) == ["number 4 of mailboxes", "number 5 of mailboxes"]
+    assert "nobody" not in str(found.incomplete)
 
 
 def test_a_key_that_sees_no_mailbox_is_no_success() -> None:
     """Nothing would be watched, and nobody would know."""
-    found = Found()
+    found = ReconcileResult()
     assert _chosen([Mailbox(id="2", address="old@example.com", active=False)], None, found) == []
-    assert "no active mailbox" in found.broken["all"]
+    assert "no active mailbox" in found.incomplete["all"]

@@ -11,8 +11,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLE
 from attachments.prefect_api.prefect_retry import (
     AsyncRetryingTransport,
     Backoff,
-    PrefectAway,
     PrefectBusy,
+    PrefectUnreachable,
     RetryingTransport,
     retrying_settings,
 )
@@ -71,14 +71,14 @@ def test_a_caller_that_can_do_something_else_is_not_made_to_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "may_have_heard"),
+    ("error", "may_have_arrived"),
     [(httpx.ConnectError(""), False), (httpx.ConnectTimeout(""), False), (httpx.ReadTimeout(""), True)],
 )
-def test_an_unreachable_prefect_is_reported_at_once(error: Exception, may_have_heard: bool) -> None:
+def test_an_unreachable_prefect_is_reported_at_once(error: Exception, may_have_arrived: bool) -> None:
     """With whether the request may have been received; only a caller that wants it so."""
-    with pytest.raises(PrefectAway) as away:
+    with pytest.raises(PrefectUnreachable) as away:
         RetryingTransport(Server(error=error), raise_if_unreachable=True).handle_request(REQUEST)
-    assert away.value.may_have_heard == may_have_heard
+    assert away.value.may_have_arrived == may_have_arrived
     with pytest.raises(type(error)):
         RetryingTransport(Server(error=error)).handle_request(REQUEST)
 

@@ -81,7 +81,7 @@ def test_a_run_whose_state_names_no_worker_is_taken_up_when_one_has_died(
     run = pending()
     run.state, run.state_type = state, state.type
     prefect = Runs(run, dead=dead)
-    reap(prefect, 2 * TIMINGS.unsigned)
+    reap(prefect, 2 * TIMINGS.unowned_timeout)
     assert bool(prefect.states) == is_taken
 
 
