@@ -216,7 +216,7 @@ def test_the_runs_of_others_are_considered(bench: Bench) -> None:
         assert made == ["done"]
         assert sorted(ended) == [("done", "succeeded"), ("failed", "failed"), ("waits", "waiting")]
         assert len(bench.running.tagged(f"{bench.prefix}-mine")) == 1
-        with mine.limited(failure_counts=timedelta(0)).processing(wanted[1:2], **options) as (_, cancellation):
+        with mine.limited(failure_cooldown=timedelta(0)).processing(wanted[1:2], **options) as (_, cancellation):
             until(lambda: len(bench.running.tagged(f"{bench.prefix}-mine")) == 2, "another try a day later")
             cancellation.cancel()
         others.cancel()
@@ -339,7 +339,7 @@ def test_cancelling_leaves_alone_what_has_started(bench: Bench) -> None:
 
 def test_runs_that_no_worker_starts_are_reported(bench: Bench) -> None:
     """When nothing is started for a while and nothing is under way; not while its workers download live mail."""
-    bench = bench.limited(starved=2.0)
+    bench = bench.limited(starvation_timeout=2.0)
     live = replace(bench, target=replace(bench.target, deployment_id=bench.another_deployment("live")))
     with live.processing(bench.wanted("other"), prefix="other") as (_, other):
         until(lambda: "other" in bench.runs(), "another run")
@@ -360,7 +360,7 @@ def test_runs_that_no_worker_starts_are_reported(bench: Bench) -> None:
 
 def test_those_who_wait_likewise_are_not_waited_for(bench: Bench) -> None:
     """A reconciliation holds the other slot, and waits itself: each would wait for the other forever."""
-    bench = bench.limited(starved=2.0)
+    bench = bench.limited(starvation_timeout=2.0)
     waits = bench.another_deployment("waits", "reconcile-attachments")
     run = bench.running._post(f"deployments/{waits}/create_flow_run", {"state": {"type": "PENDING"}})
     bench.running._post(f"flow_runs/{run['id']}/set_state", {"state": {"type": "RUNNING"}, "force": True})
@@ -403,7 +403,7 @@ def test_reading_the_messages_ends_with_the_caller(bench: Bench) -> None:
             future.result(60)
 
 
-@pytest.mark.parametrize("what", ["waiting", "cancel"])
+@pytest.mark.parametrize("what", ["unstarted", "cancel"])
 def test_cancelling_says_when_something_may_be_left(bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Prefect did not answer when it was asked what waits, or to cancel it."""
     monkeypatch.setattr(ChildRuns, what, lambda *_, **__: None)
