@@ -283,15 +283,23 @@ def test_an_address_without_api_is_told(
 def test_proxies_and_certificates_that_cannot_be_used_are_told_as_that(
     command: str, name: str, value: str, tmp_path: Path, taken: str
 ) -> None:
-    """In a process of its own, since importing Prefect reads them already; it is no fault of what was to answer."""
-    account = {"EMAILGISTICS_API_KEY": "k" * 20, "ATTACHMENTS_URL": tmp_path.as_uri(), "HOME": str(tmp_path)}
+    """In a process of its own, since importing Prefect reads them already; it is no fault of what was to answer.
+
+    Prefect's address is another host's: no proxy is used for this one.
+    """
+    account = {
+        "PREFECT_API_URL": "http://prefect.invalid:4200/api",
+        "EMAILGISTICS_API_KEY": "k" * 20,
+        "ATTACHMENTS_URL": tmp_path.as_uri(),
+        "HOME": str(tmp_path),
+    }
     found = run(*COMMANDS[command](tmp_path, taken), **{**account, name: value})
     told = found.stdout + found.stderr
     assert found.returncode == 1
     assert "The proxy or the certificates that the environment names cannot be used (" in told
     assert "Traceback" not in told
     assert "Internal error" not in told
-    assert "PREFECT_API_URL is" not in told
+    assert "PREFECT_API_URL is not" not in told
     assert "is not the address of Prefect's API" not in told
     assert "canary" not in told
 
