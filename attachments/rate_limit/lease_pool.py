@@ -153,9 +153,8 @@ class LeasePool:
                     "Internal error in the lease pool (%s); it continues with the other slots. Please report this.",
                     type(error).__name__,
                 )
-                if (
-                    slot.window_end is None or slot.window_end > time.monotonic()
-                ):  # its call still counts: keep the lease
+                if slot.window_end is None or slot.window_end > time.monotonic():
+                    # Its call still counts: keep the lease.
                     slot.retry_at = time.monotonic() + self._timings.unreachable
                     self._push(slot)
                 else:
@@ -216,11 +215,11 @@ class LeasePool:
         """Wait for the next slot that needs action. A due slot is in the heap twice; its stale entry is dropped."""
         with self._changed:
             while not self._closed:
-                wanted = {waiter.names for waiter in self._waiters}
-                kept = next((slot for slot in self._idle if slot.names in wanted), None)
-                if kept is not None:
-                    self._idle.remove(kept)
-                    return kept
+                requested = {waiter.names for waiter in self._waiters}
+                idle = next((slot for slot in self._idle if slot.names in requested), None)
+                if idle is not None:
+                    self._idle.remove(idle)
+                    return idle
                 if not self._heap:
                     self._changed.wait()
                     continue

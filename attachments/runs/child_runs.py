@@ -330,8 +330,8 @@ def retry_unless_rejected(request: Callable[[], T]) -> T:
     def attempt() -> T | PrefectHTTPStatusError:
         try:
             return request()
-        except PrefectUnreachable as away:
-            raise httpx.TransportError(str(away)) from None
+        except PrefectUnreachable as error:
+            raise httpx.TransportError(str(error)) from None
         except PrefectHTTPStatusError as error:
             if error.response.status_code in rejections:
                 return error
