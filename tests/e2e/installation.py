@@ -21,7 +21,7 @@ from tests.servers.recorder import recording
 
 READY_TIMEOUT = 240.0
 """Seconds for a process to be ready: on a busy machine, Prefect's server takes more than the demo waits for it."""
-PATIENCE = 90.0  # seconds for a run on a busy machine; embedded SQLite makes Prefect wait in steps of 2 s
+PATIENCE = 240.0  # seconds for a run on a busy machine; embedded SQLite makes Prefect wait in steps of 2 s
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 LOOK = 0.25  # seconds between looks at Prefect, which needs the processors for the runs
 FAST = 100_000  # slots of the pacing limits, so that tests do not wait for the minute
